@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from otlabel.result import Assignment as Assignment
     from otlabel.result import Certificate as Certificate
     from otlabel.result import Status as Status
+    from otlabel.scores import linear_scores as linear_scores
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ _HOMES = {
     "Status": "result",
     "certify": "assign",
     "diagnose": "doctor",
+    "linear_scores": "scores",
     "lp_assign": "lp",
     "sinkhorn_assign": "assign",
 }

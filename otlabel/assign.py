@@ -15,8 +15,8 @@ from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.result import Assignment, Certificate, Status, like
 from otlabel.rounding import Placement, round_exact
-from otlabel.scores import Scores, open_scores
-from otlabel.semidual import EPSILON_STEP, Point, sharpen, solve
+from otlabel.scores import Scores, keep, open_scores
+from otlabel.semidual import EPSILON_STEP, SAMPLE_ENTRIES, Point, draw_sampled, sharpen, solve
 from otlabel.validate import check_finite, check_labels, check_mass, check_problem, check_solver, check_vector, warn
 
 DISTINCT_SHARE = 0.5  # solve equal rows as one where at most this share of the rows is distinct
@@ -41,6 +41,7 @@ def sinkhorn_assign(
     device: str = "auto",
     seed: int = 0,
     progress: bool | Callable[[dict[str, Any]], None] = False,
+    memory_limit: int | None = None,
 ) -> Assignment:
     """Label every sample so that the total score is the largest possible and every class has exactly its size.
 
@@ -56,8 +57,10 @@ def sinkhorn_assign(
 
     Args:
         scores: (N, K) log-probabilities, similarities or negative distances, the larger the better. A NumPy array
-            (also memory-mapped) or a torch tensor of float16, bfloat16, float32, float64 or integers; halves are
-            read in place. Adding a constant to a row changes nothing. -inf forbids a pair. Never modified.
+            (also memory-mapped), a torch tensor, an h5py dataset, "file.npy", "file.h5::/name", several files as
+            one ("part-*.h5::/name", or a list), or `linear_scores`; of float16, bfloat16, float32, float64 or
+            integers; halves are read in place. Adding a constant to a row changes nothing. -inf forbids a pair.
+            Never modified.
         class_mass: (K,) what each class takes: shares b that sum to 1, or integer sizes that sum to N. None: 1/K
             each. Shares become sizes by the largest remainder of N b, ties to the lower class.
         classes: the rule on class masses; `Exact()`, each class takes its mass.
@@ -71,6 +74,8 @@ def sinkhorn_assign(
         seed: of the row samples, and of the choice among equally good labels.
         progress: True for a bar, or a function called after each pass with a dict of stage, rows, epsilon, error,
             seconds and n_sweeps.
+        memory_limit: bytes that may hold a copy of what is read from files, in the type that it is stored in. What
+            does not fit is read anew in each pass; the labels are the same. None: half of the memory that is free.
 
     Returns:
         Assignment with labels (N,), their class sizes, value, bound and gap, and the potentials that prove them.
@@ -78,6 +83,7 @@ def sinkhorn_assign(
 
     Raises:
         InvalidScoresError: NaN, +inf, no matrix.
+        FileFormatError: a file that is damaged, unfinished, or changed while it is read.
         InvalidMassError: class_mass of wrong length, sign or sum.
         InfeasibleError: forbidden pairs leave no assignment with these sizes.
 
@@ -91,12 +97,14 @@ def sinkhorn_assign(
     """
     solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
     opened = open_scores(scores, device=device)
+    read_before, sampled = opened.bytes_read, draw_sampled(*opened.shape, seed)
+    opened = keep(opened, sampled, memory_limit)
     with observing(progress) as observer:
         monitor = Monitor(opened.shape[0], observer)
-        problem, hashes = check_problem(opened, class_mass, monitor, classes)
+        problem, hashes = check_problem(opened, class_mass, sampled, monitor, classes)
         start = _potentials_of(init, opened.shape[1])
 
-        distinct, members = _merge_equal_rows(problem, hashes, monitor)
+        distinct, members = _merge_equal_rows(problem, hashes, monitor, seed)
         monitor.n_rows = distinct.scores.shape[0]
         solution = solve(distinct, solver, start, monitor)
         if rounding == "exact":
@@ -124,6 +132,8 @@ def sinkhorn_assign(
         n_sweeps=monitor.n_sweeps,
         history=tuple(monitor.history),
         seconds=monitor.seconds,
+        bytes_read=opened.bytes_read - read_before,
+        peak_memory=monitor.peak_memory,
         notes=_notes(solution.point, epsilon),
     )
 
@@ -153,7 +163,7 @@ def certify(scores: Any, labels: Any, *, potentials: Any = None, class_mass: Any
     sizes = np.bincount(given, minlength=n_classes)
     targets = sizes if class_mass is None else class_sizes(check_mass(class_mass, n_rows, n_classes), n_rows)
     if potentials is None:
-        potentials = sinkhorn_assign(scores, class_mass=targets).potentials
+        potentials = sinkhorn_assign(opened, class_mass=targets).potentials
     else:
         check_finite(opened, sweep.inspect(opened))
     g = check_vector(potentials, n_classes, "potentials")
@@ -170,10 +180,13 @@ def _potentials_of(init: Any, n_classes: int) -> np.ndarray | None:
     return np.where(np.isfinite(g), g, 0.0)
 
 
-def _merge_equal_rows(problem: Problem, hashes: np.ndarray, monitor: Monitor) -> tuple[Problem, np.ndarray | None]:
+def _merge_equal_rows(
+    problem: Problem, hashes: np.ndarray, monitor: Monitor, seed: int
+) -> tuple[Problem, np.ndarray | None]:
     """Where most rows repeat others, the problem on distinct rows with weights, and for each row which one it is.
 
-    Equal rows are tied in every class, so one by one they would make as many moves of cost zero.
+    Equal rows are tied in every class, so one by one they would make as many moves of cost zero. The distinct ones
+    are to be in memory: more of them than that allows are left where they are, one by one.
     """
     if _mostly_distinct(hashes):
         return problem, None
@@ -182,7 +195,13 @@ def _merge_equal_rows(problem: Problem, hashes: np.ndarray, monitor: Monitor) ->
     if _mostly_distinct(hashes):
         return problem, None
     _, first, members, times = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
-    return replace(problem, scores=problem.scores.take(first), weights=times.astype(np.float64)), members
+    n_distinct, n_classes = len(first), problem.scores.shape[1]
+    if not problem.scores.random_access and n_distinct * n_classes > SAMPLE_ENTRIES:
+        return problem, None
+    order = np.argsort(first)
+    distinct, weights = problem.scores.take(first[order]), times[order].astype(np.float64)
+    merged = replace(problem, scores=distinct, weights=weights, sampled=draw_sampled(n_distinct, n_classes, seed))
+    return merged, np.argsort(order)[members]
 
 
 def _mostly_distinct(hashes: np.ndarray) -> bool:

@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -31,7 +32,11 @@ if TYPE_CHECKING:
 USAGE, FAILURE, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
 REPEAT_SECONDS = 0.3  # after which an interrupt that was not heard is raised again
 
-_SCORES_HELP = "(N, K) matrix: FILE.npy, FILE.npz::NAME, FILE.h5::/NAME or FILE.pt (plain tensors); higher is better"
+_SCORES_HELP = (
+    "(N, K) matrix, higher is better: FILE.npy, FILE.npz::NAME, FILE.h5::/NAME, FILE.pt (plain tensors), "
+    "or a quoted pattern for the parts of one matrix: 'part-*.h5::/NAME'"
+)
+_MEMORY_HELP = "for keeping scores in memory (4e9, 4GB); default half of the free; beyond it they are streamed"
 _MASS_HELP = "shares (sum 1) or counts (sum N): 10,20,30 or a file; default equal"
 _OUTPUT_HELP = "FILE.npy (int64), or FILE.h5 with class sizes, potentials and a receipt"
 _RECEIPT_HELP = "beside FILE.npy, write where its labels come from to FILE.npy.json"
@@ -60,11 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _complain(_told(error), USAGE if isinstance(error, _BAD_PATHS) else FAILURE)
         except ValueError as error:  # every OtlabelError about an input is one, and so is a bad argument
             return _complain(error, USAGE)
+        except SystemError as error:
+            if not _came_of_interrupt(error):
+                raise
+            return _complain("interrupted", INTERRUPTED)
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's, told by name so as not to import torch
                 raise
             return _complain(f"not enough memory on the device: {error}", FAILURE)
     return code
+
+
+def _came_of_interrupt(error: BaseException | None) -> bool:
+    """Whether compiled code that was being loaded met an interrupt, and wrapped it."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _came_of_interrupt(error.__cause__))
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -125,6 +139,7 @@ def _add_assign(commands: Any) -> None:
     add("--max-sweeps", type=_count, default=1000, metavar="N", help="passes over the scores at most (%(default)s)")
     add("--seed", type=int, default=0, help="decides between equal choices (%(default)s)")
     add("--device", default="auto", help="auto, cpu or cuda; auto: where the scores are (%(default)s)")
+    add("--memory-limit", type=_byte_count, metavar="BYTES", help=_MEMORY_HELP)
     add("--potentials", metavar="OUT.npz", type=Path, help="save the whole result too, for certify and predict")
     add("--progress", action="store_true", help="show a progress bar on stderr")
     add("--receipt", action="store_true", help=_RECEIPT_HELP)
@@ -180,7 +195,7 @@ def _add_plan(commands: Any) -> None:
     add = parser.add_argument
     add("-o", "--output", metavar="LABELS", type=Path, help="see whether there is room for these labels")
     add("--rounding", choices=("exact", "argmax"), default="exact", help="as for assign (%(default)s)")
-    add("--memory-limit", type=_count, metavar="BYTES", help="for keeping scores in memory; default half of the free")
+    add("--memory-limit", type=_byte_count, metavar="BYTES", help=_MEMORY_HELP)
     add("--json", action="store_true", help="print all numbers as JSON")
     parser.set_defaults(command=_plan)
 
@@ -227,15 +242,14 @@ def _assign(arguments: argparse.Namespace) -> int:
     from otlabel.scores import open_scores
 
     class_mass = None if arguments.class_mass is None else read_class_mass(arguments.class_mass)
-    scores = _source(arguments.scores)
-    opened = open_scores(scores)
-    size = labels_file.stored_bytes(arguments.output, *opened.shape)
+    scores = open_scores(arguments.scores)
+    size = labels_file.stored_bytes(arguments.output, *scores.shape)
     _check_space(arguments.output, size)
     if arguments.potentials is not None:
-        n_rows, n_classes = opened.shape
+        n_rows, n_classes = scores.shape
         shared = size if _disk(arguments.potentials) == _disk(arguments.output) else 0
         _check_space(arguments.potentials, 8 * n_rows + 32 * n_classes + shared)
-    origin = labels_file.fingerprint(opened, arguments.scores)
+    origin = labels_file.fingerprint(scores, arguments.scores)
     result = sinkhorn_assign(
         scores,
         class_mass=class_mass,
@@ -247,6 +261,7 @@ def _assign(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         seed=arguments.seed,
         progress=arguments.progress,
+        memory_limit=arguments.memory_limit,
     )
     names = ("class_mass", "epsilon", "rounding", "tol", "max_sweeps", "method", "device")
     receipt = labels_file.Receipt(
@@ -295,11 +310,10 @@ def _predict(arguments: argparse.Namespace) -> int:
     from otlabel.scores import open_scores
 
     potentials = _read_potentials(arguments.potentials)
-    scores = _source(arguments.scores)
-    opened = open_scores(scores)
-    _check_space(arguments.output, labels_file.stored_bytes(arguments.output, *opened.shape))
+    scores = open_scores(arguments.scores)
+    _check_space(arguments.output, labels_file.stored_bytes(arguments.output, *scores.shape))
     receipt = labels_file.Receipt(
-        input=labels_file.fingerprint(opened, arguments.scores),
+        input=labels_file.fingerprint(scores, arguments.scores),
         parameters={"potentials": str(arguments.potentials)},
         versions=_versions(),
         status="predicted",
@@ -320,7 +334,7 @@ def _certify(arguments: argparse.Namespace) -> int:
 
     potentials = None if arguments.potentials is None else _read_potentials(arguments.potentials)
     labels = _read_labels(arguments.labels)
-    certificate = certify(_source(arguments.scores), labels, potentials=potentials)
+    certificate = certify(arguments.scores, labels, potentials=potentials)
     if arguments.json:
         _print_json(
             value=certificate.value,
@@ -340,7 +354,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from otlabel.labels_file import stored_bytes
     from otlabel.scores import open_scores
 
-    scores = open_scores(_source(arguments.scores))
+    scores = open_scores(arguments.scores)
     if arguments.output is not None:
         _check_output(arguments.output, _LABELS_ENDINGS, force=True)
     found = planning.estimate(
@@ -372,7 +386,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         doctor.require_matplotlib()
     class_mass = None if arguments.class_mass is None else read_class_mass(arguments.class_mass)
-    diagnosis = doctor.diagnose(_source(arguments.scores), class_mass=class_mass)
+    diagnosis = doctor.diagnose(arguments.scores, class_mass=class_mass)
     if arguments.json:
         _print_json(**diagnosis.to_dict())
     else:
@@ -393,19 +407,12 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _source(text: str) -> Any:
-    """The scores that a command names."""
-    from otlabel.scores import load_scores
-
-    return load_scores(text)
-
-
 def read_class_mass(text: str) -> np.ndarray:
     """Shares or counts from a comma list, a .npy file or a text file of numbers; whole numbers come back as int64."""
     if text.lower().endswith(".npy"):
-        from otlabel.scores import load_scores
+        from otlabel.scores import load_array
 
-        return _as_numpy(load_scores(text))
+        return load_array(text)
     try:
         return _numbers(text)
     except ValueError:
@@ -452,9 +459,9 @@ def _read_labels(text: str) -> np.ndarray:
 
     if text.lower().endswith((".h5", ".hdf5")) and labels_file.holds_labels(text):
         return labels_file.read_labels(text).labels
-    from otlabel.scores import load_scores
+    from otlabel.scores import load_array
 
-    return _as_numpy(load_scores(text))
+    return load_array(text)
 
 
 def _write(
@@ -518,10 +525,12 @@ def _positive(text: str) -> float:
     return value
 
 
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+def _byte_count(text: str) -> int:
+    """A whole number, or one with a unit: 4e9, 4GB, 500MB."""
+    found = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\d+)?)\s*([kmgt]?)b?", text.strip().lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 4e9, 4GB or 500MB")
+    return int(float(found[1]) * 1000 ** " kmgt".index(found[2] or " "))
 
 
 def _as_numpy(value: Any) -> np.ndarray:
@@ -529,6 +538,12 @@ def _as_numpy(value: Any) -> np.ndarray:
     import numpy as np
 
     return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def _print_json(**values: Any) -> None:

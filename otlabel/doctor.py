@@ -18,7 +18,7 @@ from otlabel.assign import sinkhorn_assign
 from otlabel.errors import InfeasibleError, MissingPackageError, OtlabelWarning
 from otlabel.marginals import class_sizes
 from otlabel.result import Assignment
-from otlabel.scores import Scores, open_scores
+from otlabel.scores import Scores, as_float, open_scores
 from otlabel.validate import check_mass
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _usable_rows(scores: Scores) -> _Usable:
     if inspection.n_bad:
         n_minus_inf = 0  # the compiled look, which assumes no NaN, may take one for a forbidden pair
         for start, stop in scores.blocks():
-            values = sweep.as_float(scores.read(start, stop), scores.dtype)
+            values = as_float(scores.read(start, stop), scores.dtype)
             nan, plus_inf = np.isnan(values), values == np.inf
             n_nan, n_plus_inf = n_nan + int(nan.sum()), n_plus_inf + int(plus_inf.sum())
             n_minus_inf += int((values == -np.inf).sum())
@@ -198,7 +198,7 @@ def _with_looks(bare: Diagnosis, scores: Scores, usable: _Usable, shares: np.nda
     taken = sizes[sizes > 0] / len(rows)
     extents = inspection.tops[rows].astype(np.float64) - inspection.bottoms[rows]
     sample = scores.take(_sampled(rows, min(LOOK_ROWS, max(1, LOOK_ENTRIES // bare.n_classes))))
-    values = np.concatenate([sweep.as_float(sample.read(*block), scores.dtype) for block in sample.blocks()])
+    values = np.concatenate([as_float(sample.read(*block), scores.dtype) for block in sample.blocks()])
     values = values.astype(np.float64)  # (R, K)
     low, median, high = _margins(values)
     return replace(
@@ -244,7 +244,7 @@ def _count_constant(scores: Scores, rows: np.ndarray, inspection: sweep.Inspecti
     for start, stop in scores.blocks():
         members = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start
         if len(members):
-            values = sweep.as_float(scores.read(start, stop), scores.dtype)
+            values = as_float(scores.read(start, stop), scores.dtype)
             free += int((values[members] > -np.inf).all(1).sum())
     return free
 
@@ -271,7 +271,7 @@ def _columns_are_distributions(scores: Scores) -> bool:
     """Whether every column sums to 1, as it is or exponentiated; for matrices of few rows."""
     plain, exponentiated = np.zeros(scores.shape[1]), np.zeros(scores.shape[1])
     for start, stop in scores.blocks():
-        values = sweep.as_float(scores.read(start, stop), scores.dtype).astype(np.float64)
+        values = as_float(scores.read(start, stop), scores.dtype).astype(np.float64)
         plain += values.sum(0)
         exponentiated += np.exp(np.minimum(values, 1.0)).sum(0)  # anything above 0 is no logarithm of a probability
     return _sum_to_one(plain, scores.dtype) or _sum_to_one(exponentiated, scores.dtype)

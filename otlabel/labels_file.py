@@ -14,7 +14,6 @@ Beside a `.npy` file the same receipt may lie as JSON, `labels.npy.json`, with a
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import io
 import json
@@ -27,7 +26,7 @@ import numpy as np
 
 from otlabel.errors import FileFormatError
 from otlabel.files import replacing
-from otlabel.scores import Scores
+from otlabel.scores import Scores, matches
 
 if TYPE_CHECKING:
     import h5py
@@ -79,8 +78,7 @@ def fingerprint(scores: Scores, source: str) -> dict[str, Any]:
     for row in rows.tolist():
         stored = scores.read(row, row + 1)
         digest.update((stored if isinstance(stored, np.ndarray) else stored.double().cpu().numpy()).tobytes())
-    pattern = source.partition("::")[0]
-    files = [Path(name).stat() for name in ([pattern] if Path(pattern).exists() else sorted(glob.glob(pattern)))]
+    files = [file.stat() for file in matches(source.partition("::")[0]) if file.exists()]
     return {
         "source": source,
         "shape": list(scores.shape),

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from otlabel import sweep
 from otlabel.assign import certify
 from otlabel.errors import InfeasibleError, MissingPackageError
 from otlabel.monitor import Monitor
 from otlabel.result import Assignment, Status, like
-from otlabel.scores import open_scores
+from otlabel.scores import as_float, open_scores
 from otlabel.validate import check_problem
 
 MAX_ITERATIONS = 10_000_000  # of the simplex; POT's own default ends early on a few thousand samples
@@ -52,8 +51,8 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
     except ImportError as error:
         raise MissingPackageError("POT", "exact") from error
     monitor = Monitor(n_rows)
-    problem, _ = check_problem(opened, class_mass, monitor)
-    dense = np.concatenate([sweep.as_float(opened.read(*block), opened.dtype) for block in opened.blocks()])
+    problem, _ = check_problem(opened, class_mass, np.arange(n_rows), monitor)
+    dense = np.concatenate([as_float(opened.read(*block), opened.dtype) for block in opened.blocks()])
     cost = -dense.astype(np.float64)
     forbidden = np.isinf(cost)
     # The simplex takes finite costs only: one dearer than any whole assignment stands for "never".
@@ -83,4 +82,5 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
         n_sweeps=0,
         history=(),
         seconds=monitor.seconds,
+        peak_memory=monitor.peak_memory,
     )

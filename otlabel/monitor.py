@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -34,6 +36,12 @@ class Monitor:
     def seconds(self) -> float:
         """Time since the start."""
         return time.perf_counter() - self.begun
+
+    @property
+    def peak_memory(self) -> int:
+        """The most bytes that this process has ever held."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak  # told in bytes there, in kB elsewhere
 
 
 @contextlib.contextmanager

@@ -13,20 +13,18 @@ import math
 import textwrap
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from otlabel import sweep
 from otlabel.problem import Rounding
-from otlabel.scores import ArrayScores, Scores, partition
-from otlabel.semidual import COARSE_ROWS, CURVATURE_ENTRIES, DENSE_CLASSES, FEWEST_ROWS, GROWTH
+from otlabel.result import bytes_text
+from otlabel.scores import ITEM_BYTES, ArrayScores, Scores, default_limit, partition
+from otlabel.semidual import CURVATURE_ENTRIES, DENSE_CLASSES, sample_sizes
 from otlabel.sweep.pool import thread_count
 
 PASSES: dict[Rounding, tuple[int, int]] = {"argmax": (6, 12), "exact": (7, 20)}  # the usual number, the largest
-CACHE_SHARE = 0.5  # of the memory that is free may hold a copy of the scores where no limit is stated
-ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 INTERPRETER_BYTES = 300 << 20  # Python, NumPy, SciPy and the compiled sweep
 ROW_BYTES = {"argmax": 64, "exact": 160}  # hashes, labels, bests; with exact labels also the candidates to move
@@ -62,15 +60,15 @@ class Estimate:
     def summary(self) -> str:
         """A few lines for people, at most 80 columns."""
         how = "read once, then kept in memory" if self.cached else "streamed from the file in every pass"
-        size = f"{self.dtype}: {_bytes(self.matrix_bytes)}"
+        size = f"{self.dtype}: {bytes_text(self.matrix_bytes)}"
         lines = [
             f"scores    {self.n_rows:,} samples x {self.n_classes:,} classes, {size}",
             f"passes    about {self.passes}, at most {self.most_passes}, to {self.rounding} labels",
-            f"reading   {how}: {_bytes(self.bytes_read)} in all (memory limit {_bytes(self.memory_limit)})",
-            f"memory    {_bytes(self.peak_memory)} at its peak, of the whole process",
+            f"reading   {how}: {bytes_text(self.bytes_read)} in all (memory limit {bytes_text(self.memory_limit)})",
+            f"memory    {bytes_text(self.peak_memory)} at its peak, of the whole process",
         ]
         if self.seconds is not None and self.sweep_rate is not None:
-            read = "" if self.read_rate is None else f", the file reads at {_bytes(self.read_rate)}/s"
+            read = "" if self.read_rate is None else f", the file reads at {bytes_text(self.read_rate)}/s"
             told = f"{_duration(self.seconds)}; measured just now: {self.sweep_rate:.2g} scores/s{read}"
             lines.append(f"time      about {told}")
         return "\n".join(textwrap.fill(line, 80, subsequent_indent=" " * 10) for line in lines)
@@ -104,7 +102,7 @@ def estimate(
     """
     n_rows, n_classes = shape
     matrix = n_rows * n_classes * ITEM_BYTES[dtype]
-    limit = int(CACHE_SHARE * free_memory()) if memory_limit is None else memory_limit
+    limit = default_limit() if memory_limit is None else memory_limit
     passes, most = PASSES[rounding]
     cached = matrix <= limit
     seconds = None
@@ -112,7 +110,7 @@ def estimate(
         one_pass = n_rows * n_classes / sweep_rate
         one_read = 0.0 if read_rate is None else matrix / read_rate
         in_memory, streamed = (passes - 1, 1) if cached else (0, passes)
-        on_samples = SAMPLE_PASSES * sum(sample_rows(n_rows, n_classes)) * n_classes / sweep_rate
+        on_samples = SAMPLE_PASSES * sum(sample_sizes(n_rows, n_classes)) * n_classes / sweep_rate
         seconds = streamed * max(one_pass, one_read) + ALGEBRA * (in_memory * one_pass + on_samples)
     return Estimate(
         n_rows=n_rows,
@@ -132,15 +130,6 @@ def estimate(
     )
 
 
-def sample_rows(n_rows: int, n_classes: int) -> list[int]:
-    """Sizes of the samples of rows that the solver starts on, as it chooses them."""
-    sizes, size, much_less = [], max(FEWEST_ROWS, COARSE_ROWS * n_classes), 2
-    while much_less * size < n_rows:
-        sizes.append(size)
-        size, much_less = GROWTH * size, GROWTH
-    return sizes
-
-
 def _peak_memory(n_rows: int, n_classes: int, item: int, rounding: Rounding, cached: bool) -> int:
     blocks = partition(n_rows, n_classes)
     longest = max(stop - start for start, stop in blocks)
@@ -150,7 +139,7 @@ def _peak_memory(n_rows: int, n_classes: int, item: int, rounding: Rounding, cac
         + (n_rows * n_classes * item if cached else 0)
         + BLOCKS_A_THREAD * thread_count() * longest * n_classes * item
         + ROW_BYTES[rounding] * n_rows
-        + sum(sample_rows(n_rows, n_classes)) * n_classes * item
+        + sum(sample_sizes(n_rows, n_classes)) * n_classes * item
         + curvature
         + 16 * len(blocks) * n_classes  # partial sums, added up at the end of a pass
         + (24 * n_classes**2 if n_classes <= DENSE_CLASSES or rounding == "exact" else 0)  # curvature, residual graph
@@ -189,27 +178,6 @@ def measure_read_rate(scores: Scores) -> float:
         if n_bytes + row_bytes > READ_BYTES:
             break
     return n_bytes / max(time.perf_counter() - begun, 1e-9)
-
-
-def free_memory() -> int:
-    """Bytes that this process may still take: what the system has free, or what its control group leaves."""
-    free = 1 << 62
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
-        free = 1024 * int(lines["MemAvailable"].split()[0])
-    group = Path("/sys/fs/cgroup")
-    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text().strip()) != "max":
-        free = min(free, int(limit) - int((group / "memory.current").read_text()))
-    return max(free, 0)
-
-
-def _bytes(number: float) -> str:
-    units = ["bytes", "kB", "MB", "GB", "TB"]
-    while number >= 1000 and len(units) > 1:
-        number /= 1000
-        units.pop(0)
-    return f"{number:.3g} {units[0]}"
 
 
 def _duration(seconds: float) -> str:

@@ -27,13 +27,14 @@ class Problem:
     spread: float  # how far apart a row's scores typically are
     extent: float  # how far apart a row's finite scores are at most
     magnitude: float  # the largest score of any row, by size: what rounding is relative to
+    sampled: np.ndarray  # (R,) sorted: rows from which all samples are taken, in memory whatever the source is
     weights: np.ndarray | None = None  # (N,) whole numbers as float64: how many equal rows one row stands for
     marginal: Marginal = EXACT
 
     def sample(self, rows: np.ndarray) -> Problem:
         """The same problem on some of the rows."""
         weights = None if self.weights is None else self.weights[rows]
-        return replace(self, scores=self.scores.take(rows), weights=weights)
+        return replace(self, scores=self.scores.take(rows), weights=weights, sampled=np.arange(len(rows)))
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 Array: TypeAlias = "np.ndarray | torch.Tensor"
 
 FORMAT = "otlabel.Assignment"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ARRAYS = ("labels", "counts", "class_mass", "potentials", "plan_potentials")
-NUMBERS = {"value": 0.0, "bound": 0.0, "epsilon": 0.0, "marginal_error": 0.0, "n_sweeps": 0, "seconds": 0.0}
+FLOATS = ("value", "bound", "epsilon", "marginal_error", "seconds")
+WHOLES = ("n_sweeps", "bytes_read", "peak_memory")
 
 
 class Status(enum.Enum):
@@ -110,6 +111,8 @@ class Assignment:
     n_sweeps: int  # passes over all the scores, the first look and the proof included
     history: tuple[dict[str, Any], ...]  # one record a pass: stage, rows, epsilon, error, seconds since the start
     seconds: float
+    bytes_read: int = 0  # from files
+    peak_memory: int = 0  # the most bytes that the process has held up to the end of the solve
     notes: tuple[str, ...] = ()  # what was noticed on the way, in plain sentences
 
     @property
@@ -158,7 +161,7 @@ class Assignment:
             "history": list(self.history),
             "notes": list(self.notes),
         }
-        for name in NUMBERS:
+        for name in FLOATS + WHOLES:
             header[name] = getattr(self, name)
         header["status"] = self.status.value
         arrays = {name: _to_numpy(getattr(self, name)) for name in ARRAYS}
@@ -181,8 +184,7 @@ class Assignment:
             header["status"] = Status(header["status"])
             header["history"] = tuple(map(dict, header["history"]))
             header["notes"] = tuple(map(str, header["notes"]))
-            for name in NUMBERS:
-                header[name] = type(NUMBERS[name])(header[name])
+            header |= {name: float(header[name]) for name in FLOATS} | {name: int(header[name]) for name in WHOLES}
             loaded = cls(**arrays, **header)
             _check_arrays(arrays)
         except (zipfile.BadZipFile, KeyError, ValueError, EOFError, TypeError, AttributeError) as error:
@@ -196,6 +198,7 @@ class Assignment:
             Certificate(self.value, self.bound, self.counts).summary(),
             f"plan      epsilon {self.epsilon:g}, class-mass error {self.marginal_error:.2g}, {self.status.value}",
             f"work      {self.n_sweeps} passes over {len(self.labels):,} x {len(sizes):,} scores, {self.seconds:.2f} s",
+            f"memory    {bytes_text(self.peak_memory)} at its peak, {bytes_text(self.bytes_read)} read from files",
         ]
         if self.status in (Status.MAX_SWEEPS, Status.STALLED):
             lines.append(f"to do     {self.status.remedy}")
@@ -226,12 +229,13 @@ def _open_for(scores: Any, n_classes: int) -> Scores:
 
 
 def like(array: np.ndarray, scores: Any) -> Array:
-    """The array as a torch tensor on the device of scores where scores is a tensor, else as it is."""
-    if not is_tensor(scores):
+    """The array as a torch tensor on the device of scores where these are tensors, else as it is."""
+    device = scores.device if is_tensor(scores) else getattr(scores, "torch_device", None)
+    if device is None:
         return array
     import torch
 
-    return torch.from_numpy(array).to(scores.device)
+    return torch.from_numpy(array).to(device)
 
 
 def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
@@ -255,6 +259,15 @@ def _to_numpy(array: Array) -> np.ndarray:
 def _range_text(sizes: np.ndarray) -> str:
     low, high = sizes.min(), sizes.max()
     return f"{low:,} each" if low == high else f"{low:,} to {high:,}"
+
+
+def bytes_text(number: float) -> str:
+    """A number of bytes with three digits."""
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while number >= 1000 and len(units) > 1:
+        number /= 1000
+        units.pop(0)
+    return f"{number:.3g} {units[0]}"
 
 
 def _gap_text(gap: float, value: float) -> str:

@@ -21,6 +21,7 @@ from otlabel.errors import InfeasibleError
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem
 from otlabel.repair import Board, new_board, repair, spread_ties
+from otlabel.scores import draw_rows
 
 TIE = 4 * float(np.finfo(np.float64).eps)  # relative difference below which two float64 sums count as equal
 MOVES_A_ROW, MOVES_A_CLASS = 0.25, 16  # candidate moves to read at first: more than a repair needs, as a rule
@@ -99,8 +100,8 @@ def _repair(board: Board, dropped: np.ndarray, slack: float, tie: float) -> int:
 def _first_slack(problem: Problem, g: np.ndarray, rng: np.random.Generator) -> float:
     """How far below its label a class may be to count as a candidate: judged by a sample, so that they stay few."""
     n_rows, n_takers = problem.scores.shape[0], int(np.count_nonzero(problem.targets))
-    size = min(n_rows, max(SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS * n_takers))
-    sample = problem.scores.take(np.sort(rng.choice(n_rows, size, replace=False)))
+    size = min(len(problem.sampled), max(SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS * n_takers))
+    sample = problem.scores.take(problem.sampled[draw_rows(len(problem.sampled), size, rng)])
     wanted = int(size * max(MOVES_A_ROW, MOVES_A_CLASS * n_takers / n_rows)) + 1
     slack = max(problem.spread, 1e-300) * FIRST_SLACK
     while True:

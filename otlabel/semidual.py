@@ -9,6 +9,7 @@ that few passes read everything. Every step is accepted by the value of F.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,16 +17,18 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import LinearOperator, cg
-from threadpoolctl import ThreadpoolController
 
 from otlabel import sweep
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem, Solver
 from otlabel.result import Status
+from otlabel.scores import Scores, draw_rows
+from otlabel.sweep.pool import blas_on_one_thread
 
 COARSE_ROWS = 20  # rows a class in the first sample; its class masses are then off by about 1 / sqrt(20)
 FEWEST_ROWS = 4096  # a smaller sample saves no time
 GROWTH = 6  # how much larger each further sample is
+SAMPLE_ENTRIES = 1 << 29  # scores of the largest sample: all of it is in memory
 EPSILON_STEP = 4.0  # how fast epsilon falls; each level then needs one or two Newton steps
 LEVEL_TOLERANCE = 0.1  # class error at which a level on the way is good enough
 LAST_TOLERANCE = 0.025  # the same at the epsilon that was asked for, before more rows take over
@@ -60,6 +63,7 @@ class Point:
     sweep: sweep.Sweep
     residual: np.ndarray  # (K,) demand - c(g) = -grad F
     error: float  # sum_k |c_k - demand_k|
+    curvature_rows: np.ndarray  # sorted: rows to take the curvature from
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +86,7 @@ class Objective:
         near: np.ndarray,
         monitor: Monitor,
         least: float = 0.0,
+        newton: bool = True,
     ):
         finite = near[np.isfinite(near)]
         self.magnitude = problem.magnitude + float(np.abs(finite).max(initial=0.0))
@@ -90,8 +95,9 @@ class Objective:
         self.precision: type = np.float64 if double else np.float32
         self.noise = 8 * float(np.finfo(self.precision).eps) * max(epsilon, self.magnitude)  # of a value of F
         self.problem, self.epsilon, self.tol, self.least, self.monitor = problem, epsilon, tol, least, monitor
+        self.newton = newton
         self.rng = np.random.default_rng(solver.seed)
-        self.curvature_rows = CURVATURE_ROWS  # a class
+        self.rows_a_class = CURVATURE_ROWS  # for the curvature
         self.longest_step = LONGEST_STEP
         self.n_passes = 0
 
@@ -100,13 +106,48 @@ class Objective:
         problem = self.problem
         finite = np.isfinite(potentials)
         potentials = np.where(finite, potentials - potentials[finite].mean(), potentials)
-        found = sweep.sweep(problem.scores, potentials, self.epsilon, problem.weights, self.precision)
+        rows = self._curvature_rows(potentials) if self.newton else np.empty(0, np.int64)
+        later = problem.scores.random_access or not self.newton  # else a look at some rows would read all again
+        on_the_way = None if later else rows
+        found = sweep.sweep(
+            problem.scores, potentials, self.epsilon, problem.weights, self.precision, on_the_way, CURVATURE_SHARE
+        )
         residual = problem.marginal.demand(problem.class_mass, potentials) - found.mass
         term = problem.marginal.term(problem.class_mass, potentials)
         error = float(np.abs(residual).sum())
         self.n_passes += 1
         self.monitor.saw("solve", problem.scores.shape[0], self.epsilon, error)
-        return Point(potentials, found.linear + self.epsilon * found.entropic + term, found, residual, error)
+        return Point(potentials, found.linear + self.epsilon * found.entropic + term, found, residual, error, rows)
+
+    def plan_of(self, point: Point) -> csr_array:
+        """Rows sqrt(a_i) q_i of a sample of the rows at a point of Newton's, weighing 1 in total."""
+        problem, rows = self.problem, point.curvature_rows
+        plan = point.sweep.plan
+        if plan is None:
+            plan = self._sparse_plan(problem.scores, rows, point.potentials)
+        weights = np.ones(len(rows)) if problem.weights is None else problem.weights[rows]
+        roots = np.sqrt(weights / weights.sum()).astype(np.float32)
+        data = plan.data * np.repeat(roots, np.diff(plan.indptr))
+        return csr_array((data, plan.indices, plan.indptr), shape=plan.shape)
+
+    def _curvature_rows(self, potentials: np.ndarray) -> np.ndarray:
+        """Rows for the curvature: so many a class, but fewer where plans are so flat that they would take much room."""
+        n_rows, n_classes = self.problem.scores.shape
+        size = min(n_rows, max(FEWEST_ROWS, self.rows_a_class * n_classes))
+        if size * n_classes > CURVATURE_ENTRIES:
+            n_probed = self._probe.shape[0]
+            entries_a_row = self._sparse_plan(self._probe, np.arange(n_probed), potentials).nnz / n_probed
+            size = min(size, max(FEWEST_ROWS // 4, int(CURVATURE_ENTRIES / entries_a_row)))
+        return draw_rows(n_rows, size, self.rng)
+
+    @functools.cached_property
+    def _probe(self) -> Scores:
+        """A few rows, evenly spread."""
+        sampled = self.problem.sampled
+        return self.problem.scores.take(sampled[draw_rows(len(sampled), PROBE_ROWS, np.random.default_rng(0))])
+
+    def _sparse_plan(self, scores: Scores, rows: np.ndarray, potentials: np.ndarray) -> csr_array:
+        return sweep.sparse_plan(scores, rows, potentials, self.epsilon, CURVATURE_SHARE, self.precision)
 
     def met(self, point: Point) -> bool:
         """Whether the class error is within the tolerance and, where asked for, no class is starved."""
@@ -145,9 +186,10 @@ def solve(problem: Problem, solver: Solver, init: np.ndarray | None, monitor: Mo
 
 def _finish(problem: Problem, solver: Solver, g: np.ndarray, max_passes: int, monitor: Monitor) -> Solution:
     """The last level, on all rows, within what is left of the passes."""
-    objective = Objective(problem, solver, solver.epsilon, solver.tol, g, monitor)
+    newton = solver.method == "auto"
+    objective = Objective(problem, solver, solver.epsilon, solver.tol, g, monitor, newton=newton)
     left = max(1, min(max_passes, solver.max_sweeps - monitor.n_sweeps))
-    return _minimise(objective, g, left, newton=solver.method == "auto")
+    return _minimise(objective, g, left)
 
 
 def sharpen(problem: Problem, solver: Solver, epsilon: float, g: np.ndarray, monitor: Monitor) -> Point:
@@ -168,16 +210,29 @@ def _ladder(spread: float, epsilon: float) -> list[float]:
     return levels[::-1]
 
 
-def _samples(problem: Problem, rng: np.random.Generator) -> Iterator[Problem]:
-    """Ever larger samples of the rows, while they are well below all rows."""
-    n_rows, n_classes = problem.scores.shape
-    size, much_less = max(FEWEST_ROWS, COARSE_ROWS * n_classes), 2
-    while much_less * size < n_rows:
-        yield problem.sample(np.sort(rng.choice(n_rows, size, replace=False)))
+def sample_sizes(n_rows: int, n_classes: int) -> list[int]:
+    """Sizes of ever larger samples of the rows, while they are well below all rows."""
+    size, most, much_less = max(FEWEST_ROWS, COARSE_ROWS * n_classes), SAMPLE_ENTRIES // n_classes, 2
+    size, sizes = min(size, max(most, FEWEST_ROWS)), list[int]()
+    while much_less * size < n_rows and (not sizes or size <= most):
+        sizes.append(size)
         size, much_less = GROWTH * size, GROWTH  # a further sample must save passes enough to pay for its copy
+    return sizes
 
 
-def _minimise(objective: Objective, g: np.ndarray, max_passes: int, *, newton: bool = True) -> Solution:
+def draw_sampled(n_rows: int, n_classes: int, seed: int) -> np.ndarray:
+    """The rows from which all samples are taken."""
+    sizes = sample_sizes(n_rows, n_classes) or sample_sizes(sys.maxsize, n_classes)[:1]
+    return draw_rows(n_rows, sizes[-1], np.random.default_rng(seed))
+
+
+def _samples(problem: Problem, rng: np.random.Generator) -> Iterator[Problem]:
+    """Ever larger samples of the rows."""
+    for size in sample_sizes(*problem.scores.shape):
+        yield problem.sample(problem.sampled[draw_rows(len(problem.sampled), size, rng)])
+
+
+def _minimise(objective: Objective, g: np.ndarray, max_passes: int) -> Solution:
     """Newton steps, or Sinkhorn steps alone, until the class error is within the objective's tolerance."""
     point = best = objective.at(g)
     opening = 0 if point.error < NEAR else SINKHORN_STEPS
@@ -187,9 +242,9 @@ def _minimise(objective: Objective, g: np.ndarray, max_passes: int, *, newton: b
             return Solution(best, Status.MAX_SWEEPS)
         if n_idle >= STALL_STEPS:
             return Solution(best, Status.STALLED)
-        following = _newton_step(objective, point, max_passes) if newton and n_steps >= opening else None
+        following = _newton_step(objective, point, max_passes) if objective.newton and n_steps >= opening else None
         if following is not None and following.error > SLOW_STEP * point.error:
-            objective.curvature_rows *= 2
+            objective.rows_a_class *= 2
         if following is None and objective.n_passes >= max_passes:
             continue
         following = following or objective.at(_sinkhorn_step(objective, point))
@@ -243,7 +298,7 @@ def _newton_direction(objective: Objective, point: Point) -> np.ndarray:
     agree with all rows and keeps the whole positive semi-definite, which exchanging the diagonal alone would not.
     """
     active = np.flatnonzero(np.isfinite(point.potentials))
-    plan = _sampled_plan(objective, point)
+    plan = objective.plan_of(point)
     plan = plan if len(active) == plan.shape[1] else plan[:, active]
     mass, residual = point.sweep.mass[active], point.residual[active]
     root_weights = plan.sum(1)  # q sums to 1 but for the entries left out
@@ -258,32 +313,9 @@ def _newton_direction(objective: Objective, point: Point) -> np.ndarray:
     return np.clip(y, -objective.longest_step, objective.longest_step)
 
 
-def _sampled_plan(objective: Objective, point: Point) -> csr_array:
-    """Rows sqrt(a_i) q_i of a sample of the rows, weighing 1 in total."""
-    problem = objective.problem
-    n_rows, n_classes = problem.scores.shape
-
-    def plan_of(n_sampled: int) -> tuple[np.ndarray, csr_array]:
-        rows = np.arange(n_rows)
-        if n_sampled < n_rows:
-            rows = np.sort(objective.rng.choice(n_rows, n_sampled, replace=False))
-        g, epsilon, precision = point.potentials, objective.epsilon, objective.precision
-        return rows, sweep.sparse_plan(problem.scores, rows, g, epsilon, CURVATURE_SHARE, precision)
-
-    n_sampled = min(n_rows, max(FEWEST_ROWS, int(objective.curvature_rows * n_classes)))
-    if n_sampled * n_classes > CURVATURE_ENTRIES:
-        entries_a_row = plan_of(min(n_rows, PROBE_ROWS))[1].nnz / min(n_rows, PROBE_ROWS)
-        n_sampled = min(n_sampled, max(FEWEST_ROWS // 4, int(CURVATURE_ENTRIES / entries_a_row)))
-    rows, plan = plan_of(n_sampled)
-    weights = np.ones(len(rows)) if problem.weights is None else problem.weights[rows]
-    roots = np.sqrt(weights / weights.sum()).astype(np.float32)
-    plan.data *= np.repeat(roots, np.diff(plan.indptr))
-    return plan
-
-
 def _solve_dense(plan: csr_array, scale: np.ndarray, diagonal: np.ndarray, residual: np.ndarray) -> np.ndarray:
     """By Cholesky; float64, since at a small epsilon the curvature is nearly singular."""
-    with _linear_algebra().limit(limits=1, user_api="blas"):
+    with blas_on_one_thread():
         if plan.nnz > DENSE_PLAN * plan.shape[0] * plan.shape[1]:
             rows = plan.toarray()
             products = (rows.T @ rows).astype(np.float64)
@@ -295,12 +327,6 @@ def _solve_dense(plan: csr_array, scale: np.ndarray, diagonal: np.ndarray, resid
             return cho_solve(cho_factor(matrix, overwrite_a=True, check_finite=False), residual, check_finite=False)
         except LinAlgError:  # rounding made it indefinite; its diagonal alone gives the Sinkhorn direction
             return residual / diagonal
-
-
-@functools.cache
-def _linear_algebra() -> ThreadpoolController:
-    """BLAS with one thread gives the same bits on every machine, and does not spin where other work wants the cores."""
-    return ThreadpoolController()
 
 
 def _solve_by_gradients(plan: csr_array, scale: np.ndarray, diagonal: np.ndarray, residual: np.ndarray) -> np.ndarray:

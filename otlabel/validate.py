@@ -14,7 +14,7 @@ from otlabel.errors import DegenerateScoresWarning, FewSamplesWarning, Infeasibl
 from otlabel.marginals import Marginal, class_shares, class_sizes
 from otlabel.monitor import Monitor
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
-from otlabel.scores import Scores, as_array
+from otlabel.scores import Scores, as_array, as_float, draw_rows
 
 LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities
 
@@ -33,9 +33,9 @@ def check_solver(epsilon: float, rounding: Rounding, tol: float, max_sweeps: int
 
 
 def check_problem(
-    scores: Scores, class_mass: Any, monitor: Monitor, classes: Marginal = EXACT
+    scores: Scores, class_mass: Any, sampled: np.ndarray, monitor: Monitor, classes: Marginal = EXACT
 ) -> tuple[Problem, np.ndarray]:
-    """The problem, after a first look at every score; and a hash of each row."""
+    """The problem, after a first look at every score; and a hash of each row. Samples will be taken from `sampled`."""
     n_rows, n_classes = scores.shape
     shares = check_mass(class_mass, n_rows, n_classes)
     targets = class_sizes(shares, n_rows)
@@ -50,7 +50,7 @@ def check_problem(
         warn(FewSamplesWarning, f"{n_rows} samples for {n_classes} classes: sizes are 0 or 1")
     if n_classes > 1 and not inspection.n_forbidden and not extents.any():
         warn(DegenerateScoresWarning, "every row's scores are all equal: they carry no information, labels are random")
-    elif n_classes > 1 and tops.max() <= 1 and bottoms.min() >= 0 and _look_like_probabilities(scores):
+    elif n_classes > 1 and tops.max() <= 1 and bottoms.min() >= 0 and _look_like_probabilities(scores, sampled):
         warn(DegenerateScoresWarning, "rows are in [0, 1] and sum to 1, like probabilities: pass the logarithm of them")
     problem = Problem(
         scores=scores,
@@ -59,6 +59,7 @@ def check_problem(
         spread=float(np.median(extents)),
         extent=float(extents.max()),
         magnitude=float(np.abs(tops).max()),
+        sampled=sampled,
         marginal=classes,
     )
     return problem, inspection.hashes
@@ -70,13 +71,14 @@ def check_finite(scores: Scores, inspection: sweep.Inspection) -> None:
         return
     for start, stop in scores.blocks():
         block = scores.read(start, stop)
-        values = sweep.as_float(block, scores.dtype)
+        values = as_float(block, scores.dtype)
         bad = np.isnan(values) | (values == np.inf)
         if bad.any():
             row, cls = np.argwhere(bad)[0]
+            where = f"{scores.place(start + int(row))}, class {cls} ({values[row, cls]})"
+            share = f"{inspection.n_bad} of {scores.shape[0] * scores.shape[1]} scores"
             raise InvalidScoresError(
-                f"{inspection.n_bad} of {scores.shape[0] * scores.shape[1]} scores are NaN or +inf, the first at row "
-                f"{start + row}, class {cls} ({values[row, cls]}); mend them, or use -inf to forbid a pair"
+                f"{share} are NaN or +inf, the first at {where}; mend them, or use -inf to forbid a pair"
             )
 
 
@@ -96,7 +98,7 @@ def _check_forbidden(scores: Scores, inspection: sweep.Inspection, targets: np.n
     check_open_rows(scores, targets > 0)
     allowed = np.zeros(len(targets), bool)
     for start, stop in scores.blocks():
-        allowed |= (sweep.as_float(scores.read(start, stop), scores.dtype) > -np.inf).any(0)
+        allowed |= (as_float(scores.read(start, stop), scores.dtype) > -np.inf).any(0)
         if allowed.all():
             return
     closed = np.flatnonzero(~allowed & (targets > 0))
@@ -120,12 +122,11 @@ def check_open_rows(scores: Scores, takers: np.ndarray) -> None:
         )
 
 
-def _look_like_probabilities(scores: Scores) -> bool:
-    """Whether a sample of rows, all within [0, 1], sums to 1."""
-    rows = np.unique(np.linspace(0, scores.shape[0] - 1, LOOK_ROWS).astype(np.int64))
-    sample = scores.take(rows)
+def _look_like_probabilities(scores: Scores, sampled: np.ndarray) -> bool:
+    """Whether a few rows, all within [0, 1], sum to 1."""
+    sample = scores.take(sampled[draw_rows(len(sampled), LOOK_ROWS, np.random.default_rng(0))])
     sums = np.concatenate(
-        [sweep.as_float(sample.read(*block), scores.dtype).astype(np.float64).sum(1) for block in sample.blocks()]
+        [as_float(sample.read(*block), scores.dtype).astype(np.float64).sum(1) for block in sample.blocks()]
     )
     return bool((np.abs(sums - 1) < 1e-3 if scores.dtype in ("float32", "float64") else np.abs(sums - 1) < 2e-2).all())
 

@@ -126,16 +126,17 @@ def test_every_setting_reaches_the_solver(run, file, monkeypatch) -> None:
         return sinkhorn_assign(scores, **settings)
 
     monkeypatch.setattr(otlabel, "sinkhorn_assign", spy)
-    words = "--epsilon .5 --tol .2 --rounding argmax --method sinkhorn --max-sweeps 77 --seed 3 --device cpu"
+    words = "--epsilon .5 --tol .2 --rounding argmax --method sinkhorn --max-sweeps 77 --seed 3 --device cpu --memory-limit 4GB"
     assert run("assign", file, "-o", file.with_name("labels.npy"), *words.split()).code == 0
     expected = {"epsilon": 0.5, "tol": 0.2, "rounding": "argmax", "method": "sinkhorn", "max_sweeps": 77, "seed": 3}
-    assert seen == expected | {"device": "cpu", "class_mass": None, "progress": False}
+    assert seen == expected | {"device": "cpu", "class_mass": None, "progress": False, "memory_limit": 4_000_000_000}
 
 
 def test_defaults_are_those_of_the_function() -> None:
     settings = vars(build_parser().parse_args(["assign", "scores.npy", "-o", "labels.npy"]))
     parameters = inspect.signature(sinkhorn_assign).parameters
-    for name in ("epsilon", "tol", "rounding", "method", "max_sweeps", "seed", "device", "class_mass", "progress"):
+    names = "epsilon tol rounding method max_sweeps seed device class_mass progress memory_limit"
+    for name in names.split():
         assert settings[name] == parameters[name].default, name
 
 

@@ -17,9 +17,9 @@ from scipy.special import log_softmax
 import otlabel
 from otlabel import planning, semidual, sinkhorn_assign
 from otlabel.cli import main
-from otlabel.planning import estimate, measure_read_rate, measure_sweep_rate, sample_rows
+from otlabel.planning import estimate, measure_read_rate, measure_sweep_rate
 from otlabel.problem import Problem, Rounding
-from otlabel.scores import ArrayScores, open_scores
+from otlabel.scores import ArrayScores, free_memory, open_scores
 
 GB = 10**9
 
@@ -67,9 +67,11 @@ def test_samples_are_those_that_the_solver_draws(n_rows, n_classes) -> None:
             return len(rows)
 
     shares = np.full(n_classes, 1 / n_classes)
-    problem = Problem(Nothing(), shares, shares, 1.0, 1.0, 1.0)  # type: ignore[arg-type]
+    sampled = semidual.draw_sampled(n_rows, n_classes, 0)
+    problem = Problem(Nothing(), shares, shares, 1.0, 1.0, 1.0, sampled)  # type: ignore[arg-type]
     drawn = [sample.scores for sample in semidual._samples(problem, np.random.default_rng(0))]
-    assert sample_rows(n_rows, n_classes) == drawn
+    assert semidual.sample_sizes(n_rows, n_classes) == drawn
+    assert max([0, *drawn]) <= len(sampled) <= n_rows
 
 
 MEASURED = """
@@ -77,8 +79,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from otlabel import sinkhorn_assign
-from otlabel.scores import load_scores
-sinkhorn_assign(load_scores(sys.argv[1]), rounding=sys.argv[2])
+sinkhorn_assign(sys.argv[1], rounding=sys.argv[2], memory_limit=1 << 40)
 status = Path("/proc/self/status").read_text()  # getrusage would tell this test's own peak, inherited by the fork
 print(1024 * int(status.split("VmHWM:")[1].split()[0]))
 """
@@ -161,8 +162,8 @@ def test_one_huge_block_is_not_read_whole(monkeypatch) -> None:
 
 
 def test_free_memory_is_a_sensible_number() -> None:
-    assert 10**7 < planning.free_memory() < 10**14
-    assert estimate((10, 3), "float32").memory_limit <= planning.free_memory()
+    assert 10**7 < free_memory() < 10**14
+    assert estimate((10, 3), "float32").memory_limit <= free_memory()
 
 
 # ---- the command ----

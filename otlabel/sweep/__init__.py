@@ -6,6 +6,7 @@ pass gives the same bits at every thread count.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 HASH_SEED = 20_200_427  # any constant: equal rows must get equal hashes in every process
 HASHED_SCORES = 32  # of each row, at a first look
+READERS = 1  # threads beyond the processors: while they wait for a file, the others compute
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,7 @@ class Sweep:
     entropic: float  # mean over rows of log sum_k exp((s + g - max) / epsilon)
     labels: np.ndarray  # (N,) int32: the best class of s + g
     counts: np.ndarray  # (K,) int64: how many samples have that label
+    plan: csr_array | None = None  # (R, K) of the rows that were asked for, as from `sparse_plan`
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,19 +69,21 @@ def _backend(scores: Scores) -> ModuleType:
 
 def _run_blocks(scores: Scores, reduce_block: Any) -> list[Any]:
     """reduce_block(backend, block, start, stop) for every block of rows; results in block order."""
-    backend, blocks = _backend(scores), scores.blocks()
-    results: list[Any] = [None] * len(blocks)
+    backend, batches = _backend(scores), scores.batches()
+    results: list[list[Any]] = [[] for _ in batches]
 
     def task(number: int) -> None:
-        start, stop = blocks[number]
-        results[number] = reduce_block(backend, scores.read(start, stop), start, stop)
+        batch = batches[number]
+        for (start, stop), block in zip(batch, scores.read_blocks(batch), strict=True):
+            results[number].append(reduce_block(backend, block, start, stop))
 
-    if scores.on_cpu:
-        run_tasks(task, len(blocks))
-    else:
-        for number in range(len(blocks)):
-            task(number)
-    return results
+    with scores.reading():
+        if scores.on_cpu:
+            run_tasks(task, len(batches), READERS if scores.reads_files else 0)
+        else:
+            for number in range(len(batches)):
+                task(number)
+    return list(itertools.chain.from_iterable(results))
 
 
 def sweep(
@@ -87,8 +92,13 @@ def sweep(
     epsilon: float,
     weights: np.ndarray | None = None,
     precision: type = np.float64,
+    plan_rows: np.ndarray | None = None,
+    plan_share: float = 0.0,
 ) -> Sweep:
-    """One pass at potentials g (K,): everything that F(g), its gradient and the linear bound are made of."""
+    """One pass at potentials g (K,): everything that F(g), its gradient and the linear bound are made of.
+
+    For `plan_rows` (sorted) it brings their `sparse_plan` too, so that a file need not be read again for it.
+    """
     n_rows, n_classes = scores.shape
     g: np.ndarray = potentials.astype(precision)
     inverse = precision(1.0 / epsilon)
@@ -99,17 +109,22 @@ def sweep(
         mass, counts = np.zeros(n_classes), np.zeros(n_classes, np.int64)
         block_weights = no_weights if weights is None else weights[start:stop]
         sums = backend.sweep_block(block, g, inverse, block_weights, labels[start:stop], mass, counts)
-        return sums, mass, counts
+        plan = None
+        if plan_rows is not None:
+            plan = backend.sparse_plan_block(block, _within(plan_rows, start, stop), g, inverse, plan_share)
+        return sums, mass, counts, plan
 
     total = float(n_rows if weights is None else weights.sum())
     linear = entropic = 0.0
     mass, counts = np.zeros(n_classes), np.zeros(n_classes, np.int64)
-    for (block_linear, block_entropic), block_mass, block_counts in _run_blocks(scores, reduce_block):
+    reduced = _run_blocks(scores, reduce_block)
+    for (block_linear, block_entropic), block_mass, block_counts, _ in reduced:
         linear += block_linear
         entropic += block_entropic
         mass += block_mass
         counts += block_counts
-    return Sweep(mass / total, linear / total, entropic / total, labels, counts)
+    plan = None if plan_rows is None else _joined([part for *_, part in reduced], n_classes)
+    return Sweep(mass / total, linear / total, entropic / total, labels, counts, plan)
 
 
 def inspect(scores: Scores, *, every_score: bool = False) -> Inspection:
@@ -178,20 +193,19 @@ def sparse_plan(
     inverse = precision(1.0 / epsilon)
 
     def keep(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
-        first, last = np.searchsorted(rows, (start, stop))
-        return backend.sparse_plan_block(block, rows[first:last] - start, g, inverse, share)
+        return backend.sparse_plan_block(block, _within(rows, start, stop), g, inverse, share)
 
-    sizes, classes, values = (np.concatenate(part) for part in zip(*_run_blocks(scores, keep), strict=True))
+    return _joined(_run_blocks(scores, keep), scores.shape[1])
+
+
+def _within(rows: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Those of the sorted rows that are in a block, counted from its start."""
+    first, last = np.searchsorted(rows, (start, stop))
+    return rows[first:last] - start
+
+
+def _joined(parts: list[Any], n_classes: int) -> csr_array:
+    """Sparse rows of all blocks as one matrix."""
+    sizes, classes, values = (np.concatenate(part) for part in zip(*parts, strict=True))
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    return csr_array((values, classes, starts), shape=(len(rows), scores.shape[1]))
-
-
-def as_float(block: Any, dtype: str) -> np.ndarray:
-    """A block in storage form as float32 or float64 numbers, for the rare looks that no compiled sweep is for."""
-    if not isinstance(block, np.ndarray):
-        return block.double().cpu().numpy()
-    if dtype == "float16":
-        return block.view(np.float16).astype(np.float32)
-    if dtype == "bfloat16":
-        return (block.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return block
+    return csr_array((values, classes, starts), shape=(len(sizes), n_classes))

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
+import functools
 import itertools
 import os
 from collections.abc import Callable
+from typing import Any
+
+from threadpoolctl import ThreadpoolController
 
 
 def thread_count() -> int:
@@ -18,7 +23,7 @@ def thread_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_tasks(task: Callable[[int], None], n_tasks: int) -> None:
+def run_tasks(task: Callable[[int], None], n_tasks: int, extra_threads: int = 0) -> None:
     """Call task(0), ..., task(n_tasks - 1) on all threads; the first error stops the rest and is raised here.
 
     Threads are started without waiting for them, which `threading` would do: an idle processor may take milliseconds
@@ -44,7 +49,7 @@ def run_tasks(task: Callable[[int], None], n_tasks: int) -> None:
         work()
         at_work.release()
 
-    for _ in range(min(thread_count(), n_tasks) - 1):
+    for _ in range(min(thread_count() + extra_threads, n_tasks) - 1):
         _thread.start_new_thread(help_out, ())
     work()
     with gate:
@@ -53,3 +58,13 @@ def run_tasks(task: Callable[[int], None], n_tasks: int) -> None:
         at_work.acquire()
     if errors:
         raise errors[0]
+
+
+def blas_on_one_thread() -> contextlib.AbstractContextManager[Any]:
+    """One thread gives the same bits on every machine, and does not spin where other work wants the cores."""
+    return _linear_algebra().limit(limits=1, user_api="blas")
+
+
+@functools.cache
+def _linear_algebra() -> ThreadpoolController:
+    return ThreadpoolController()

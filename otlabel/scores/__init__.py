@@ -1,0 +1,138 @@
+"""Where scores come from: anything a user hands over becomes a source, which gives row blocks in storage form."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from otlabel.scores.base import ITEM_BYTES, Batch, Scores, as_float, as_numbers, draw_rows, partition
+from otlabel.scores.factored import Features, LinearScores, checked_head
+from otlabel.scores.files import StoredScores
+from otlabel.scores.hdf5 import HDF5Scores
+from otlabel.scores.kept import KeptRows, KeptWhole, default_limit, free_memory
+from otlabel.scores.memory import ArrayScores, TensorScores, as_array, is_tensor, open_array, open_tensor
+from otlabel.scores.parts import Parts
+from otlabel.scores.paths import load_array, matches, open_path
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "ITEM_BYTES", "ArrayScores", "Batch", "LinearScores", "Scores", "TensorScores", "as_array", "as_float",
+    "default_limit", "draw_rows", "free_memory", "is_tensor", "keep", "linear_scores", "load_array", "matches",
+    "open_scores", "partition",
+]  # fmt: skip
+
+
+def open_scores(scores: Any, *, device: str = "auto") -> Scores:
+    """Whatever holds an (N, K) matrix (array, tensor, nested lists, files) as a source, without copying if possible."""
+    if device != "auto":
+        chosen = _checked_device(device)
+        if is_tensor(scores):
+            return open_tensor(scores.to(chosen))
+        if chosen.type != "cpu":
+            return open_tensor(_as_tensor(open_scores(scores)).to(chosen))
+    if is_tensor(scores):
+        return open_tensor(scores)
+    source = _open_stored(scores)
+    if source is None and isinstance(scores, (list, tuple)) and scores:
+        parts = [_open_stored(part) for part in scores]
+        if None not in parts:
+            return Parts([part for part in parts if part is not None], f"{len(parts)} parts")
+    return open_array(np.asarray(scores)) if source is None else source
+
+
+def keep(scores: Scores, rows: np.ndarray, memory_limit: int | None = None) -> Scores:
+    """Scores for many passes: kept in memory by the first if `memory_limit` bytes hold them, else but for `rows`.
+
+    rows (sorted) are those that samples will be taken from. No limit: half of the memory that is free.
+    """
+    if scores.random_access or not scores.on_cpu:
+        return scores
+    limit = default_limit() if memory_limit is None else memory_limit
+    if isinstance(scores, StoredScores) and scores.n_bytes <= limit:
+        return KeptWhole(scores)
+    if isinstance(scores, LinearScores):
+        scores.keep_features(limit)
+    return KeptRows(scores, rows)
+
+
+@overload
+def linear_scores(
+    features: Any, weight: list[Any] | tuple[Any, ...], bias: Any = None, *, normalize: bool = True
+) -> list[LinearScores]: ...
+@overload
+def linear_scores(features: Any, weight: Any, bias: Any = None, *, normalize: bool = True) -> LinearScores: ...
+def linear_scores(
+    features: Any, weight: Any, bias: Any = None, *, normalize: bool = True
+) -> LinearScores | list[LinearScores]:
+    """Scores of a linear head, made block by block from features: the (N, K) matrix never exists in full.
+
+        s_ik = <features_i, weight_k> + bias_k,    if normalize less  log sum_j exp(<features_i, weight_j> + bias_j)
+
+    Args:
+        features: (N, D), from any of the places that `sinkhorn_assign` takes scores from: array, tensor, mapped file,
+            h5py dataset, "features.h5::/features", shards. Of a file they are kept in memory, in the type they are
+            stored in, if the memory limit of the first solve allows it; else each pass reads them.
+        weight: (K, D) of the head, NumPy or torch; or a list of them, one for each of several heads, which then share
+            one copy of the features: the first solve reads them for all.
+        bias: (K,), or a list of them; None for none.
+        normalize: True gives log-probabilities (log-softmax), False the logits. The labels and the plan are the same,
+            since a constant in a row changes nothing; the value is the mean log-probability or the mean logit.
+
+    Returns:
+        What `sinkhorn_assign`, `certify` and `predict` take as scores; a list of them for a list of heads. Products
+        are in float32, or in float64 where the features are.
+
+    Raises:
+        InvalidScoresError: shapes that do not fit together.
+    """
+    source = open_scores(features)
+    shared = Features(source, features.device if is_tensor(features) else None)
+
+    def head(weight: Any, bias: Any) -> LinearScores:
+        return LinearScores(shared, *checked_head(weight, bias, source.shape[1]), normalize)
+
+    if not isinstance(weight, (list, tuple)) or np.ndim(as_array(weight[0])) != 2:
+        return head(weight, bias)
+    biases = [None] * len(weight) if bias is None else bias
+    if len(biases) != len(weight):
+        raise ValueError(f"{len(weight)} weights and {len(biases)} biases were given; pass one bias a head, or None")
+    return [head(*pair) for pair in zip(weight, biases, strict=True)]
+
+
+def _open_stored(scores: Any) -> Scores | None:
+    """A source, a file or a data set that is open; None for what is none of these."""
+    if isinstance(scores, Scores):
+        return scores
+    if isinstance(scores, (str, os.PathLike)):
+        return open_path(os.fspath(scores))
+    h5py = sys.modules.get("h5py")
+    return HDF5Scores(scores) if h5py is not None and isinstance(scores, h5py.Dataset) else None
+
+
+def _as_tensor(source: Scores) -> torch.Tensor:
+    """All scores of a source as one tensor."""
+    import torch
+
+    stored = source.read(0, source.shape[0])
+    if not isinstance(stored, np.ndarray):
+        return stored
+    tensor = torch.from_numpy(np.array(as_numbers(stored, source.dtype)))
+    return tensor.view(torch.bfloat16) if source.dtype == "bfloat16" else tensor
+
+
+def _checked_device(device: str) -> torch.device:
+    import torch
+
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is not one that torch knows; use 'auto', 'cpu' or 'cuda'") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        reason = "this torch build has no CUDA" if torch.version.cuda is None else "no CUDA driver or card was found"
+        raise ValueError(f"device {device!r} was asked for, but {reason}; use device='auto' or 'cpu'")
+    return chosen

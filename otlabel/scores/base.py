@@ -1,0 +1,124 @@
+"""What every source of scores has in common. A source only moves bytes: it knows nothing of what they are for."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from otlabel.errors import InvalidScoresError
+
+BLOCK_ENTRIES = 1 << 16, 1 << 19  # fewest and most scores a block: a call's cost is hidden, the last one waits little
+FEW_BLOCKS = 16  # what threads need to share small matrices out evenly
+MAX_BLOCKS = 2048  # bounds the partial sums (K float64 each) that wait to be added
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+Batch = list[tuple[int, int]]  # consecutive blocks, each from row `start` up to row `stop`
+
+
+def partition(n_rows: int, n_classes: int) -> Batch:
+    """Blocks of up to half a million scores, fewer and larger ones where there would be too many."""
+    entries = min(max(n_rows * n_classes // FEW_BLOCKS, BLOCK_ENTRIES[0]), BLOCK_ENTRIES[1])
+    size = max(1, entries // n_classes, -(-n_rows // MAX_BLOCKS))
+    return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
+
+
+class Scores(ABC):
+    """An opened (N, K) matrix of scores.
+
+    Blocks are what a sweep reduces one at a time; they depend on (N, K) alone, so that sums have the same bits
+    wherever the scores are. Batches are blocks that are read together.
+    """
+
+    shape: tuple[int, int]
+    dtype: str  # "float16", "bfloat16", "float32" or "float64"
+    on_cpu = True  # whether blocks are NumPy arrays for the compiled sweep, else tensors for the reference
+    random_access = False  # whether a few rows cost less than a pass over all
+    reads_files = False  # whether the next pass will wait for files
+    bytes_read = 0  # from files, so far
+
+    @property
+    def n_bytes(self) -> int:
+        """What all scores take in storage form."""
+        return self.shape[0] * self.shape[1] * ITEM_BYTES[self.dtype]
+
+    def blocks(self) -> Batch:
+        """The partition of the rows."""
+        return partition(*self.shape)
+
+    def batches(self) -> list[Batch]:
+        """The blocks in the groups that are read together, in order."""
+        return [[block] for block in self.blocks()]
+
+    def reading(self) -> contextlib.AbstractContextManager[Any]:
+        """To be entered around a pass: what must hold while it lasts."""
+        return contextlib.nullcontext()
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> Any:
+        """Rows start to stop, contiguous, in storage form: float16 as uint16 bits, bfloat16 as int16 bits."""
+
+    def read_blocks(self, batch: Batch) -> Iterator[Any]:
+        """The blocks of one batch, one after the other; each is to be used before the next is asked for."""
+        first = batch[0][0]
+        rows = self.read(first, batch[-1][1])
+        for start, stop in batch:
+            yield rows[start - first : stop - first]
+
+    @abstractmethod
+    def take(self, rows: np.ndarray) -> Scores:
+        """The given rows (sorted) as a source of their own, in memory."""
+
+    def place(self, row: int) -> str:
+        """A row's name for people."""
+        return f"row {row}"
+
+
+def draw_rows(n_rows: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Sorted rows, one at random from each of `size` equal stretches: data in any order is covered evenly."""
+    if size >= n_rows:
+        return np.arange(n_rows)
+    ends = np.arange(size + 1) * n_rows // size
+    return rng.integers(ends[:-1], ends[1:])
+
+
+def check_shape(shape: tuple[int, ...], what: str = "scores") -> tuple[int, int]:
+    """The shape of a matrix with something in it, or InvalidScoresError."""
+    if len(shape) != 2:
+        raise InvalidScoresError(
+            f"{what} have shape {shape}; pass a matrix (N, K): one row a sample, one column a class"
+        )
+    if 0 in shape:
+        raise InvalidScoresError(f"{what} have shape {shape}; at least one sample and one class are needed")
+    return int(shape[0]), int(shape[1])
+
+
+def storage_type(dtype: np.dtype, what: str = "scores") -> str:
+    """The type that numbers of a NumPy type are read as, or InvalidScoresError."""
+    if dtype.kind not in "fiub":
+        raise InvalidScoresError(f"{what} have dtype {dtype}; pass real numbers (float16, float32, float64)")
+    if dtype.kind != "f":  # whole numbers up to 2**24 are exact in float32
+        return "float32" if dtype.itemsize <= 2 else "float64"
+    return f"float{8 * min(dtype.itemsize, 8)}"
+
+
+def storage_array(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An empty array in storage form."""
+    return np.empty(shape, {"float16": np.uint16, "bfloat16": np.int16}.get(dtype, dtype))
+
+
+def as_numbers(stored: np.ndarray, dtype: str) -> np.ndarray:
+    """A view of an array in storage form as the type it stands for; bfloat16, which NumPy lacks, stays as it is."""
+    return stored.view(np.float16) if dtype == "float16" else stored
+
+
+def as_float(block: Any, dtype: str) -> np.ndarray:
+    """A block in storage form as float32 or float64 numbers, for the rare looks that no compiled sweep is for."""
+    if not isinstance(block, np.ndarray):
+        return block.double().cpu().numpy()
+    if dtype == "bfloat16":
+        return (block.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return as_numbers(block, dtype).astype(np.float32) if dtype == "float16" else block

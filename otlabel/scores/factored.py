@@ -1,0 +1,172 @@
+"""Scores that are features times weights: each block is made where it is needed, the whole matrix never exists."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from otlabel.errors import InvalidScoresError
+from otlabel.scores.base import Batch, Scores, as_float
+from otlabel.scores.files import StoredScores
+from otlabel.scores.kept import KeptWhole
+from otlabel.scores.memory import ArrayScores, TensorScores, as_array
+from otlabel.sweep.pool import blas_on_one_thread
+
+if TYPE_CHECKING:
+    import torch
+
+FEATURE_BYTES = 1 << 20  # read at once: batches enough that all threads are done at about the same time
+
+
+class Features:
+    """What several heads read: one source, kept in memory by the first of them if it fits."""
+
+    def __init__(self, source: Scores, torch_device: torch.device | None = None) -> None:
+        self.source, self.torch_device = source, torch_device
+        self._lock = threading.Lock()
+
+    def keep(self, memory_limit: int) -> None:
+        """Let the next pass leave the features in memory if so many bytes hold them."""
+        with self._lock:
+            if isinstance(self.source, StoredScores) and self.source.n_bytes <= memory_limit:
+                self.source = KeptWhole(self.source)
+
+
+class LinearScores(Scores):
+    """features @ weight.T + bias, or its log-softmax, in float32 (float64 where features are)."""
+
+    def __init__(self, features: Features, weight: np.ndarray, bias: np.ndarray | None, normalize: bool) -> None:
+        source = features.source
+        self._features, self._normalize = features, normalize
+        self.shape = (source.shape[0], weight.shape[0])
+        self.dtype = "float64" if source.dtype == "float64" else "float32"
+        self.on_cpu = source.on_cpu
+        self._weight = np.ascontiguousarray(weight.T, self.dtype)  # (D, K)
+        self._bias = None if bias is None else bias.astype(self.dtype)
+        self._normalizers = np.full(self.shape[0], np.nan, self.dtype)  # log sum exp of each row seen so far
+
+    @property
+    def torch_device(self) -> torch.device | None:
+        """Where the features are, if they are a tensor: results then are as well."""
+        return self._features.torch_device
+
+    @property
+    def bytes_read(self) -> int:  # type: ignore[override]
+        """Of the features."""
+        return self._features.source.bytes_read
+
+    @property
+    def reads_files(self) -> bool:  # type: ignore[override]
+        """If the features do."""
+        return self._features.source.reads_files
+
+    def keep_features(self, memory_limit: int) -> None:
+        """Let the next pass leave the features in memory if so many bytes hold them."""
+        self._features.keep(memory_limit)
+
+    def batches(self) -> list[Batch]:
+        """Blocks whose features are read together."""
+        source = self._features.source
+        rows = max(getattr(source, "least_rows", 1), FEATURE_BYTES * source.shape[0] // source.n_bytes)
+        groups: list[Batch] = []
+        for block in self.blocks():
+            if groups and block[1] - groups[-1][0][0] <= rows:
+                groups[-1].append(block)
+            else:
+                groups.append([block])
+        return groups
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Products on one thread each: blocks are what threads share, and sums then have the same bits everywhere."""
+        with self._features.source.reading(), blas_on_one_thread():
+            yield
+
+    def read_blocks(self, batch: Batch) -> Iterator[Any]:
+        """Scores of each block, in memory that the next block uses again."""
+        first = batch[0][0]
+        features = self._features.source.read(first, batch[-1][1])
+        longest = max(stop - start for start, stop in batch)
+        room = np.empty((longest, self.shape[1]), self.dtype) if self.on_cpu else None
+        for start, stop in batch:
+            rows = features[start - first : stop - first]
+            yield self._block(rows, start, stop, room[: stop - start]) if room is not None else self._on_device(rows)
+
+    def read(self, start: int, stop: int) -> Any:
+        """By whole blocks, so that a row has the same bits however it is read."""
+        parts = []
+        for block in self.blocks():
+            if block[0] < stop and block[1] > start:
+                rows = next(iter(self.read_blocks([block])))
+                parts.append(rows[max(start - block[0], 0) : stop - block[0]])
+        return np.concatenate(parts) if self.on_cpu else _concatenated(parts)
+
+    def take(self, rows: np.ndarray) -> Scores:
+        """Scores of the given rows, as a matrix in memory."""
+        parts = []
+        with self.reading():
+            for batch in self.batches():
+                if np.diff(np.searchsorted(rows, (batch[0][0], batch[-1][1]))):
+                    for (start, stop), block in zip(batch, self.read_blocks(batch), strict=True):
+                        first, last = np.searchsorted(rows, (start, stop))
+                        parts.append(block[rows[first:last] - start])
+        return ArrayScores(np.concatenate(parts), self.dtype) if self.on_cpu else TensorScores(_concatenated(parts))
+
+    def place(self, row: int) -> str:
+        """The features' own."""
+        return f"{self._features.source.place(row)} (of the features)"
+
+    def _block(self, stored: np.ndarray, start: int, stop: int, out: np.ndarray) -> np.ndarray:
+        rows = as_float(stored, self._features.source.dtype).astype(self.dtype, copy=False)
+        np.matmul(rows, self._weight, out=out)
+        if self._bias is not None:
+            out += self._bias
+        if self._normalize:
+            normalizers = self._normalizers[start:stop]
+            if np.isnan(normalizers).any():
+                tops = out.max(1, keepdims=True)
+                tops[tops == -np.inf] = 0  # a row without any class stays one
+                with np.errstate(divide="ignore", invalid="ignore"):  # NaN is found and told of by whoever looks at it
+                    normalizers[:] = np.log(np.exp(out - tops).sum(1, dtype=np.float64)) + tops[:, 0]
+                normalizers[normalizers == -np.inf] = 0
+            out -= normalizers[:, None]
+        return out
+
+    def _on_device(self, rows: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        weight = torch.from_numpy(self._weight).to(rows.device)
+        scores = rows.to(weight.dtype) @ weight
+        if self._bias is not None:
+            scores += torch.from_numpy(self._bias).to(rows.device)
+        return torch.log_softmax(scores, 1) if self._normalize else scores
+
+
+def _concatenated(parts: list[torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    return torch.cat(parts)
+
+
+def checked_head(weight: Any, bias: Any, n_features: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """A head's weight (K, D) and bias (K,) as arrays of numbers, or InvalidScoresError."""
+    matrix = as_array(weight)
+    if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind not in "fiu":
+        raise InvalidScoresError(
+            f"weight has shape {matrix.shape} of {matrix.dtype}; pass (K, D) numbers, a row a class"
+        )
+    if matrix.shape[1] != n_features:
+        hint = "; did you mean weight.T?" if matrix.shape[0] == n_features else ""
+        raise InvalidScoresError(
+            f"weight has shape {matrix.shape}, for {matrix.shape[1]} features a sample; there are {n_features}{hint}"
+        )
+    if bias is None:
+        return matrix, None
+    vector = as_array(bias)
+    if vector.shape != (matrix.shape[0],) or vector.dtype.kind not in "fiu":
+        raise InvalidScoresError(f"bias has shape {vector.shape} of {vector.dtype}; pass ({matrix.shape[0]},) numbers")
+    return matrix, vector

@@ -1,0 +1,86 @@
+"""What sources that lie in files share: reading by batches, and seeing whether a file is still the one that was opened.
+
+A file is opened where it is first read, by each process for itself, so that a source may be sent to another one.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from pathlib import Path
+
+import numpy as np
+
+from otlabel.errors import FileFormatError
+from otlabel.scores.base import Batch, Scores, storage_array
+from otlabel.scores.memory import ArrayScores
+
+BATCH_BYTES = 8 << 20  # read at once: the disk is asked for much, and a few threads' batches take little memory
+
+
+class StoredScores(Scores):
+    """Scores that are read where they lie; `read_into` is all that a kind of file has to say."""
+
+    reads_files = True
+    name: str  # as a user would write it: FILE or FILE::NAME
+    least_rows = 1  # that a batch should have: less would be wasteful to read
+
+    def batches(self) -> list[Batch]:
+        """Blocks until they make up BATCH_BYTES."""
+        row_bytes = self.n_bytes // self.shape[0]
+        rows = max(self.least_rows, BATCH_BYTES // row_bytes, 1)
+        groups: list[Batch] = []
+        for block in self.blocks():
+            if groups and block[1] - groups[-1][0][0] <= rows:
+                groups[-1].append(block)
+            else:
+                groups.append([block])
+        return groups
+
+    @abstractmethod
+    def read_into(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Write rows start to stop in storage form to `out`."""
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows start to stop, in memory of their own."""
+        out = storage_array((stop - start, self.shape[1]), self.dtype)
+        self.read_into(start, stop, out)
+        return out
+
+    def take(self, rows: np.ndarray) -> ArrayScores:
+        """The given rows (sorted), by one read of what lies between the first and the last of them in each batch."""
+        out = storage_array((len(rows), self.shape[1]), self.dtype)
+        for batch in self.batches():
+            first, last = np.searchsorted(rows, (batch[0][0], batch[-1][1]))
+            if first < last:
+                low, high = int(rows[first]), int(rows[last - 1]) + 1
+                out[first:last] = self.read(low, high)[rows[first:last] - low]
+        return ArrayScores(out, self.dtype)
+
+    def place(self, row: int) -> str:
+        """The row's number and the file."""
+        return f"row {row} of {self.name}"
+
+
+class Stamp:
+    """What a file was when it was opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size, *self._rest = self._now()
+
+    def _now(self) -> tuple[int, ...]:
+        status = os.stat(self.path)
+        return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
+
+    def check(self) -> None:
+        """Raise FileFormatError if the file is another one now."""
+        try:
+            size, *rest = self._now()
+        except FileNotFoundError:
+            raise FileFormatError(f"{self.path} was removed while it was being read") from None
+        if (size, rest) != (self.size, self._rest):
+            raise FileFormatError(
+                f"{self.path} was changed or replaced while it was being read: {self.size:,} bytes when it was opened, "
+                f"{size:,} now; start again once it is no longer written to"
+            )

@@ -1,0 +1,87 @@
+"""Scores in a `.npy` file, read by plain reads: a mapped file that shrinks would end the process."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from otlabel.errors import FileFormatError
+from otlabel.scores.base import as_numbers, check_shape, storage_type
+from otlabel.scores.files import Stamp, StoredScores
+
+
+class NpyScores(StoredScores):
+    """An (N, K) array in C order in a `.npy` file of any version."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._stamp = Stamp(path)
+        shape, fortran_order, self._dtype, self._offset = read_header(path)
+        self.shape = check_shape(shape, f"scores in {path}")
+        self.dtype = storage_type(self._dtype, f"scores in {path}")
+        if fortran_order:
+            raise FileFormatError(
+                f"{path} holds the matrix column by column (Fortran order), so that rows cannot be read in one piece; "
+                "save it by np.save(path, np.ascontiguousarray(scores)), or pass np.load(path, mmap_mode='r')"
+            )
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self._opened: tuple[int, IO[bytes]] | None = None  # by which process, and the file
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_opened", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_over()
+
+    def read_into(self, start: int, stop: int, out: np.ndarray) -> None:
+        """By positioned reads, which threads may do at the same time."""
+        self._stamp.check()
+        into = as_numbers(out, self.dtype)
+        stored = into if into.dtype == self._dtype else np.empty(into.shape, self._dtype)
+        room = stored.view(np.uint8).reshape(-1).data
+        at, done = self._offset + start * self.shape[1] * self._dtype.itemsize, 0
+        while done < len(room):
+            n_read = os.preadv(self._file().fileno(), [room[done:]], at + done)
+            if not n_read:
+                raise FileFormatError(f"{self.name} ended before row {stop}: it shrank while it was being read")
+            done += n_read
+        if stored is not into:
+            into[:] = stored
+        with self._lock:
+            self.bytes_read += done
+
+    def _file(self) -> IO[bytes]:
+        with self._lock:
+            if self._opened is None or self._opened[0] != os.getpid():
+                self._opened = os.getpid(), open(self._stamp.path, "rb", buffering=0)  # noqa: SIM115, closed with self
+            return self._opened[1]
+
+
+def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, whether it is in Fortran order, type, and where the numbers begin; all checked against the file's size."""
+    with path.open("rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran_order, dtype = read(file)
+        except (ValueError, EOFError) as error:
+            raise FileFormatError(f"{path} is not a usable .npy file: {error}") from error
+        offset, size = file.tell(), os.fstat(file.fileno()).st_size
+    if dtype.hasobject:
+        raise FileFormatError(f"{path} holds pickled Python objects, which are never loaded; save plain numbers")
+    claimed = offset + math.prod(shape) * dtype.itemsize
+    if claimed > size:
+        raise FileFormatError(
+            f"{path} claims to hold {dtype} of shape {shape}, which takes {claimed:,} bytes, but has {size:,}: it was "
+            "cut short, or its header is wrong"
+        )
+    return tuple(shape), fortran_order, dtype, offset

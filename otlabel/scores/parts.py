@@ -1,0 +1,67 @@
+"""Several sources as one: the rows of the first, then those of the second, and so on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from otlabel.errors import InvalidScoresError
+from otlabel.scores.base import Scores
+from otlabel.scores.files import StoredScores
+
+
+class Parts(StoredScores):
+    """Row-concatenated sources with the same classes and type."""
+
+    def __init__(self, parts: Sequence[Scores], name: str) -> None:
+        self.name, self._parts = name, list(parts)
+        first = self._parts[0]
+        for number, part in enumerate(self._parts):
+            if (part.shape[1], part.dtype) != (first.shape[1], first.dtype) or not part.on_cpu:
+                raise InvalidScoresError(
+                    f"parts differ: {self._name_of(0)} holds {first.dtype} scores of {first.shape[1]} classes, "
+                    f"{self._name_of(number)} {part.dtype} of {part.shape[1]}; store all parts alike"
+                )
+        self._ends = np.cumsum([part.shape[0] for part in self._parts])
+        self.shape, self.dtype = (int(self._ends[-1]), first.shape[1]), first.dtype
+        self.least_rows = max(getattr(part, "least_rows", 1) for part in self._parts)
+
+    @property
+    def bytes_read(self) -> int:  # type: ignore[override]
+        """Of all parts."""
+        return sum(part.bytes_read for part in self._parts)
+
+    def reading(self) -> contextlib.AbstractContextManager[object]:
+        """Each part's own."""
+        with contextlib.ExitStack() as stack:
+            for part in self._parts:
+                stack.enter_context(part.reading())
+            return stack.pop_all()
+
+    def read_into(self, start: int, stop: int, out: np.ndarray) -> None:
+        """From each part that has some of the rows."""
+        at = start
+        while at < stop:
+            number, begin = self._find(at)
+            part, end = self._parts[number], min(stop, int(self._ends[number]))
+            rows = out[at - start : end - start]
+            if isinstance(part, StoredScores):
+                part.read_into(at - begin, end - begin, rows)
+            else:
+                rows[:] = part.read(at - begin, end - begin)
+            at = end
+
+    def place(self, row: int) -> str:
+        """The row's number in all, and in its part."""
+        number, begin = self._find(row)
+        return f"row {row} ({self._parts[number].place(row - begin)})"
+
+    def _find(self, row: int) -> tuple[int, int]:
+        """Which part has a row, and the part's first row."""
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        return number, int(self._ends[number]) - self._parts[number].shape[0]
+
+    def _name_of(self, number: int) -> str:
+        return getattr(self._parts[number], "name", f"part {number}")

@@ -1,0 +1,123 @@
+"""What a text names: `FILE`, `FILE::NAME`, or a pattern such as `part-*.h5::/NAME` for several files as one."""
+
+from __future__ import annotations
+
+import glob
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from otlabel.errors import FileFormatError
+from otlabel.scores.base import Scores
+from otlabel.scores.hdf5 import load_dataset, open_hdf5_scores
+from otlabel.scores.memory import as_array, open_array, open_tensor
+from otlabel.scores.npy import NpyScores, read_header
+from otlabel.scores.parts import Parts
+
+ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".pt")
+
+
+def open_path(text: str) -> Scores:
+    """The scores that a text names."""
+    pattern, _, name = text.partition("::")
+    files = matches(pattern)
+    sources = [_open_file(file, name) for file in files]
+    return sources[0] if len(sources) == 1 else Parts(sources, text)
+
+
+def matches(pattern: str) -> list[Path]:
+    """The file of that name, or all files that a pattern fits, in the order of their names and of numbers in them."""
+    if Path(pattern).exists() or not glob.has_magic(pattern):
+        return [Path(pattern)]
+    found = [Path(file) for file in glob.glob(pattern)]
+    if not found:
+        raise FileNotFoundError(f"no file fits the pattern {pattern}")
+    return sorted(found, key=_natural)
+
+
+def _natural(file: Path) -> list[tuple[int, str]]:
+    """part-2 before part-10, as their writer counted them."""
+    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", str(file))]
+
+
+def load_array(text: str) -> np.ndarray:
+    """A whole array of any dimension: labels, class masses."""
+    file_text, _, name = text.partition("::")
+    file = Path(file_text)
+    if _ending(file) == ".npy":
+        _check_nameless(file, name)
+        read_header(file)
+        return np.load(file, allow_pickle=False)
+    readers: dict[str, Callable[[Path, str], Any]] = {".npz": _load_npz, ".pt": _load_torch}
+    return as_array(readers.get(_ending(file), load_dataset)(file, name))
+
+
+def _open_file(file: Path, name: str) -> Scores:
+    match _ending(file):
+        case ".npy":
+            _check_nameless(file, name)
+            return NpyScores(file)
+        case ".npz":
+            return open_array(_load_npz(file, name), f"scores in {file}")
+        case ".pt":
+            return open_tensor(_load_torch(file, name), f"scores in {file}")
+        case _:
+            return open_hdf5_scores(file, name)
+
+
+def _ending(file: Path) -> str:
+    """What a file says that it is, once it is seen to exist."""
+    if not file.exists():
+        raise FileNotFoundError(f"{file} does not exist")
+    if file.suffix.lower() not in ENDINGS:
+        raise FileFormatError(f"{file} ends in {file.suffix!r}; known endings are {', '.join(ENDINGS)}")
+    return file.suffix.lower()
+
+
+def _check_nameless(file: Path, name: str) -> None:
+    if name:
+        raise FileFormatError(f"{file} holds one array and no names; leave out '::{name}'")
+
+
+def _load_npz(file: Path, name: str) -> np.ndarray:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return archive[_chosen(file, name, archive.files)]
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, FileFormatError):
+            raise
+        raise FileFormatError(f"{file} is not a usable .npz file: {error}") from error
+
+
+def _load_torch(file: Path, name: str) -> Any:
+    import pickle
+
+    import torch
+
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise FileFormatError(f"{file} is not a file of plain tensors: {str(error).splitlines()[0]}") from error
+    if isinstance(loaded, dict):
+        tensors = {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+        loaded = tensors[_chosen(file, name, list(tensors))]
+    elif name:
+        raise FileFormatError(f"{file} holds one tensor and no names; leave out '::{name}'")
+    if not isinstance(loaded, torch.Tensor):
+        raise FileFormatError(f"{file} holds a {type(loaded).__name__}, not a tensor")
+    return loaded
+
+
+def _chosen(file: Path, name: str, found: list[str]) -> str:
+    """The array asked for, or the only one there is."""
+    if not name and len(found) == 1:
+        return found[0]
+    if name in found:
+        return name
+    listing = ", ".join(found) or "no array at all"
+    wanted = f"no {name!r}" if name else "more than one array; name one as FILE::NAME"
+    raise FileFormatError(f"{file} holds {wanted}. It holds: {listing}")
