@@ -14,6 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+SCANS_A_SORT = 32.0  # times all arcs that may be looked at before they are sorted anew, which costs about as much
+
+
+SCANS_A_SORT = 32.0  # times all arcs that may be looked at before they are sorted anew, which costs about as much
+
 
 class Board(NamedTuple):
     """Rows, classes and units; the solver moves `units` and lowers `potentials`, and keeps the rest in step."""
@@ -26,17 +31,44 @@ class Board(NamedTuple):
     potentials: np.ndarray  # (K,) float64
     counts: np.ndarray  # (K,) int64: units in each class, those of rows that cannot move included
     targets: np.ndarray  # (K,) int64
-    # The entries with units of each class, as linked lists:
-    first: np.ndarray  # (K,) int64, -1 for none
-    following: np.ndarray  # (E,) int64
-    preceding: np.ndarray  # (E,) int64
 
 
-def new_board(start, row_of, classes, scores, units, potentials, counts, targets) -> Board:
-    """A board whose lists `spread_ties` or `repair` will fill."""
-    n_entries = len(classes)
-    lists = np.full(len(counts), -1), np.empty(n_entries, np.int64), np.empty(n_entries, np.int64)
-    return Board(start, row_of, classes, scores, units, potentials, counts, targets, *lists)
+class Arcs(NamedTuple):
+    """Every move of a unit from an entry that has one to another of its row, by class and the cheapest first.
+
+    Potentials only fall, so a move out of class j costs at least what it did when arcs were sorted, less what the
+    potential of j has fallen since: a search need look at few of them. Entries that had no unit then are listed apart.
+    """
+
+    begin: np.ndarray  # (K + 1,) int64: arcs begin[j] to begin[j + 1] leave class j
+    leaves: np.ndarray  # (A,) int64: entry
+    enters: np.ndarray  # (A,) int64: entry
+    others: np.ndarray  # (A,) int32: its class
+    cost: np.ndarray  # (A,) float64, when sorted
+    potentials: np.ndarray  # (K,) float64, when sorted
+    known: np.ndarray  # (E,) bool: entries whose arcs are sorted or that are listed
+    newest: np.ndarray  # (K,) int64: the entries listed of each class, -1 for none
+    older: np.ndarray  # (E,) int64: and the one after it
+
+
+class Search(NamedTuple):
+    """Dijkstra's state for each class."""
+
+    distance: np.ndarray  # (K,) float64
+    settled: np.ndarray  # (K,) bool
+    leaves: np.ndarray  # (K,) int64: entry by which the path there leaves the class before
+    enters: np.ndarray  # (K,) int64: and the one by which it enters
+    nearer: np.ndarray  # (K,) int64: classes that have come nearer by the arcs of one class
+    is_nearer: np.ndarray  # (K,) bool
+
+
+class Scan(NamedTuple):
+    """Where the scan of each class's arcs stands, and the arc that it found last."""
+
+    arc: np.ndarray  # (K,) int64: next of the sorted arcs
+    listed: np.ndarray  # (K,) int64: next of the entries listed apart, -1 at the end
+    leaves: np.ndarray  # (K,) int64: entry
+    enters: np.ndarray  # (K,) int64: entry
 
 
 @njit(cache=True, nogil=True)
@@ -79,101 +111,171 @@ def repair(board, dropped, slack, tie, stop):
     if np.all(board.counts == board.targets):
         return 0
     n_classes = board.counts.size
-    classes, scores, potentials = board.classes, board.scores, board.potentials
-    for entry in range(classes.size):
-        if board.units[entry] > 0:
-            _link(board, entry)
-    distance, settled = np.full(n_classes, np.inf), np.zeros(n_classes, np.bool_)
-    leaves, enters = np.full(n_classes, -1), np.full(n_classes, -1)
-    touched = np.empty(n_classes, np.int64)
-    keys, items = np.empty(1024), np.empty(1024, np.int64)
-    n_paths = 0
+    search = Search(
+        np.empty(n_classes), np.empty(n_classes, np.bool_), np.full(n_classes, -1), np.full(n_classes, -1),
+        np.empty(n_classes, np.int64), np.zeros(n_classes, np.bool_),
+    )  # fmt: skip
+    keys, items = np.empty(n_classes), np.empty(n_classes, np.int64)
+    arcs, n_scanned, n_paths = _sorted_arcs(board), 0, 0
     for source in range(n_classes):
         while board.counts[source] > board.targets[source] and not stop[0]:
+            if n_scanned > SCANS_A_SORT * arcs.cost.size:
+                arcs, n_scanned = _sorted_arcs(board), 0
             # Dijkstra from the overfull class to the nearest underfull one.
-            n_touched, target, radius = 1, -1, slack
-            touched[0], distance[source] = source, 0.0
+            search.distance[:], search.settled[:] = np.inf, False
+            search.distance[source] = 0.0
+            target, radius = -1, slack
             size = _push(keys, items, 0, 0.0, source)
             while size > 0:
                 size = _pop(keys, items, size)
                 reached, node = keys[size], items[size]
-                if settled[node] or reached > distance[node]:
+                if search.settled[node] or reached > search.distance[node]:
                     continue
                 if reached >= radius:
                     break
                 if board.counts[node] < board.targets[node]:
                     target, radius = node, reached
                     break
-                settled[node] = True
+                search.settled[node] = True
                 radius = min(radius, reached + slack - dropped[node])
-                member = board.first[node]
-                while member >= 0:
-                    row, own = board.row_of[member], scores[member] + potentials[node]
-                    for entry in range(board.start[row], board.start[row + 1]):
-                        other = classes[entry]
-                        through = reached + max(0.0, own - (scores[entry] + potentials[other]))
-                        if not settled[other] and through < distance[other] and through < radius:
-                            if distance[other] == np.inf:
-                                touched[n_touched] = other
-                                n_touched += 1
-                            distance[other], leaves[other], enters[other] = through, member, entry
-                            if size == keys.size:
-                                keys, items = _grown(keys), _grown(items)
-                            size = _push(keys, items, size, through, other)
-                    member = board.following[member]
-            for number in range(n_touched):
-                node = touched[number]
-                if settled[node] and distance[node] < radius:
-                    potentials[node] -= radius - distance[node]
-                    dropped[node] += radius - distance[node]
-            if target >= 0:
-                _move_along(board, source, target, leaves, enters)
-                n_paths += 1
-                if board.counts[source] > board.targets[source]:
-                    n_paths += _move_for_free(board, source, tie)
-            for number in range(n_touched):
-                node = touched[number]
-                distance[node], settled[node] = np.inf, False
+                n_nearer, n_looked = _reach_out(board, arcs, search, node, radius, tie)
+                n_scanned += n_looked
+                while keys.size < size + n_nearer:
+                    keys, items = _grown(keys), _grown(items)
+                for other in search.nearer[:n_nearer]:
+                    search.is_nearer[other] = False
+                    size = _push(keys, items, size, search.distance[other], other)
+            for node in range(n_classes):
+                if search.settled[node] and search.distance[node] < radius:
+                    board.potentials[node] -= radius - search.distance[node]
+                    dropped[node] += radius - search.distance[node]
             if target < 0:
                 break
+            _move_along(board, arcs, search, source, target)
+            n_paths += 1
+            if board.counts[source] > board.targets[source]:
+                n_paths += _move_for_free(board, arcs, source, tie)
     return n_paths
 
 
 @njit(cache=True, nogil=True)
-def _move_along(board, source, target, leaves, enters):
+def _sorted_arcs(board):
+    """All arcs at the present units and potentials."""
+    n_classes, n_entries = board.counts.size, board.classes.size
+    begin = np.zeros(n_classes + 1, np.int64)
+    for entry in range(n_entries):
+        if board.units[entry] > 0:
+            row = board.row_of[entry]
+            begin[board.classes[entry] + 1] += board.start[row + 1] - board.start[row] - 1
+    begin = np.cumsum(begin)
+    leaves, enters, cost = np.empty(begin[-1], np.int64), np.empty(begin[-1], np.int64), np.empty(begin[-1])
+    end = begin[:-1].copy()
+    for entry in range(n_entries):
+        if board.units[entry] > 0:
+            row, node = board.row_of[entry], board.classes[entry]
+            for other in range(board.start[row], board.start[row + 1]):
+                if other != entry:
+                    at = end[node]
+                    leaves[at], enters[at], cost[at] = entry, other, _cost(board, entry, other)
+                    end[node] += 1
+    for node in range(n_classes):
+        part = slice(begin[node], begin[node + 1])
+        order = np.argsort(cost[part])
+        leaves[part], enters[part], cost[part] = leaves[part][order], enters[part][order], cost[part][order]
+    others = board.classes[enters]
+    lists = np.full(n_classes, -1), np.empty(n_entries, np.int64)
+    return Arcs(begin, leaves, enters, others, cost, board.potentials.copy(), board.units > 0, *lists)
+
+
+@njit(cache=True, nogil=True)
+def _cost(board, leaves, enters):
+    """What a move from one entry to another of its row loses now."""
+    own = board.scores[leaves] + board.potentials[board.classes[leaves]]
+    return own - (board.scores[enters] + board.potentials[board.classes[enters]])
+
+
+@njit(cache=True, nogil=True)
+def _fallen(board, arcs, node):
+    """By how much less than when arcs were sorted a move out of a class may cost."""
+    potential = board.potentials[node]
+    return arcs.potentials[node] - potential if potential > -np.inf else 0.0
+
+
+@njit(cache=True, nogil=True)
+def _reach_out(board, arcs, search, node, radius, tie):
+    """Shorten the ways to other classes by the arcs of one; returns how many came nearer, and the arcs looked at."""
+    reached = search.distance[node]
+    fallen = _fallen(board, arcs, node) + tie
+    limit = radius - reached + fallen
+    n_nearer, n_looked, last = 0, 0, arcs.begin[node + 1]
+    for arc in range(arcs.begin[node], last):
+        n_looked += 1
+        if arcs.cost[arc] >= limit:
+            break
+        other = arcs.others[arc]  # most arcs are ruled out by what lies side by side in memory
+        least = reached + arcs.cost[arc] - fallen + (arcs.potentials[other] - board.potentials[other])
+        if least < search.distance[other] and board.units[arcs.leaves[arc]] > 0:
+            n_nearer = _come_nearer(board, search, reached, arcs.leaves[arc], arcs.enters[arc], radius, n_nearer)
+    entry = arcs.newest[node]
+    while entry >= 0:
+        if board.units[entry] > 0:
+            row = board.row_of[entry]
+            for other in range(board.start[row], board.start[row + 1]):
+                n_looked += 1
+                n_nearer = _come_nearer(board, search, reached, entry, other, radius, n_nearer)
+        entry = arcs.older[entry]
+    return n_nearer, n_looked
+
+
+@njit(cache=True, nogil=True)
+def _come_nearer(board, search, reached, leaves, enters, radius, n_nearer):
+    """Take an arc if it is the shortest way so far."""
+    other = board.classes[enters]
+    through = reached + max(0.0, _cost(board, leaves, enters))
+    if search.settled[other] or through >= search.distance[other] or through >= radius:
+        return n_nearer
+    search.distance[other], search.leaves[other], search.enters[other] = through, leaves, enters
+    if search.is_nearer[other]:
+        return n_nearer
+    search.is_nearer[other] = True
+    search.nearer[n_nearer] = other
+    return n_nearer + 1
+
+
+@njit(cache=True, nogil=True)
+def _move_along(board, arcs, search, source, target):
     """Pass as many units as possible down the path that ends at `target`, each node entered from its predecessor."""
     amount = min(board.counts[source] - board.targets[source], board.targets[target] - board.counts[target])
     node = target
     while node != source:
-        amount = min(amount, board.units[leaves[node]])
-        node = board.classes[leaves[node]]
+        amount = min(amount, board.units[search.leaves[node]])
+        node = board.classes[search.leaves[node]]
     board.counts[source] -= amount
     board.counts[target] += amount
     node = target
     while node != source:
-        before = board.classes[leaves[node]]
-        _move(board, leaves[node], enters[node], amount)
+        before = board.classes[search.leaves[node]]
+        _move(board, arcs, search.leaves[node], search.enters[node], amount)
         node = before
 
 
 @njit(cache=True, nogil=True)
-def _move_for_free(board, source, tie):
+def _move_for_free(board, arcs, source, tie):
     """Move surplus along paths that cost nothing, depth first: where rows tie, one search lets many units go.
 
-    Each class scans its members once: one that leads nowhere stays `seen`, and where a scan stopped it goes on.
+    Each class scans its arcs once: one that leads nowhere stays `seen`, and where a scan stopped it goes on.
     """
     n_classes = board.counts.size
-    member, entry = board.first.copy(), np.full(n_classes, -1)
+    scan = Scan(
+        arcs.begin[:-1].copy(), arcs.newest.copy(), np.empty(n_classes, np.int64), np.empty(n_classes, np.int64)
+    )
     seen, stack = np.zeros(n_classes, np.bool_), np.empty(n_classes, np.int64)
     n_paths, depth = 0, 1
     stack[0], seen[source] = source, True
     while depth > 0 and board.counts[source] > board.targets[source]:
-        node = stack[depth - 1]
-        found = _next_free(board, node, member, entry, seen, tie)
+        found = _next_free(board, arcs, scan, stack[depth - 1], seen, tie)
         if found < 0:
             depth -= 1
-            if depth > 0:
-                entry[stack[depth - 1]] += 1
         elif board.counts[found] >= board.targets[found]:
             seen[found] = True
             stack[depth] = found
@@ -181,15 +283,12 @@ def _move_for_free(board, source, tie):
         else:
             amount = min(board.counts[source] - board.targets[source], board.targets[found] - board.counts[found])
             for level in range(depth):
-                amount = min(amount, board.units[member[stack[level]]])
+                amount = min(amount, board.units[scan.leaves[stack[level]]])
             board.counts[source] -= amount
             board.counts[found] += amount
             for level in range(depth):
                 node = stack[level]
-                leaves, after = member[node], board.following[member[node]]
-                _move(board, leaves, entry[node], amount)
-                if board.units[leaves] == 0:
-                    member[node], entry[node] = after, -1
+                _move(board, arcs, scan.leaves[node], scan.enters[node], amount)
                 seen[node] = level == 0
             depth = 1
             n_paths += 1
@@ -197,53 +296,39 @@ def _move_for_free(board, source, tie):
 
 
 @njit(cache=True, nogil=True)
-def _next_free(board, node, member, entry, seen, tie):
-    """The next class that a member of `node` may go to at no cost, or -1; member and entry say where the scan is."""
-    while member[node] >= 0:
-        at = member[node]
-        row, own = board.row_of[at], board.scores[at] + board.potentials[node]
-        if entry[node] < 0:
-            entry[node] = board.start[row]
-        while entry[node] < board.start[row + 1]:
-            other = board.classes[entry[node]]
-            if not seen[other] and own - (board.scores[entry[node]] + board.potentials[other]) <= tie:
-                return other
-            entry[node] += 1
-        member[node], entry[node] = board.following[at], -1
+def _next_free(board, arcs, scan, node, seen, tie):
+    """The next class not seen that a unit of `node` may go to at no cost, or -1; `scan` then holds the arc."""
+    limit = _fallen(board, arcs, node) + 2 * tie
+    while scan.arc[node] < arcs.begin[node + 1] and arcs.cost[scan.arc[node]] <= limit:
+        leaves, enters = arcs.leaves[scan.arc[node]], arcs.enters[scan.arc[node]]
+        other = board.classes[enters]
+        if board.units[leaves] > 0 and not seen[other] and _cost(board, leaves, enters) <= tie:
+            scan.leaves[node], scan.enters[node] = leaves, enters
+            return other
+        scan.arc[node] += 1
+    while scan.listed[node] >= 0:
+        leaves = scan.listed[node]
+        if board.units[leaves] > 0:
+            row = board.row_of[leaves]
+            for enters in range(board.start[row], board.start[row + 1]):
+                other = board.classes[enters]
+                if not seen[other] and _cost(board, leaves, enters) <= tie:
+                    scan.leaves[node], scan.enters[node] = leaves, enters
+                    return other
+        scan.listed[node] = arcs.older[leaves]
     return -1
 
 
 @njit(cache=True, nogil=True)
-def _move(board, leaves, enters, amount):
+def _move(board, arcs, leaves, enters, amount):
     """Let `amount` units go from one entry to another of the same row."""
     board.units[leaves] -= amount
-    if board.units[leaves] == 0:
-        _unlink(board, leaves)
-    if board.units[enters] == 0:
-        _link(board, enters)
     board.units[enters] += amount
-
-
-@njit(cache=True, nogil=True)
-def _link(board, entry):
-    """Make an entry a member of its class."""
-    head = board.first[board.classes[entry]]
-    board.following[entry], board.preceding[entry] = head, -1
-    if head >= 0:
-        board.preceding[head] = entry
-    board.first[board.classes[entry]] = entry
-
-
-@njit(cache=True, nogil=True)
-def _unlink(board, entry):
-    """Take an entry out of its class."""
-    before, after = board.preceding[entry], board.following[entry]
-    if before >= 0:
-        board.following[before] = after
-    else:
-        board.first[board.classes[entry]] = after
-    if after >= 0:
-        board.preceding[after] = before
+    if not arcs.known[enters]:
+        node = board.classes[enters]
+        arcs.older[enters] = arcs.newest[node]
+        arcs.newest[node] = enters
+        arcs.known[enters] = True
 
 
 @njit(cache=True, nogil=True)

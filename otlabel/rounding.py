@@ -20,7 +20,7 @@ from otlabel import sweep
 from otlabel.errors import InfeasibleError
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem
-from otlabel.repair import Board, new_board, repair, spread_ties
+from otlabel.repair import Board, repair, spread_ties
 from otlabel.scores import draw_rows
 
 TIE = 4 * float(np.finfo(np.float64).eps)  # relative difference below which two float64 sums count as equal
@@ -70,7 +70,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         row_of = np.repeat(np.arange(len(found.rows)), found.sizes)
         units = _units(found, row_of, placement, weights, n_classes)
         counts = _counts(found, units, placement.labels, weights, n_classes)
-        board = new_board(start, row_of, found.classes, found.scores, units, g, counts, problem.targets)
+        board = Board(start, row_of, found.classes, found.scores, units, g, counts, problem.targets)
         if first:
             spread_ties(board, rng.permutation(len(found.rows)), tie)
             first = False

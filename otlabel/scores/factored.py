@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import Batch, Scores, as_float
+from otlabel.scores.base import Batch, Scores
 from otlabel.scores.files import StoredScores
 from otlabel.scores.kept import KeptWhole
 from otlabel.scores.memory import ArrayScores, TensorScores, as_array
+from otlabel.sweep import cpu
 from otlabel.sweep.pool import blas_on_one_thread
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ class LinearScores(Scores):
         self.shape = (source.shape[0], weight.shape[0])
         self.dtype = "float64" if source.dtype == "float64" else "float32"
         self.on_cpu = source.on_cpu
-        self._weight = np.ascontiguousarray(weight.T, self.dtype)  # (D, K)
-        self._bias = None if bias is None else bias.astype(self.dtype)
+        # Features get a last column of ones, so that the product adds the bias.
+        last = np.zeros(self.shape[1]) if bias is None else bias
+        self._weight = np.concatenate([weight.T, last[None]]).astype(self.dtype)  # (D + 1, K)
         self._normalizers = np.full(self.shape[0], np.nan, self.dtype)  # log sum exp of each row seen so far
 
     @property
@@ -58,11 +60,6 @@ class LinearScores(Scores):
     def bytes_read(self) -> int:  # type: ignore[override]
         """Of the features."""
         return self._features.source.bytes_read
-
-    @property
-    def reads_files(self) -> bool:  # type: ignore[override]
-        """If the features do."""
-        return self._features.source.reads_files
 
     def keep_features(self, memory_limit: int) -> None:
         """Let the next pass leave the features in memory if so many bytes hold them."""
@@ -91,10 +88,14 @@ class LinearScores(Scores):
         first = batch[0][0]
         features = self._features.source.read(first, batch[-1][1])
         longest = max(stop - start for start, stop in batch)
-        room = np.empty((longest, self.shape[1]), self.dtype) if self.on_cpu else None
+        if not self.on_cpu:
+            yield from (self._on_device(features[start - first : stop - first]) for start, stop in batch)
+            return
+        rows = np.ones((batch[-1][1] - first, len(self._weight)), self.dtype)
+        cpu.widen_block(features, rows)
+        room = np.empty((longest, self.shape[1]), self.dtype)
         for start, stop in batch:
-            rows = features[start - first : stop - first]
-            yield self._block(rows, start, stop, room[: stop - start]) if room is not None else self._on_device(rows)
+            yield self._block(rows[start - first : stop - first], start, stop, room[: stop - start])
 
     def read(self, start: int, stop: int) -> Any:
         """By whole blocks, so that a row has the same bits however it is read."""
@@ -120,29 +121,20 @@ class LinearScores(Scores):
         """The features' own."""
         return f"{self._features.source.place(row)} (of the features)"
 
-    def _block(self, stored: np.ndarray, start: int, stop: int, out: np.ndarray) -> np.ndarray:
-        rows = as_float(stored, self._features.source.dtype).astype(self.dtype, copy=False)
+    def _block(self, rows: np.ndarray, start: int, stop: int, out: np.ndarray) -> np.ndarray:
         np.matmul(rows, self._weight, out=out)
-        if self._bias is not None:
-            out += self._bias
         if self._normalize:
             normalizers = self._normalizers[start:stop]
             if np.isnan(normalizers).any():
-                tops = out.max(1, keepdims=True)
-                tops[tops == -np.inf] = 0  # a row without any class stays one
-                with np.errstate(divide="ignore", invalid="ignore"):  # NaN is found and told of by whoever looks at it
-                    normalizers[:] = np.log(np.exp(out - tops).sum(1, dtype=np.float64)) + tops[:, 0]
-                normalizers[normalizers == -np.inf] = 0
+                cpu.log_sum_exp_block(out, normalizers)
             out -= normalizers[:, None]
         return out
 
-    def _on_device(self, rows: torch.Tensor) -> torch.Tensor:
+    def _on_device(self, features: torch.Tensor) -> torch.Tensor:
         import torch
 
-        weight = torch.from_numpy(self._weight).to(rows.device)
-        scores = rows.to(weight.dtype) @ weight
-        if self._bias is not None:
-            scores += torch.from_numpy(self._bias).to(rows.device)
+        weight = torch.from_numpy(self._weight).to(features.device)
+        scores = features.to(weight.dtype) @ weight[:-1] + weight[-1]
         return torch.log_softmax(scores, 1) if self._normalize else scores
 
 

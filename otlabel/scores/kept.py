@@ -106,7 +106,7 @@ class KeptRows(Scores):
         at = np.minimum(np.searchsorted(self._rows, rows), len(self._rows) - 1)
         if self._missing or not np.array_equal(self._rows[at], rows):
             return self._source.take(rows)
-        return ArrayScores(self._kept[at], self.dtype)
+        return ArrayScores(self._kept if len(at) == len(self._rows) else self._kept[at], self.dtype)
 
     def place(self, row: int) -> str:
         """As the source names it."""

@@ -200,6 +200,32 @@ def sweep_block(scores, potentials, inverse_epsilon, weights, labels, mass, coun
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
+def widen_block(stored, numbers):
+    """Write a block in storage form as numbers (n, at least K) of any precision."""
+    n_rows, n_columns = stored.shape
+    for i in range(n_rows):
+        for k in range(n_columns):
+            numbers[i, k] = _widen(stored[i, k])
+
+
+@njit(fastmath=FAST, nogil=True, cache=True)
+def log_sum_exp_block(scores, result):
+    """Write log sum_k exp(scores) of every row; 0 for a row of nothing but -inf."""
+    n_rows, n_classes = scores.shape
+    for i in range(n_rows):
+        top = np.float32(-np.inf)
+        for k in range(n_classes):
+            top = max(top, scores[i, k])
+        total = 0.0
+        if top > -np.inf:
+            part = np.float32(0)
+            for k in range(n_classes):
+                part += _exp(scores[i, k] - top)
+            total = np.log(np.float64(part)) + top
+        result[i] = total
+
+
+@njit(fastmath=FAST, nogil=True, cache=True)
 def plan_block(scores, potentials, inverse_epsilon, plan):
     """Write softmax_k((scores + potentials) / epsilon) of every row into plan (n, K)."""
     n_rows, n_classes = scores.shape
