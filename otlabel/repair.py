@@ -17,9 +17,6 @@ from numba import njit
 SCANS_A_SORT = 32.0  # times all arcs that may be looked at before they are sorted anew, which costs about as much
 
 
-SCANS_A_SORT = 32.0  # times all arcs that may be looked at before they are sorted anew, which costs about as much
-
-
 class Board(NamedTuple):
     """Rows, classes and units; the solver moves `units` and lowers `potentials`, and keeps the rest in step."""
 
