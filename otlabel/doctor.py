@@ -18,7 +18,7 @@ from otlabel.assign import sinkhorn_assign
 from otlabel.errors import InfeasibleError, MissingPackageError, OtlabelWarning
 from otlabel.marginals import class_sizes
 from otlabel.result import Assignment
-from otlabel.scores import Scores, as_float, open_scores
+from otlabel.scores import Scores, as_float, draw_rows, keep, open_scores
 from otlabel.validate import check_mass
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Severity = Literal["ok", "note", "problem"]
 Kind = Literal["probabilities", "log-probabilities", "similarities", "non-positive", "non-negative", "logits"]
 
-ASSESSED_ENTRIES = 20_000_000  # scores up to which all rows are balanced to see what it costs: a second or two
+ASSESSED_ENTRIES = 100_000_000  # scores up to which all rows are balanced to see what it costs: a few seconds
 LOOK_ENTRIES = 2_000_000  # scores that a closer look takes
 LOOK_ROWS = 4096  # and no more rows than these
 SEED = 0  # of both samples, so that two looks at one matrix say the same
@@ -110,6 +110,7 @@ class _Usable:
     """The rows that can be looked at, and what the first pass said of every row."""
 
     rows: np.ndarray  # (R,) int64, sorted
+    sampled: np.ndarray  # (S,) int64, sorted: those of them that are in memory
     n_nan: int
     n_plus_inf: int
     n_minus_inf: int
@@ -139,7 +140,10 @@ def diagnose(scores: Any, *, class_mass: Any = None) -> Diagnosis:
     opened = open_scores(scores)
     n_rows, n_classes = opened.shape
     shares = check_mass(class_mass, n_rows, n_classes)
-    usable = _usable_rows(opened)
+    n_sampled = max(LOOK_ROWS, ASSESSED_ENTRIES // n_classes)
+    sampled = draw_rows(n_rows, n_sampled, np.random.default_rng(SEED))
+    opened = keep(opened, sampled, 0)
+    usable = _usable_rows(opened, sampled)
     bare = Diagnosis(
         n_rows=n_rows,
         n_classes=n_classes,
@@ -162,7 +166,7 @@ def diagnose(scores: Any, *, class_mass: Any = None) -> Diagnosis:
 # ---- looking ----
 
 
-def _usable_rows(scores: Scores) -> _Usable:
+def _usable_rows(scores: Scores, sampled: np.ndarray) -> _Usable:
     """The first pass; only where it met NaN or +inf does a second one tell them apart."""
     inspection = sweep.inspect(scores)
     good = np.ones(scores.shape[0], bool)
@@ -177,8 +181,10 @@ def _usable_rows(scores: Scores) -> _Usable:
             n_minus_inf += int((values == -np.inf).sum())
             good[start:stop] = ~(nan | plus_inf).any(1)
     open_ = inspection.tops > -np.inf
+    rows = np.flatnonzero(good & open_)
     return _Usable(
-        rows=np.flatnonzero(good & open_),
+        rows=rows,
+        sampled=sampled if len(rows) == len(good) else np.intersect1d(sampled, rows),
         n_nan=n_nan,
         n_plus_inf=n_plus_inf,
         n_minus_inf=n_minus_inf,
@@ -197,7 +203,7 @@ def _with_looks(bare: Diagnosis, scores: Scores, usable: _Usable, shares: np.nda
     greedy = sizes > np.minimum(GREEDY * shares, (shares + 1) / 2) * len(rows)
     taken = sizes[sizes > 0] / len(rows)
     extents = inspection.tops[rows].astype(np.float64) - inspection.bottoms[rows]
-    sample = scores.take(_sampled(rows, min(LOOK_ROWS, max(1, LOOK_ENTRIES // bare.n_classes))))
+    sample = scores.take(_some(usable.sampled, min(LOOK_ROWS, max(1, LOOK_ENTRIES // bare.n_classes))))
     values = np.concatenate([as_float(sample.read(*block), scores.dtype) for block in sample.blocks()])
     values = values.astype(np.float64)  # (R, K)
     low, median, high = _margins(values)
@@ -218,10 +224,8 @@ def _with_looks(bare: Diagnosis, scores: Scores, usable: _Usable, shares: np.nda
     )
 
 
-def _sampled(rows: np.ndarray, size: int) -> np.ndarray:
-    if size >= len(rows):
-        return rows
-    return np.sort(np.random.default_rng(SEED).choice(rows, size, replace=False))
+def _some(rows: np.ndarray, size: int) -> np.ndarray:
+    return rows[draw_rows(len(rows), size, np.random.default_rng(SEED))]
 
 
 def _margins(values: np.ndarray) -> tuple[float | None, float | None, float | None]:
@@ -285,16 +289,17 @@ def _with_assessment(
 ) -> tuple[Diagnosis, list[Finding]]:
     """What exact balance costs and which epsilon fits, from exactly balanced labels of all rows or of a sample."""
     n_affordable = max(1, ASSESSED_ENTRIES // looked.n_classes)
-    rows = _sampled(usable.rows, n_affordable)
-    assessed = scores if len(rows) == looked.n_rows else scores.take(rows)
+    rows = _some(usable.sampled, n_affordable)
+    whole = len(rows) == looked.n_rows
+    assessed = scores if whole and scores.random_access else scores.take(rows)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OtlabelWarning)  # what they say is among the findings
             result = sinkhorn_assign(assessed, class_mass=shares, epsilon=_working_epsilon(looked))
     except InfeasibleError as error:
-        whole = assessed is scores  # a sample may be short of pairs that all rows together have
         where = "" if whole else f" (in a random sample of {len(rows):,} rows)"
         remedy = "allow more pairs or change --class-mass."
+        # A sample may be short of pairs that all rows together have.
         finding = Finding("problem" if whole else "note", "balance", f"No exact balance: {error}{where}.", remedy)
         return replace(looked, n_assessed=len(rows)), [finding]
     labels, best, _ = sweep.label(assessed, np.zeros(looked.n_classes))
@@ -320,7 +325,7 @@ def suggest_epsilon(scores: Scores, potentials: np.ndarray) -> float | None:
     None where no epsilon changes anything: one class, or rows that are all equal in every class.
     """
     n_rows, n_classes = scores.shape
-    sample = scores.take(_sampled(np.arange(n_rows), min(LOOK_ROWS, max(1, LOOK_ENTRIES // n_classes))))
+    sample = scores.take(_some(np.arange(n_rows), min(LOOK_ROWS, max(1, LOOK_ENTRIES // n_classes))))
     inspection = sweep.inspect(sample)
     scale = float(np.max(inspection.tops.astype(np.float64) - inspection.bottoms))
     wanted = potentials[np.isfinite(potentials)]

@@ -75,6 +75,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
             spread_ties(board, rng.permutation(len(found.rows)), tie)
             first = False
         n_paths += _repair(board, np.zeros(n_classes), slack, tie)
+        monitor.saw("repair", 0)
         placement = _placed(found, row_of, units, placement.labels)
         if np.array_equal(counts, problem.targets):
             return Rounded(placement, np.where(np.isfinite(g), g - g[np.isfinite(g)].mean(), g), n_paths)
