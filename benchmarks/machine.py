@@ -23,6 +23,7 @@ def describe_machine(packages: Iterable[str]) -> dict:
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "cpu_count": os.cpu_count(),
+        "memory_gb": _memory_gb(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
     }
@@ -31,8 +32,9 @@ def describe_machine(packages: Iterable[str]) -> dict:
 def machine_line(machine: dict) -> str:
     """The same as one sentence."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    memory = f"{machine['memory_gb']:.0f} GB, " if machine.get("memory_gb") else ""
     return (
-        f"{machine['date']}, {machine['cpu_count']} CPUs ({machine['processor']}), Python {machine['python']}; "
+        f"{machine['date']}, {machine['cpu_count']} CPUs ({machine['processor']}), {memory}Python {machine['python']}; "
         f"{versions}."
     )
 
@@ -100,6 +102,13 @@ def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _memory_gb() -> float | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    except (AttributeError, ValueError, OSError):  # not POSIX
         return None
 
 
