@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import math
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
+from machine import describe_machine, failure_text, line, machine_line, number, read_json, write_json
 from peers import METHODS, Settings
 from synthetic import default_cache, parse_size
 
@@ -37,11 +31,11 @@ def run_method(name: str, scores: Path, settings: Settings, *, repeats: int, tim
             process = subprocess.run(command, timeout=time_limit, capture_output=True, text=True, check=False)
         except subprocess.TimeoutExpired:
             now = time.time()
-            started = _read(result).get("started", now)
+            started = read_json(result).get("started", now)
             return {"status": "time limit", "failure": f"stopped after {time_limit:g} s", "seconds_over": now - started}
         if process.returncode == 0:
-            return _read(result)
-        return {"status": "failed", "failure": _failure_text(process)}
+            return read_json(result)
+        return {"status": "failed", "failure": failure_text(process)}
 
 
 def fill_gaps(rows: list[dict]) -> None:
@@ -54,27 +48,13 @@ def fill_gaps(rows: list[dict]) -> None:
             row["gap"] = bounds[0] - row["value"]
 
 
-def describe_machine() -> dict:
-    """What the figures depend on besides the code."""
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
-    }
-
-
 def to_markdown(report: dict) -> str:
     """The report as a page: one table for each size, then what each solver's row means."""
-    machine, settings = report["machine"], report["settings"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    settings = report["settings"]
     lines = [
         "# Solvers compared",
         "",
-        f"{machine['date']}, {machine['cpu_count']} CPUs ({machine['processor']}), Python {machine['python']}; "
-        f"{versions}.",
+        machine_line(report["machine"]),
         "",
         f"Log-softmax scores in float32 with Zipf-distributed clusters, epsilon = {settings['epsilon']:g}, class error "
         f"(L1) at most {settings['tol']:g}, at most {settings['max_iterations']} iterations. Exact solvers give each "
@@ -120,7 +100,7 @@ HEADER = (
 
 def _table(rows: list[dict]) -> list[str]:
     seconds = {row["method"]: row.get("seconds") for row in rows}
-    lines = [_line(HEADER), _line("---" if name in ("method", "status") else "---:" for name in HEADER)]
+    lines = [line(HEADER), line("---" if name in ("method", "status") else "---:" for name in HEADER)]
     for row in rows:
         ours = seconds.get("otlabel-exact" if METHODS[row["method"]].exact else "otlabel-entropic")
         over = row.get("seconds_over")
@@ -128,19 +108,19 @@ def _table(rows: list[dict]) -> list[str]:
         sizes = f"{row['size_min']}-{row['size_max']}" if "size_min" in row else ""
         status = row["status"] + (f": {row['failure']}" if row.get("failure") else "")
         lines.append(
-            _line(
+            line(
                 (
                     row["method"],
-                    mark + _number(spent, ".3g") if spent else "",
-                    mark + _number(spent / ours, ".1f") if spent and ours else "",
-                    _number(row.get("compile_seconds"), ".2g"),
-                    _number(row.get("iterations"), "d"),
-                    _number(row.get("class_error"), ".1e"),
+                    mark + number(spent, ".3g") if spent else "",
+                    mark + number(spent / ours, ".1f") if spent and ours else "",
+                    number(row.get("compile_seconds"), ".2g"),
+                    number(row.get("iterations"), "d"),
+                    number(row.get("class_error"), ".1e"),
                     sizes,
-                    _number(row.get("value"), ".6f"),
-                    _number(row.get("gap"), ".1e"),
-                    _number(row.get("peak_mb"), ".0f"),
-                    _number(row.get("others_cores"), ".1f"),
+                    number(row.get("value"), ".6f"),
+                    number(row.get("gap"), ".1e"),
+                    number(row.get("peak_mb"), ".0f"),
+                    number(row.get("others_cores"), ".1f"),
                     status.replace("|", "\\|"),
                 )
             )
@@ -148,48 +128,10 @@ def _table(rows: list[dict]) -> list[str]:
     return lines
 
 
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def _failure_text(process: subprocess.CompletedProcess[str]) -> str:
-    if process.returncode < 0:
-        return f"ended by signal {-process.returncode}" + (" (memory?)" if process.returncode == -9 else "")
-    lines = process.stderr.strip().splitlines()
-    return lines[-1] if lines else f"exit status {process.returncode}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _read(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-
-
-def _finite(value: Any) -> Any:
-    """The same content with None for NaN and infinities, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def save(report: dict, out: Path) -> None:
     """Write solvers.json and solvers.md."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "solvers.json").write_text(json.dumps(_finite(report), indent=1) + "\n")
+    write_json(out / "solvers.json", report)
     (out / "solvers.md").write_text(to_markdown(report))
 
 
@@ -222,7 +164,7 @@ def main() -> None:
     if arguments.sizes:
         sizes = [parse_size(text) for text in arguments.sizes.split(",")]
     limits = {"repeats": arguments.repeats, "time_limit": arguments.time_limit}
-    report = {"machine": describe_machine(), "settings": asdict(settings) | limits | {"seed": arguments.seed}}
+    report = {"machine": describe_machine(PACKAGES), "settings": asdict(settings) | limits | {"seed": arguments.seed}}
     finished: list[dict] = []
     for n, k in sizes:
         # In another process: on Linux a child starts with its parent's memory as its peak, so this one stays small.
@@ -232,7 +174,7 @@ def main() -> None:
         rows: list[dict] = []
         for name in arguments.methods.split(","):
             rows.append({"method": name, "n": n, "k": k} | run_method(name, scores, settings, **limits))
-            print(f"{n} x {k}  {name:18s} {_number(rows[-1].get('seconds'), '8.3f')}  {rows[-1]['status']}", flush=True)
+            print(f"{n} x {k}  {name:18s} {number(rows[-1].get('seconds'), '8.3f')}  {rows[-1]['status']}", flush=True)
             fill_gaps(rows)
             save(report | {"rows": finished + rows}, arguments.out)
         finished += rows

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import statistics
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import others_cores, others_cpu_seconds, peak_memory_mb
 from peers import METHODS, Call, Outcome, Settings, balanced_counts
 from synthetic import zipf_scores
 
@@ -49,7 +48,7 @@ def measure(job: dict, result_path: Path) -> dict:
     row: dict[str, Any] = {
         "seconds": statistics.median(seconds),
         "all_seconds": seconds,
-        "others_cores": _rate(before, after),
+        "others_cores": others_cores(before, after),
         "compile_seconds": outcome.compile_seconds,
         "iterations": outcome.iterations,
         "peak_mb": None if peak is None or baseline is None else peak - baseline,
@@ -92,37 +91,10 @@ def class_mass(scores: np.ndarray, potentials: np.ndarray, epsilon: float) -> np
     return total / n
 
 
-def peak_memory_mb() -> float | None:
-    """The most memory this process has held so far, where the platform tells."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
-def others_cpu_seconds() -> float | None:
-    """CPU time the machine has spent so far on anything but this process, to 0.01 s, where the platform tells."""
-    try:
-        with open("/proc/stat") as file:
-            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, file.readline().split()[1:9])
-    except FileNotFoundError:  # not Linux
-        return None
-    busy = user + nice + system + irq + softirq + steal
-    return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
-
-
 def _timed(call: Call) -> tuple[Outcome, float]:
     start = time.perf_counter()
     outcome = call()
     return outcome, time.perf_counter() - start
-
-
-def _rate(before: tuple[float, float | None], after: tuple[float, float | None]) -> float | None:
-    if before[1] is None or after[1] is None:
-        return None
-    return max(0.0, after[1] - before[1]) / (after[0] - before[0])
 
 
 def _write(path: Path, content: dict) -> None:
