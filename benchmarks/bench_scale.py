@@ -264,8 +264,7 @@ NOTES = [
     "- **peak**: resident memory of the whole process at its highest up to the end of the first solve, interpreter, "
     "imports, warm-up and scores included. **read**: from the file during one solve.",
     "- **file cached**: how much of the file was in the page cache; every file was read through once just before.",
-    "- **Seconds by stage**, of the last solve: from the end of the pass before to the end of a stage's own passes. "
-    "The repair that moves samples to exact sizes follows the pass of `round`, and so counts with `certify`.",
+    "- **Seconds by stage**, of the last solve: from the end of the pass before to the end of a stage's own passes.",
     "- **Single passes**: the median of three after a first one. The sweep in memory runs on what 2 GB hold and is "
     "scaled to all rows. `products` are those of one pass, in float32, in the faster way to use all processors.",
     f"- **Targets** are for {SIZES['size']}, {SIZES['factored_size']} (rows x features x classes) and growth to a "
