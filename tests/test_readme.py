@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -21,7 +22,11 @@ def log_probabilities() -> np.ndarray:
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))
 def test_code_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = {"log_probs": log_probabilities(), "np": np}
+    rng = np.random.default_rng(0)
+    names = {"log_probs": log_probabilities(), "weight": rng.normal(size=(10, 16)), "bias": rng.normal(size=10)}
+    with h5py.File("scores.h5", "w") as scores, h5py.File("features.h5", "w") as features:
+        scores["log_probs"] = names["log_probs"]
+        features["features"] = rng.normal(size=(1000, 16)).astype(np.float16)
     exec(code, names)
     result = names["result"]
     assert result.counts.sum() == 1000
