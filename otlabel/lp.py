@@ -51,7 +51,7 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
     except ImportError as error:
         raise MissingPackageError("POT", "exact") from error
     monitor = Monitor(n_rows)
-    problem, _ = check_problem(opened, class_mass, np.arange(n_rows), monitor)
+    problem, _ = check_problem(opened, np.arange(n_rows), monitor, class_mass=class_mass)
     dense = np.concatenate([as_float(opened.read(*block), opened.dtype) for block in opened.blocks()])
     cost = -dense.astype(np.float64)
     forbidden = np.isinf(cost)
@@ -60,14 +60,14 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
     cost -= cost.min(1, keepdims=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what POT would warn of is raised or certified below
-        plan, log = ot.emd(np.ones(n_rows), problem.targets.astype(np.float64), cost, MAX_ITERATIONS, log=True)
+        plan, log = ot.emd(np.ones(n_rows), problem.bounds[0].astype(np.float64), cost, MAX_ITERATIONS, log=True)
     labels = plan.argmax(1)
     counts = np.bincount(labels, minlength=n_classes)
-    if not np.array_equal(counts, problem.targets) or forbidden[np.arange(n_rows), labels].any():
+    if not np.array_equal(counts, problem.bounds[0]) or forbidden[np.arange(n_rows), labels].any():
         raise InfeasibleError(f"POT found no assignment with these class sizes: {log['warning'] or 'forbidden pairs'}")
-    potentials = np.where(problem.targets > 0, log["v"], -np.inf)
+    potentials = np.where(problem.bounds[0] > 0, log["v"], -np.inf)
     certificate = certify(dense, labels, potentials=potentials)
-    share = problem.targets / n_rows
+    share = problem.bounds[0] / n_rows
     return Assignment(
         labels=like(labels.astype(np.int64), scores),
         counts=like(counts, scores),
@@ -77,7 +77,7 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
         value=certificate.value,
         bound=certificate.bound,
         epsilon=0.0,
-        marginal_error=float(np.abs(share - problem.class_mass).sum()),
+        marginal_error=float(np.abs(share - problem.rule.mass).sum()),
         status=Status.NOT_RUN,
         n_sweeps=0,
         history=(),

@@ -1,49 +1,258 @@
-"""How much each class may take: masses as shares or sizes, and a rule on them; nothing about where rows are.
+"""How much each class may take: what a user says, and the one rule on K numbers that the solver makes of it.
 
-A rule turns class masses b and potentials g into its term of the semi-dual and the mass it asks for, which is minus
-the term's gradient. Sizes are what exact labels must meet.
+A rule charges for class masses c. Its conjugate is a term of the semi-dual in the potentials g:
+
+    hard bounds    charge 0 for lo <= c <= hi, else infinite      term -(lo max(g, 0) + hi min(g, 0))
+    soft           charge rho KL(c | b)                           term rho b (exp(-g / rho) - 1)
+
+and minus the term's gradient is the mass that the class asks for. Exact masses are bounds with lo = hi = b.
+Source: Chizat, Peyre, Schmitzer, Vialard, "Scaling algorithms for unbalanced optimal transport problems",
+Mathematics of Computation 87 (2018), section 3.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from otlabel.errors import InvalidMassError
+from otlabel.errors import InfeasibleError, InvalidMassError
 
 MASS_TOLERANCE = 1e-6  # how far from 1 the sum of shares may be: float32 rounding of a thousand classes
-
-
-class Marginal(Protocol):
-    """What the solver needs to know of a rule on class masses; all arrays are (K,) float64."""
-
-    def term(self, mass: np.ndarray, potentials: np.ndarray) -> float:
-        """The rule's convex term of the semi-dual."""
-        ...
-
-    def demand(self, mass: np.ndarray, potentials: np.ndarray) -> np.ndarray:
-        """The class masses that the rule asks for at these potentials."""
-        ...
+WHOLE_TOLERANCE = 1e-9  # relative: a share times N this near to a whole number was meant to be it
 
 
 @dataclass(frozen=True)
 class Exact:
-    """Every class takes exactly its mass: charge 0 at c = b and infinite elsewhere, term -<b, g>.
+    """Every class takes exactly its mass b: charge 0 at c = b and infinite elsewhere, term -<b, g>.
 
     Source: Asano, Rupprecht, Vedaldi, "Self-labelling via simultaneous clustering and representation learning",
     ICLR 2020, section 3.1 (the transport polytope).
     """
 
-    def term(self, mass: np.ndarray, potentials: np.ndarray) -> float:
-        """-<b, g>, over the classes that have mass (an empty class has potential -inf)."""
-        wanted = mass > 0
-        return -float(mass[wanted] @ potentials[wanted])
 
-    def demand(self, mass: np.ndarray, potentials: np.ndarray) -> np.ndarray:
-        """b, whatever the potentials."""
-        return mass
+@dataclass(frozen=True)
+class KL:
+    """Prefer the masses b and pay for leaving them: charge rho KL(c | b) = rho sum_k c_k log(c_k / b_k) - c_k + b_k.
+
+    Args:
+        rho: price, in the units of the scores. Towards infinity it is `Exact`, towards 0 every class takes what it
+            likes. At the optimum c_k = b_k exp(-g_k / rho).
+
+    Source: Chizat, Peyre, Schmitzer, Vialard, "Scaling algorithms for unbalanced optimal transport problems",
+    Mathematics of Computation 87 (2018).
+    """
+
+    rho: float
+
+    def __post_init__(self) -> None:
+        if not (np.isscalar(self.rho) and np.isfinite(self.rho) and self.rho > 0):
+            raise ValueError(f"rho is {self.rho}; it must be a positive number (Exact() stands for infinity)")
+
+
+@dataclass(frozen=True, eq=False)
+class Range:
+    """Every class takes between lo and hi, without a charge in between, so that g_k is 0 unless a limit binds.
+
+    Args:
+        lo: least share (floats, up to 1) or size (integers); a number, or (K,).
+        hi: largest share or size, likewise. Where lo = hi the class is exact.
+    """
+
+    lo: Any = 0.0
+    hi: Any = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """What the solver needs to know of all classes; every array is (K,) float64, masses are shares."""
+
+    mass: np.ndarray  # b, what a soft class prefers
+    lo: np.ndarray
+    hi: np.ndarray
+    rho: np.ndarray  # inf where the bounds are hard
+    exact: np.ndarray  # bool: lo = hi
+    log_mass: np.ndarray  # log b where the plan is regularised relative to b, else 0
+
+    @property
+    def wanted(self) -> np.ndarray:
+        """Which classes may take anything."""
+        return (self.hi > 0) & (self.mass > 0)
+
+    @property
+    def shift_free(self) -> bool:
+        """Whether a constant added to all potentials changes nothing."""
+        return bool(self.exact.all())
+
+    def term(self, potentials: np.ndarray) -> float:
+        """The sum of the classes' terms of the semi-dual."""
+        wanted = self.wanted
+        g, rho = potentials[wanted], self.rho[wanted]
+        hard = -(self.lo[wanted] * np.maximum(g, 0) + self.hi[wanted] * np.minimum(g, 0))
+        with np.errstate(over="ignore", invalid="ignore"):
+            soft = rho * self.mass[wanted] * np.expm1(-g / rho)
+        return float(np.where(np.isinf(rho), hard, soft).sum())
+
+    def demand(self, potentials: np.ndarray, taken: np.ndarray) -> np.ndarray:
+        """The masses that classes ask for; one that asks for nothing in particular is content with what it takes."""
+        hard = np.where(potentials > 0, self.lo, np.where(potentials < 0, self.hi, np.clip(taken, self.lo, self.hi)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            soft = self.mass * np.exp(-potentials / self.rho)
+        return np.where(self.wanted, np.where(np.isinf(self.rho), hard, soft), 0.0)
+
+    def curvature(self, potentials: np.ndarray, taken: np.ndarray) -> np.ndarray:
+        """Second derivative of each class's term."""
+        return self.demand(potentials, taken) / self.rho
+
+    def step(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """Potentials after a step, which may bring those of ranged classes to zero but not beyond in one go."""
+        crossed = ~self.exact & np.isinf(self.rho) & (before * after < 0)
+        return np.where(crossed, 0.0, after)
+
+    def held(self, potentials: np.ndarray, residual: np.ndarray) -> np.ndarray:
+        """The ranged classes whose limits do not bind: they stay where they are."""
+        return ~self.exact & np.isinf(self.rho) & (potentials == 0) & (residual == 0)
+
+    def with_units(self, n_units: int) -> Rule:
+        """The rule with bounds that whole units can meet."""
+        lo, hi = self.unit_bounds(n_units)
+        hard = np.isinf(self.rho)
+        lo, hi = np.where(hard, lo / n_units, self.lo), np.where(hard, hi / n_units, self.hi)
+        return replace(self, lo=lo, hi=hi, exact=hard & (lo == hi))
+
+    def unit_bounds(self, n_units: int) -> tuple[np.ndarray, np.ndarray]:
+        """Fewest and most whole units of each class; raises InfeasibleError where they leave no way to share out all.
+
+        Exact masses become sizes together, by the largest remainder; bounds are rounded inwards one by one.
+        """
+        lo = np.ceil(_near_whole(self.lo * n_units)).astype(np.int64)
+        hi = np.floor(_near_whole(np.minimum(self.hi, 1.0) * n_units)).astype(np.int64)
+        if self.exact.any():
+            lo[self.exact] = hi[self.exact] = class_sizes(self.lo, n_units, self.exact)
+        crossed = np.flatnonzero(lo > hi)
+        if len(crossed):
+            k = crossed[0]
+            raise InfeasibleError(
+                f"no whole size of class {k} lies between {self.lo[k] * n_units:.6g} and {self.hi[k] * n_units:.6g} of "
+                f"{n_units} samples ({len(crossed)} such classes); widen the range"
+            )
+        if not lo.sum() <= n_units <= hi.sum():
+            short = (
+                f"at least {lo.sum()}, {lo.sum() - n_units} too many"
+                if lo.sum() > n_units
+                else (f"at most {hi.sum()}, {n_units - hi.sum()} too few")
+            )
+            raise InfeasibleError(f"the classes' bounds ask for {short}, of {n_units} samples; widen the range")
+        return lo, hi
+
+    def charge(self, taken: np.ndarray) -> float:
+        """What soft classes are charged for these shares."""
+        soft = np.isfinite(self.rho) & (self.mass > 0)
+        return float((self.rho[soft] * _divergence(taken[soft], self.mass[soft])).sum())
+
+    def prices(self, classes: np.ndarray, levels: np.ndarray, n_units: int) -> np.ndarray:
+        """What the `levels`-th unit of each of the classes costs, in units of the scores: its charge times N."""
+        mass = self.mass[classes]
+        more, less = _divergence(levels / n_units, mass), _divergence((levels - 1) / n_units, mass)
+        return np.where(np.isinf(self.rho[classes]), 0.0, self.rho[classes] * (more - less) * n_units)
+
+    def places_below(self, classes: np.ndarray, limits: np.ndarray, n_units: int) -> np.ndarray:
+        """How many units of each of some soft classes cost no more than its limit."""
+        with np.errstate(over="ignore"):
+            near = np.minimum(n_units * self.mass[classes] * np.exp(limits / self.rho[classes]) + 0.5, n_units)
+        places = np.floor(near).astype(np.int64)
+        for _ in range(2):  # the guess takes a difference for a derivative
+            places -= (places > 0) & (self.prices(classes, np.maximum(places, 1), n_units) > limits)
+        for _ in range(2):
+            room = places < n_units
+            places += room & (self.prices(classes, np.minimum(places + 1, n_units), n_units) <= limits)
+        return places
+
+    def bound(self, potentials: np.ndarray, n_units: int) -> float:
+        """sum_k max_n (-g_k n / N - charge_k(n)) over the whole sizes n that a class may have."""
+        lo, hi = self.unit_bounds(n_units)
+        wanted = np.flatnonzero(self.wanted)
+        g, rho, mass = potentials[wanted], self.rho[wanted], self.mass[wanted]
+        hard = np.maximum(-g * lo[wanted], -g * hi[wanted]) / n_units
+        with np.errstate(over="ignore", invalid="ignore"):
+            near = np.minimum(n_units * mass * np.exp(-g / rho), n_units)  # where the derivative is zero
+        soft = np.full(len(wanted), -np.inf)
+        for offset in (-1, 0, 1, 2):
+            n = np.clip(np.floor(near) + offset, 0, n_units) / n_units
+            soft = np.maximum(soft, -g * n - np.where(np.isinf(rho), 0.0, rho) * _divergence(n, mass))
+        return float(np.where(np.isinf(rho), hard, soft).sum())
+
+
+def rule_of(classes: Exact | KL | Range, mass: np.ndarray, n_rows: int) -> Rule:
+    """What the solver makes of a user's rule and class masses (shares that sum to 1)."""
+    n_classes = len(mass)
+    lo, hi, rho = mass, mass, np.full(n_classes, np.inf)
+    if isinstance(classes, KL):
+        lo, hi, rho = np.zeros(n_classes), np.where(mass > 0, 1.0, 0.0), np.full(n_classes, float(classes.rho))
+    elif isinstance(classes, Range):
+        lo, hi = _shares(classes.lo, "lo", n_rows, n_classes), _shares(classes.hi, "hi", n_rows, n_classes)
+        crossed = np.flatnonzero(lo > hi)
+        if len(crossed):
+            k = crossed[0]
+            raise InvalidMassError(f"Range: lo is above hi for class {k}: {lo[k]:.6g} > {hi[k]:.6g}")
+    elif not isinstance(classes, Exact):
+        raise TypeError(f"classes is {classes!r}; pass Exact(), KL(rho) or Range(lo, hi)")
+    relative = not isinstance(classes, Exact)
+    with np.errstate(divide="ignore"):
+        log_mass = np.log(mass) if relative else np.zeros(n_classes)
+    return Rule(mass, lo, hi, rho, np.isinf(rho) & (lo == hi), log_mass)
+
+
+def with_abstention(rule: Rule, share: float) -> Rule:
+    """The rule for the classes with a share less between them, and one more class that takes exactly that share."""
+    rest = 1.0 - share
+
+    def joined(values: np.ndarray, last: float) -> np.ndarray:
+        return np.append(values, last)
+
+    scale = np.where(rule.exact | np.isfinite(rule.rho), rest, 1.0)  # bounds of ranges are of all samples
+    relative = bool(rule.log_mass.any())
+    with np.errstate(divide="ignore"):
+        log_mass = np.log(joined(rule.mass * rest, share)) if relative else joined(rule.log_mass, 0.0)
+    hi = np.where(np.isfinite(rule.rho), rule.hi, rule.hi * scale)
+    return Rule(
+        joined(rule.mass * rest, share),
+        joined(rule.lo * scale, share),
+        joined(hi, share),
+        joined(rule.rho, np.inf),
+        joined(rule.exact, True).astype(bool),
+        log_mass,
+    )
+
+
+def _shares(bound: Any, name: str, n_rows: int, n_classes: int) -> np.ndarray:
+    """A bound of Range as (K,) shares."""
+    given = np.asarray(bound)
+    if given.dtype.kind not in "iuf" or given.shape not in ((), (n_classes,)):
+        raise InvalidMassError(
+            f"Range: {name} has shape {given.shape} of {given.dtype}; pass a number or {n_classes} of them, shares "
+            "(floats) or sizes (integers)"
+        )
+    shares = np.broadcast_to(given / n_rows if given.dtype.kind in "iu" else given, (n_classes,)).astype(np.float64)
+    bad = np.flatnonzero(~(shares >= 0) | ((shares > 1) & (given.dtype.kind == "f") & np.isfinite(shares)))
+    if len(bad):
+        raise InvalidMassError(
+            f"Range: {name} is {shares[bad[0]]:.6g} for class {bad[0]}; shares are between 0 and 1, sizes are integers"
+        )
+    return np.minimum(shares, 1.0) if name == "hi" else shares
+
+
+def _divergence(taken: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """c log(c / b) - c + b of each class."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(taken > 0, taken * np.log(taken / mass), 0.0) - taken + mass
+
+
+def _near_whole(numbers: np.ndarray) -> np.ndarray:
+    """Undo the rounding of a whole number that was divided by N and multiplied again."""
+    whole = np.rint(numbers)
+    return np.where(np.abs(numbers - whole) <= WHOLE_TOLERANCE * np.maximum(whole, 1), whole, numbers)
 
 
 def class_shares(class_mass: np.ndarray | None, n_rows: int, n_classes: int) -> np.ndarray:
@@ -72,13 +281,16 @@ def class_shares(class_mass: np.ndarray | None, n_rows: int, n_classes: int) -> 
     )
 
 
-def class_sizes(shares: np.ndarray, n_rows: int) -> np.ndarray:
-    """Whole class sizes that sum to N: the floor of N b, then one more for the largest remainders."""
-    wanted = shares * n_rows
-    near = np.rint(wanted)
-    wanted = np.where(np.abs(wanted - near) <= 1e-9 * np.maximum(near, 1), near, wanted)  # undo the division by N
+def class_sizes(shares: np.ndarray, n_rows: int, among: np.ndarray | None = None) -> np.ndarray:
+    """Whole class sizes: the floor of N b, then one more for the largest remainders until their sum is N.
+
+    `among` (bool) asks for some of the classes only: their sizes then sum to what is nearest to N times their shares.
+    """
+    shares = shares if among is None else shares[among]
+    total = n_rows if among is None or among.all() else int(np.rint(shares.sum() * n_rows))
+    wanted = _near_whole(shares * n_rows)
     sizes = np.floor(wanted).astype(np.int64)
     remainder = np.where(shares > 0, np.round(wanted - sizes, 9), -1.0)
     order = np.argsort(-remainder, kind="stable")
-    sizes[order[: n_rows - sizes.sum()]] += 1
+    sizes[order[: max(0, total - sizes.sum())]] += 1
     return sizes

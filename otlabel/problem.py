@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from otlabel.marginals import Exact, Marginal
+from otlabel.marginals import Exact, Rule
 
 if TYPE_CHECKING:
     from otlabel.scores import Scores
@@ -19,22 +21,27 @@ Method = Literal["auto", "sinkhorn"]
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Scores (N, K) to be maximised, how often each row counts, and what each class is to take."""
+    """Scores (N, K) to be maximised, how much each row counts, and what each class may take."""
 
     scores: Scores
-    class_mass: np.ndarray  # (K,) float64 shares, sum 1
-    targets: np.ndarray  # (K,) int64 class sizes
+    rule: Rule  # on class masses, which are shares of all units
+    n_units: int  # of mass that exact labels share out: the samples, or whole numbers that stand for sample masses
     spread: float  # how far apart a row's scores typically are
     extent: float  # how far apart a row's finite scores are at most
     magnitude: float  # the largest score of any row, by size: what rounding is relative to
     sampled: np.ndarray  # (R,) sorted: rows from which all samples are taken, in memory whatever the source is
-    weights: np.ndarray | None = None  # (N,) whole numbers as float64: how many equal rows one row stands for
-    marginal: Marginal = EXACT
+    weights: np.ndarray | None = None  # (N,) whole numbers as float64: how many units a row has; None for one each
+    row_rho: float = math.inf  # price of leaving a row's mass, KL; inf where rows are exact
 
     def sample(self, rows: np.ndarray) -> Problem:
         """The same problem on some of the rows."""
         weights = None if self.weights is None else self.weights[rows]
         return replace(self, scores=self.scores.take(rows), weights=weights, sampled=np.arange(len(rows)))
+
+    @functools.cached_property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Fewest and most units (K,) int64 of each class."""
+        return self.rule.unit_bounds(self.n_units)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 
 from otlabel import sweep
 from otlabel.errors import InfeasibleError
+from otlabel.marginals import Rule
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem
 from otlabel.repair import Board, repair, spread_ties
@@ -27,6 +28,7 @@ TIE = 4 * float(np.finfo(np.float64).eps)  # relative difference below which two
 MOVES_A_ROW, MOVES_A_CLASS = 0.25, 16  # candidate moves to read at first: more than a repair needs, as a rule
 SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS = 4096, 4  # rows that the first slack is judged by
 FIRST_SLACK = 1 / 64  # of a row's spread: where that search begins
+SOFT_SLACK = 2.0  # times rho: how far around its price places of soft classes count at first; they grow as its exp
 SLACK_STEP = 8.0  # how much wider the next pass looks where the candidates did not suffice
 
 
@@ -50,37 +52,41 @@ class Rounded:
 
 
 def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Monitor) -> Rounded:
-    """The best assignment whose class sizes are exactly problem.targets, from potentials near the optimum.
+    """The best assignment whose class sizes obey problem.rule, from potentials near the optimum.
 
-    Any start will do; the nearer the argmax comes to the targets, the less is left to move. Raises InfeasibleError
+    Any start will do; the nearer the argmax comes to the sizes, the less is left to move. Raises InfeasibleError
     where forbidden pairs leave no assignment.
     """
     n_rows, n_classes = problem.scores.shape
     rng = np.random.default_rng(seed)
-    g = np.where(problem.targets > 0, np.where(np.isfinite(potentials), potentials, 0.0), -np.inf)
+    most = problem.bounds[1]
+    g = np.where(most > 0, np.where(np.isfinite(potentials), potentials, 0.0), -np.inf)
     tie = TIE * (problem.magnitude + float(np.abs(g[np.isfinite(g)]).max()))
     weights = np.ones(n_rows, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
     no_rows = np.empty(0, np.int64)
     placement = Placement(np.full(n_rows, -1, np.int32), no_rows, no_rows.astype(np.int32), no_rows)
-    slack, n_paths, first = _first_slack(problem, g, rng), 0, True
+    slack = min(_first_slack(problem, g, rng), SOFT_SLACK * float(problem.rule.rho.min()))
+    n_paths, first = 0, True
     while True:
         found = sweep.candidates(problem.scores, g, placement.labels, slack, tie)
         monitor.saw("round", n_rows)
-        start = np.concatenate([[0], np.cumsum(found.sizes)])
         row_of = np.repeat(np.arange(len(found.rows)), found.sizes)
         units = _units(found, row_of, placement, weights, n_classes)
         counts = _counts(found, units, placement.labels, weights, n_classes)
-        board = Board(start, row_of, found.classes, found.scores, units, g, counts, problem.targets)
+        spare = spare_room(problem, g, counts, slack, tie)
+        board = _board(found, row_of, units, spare, g, counts)
         if first:
-            spread_ties(board, rng.permutation(len(found.rows)), tie)
+            spread_ties(board, rng.permutation(len(board.start) - 1), tie)
             first = False
-        n_paths += _repair(board, np.zeros(n_classes), slack, tie)
+        n_paths += _repair(board, np.zeros(n_classes + 1), slack, tie)
         monitor.saw("repair", 0)
+        units = board.units[: len(row_of)]
+        g = board.potentials[:-1] - (board.potentials[-1] if spare.any_room else 0.0)
         placement = _placed(found, row_of, units, placement.labels)
-        if np.array_equal(counts, problem.targets):
-            return Rounded(placement, np.where(np.isfinite(g), g - g[np.isfinite(g)].mean(), g), n_paths)
+        if np.array_equal(board.counts, board.targets):
+            return Rounded(placement, centred(problem.rule, g), n_paths)
         if slack == np.inf:
-            raise _infeasible(found, row_of, units, counts, problem.targets)
+            raise _infeasible(board, *problem.bounds)
         slack *= SLACK_STEP
         if slack > problem.extent + np.ptp(g[np.isfinite(g)]):
             slack = np.inf
@@ -100,7 +106,7 @@ def _repair(board: Board, dropped: np.ndarray, slack: float, tie: float) -> int:
 
 def _first_slack(problem: Problem, g: np.ndarray, rng: np.random.Generator) -> float:
     """How far below its label a class may be to count as a candidate: judged by a sample, so that they stay few."""
-    n_rows, n_takers = problem.scores.shape[0], int(np.count_nonzero(problem.targets))
+    n_rows, n_takers = problem.scores.shape[0], int(np.count_nonzero(problem.bounds[1]))
     size = min(len(problem.sampled), max(SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS * n_takers))
     sample = problem.scores.take(problem.sampled[draw_rows(len(problem.sampled), size, rng)])
     wanted = int(size * max(MOVES_A_ROW, MOVES_A_CLASS * n_takers / n_rows)) + 1
@@ -155,22 +161,112 @@ def _placed(found: sweep.Candidates, row_of: np.ndarray, units: np.ndarray, labe
     return Placement(labels, found.rows[row_of[split]], found.classes[split], units[split])
 
 
-def _infeasible(
-    found: sweep.Candidates, row_of: np.ndarray, units: np.ndarray, counts: np.ndarray, targets: np.ndarray
-) -> InfeasibleError:
+@dataclass(frozen=True, eq=False)
+class Spare:
+    """Room that classes may leave free, as rows of the board: a unit of such a row is in its class, or in the hub.
+
+    A class of lo to hi samples has hi places and hi - lo units that may fill them at no cost; a soft one has a unit for
+    each place whose price is near to what the place is worth now. The hub, a node after the last class, holds the rest.
+    """
+
+    classes: np.ndarray  # (V,) int64
+    prices: np.ndarray  # (V,) saved where a unit fills a place
+    units: np.ndarray  # (V,) int64
+    inside: np.ndarray  # (V,) int64: those of them in the class
+    places: np.ndarray  # (K,) int64: of each class
+
+    @property
+    def any_room(self) -> bool:
+        """Whether any size is free."""
+        return len(self.classes) > 0
+
+
+def spare_room(problem: Problem, potentials: np.ndarray, counts: np.ndarray, slack: float, tie: float) -> Spare:
+    """The room that counts and potentials leave now; in ties, as much as makes up the places."""
+    rule, n_units = problem.rule, problem.n_units
+    lo, hi = problem.bounds
+    soft = np.flatnonzero(np.isfinite(rule.rho) & rule.wanted)
+    ranged = np.flatnonzero(np.isinf(rule.rho) & (lo < hi))
+    below = rule.places_below(soft, -potentials[soft] - slack, n_units)
+    places = hi.copy()
+    places[soft] = rule.places_below(soft, -potentials[soft] + slack, n_units)
+    number = places[soft] - below
+    levels = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number) + np.repeat(below, number) + 1
+    classes = np.concatenate([ranged, np.repeat(soft, number)])
+    prices = np.concatenate([np.zeros(len(ranged)), rule.prices(np.repeat(soft, number), levels, n_units)])
+    units = np.concatenate([(hi - lo)[ranged], np.ones(len(levels), np.int64)])
+    gain = prices + potentials[classes]
+    least = np.bincount(classes, np.where(gain > tie, units, 0), len(counts))
+    most = np.bincount(classes, np.where(gain >= -tie, units, 0), len(counts))
+    wanted = np.clip(places - counts, least, most).astype(np.int64)
+    # The dearest places, which come last of their class, are the ones to fill.
+    after = np.bincount(classes, units, len(counts))[classes] - _running(classes, units)
+    return Spare(classes, prices, units, np.clip(wanted[classes] - after, 0, units).astype(np.int64), places)
+
+
+def _running(classes: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Sum of the units of each row and of those before it of its class; rows of a class lie together."""
+    total = np.cumsum(units)
+    first = np.flatnonzero(np.diff(classes, prepend=-1))
+    before = np.repeat(total[first] - units[first], np.diff(np.append(first, len(classes)))) if len(classes) else total
+    return total - before
+
+
+def _board(
+    found: sweep.Candidates,
+    row_of: np.ndarray,
+    units: np.ndarray,
+    spare: Spare,
+    potentials: np.ndarray,
+    counts: np.ndarray,
+) -> Board:
+    """Samples that may move, then the room that may, with the hub as one more class."""
+    hub, n_rows, n_spare = len(counts), len(found.rows), len(spare.classes)
+    sizes = np.concatenate([found.sizes, np.full(n_spare, 2)])
+    classes = np.concatenate([found.classes, np.stack([spare.classes, np.full(n_spare, hub)], 1).ravel()])
+    scores = np.concatenate([found.scores, np.stack([spare.prices, np.zeros(n_spare)], 1).ravel()])
+    in_hub = spare.units - spare.inside
+    filled = counts + np.bincount(spare.classes, spare.inside, hub).astype(np.int64)
+    total = counts.sum() + spare.units.sum()
+    return Board(
+        start=np.concatenate([[0], np.cumsum(sizes)]),
+        row_of=np.concatenate([row_of, np.repeat(np.arange(n_rows, n_rows + n_spare), 2)]),
+        classes=classes.astype(np.int32),
+        scores=scores,
+        units=np.concatenate([units, np.stack([spare.inside, in_hub], 1).ravel()]),
+        potentials=np.append(potentials, 0.0),
+        counts=np.append(filled, in_hub.sum()),
+        targets=np.append(spare.places, total - spare.places.sum()),
+    )
+
+
+def centred(rule: Rule, potentials: np.ndarray) -> np.ndarray:
+    """Potentials less their mean where a constant says nothing."""
+    finite = np.isfinite(potentials)
+    return np.where(finite, potentials - potentials[finite].mean(), potentials) if rule.shift_free else potentials
+
+
+def _infeasible(board: Board, lo: np.ndarray, hi: np.ndarray) -> InfeasibleError:
     """Name the classes that some samples cannot leave: all that an overfull class can pass a member on to."""
-    inside = counts > targets
+    inside = board.counts > board.targets
     while True:
-        movable = np.zeros(len(found.rows), bool)
-        movable[row_of[(units > 0) & inside[found.classes]]] = True
+        movable = np.zeros(len(board.start) - 1, bool)
+        movable[board.row_of[(board.units > 0) & inside[board.classes]]] = True
         wider = inside.copy()
-        wider[found.classes[movable[row_of]]] = True
+        wider[board.classes[movable[board.row_of]]] = True
         if np.array_equal(wider, inside):
             break
         inside = wider
-    names = np.flatnonzero(inside)
-    shown = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
+    shut = np.flatnonzero(~inside[:-1]) if inside[-1] else np.flatnonzero(inside[:-1])
+    shown = ", ".join(map(str, shut[:10])) + (", ..." if len(shut) > 10 else "")
+    n_units = board.counts[shut].sum()
+    if inside[-1]:  # what classes may leave free reaches all of these: others lack samples
+        finding, remedy = f"only {n_units} samples may go to the", "less"
+        wanted = lo[shut].sum()
+    else:
+        finding, remedy = f"{n_units} samples may only go to the", "more"
+        wanted = hi[shut].sum()
     return InfeasibleError(
-        f"{counts[inside].sum()} samples may only go to the {len(names)} classes {shown}, which are to take "
-        f"{targets[inside].sum()}; allow more pairs (scores of -inf forbid them) or give these classes more mass"
+        f"{finding} {len(shut)} classes {shown}, which are to take {wanted}; allow more pairs (scores of -inf forbid "
+        f"them) or give these classes {remedy} mass"
     )

@@ -2,6 +2,10 @@
 
     F(g) = sum_i a_i epsilon logsumexp_k((s_ik + g_k) / epsilon) + sum_k phi_k(-g_k)
 
+Where rows may leave their mass at a price rho KL, a row's part is (rho + epsilon) (exp(L_i / (rho + epsilon)) - 1) in
+place of L_i = epsilon logsumexp, and its mass the derivative of that. Where the plan is regularised relative to class
+masses b, epsilon log b_k is added to the scores of class k.
+
 Epsilon falls in steps on a small sample of the rows, then larger samples and at last all rows polish the result, so
 that few passes read everything. Every step is accepted by the value of F.
 """
@@ -9,6 +13,7 @@ that few passes read everything. Every step is accepted by the value of F.
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,6 +64,7 @@ class Point:
     """Where the solve stands: potentials, value of F, what a sweep found there, and how far it is from the target."""
 
     potentials: np.ndarray
+    plan_potentials: np.ndarray  # the same with epsilon log b where the plan is relative to b
     value: float
     sweep: sweep.Sweep
     residual: np.ndarray  # (K,) demand - c(g) = -grad F
@@ -96,6 +102,8 @@ class Objective:
         self.noise = 8 * float(np.finfo(self.precision).eps) * max(epsilon, self.magnitude)  # of a value of F
         self.problem, self.epsilon, self.tol, self.least, self.monitor = problem, epsilon, tol, least, monitor
         self.newton = newton
+        self.row_scale = problem.row_rho + epsilon  # inf where rows are exact
+        self.centred = problem.rule.shift_free and math.isinf(self.row_scale)
         self.rng = np.random.default_rng(solver.seed)
         self.rows_a_class = CURVATURE_ROWS  # for the curvature
         self.longest_step = LONGEST_STEP
@@ -103,30 +111,37 @@ class Objective:
 
     def at(self, potentials: np.ndarray) -> Point:
         """F, its gradient and all else that one sweep gives; potentials are centred first, which F does not see."""
-        problem = self.problem
+        problem, rule = self.problem, self.problem.rule
         finite = np.isfinite(potentials)
-        potentials = np.where(finite, potentials - potentials[finite].mean(), potentials)
-        rows = self._curvature_rows(potentials) if self.newton else np.empty(0, np.int64)
+        if self.centred:
+            potentials = np.where(finite, potentials - potentials[finite].mean(), potentials)
+        shifted = potentials + self.epsilon * rule.log_mass
+        rows = self._curvature_rows(shifted) if self.newton else np.empty(0, np.int64)
         later = problem.scores.random_access or not self.newton  # else a look at some rows would read all again
-        on_the_way = None if later else rows
         found = sweep.sweep(
-            problem.scores, potentials, self.epsilon, problem.weights, self.precision, on_the_way, CURVATURE_SHARE
-        )
-        residual = problem.marginal.demand(problem.class_mass, potentials) - found.mass
-        term = problem.marginal.term(problem.class_mass, potentials)
+            problem.scores, shifted, self.epsilon, problem.weights, self.precision,
+            None if later else rows, CURVATURE_SHARE, 1.0 / self.row_scale,
+        )  # fmt: skip
+        residual = rule.demand(potentials, found.mass) - found.mass
+        of_rows = found.linear + self.epsilon * found.entropic
+        if math.isfinite(self.row_scale):
+            of_rows = self.row_scale * (float(found.mass.sum()) - 1)
         error = float(np.abs(residual).sum())
         self.n_passes += 1
         self.monitor.saw("solve", problem.scores.shape[0], self.epsilon, error)
-        return Point(potentials, found.linear + self.epsilon * found.entropic + term, found, residual, error, rows)
+        return Point(potentials, shifted, of_rows + rule.term(potentials), found, residual, error, rows)
 
     def plan_of(self, point: Point) -> csr_array:
         """Rows sqrt(a_i) q_i of a sample of the rows at a point of Newton's, weighing 1 in total."""
         problem, rows = self.problem, point.curvature_rows
         plan = point.sweep.plan
         if plan is None:
-            plan = self._sparse_plan(problem.scores, rows, point.potentials)
+            plan = self._sparse_plan(problem.scores, rows, point.plan_potentials)
         weights = np.ones(len(rows)) if problem.weights is None else problem.weights[rows]
-        roots = np.sqrt(weights / weights.sum()).astype(np.float32)
+        total = weights.sum()
+        if len(point.sweep.row_mass):
+            weights = point.sweep.row_mass[rows]
+        roots = np.sqrt(weights / total).astype(np.float32)
         data = plan.data * np.repeat(roots, np.diff(plan.indptr))
         return csr_array((data, plan.indices, plan.indptr), shape=plan.shape)
 
@@ -153,21 +168,22 @@ class Objective:
         """Whether the class error is within the tolerance and, where asked for, no class is starved."""
         if point.error > self.tol:
             return False
-        mass = self.problem.class_mass
-        return not self.least or bool((point.sweep.mass >= self.least * mass).all())
+        demand = point.residual + point.sweep.mass
+        return not self.least or bool((point.sweep.mass >= self.least * demand).all())
 
 
 def solve(problem: Problem, solver: Solver, init: np.ndarray | None, monitor: Monitor) -> Solution:
     """Potentials whose class masses are within solver.tol (L1) of what is asked, or the nearest that was reached."""
-    wanted = problem.class_mass > 0
-    g = np.where(wanted, 0.0 if init is None else init, -np.inf)
+    wanted = problem.rule.wanted
+    level = 0.0 if math.isinf(problem.row_rho) else -problem.magnitude  # or rows would take exp(magnitude / epsilon)
+    g = np.where(wanted, level if init is None else init, -np.inf)
     if solver.method == "sinkhorn":
         return _finish(problem, solver, g, solver.max_sweeps, monitor)
     if init is not None:
         solution = _finish(problem, solver, g, WARM_PASSES, monitor)
         if solution.status is Status.CONVERGED or monitor.n_sweeps >= solver.max_sweeps:
             return solution
-        g = np.where(wanted, 0.0, -np.inf)  # the start given was too far off to be of use
+        g = np.where(wanted, level, -np.inf)  # the start given was too far off to be of use
     samples = list(_samples(problem, np.random.default_rng(solver.seed)))
     *ladder, last = _ladder(problem.spread, solver.epsilon)
     for epsilon in ladder:
@@ -258,28 +274,33 @@ def _minimise(objective: Objective, g: np.ndarray, max_passes: int) -> Solution:
 
 
 def _sinkhorn_step(objective: Objective, point: Point) -> np.ndarray:
-    """g + epsilon log(demand / c), which never raises F."""
-    demand = objective.problem.marginal.demand(objective.problem.class_mass, point.potentials)
+    """g + epsilon log(demand / c), which never raises F; where demand falls with g, as far less as that takes."""
+    rule = objective.problem.rule
     tiny = float(np.finfo(np.float32).tiny)  # what the compiled exponential returns for anything smaller
     wanted = np.isfinite(point.potentials)
-    ratio = np.maximum(demand[wanted], tiny) / np.maximum(point.sweep.mass[wanted], tiny)
+    mass = point.sweep.mass[wanted]
+    ratio = np.maximum(mass + point.residual[wanted], tiny) / np.maximum(mass, tiny)
     g = point.potentials.copy()
-    g[wanted] += objective.epsilon * np.log(ratio)
-    return g
+    g[wanted] += np.log(ratio) / (1 / objective.epsilon + 1 / rule.rho[wanted])
+    return rule.step(point.potentials, g)
 
 
 def _newton_step(objective: Objective, point: Point, max_passes: int) -> Point | None:
     """A damped Newton step that lowers F, or None where the quadratic model does not lead down."""
+    rule = objective.problem.rule
     direction = objective.epsilon * _newton_direction(objective, point)
     slope = -float(point.residual @ direction)
     length = 1.0
     for _ in range(HALVINGS if slope < 0 else 0):
         if objective.n_passes >= max_passes:
             break
-        following = objective.at(point.potentials + length * direction)
-        fell = following.value <= point.value + 1e-4 * length * slope
+        aim = rule.step(point.potentials, point.potentials + length * direction)
+        following = objective.at(aim)
+        moved = aim[np.isfinite(aim)] - point.potentials[np.isfinite(aim)]
+        promised = -float(point.residual[np.isfinite(aim)] @ moved)
+        fell = following.value <= point.value + 1e-4 * promised
         indistinct = following.value <= point.value + objective.noise and following.error < point.error
-        if fell or indistinct:
+        if (fell and promised < 0) or indistinct:
             if length < 1:
                 objective.longest_step = max(LONGEST_STEP, length * objective.longest_step)
             elif np.abs(direction).max() >= objective.longest_step * objective.epsilon:
@@ -294,17 +315,21 @@ def _newton_step(objective: Objective, point: Point, max_passes: int) -> Point |
 def _newton_direction(objective: Objective, point: Point) -> np.ndarray:
     """Solve (diag(c) - sum_i a_i q_i q_i^T) y = demand - c over the classes with mass; y is in units of epsilon.
 
-    The second term comes from a sample of the rows. Scaling both its sides by sqrt(c / c_sample) makes its diagonal
+    Soft classes add their own curvature to the diagonal; where rows may leave their mass, less is subtracted. The
+    second term comes from a sample of the rows. Scaling both its sides by sqrt(c / c_sample) makes its diagonal
     agree with all rows and keeps the whole positive semi-definite, which exchanging the diagonal alone would not.
     """
-    active = np.flatnonzero(np.isfinite(point.potentials))
+    rule = objective.problem.rule
+    active = np.flatnonzero(np.isfinite(point.potentials) & ~rule.held(point.potentials, point.residual))
     plan = objective.plan_of(point)
     plan = plan if len(active) == plan.shape[1] else plan[:, active]
     mass, residual = point.sweep.mass[active], point.residual[active]
     root_weights = plan.sum(1)  # q sums to 1 but for the entries left out
     sampled = plan.T @ root_weights
     scale = np.sqrt(mass / np.maximum(sampled, 0.1 * mass + 1e-300))
-    diagonal = sampled * scale**2 + RIDGE * (mass + 1.0 / len(active))
+    own = objective.epsilon * rule.curvature(point.potentials, point.sweep.mass)[active]
+    diagonal = sampled * scale**2 + own + RIDGE * (mass + 1.0 / len(active))
+    scale *= np.sqrt(1 - objective.epsilon / objective.row_scale)
     y = np.zeros(len(point.potentials))
     if len(active) <= DENSE_CLASSES:
         y[active] = _solve_dense(plan, scale, diagonal, residual)

@@ -33,36 +33,80 @@ def check_solver(epsilon: float, rounding: Rounding, tol: float, max_sweeps: int
 
 
 def check_problem(
-    scores: Scores, class_mass: Any, sampled: np.ndarray, monitor: Monitor, classes: Marginal = EXACT
+    scores: Scores,
+    sampled: np.ndarray,
+    monitor: Monitor,
+    *,
+    class_mass: Any = None,
+    sample_mass: Any = None,
+    classes: Exact | KL | Range = EXACT,
+    samples: Exact | KL = EXACT,
+    abstain: float = 0.0,
 ) -> tuple[Problem, np.ndarray]:
     """The problem, after a first look at every score; and a hash of each row. Samples will be taken from `sampled`."""
     n_rows, n_classes = scores.shape
     shares = check_mass(class_mass, n_rows, n_classes)
-    targets = class_sizes(shares, n_rows)
+    weights, n_units = check_sample_mass(sample_mass, n_rows)
+    rule = rule_of(classes, shares, n_rows)
+    if not isinstance(samples, (Exact, KL)):
+        raise TypeError(f"samples is {samples!r}; pass Exact() or KL(rho)")
+    if not 0 <= abstain < 1:
+        raise ValueError(f"abstain is {abstain}; pass the share of samples to leave unlabelled, from 0 to below 1")
     inspection = sweep.inspect(scores)
     monitor.saw("inspect", n_rows)
     check_finite(scores, inspection)
     if inspection.n_forbidden:
-        _check_forbidden(scores, inspection, targets)
+        rule = _check_forbidden(scores, inspection, rule, monitor, may_abstain=abstain > 0)
     tops, bottoms = inspection.tops.astype(np.float64), inspection.bottoms.astype(np.float64)
-    extents = tops - bottoms
-    if n_rows < n_classes and class_mass is None:
+    open_rows = tops > -np.inf
+    extents = np.where(open_rows, tops - bottoms, 0.0)
+    if n_rows < n_classes and class_mass is None and isinstance(classes, Exact):
         warn(FewSamplesWarning, f"{n_rows} samples for {n_classes} classes: sizes are 0 or 1")
     if n_classes > 1 and not inspection.n_forbidden and not extents.any():
         warn(DegenerateScoresWarning, "every row's scores are all equal: they carry no information, labels are random")
     elif n_classes > 1 and tops.max() <= 1 and bottoms.min() >= 0 and _look_like_probabilities(scores, sampled):
         warn(DegenerateScoresWarning, "rows are in [0, 1] and sum to 1, like probabilities: pass the logarithm of them")
+    extent = float(extents.max())
+    if abstain > 0:
+        scores, rule = WithColumn(scores), with_abstention(rule, abstain)
+        extent = float((np.maximum(tops, 0) - np.where(open_rows, np.minimum(bottoms, 0), 0)).max())
     problem = Problem(
         scores=scores,
-        class_mass=shares,
-        targets=targets,
+        rule=rule,
+        n_units=n_units,
         spread=float(np.median(extents)),
-        extent=float(extents.max()),
-        magnitude=float(np.abs(tops).max()),
+        extent=extent,
+        magnitude=float(np.abs(tops[open_rows]).max(initial=0.0)),
         sampled=sampled,
-        marginal=classes,
+        weights=weights,
+        row_rho=samples.rho if isinstance(samples, KL) else math.inf,
     )
+    if math.isinf(problem.row_rho):
+        rule.unit_bounds(n_units)  # raises where no sizes will do, before anything long begins
     return problem, inspection.hashes
+
+
+def check_sample_mass(sample_mass: Any, n_rows: int) -> tuple[np.ndarray | None, int]:
+    """How many units each row has (None for one each), and their sum."""
+    if sample_mass is None:
+        return None, n_rows
+    given = as_array(sample_mass)
+    if given.shape != (n_rows,) or given.dtype.kind not in "iuf":
+        raise InvalidMassError(f"sample_mass has shape {given.shape} of {given.dtype}; pass one number for each row")
+    mass = given.astype(np.float64)
+    if not np.isfinite(mass).all() or (mass < 0).any() or not mass.any():
+        worst = int(np.argmax(~np.isfinite(mass) | (mass < 0)))
+        raise InvalidMassError(f"sample_mass[{worst}] is {mass[worst]}; masses must be finite, not negative, not all 0")
+    if (mass == mass[0]).all():
+        return None, n_rows
+    if given.dtype.kind in "iu":
+        return mass, int(given.sum())
+    if abs(mass.sum() - 1) > MASS_TOLERANCE:
+        raise InvalidMassError(
+            f"sample_mass sums to {mass.sum():.9g}; pass shares that sum to 1 (sample_mass / sample_mass.sum()) or "
+            "integers"
+        )
+    return class_sizes(mass / mass.sum(), MASS_UNITS).astype(np.float64), MASS_UNITS
 
 
 def check_finite(scores: Scores, inspection: sweep.Inspection) -> None:

@@ -32,7 +32,8 @@ class Sweep:
     linear: float  # mean over rows of max_k (s + g)
     entropic: float  # mean over rows of log sum_k exp((s + g - max) / epsilon)
     labels: np.ndarray  # (N,) int32: the best class of s + g
-    counts: np.ndarray  # (K,) int64: how many samples have that label
+    counts: np.ndarray  # (K,) int64: how many units have that label
+    row_mass: np.ndarray  # (N,) what each row takes where rows may leave their weight, else empty
     plan: csr_array | None = None  # (R, K) of the rows that were asked for, as from `sparse_plan`
 
 
@@ -94,21 +95,27 @@ def sweep(
     precision: type = np.float64,
     plan_rows: np.ndarray | None = None,
     plan_share: float = 0.0,
+    row_exponent: float = 0.0,
 ) -> Sweep:
     """One pass at potentials g (K,): everything that F(g), its gradient and the linear bound are made of.
 
-    For `plan_rows` (sorted) it brings their `sparse_plan` too, so that a file need not be read again for it.
+    For `plan_rows` (sorted) it brings their `sparse_plan` too, so that a file need not be read again for it. With a
+    `row_exponent`, rows take mass exp(row_exponent * epsilon * logsumexp(u / epsilon)) times their weight.
     """
     n_rows, n_classes = scores.shape
     g: np.ndarray = potentials.astype(precision)
     inverse = precision(1.0 / epsilon)
     labels = np.empty(n_rows, np.int32)
     no_weights = np.empty(0)
+    row_mass = np.empty(n_rows if row_exponent else 0)
 
     def reduce_block(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
         mass, counts = np.zeros(n_classes), np.zeros(n_classes, np.int64)
         block_weights = no_weights if weights is None else weights[start:stop]
-        sums = backend.sweep_block(block, g, inverse, block_weights, labels[start:stop], mass, counts)
+        rows = slice(start, stop)
+        sums = backend.sweep_block(
+            block, g, inverse, block_weights, row_exponent, labels[rows], row_mass[rows], mass, counts
+        )
         plan = None
         if plan_rows is not None:
             plan = backend.sparse_plan_block(block, _within(plan_rows, start, stop), g, inverse, plan_share)
@@ -124,7 +131,7 @@ def sweep(
         mass += block_mass
         counts += block_counts
     plan = None if plan_rows is None else _joined([part for *_, part in reduced], n_classes)
-    return Sweep(mass / total, linear / total, entropic / total, labels, counts, plan)
+    return Sweep(mass / total, linear / total, entropic / total, labels, counts, row_mass, plan)
 
 
 def inspect(scores: Scores, *, every_score: bool = False) -> Inspection:

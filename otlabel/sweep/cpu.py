@@ -156,11 +156,13 @@ def _exp_by_type(x):
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
-def sweep_block(scores, potentials, inverse_epsilon, weights, labels, mass, counts):
+def sweep_block(scores, potentials, inverse_epsilon, weights, row_exponent, labels, row_mass, mass, counts):
     """Reduce one block in the precision of `potentials` (float32 or float64; 1/epsilon is of the same type).
 
     Adds to mass (K,) float64 and counts (K,) int64, writes labels (n,), and returns the sums over rows of
-    weight * max_k u_k and weight * log sum_k exp((u_k - max u) / epsilon), where u = scores + potentials.
+    weight * max_k u_k and weight * log sum_k exp((u_k - max u) / epsilon), where u = scores + potentials. Where
+    row_exponent is not zero, a row's mass is its weight times exp(row_exponent * epsilon * logsumexp(u / epsilon)), as
+    it is where rows may leave their mass; it is written to row_mass (n,).
     """
     n_rows, n_classes = scores.shape
     u = np.empty(n_classes, potentials.dtype)
@@ -183,7 +185,11 @@ def sweep_block(scores, potentials, inverse_epsilon, weights, labels, mass, coun
             total += e
         if weighted:
             weight = weights[i]
-        scale[0] = weight / total
+        own_mass = weight
+        if row_exponent != 0.0:
+            own_mass *= np.exp(row_exponent * (np.float64(top) + np.log(np.float64(total)) / inverse_epsilon))
+            row_mass[i] = own_mass
+        scale[0] = own_mass / total
         for k in range(n_classes):
             partial[k] += u[k] * scale[0]
         labels[i] = label

@@ -30,11 +30,13 @@ def sweep_block(
     potentials: np.ndarray,
     inverse_epsilon: float,
     weights: np.ndarray,
+    row_exponent: float,
     labels: np.ndarray,
+    row_mass: np.ndarray,
     mass: np.ndarray,
     counts: np.ndarray,
 ) -> tuple[float, float]:
-    """Sums of weight * max u and weight * log sum exp((u - max u) / epsilon); adds to mass and counts, sets labels."""
+    """Sums of weight * max u and weight * log sum exp((u - max u) / epsilon); the rest is written to the arrays."""
     u = _u(block, potentials)
     top = u.amax(1, keepdim=True)
     e = torch.exp((u - top) * float(inverse_epsilon))
@@ -43,7 +45,11 @@ def sweep_block(
     weight = weight.to(u.device)
     best = _first_best(u)
     labels[:] = best.cpu().numpy()
-    mass += (weight @ (e / total).double()).cpu().numpy()
+    own_mass = weight
+    if row_exponent:
+        own_mass = weight * torch.exp(row_exponent * (top[:, 0].double() + total[:, 0].double().log() / inverse_epsilon))
+        row_mass[:] = own_mass.cpu().numpy()
+    mass += (own_mass @ (e / total).double()).cpu().numpy()
     counts += np.bincount(labels, weights.astype(np.int64) if weights.size else None, len(mass)).astype(np.int64)
     return float(weight @ top[:, 0].double()), float(weight @ total[:, 0].double().log())
 
