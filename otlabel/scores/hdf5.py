@@ -114,12 +114,19 @@ class HDF5Scores(StoredScores):
         self._leftovers[first] = rows, n_left
 
     def _fetch(self, dataset: h5py.Dataset, start: int, stop: int, out: np.ndarray) -> None:
+        import h5py
+
         into = as_numbers(out, self.dtype)
+        stored = np.empty(into.shape, bool) if self._converted else into
+        # By h5py's lower layer: the upper one drops objects right after a read, and Python loses an interrupt that came
+        # during the read in the callback for that. Here they live on, so that it is raised in this very function.
+        room, kind = h5py.h5s.create_simple(stored.shape), h5py.h5t.py_create(stored.dtype)
+        rows = dataset.id.get_space()
+        rows.select_hyperslab((start, 0), stored.shape)
         try:
-            if self._converted:
-                into[:] = dataset[start:stop]
-            else:
-                dataset.read_direct(into, np.s_[start:stop])
+            dataset.id.read(room, rows, stored, kind)
+            if stored is not into:
+                into[:] = stored
         except OSError as error:
             if self._stamp is not None:
                 self._stamp.check()
