@@ -758,6 +758,24 @@ def test_interrupt_between_passes_leaves_no_thread_and_a_usable_source(tmp_path,
     np.testing.assert_array_equal(sinkhorn_assign(source, memory_limit=0).labels, expected.labels)
 
 
+@pytest.mark.parametrize("kind", ["f4", "bool"])
+def test_interrupt_during_a_read_is_raised_after_it(tmp_path, kind: str) -> None:
+    """One interrupt, not repeated: Python would lose it in any callback between the read and our own code."""
+    array = np.random.default_rng(0).standard_normal((20_000, 200), np.float32)
+    array = array > 0 if kind == "bool" else array
+    source = open_scores(hdf5_file(tmp_path / "scores", array, chunks=(7, 134), compression="gzip"))
+    usual = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for _ in range(5):
+            signal.setitimer(signal.ITIMER_REAL, 0.01)  # by far most of the time is spent in the library
+            with pytest.raises(KeyboardInterrupt):
+                source.read(0, 20_000)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, usual)
+    np.testing.assert_array_equal(source.read(0, 20_000), array)
+
+
 @pytest.mark.parametrize("way", ["npy", "gzip"])
 def test_interrupt_while_streaming_ends_at_once_and_leaves_nothing(tmp_path, way: str) -> None:
     array = np.random.default_rng(0).standard_normal((20_000, 200), np.float32)
