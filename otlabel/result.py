@@ -7,6 +7,7 @@ import json
 import os
 import textwrap
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,6 +28,9 @@ FORMAT = "otlabel.Assignment"
 FORMAT_VERSION = 2
 ARRAYS = ("labels", "counts", "class_mass", "potentials", "plan_potentials")
 FLOATS = ("value", "bound", "epsilon", "marginal_error", "seconds")
+DAMAGED = (  # what a damaged archive may raise, by where the damage is
+    zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, TypeError, AttributeError, RuntimeError,
+)  # fmt: skip
 WHOLES = ("n_sweeps", "bytes_read", "peak_memory")
 
 
@@ -187,7 +191,7 @@ class Assignment:
             header |= {name: float(header[name]) for name in FLOATS} | {name: int(header[name]) for name in WHOLES}
             loaded = cls(**arrays, **header)
             _check_arrays(arrays)
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError, TypeError, AttributeError) as error:
+        except DAMAGED as error:
             raise FileFormatError(f"{path} is not a saved Assignment: {error}") from error
         return loaded
 

@@ -43,7 +43,7 @@ def check_problem(
     monitor.saw("inspect", n_rows)
     check_finite(scores, inspection)
     if inspection.n_forbidden:
-        _check_forbidden(scores, inspection, targets)
+        _check_forbidden(scores, inspection, targets, monitor)
     tops, bottoms = inspection.tops.astype(np.float64), inspection.bottoms.astype(np.float64)
     extents = tops - bottoms
     if n_rows < n_classes and class_mass is None:
@@ -87,7 +87,7 @@ def check_mass(class_mass: Any, n_rows: int, n_classes: int) -> np.ndarray:
     return class_shares(None if class_mass is None else as_array(class_mass), n_rows, n_classes)
 
 
-def _check_forbidden(scores: Scores, inspection: sweep.Inspection, targets: np.ndarray) -> None:
+def _check_forbidden(scores: Scores, inspection: sweep.Inspection, targets: np.ndarray, monitor: Monitor) -> None:
     """Refuse rows without any class, and classes that want samples but may have none."""
     closed_rows = np.flatnonzero(inspection.tops == -np.inf)
     if len(closed_rows):
@@ -95,12 +95,15 @@ def _check_forbidden(scores: Scores, inspection: sweep.Inspection, targets: np.n
             f"{len(closed_rows)} rows have no class allowed (all scores are -inf), the first is row {closed_rows[0]}; "
             "leave these rows out or allow at least one class"
         )
-    check_open_rows(scores, targets > 0)
+    if not (targets > 0).all():
+        check_open_rows(scores, targets > 0)
+        monitor.saw("inspect", scores.shape[0])
     allowed = np.zeros(len(targets), bool)
     for start, stop in scores.blocks():
         allowed |= (as_float(scores.read(start, stop), scores.dtype) > -np.inf).any(0)
         if allowed.all():
-            return
+            break
+    monitor.saw("inspect", stop)
     closed = np.flatnonzero(~allowed & (targets > 0))
     if len(closed):
         raise InfeasibleError(

@@ -100,10 +100,11 @@ class LinearScores(Scores):
     def read(self, start: int, stop: int) -> Any:
         """By whole blocks, so that a row has the same bits however it is read."""
         parts = []
-        for block in self.blocks():
-            if block[0] < stop and block[1] > start:
-                rows = next(iter(self.read_blocks([block])))
-                parts.append(rows[max(start - block[0], 0) : stop - block[0]])
+        with blas_on_one_thread():
+            for block in self.blocks():
+                if block[0] < stop and block[1] > start:
+                    rows = next(iter(self.read_blocks([block])))
+                    parts.append(rows[max(start - block[0], 0) : stop - block[0]])
         return np.concatenate(parts) if self.on_cpu else _concatenated(parts)
 
     def take(self, rows: np.ndarray) -> Scores:

@@ -50,12 +50,16 @@ class StoredScores(Scores):
     def take(self, rows: np.ndarray) -> ArrayScores:
         """The given rows (sorted), by one read of what lies between the first and the last of them in each batch."""
         out = storage_array((len(rows), self.shape[1]), self.dtype)
-        for batch in self.batches():
-            first, last = np.searchsorted(rows, (batch[0][0], batch[-1][1]))
-            if first < last:
-                low, high = int(rows[first]), int(rows[last - 1]) + 1
-                out[first:last] = self.read(low, high)[rows[first:last] - low]
+        with self.reading():
+            for batch in self.batches():
+                first, last = np.searchsorted(rows, (batch[0][0], batch[-1][1]))
+                if first < last:
+                    low, high = int(rows[first]), int(rows[last - 1]) + 1
+                    out[first:last] = self.read(low, high)[rows[first:last] - low]
         return ArrayScores(out, self.dtype)
+
+    def close(self) -> None:
+        """Give back what is open until the next read; a caller's own file stays open."""
 
     def place(self, row: int) -> str:
         """The row's number and the file."""
