@@ -795,3 +795,9 @@ def test_interrupt_while_streaming_ends_at_once_and_leaves_nothing(tmp_path, way
     assert err.endswith("otlabel: error: interrupted\n")
     assert "Traceback" not in err
     assert names(folder) == []
+
+
+def test_a_pipe_is_refused_not_waited_for(tmp_path) -> None:
+    os.mkfifo(tmp_path / "scores.npy")
+    with pytest.raises(FileFormatError, match=r"scores\.npy is no regular file"):
+        sinkhorn_assign(tmp_path / "scores.npy")

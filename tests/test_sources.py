@@ -788,3 +788,11 @@ def test_parts_of_a_list_may_be_arrays_and_tensors(tmp_path) -> None:
 def test_lists_that_are_no_matrix() -> None:
     with pytest.raises(InvalidScoresError, match="no matrix"):
         sinkhorn_assign([[1.0, 2.0], [3.0]])
+
+
+def test_linear_scores_can_be_sent_elsewhere(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "features.npy", rng.normal(size=(300, 8)).astype(np.float32))
+    scores = linear_scores(str(tmp_path / "features.npy"), rng.normal(size=(5, 8)))
+    sent = pickle.loads(pickle.dumps(scores))
+    np.testing.assert_array_equal(sinkhorn_assign(sent).labels, sinkhorn_assign(scores).labels)

@@ -30,6 +30,12 @@ class Features:
         self.source, self.torch_device = source, torch_device
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"source": self.source, "torch_device": self.torch_device}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
     def keep(self, memory_limit: int) -> None:
         """Let the next pass leave the features in memory if so many bytes hold them."""
         with self._lock:

@@ -74,6 +74,8 @@ def _ending(file: Path) -> str:
     """What a file says that it is, once it is seen to exist."""
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist")
+    if not file.is_file() and not file.is_dir():  # a folder is told by whoever opens it; a pipe would be waited for
+        raise FileFormatError(f"{file} is no regular file; scores are read more than once")
     if file.suffix.lower() not in ENDINGS:
         raise FileFormatError(f"{file} ends in {file.suffix!r}; known endings are {', '.join(ENDINGS)}")
     return file.suffix.lower()
