@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import Batch, Scores
+from otlabel.scores.base import Batch, Scores, grouped
 from otlabel.scores.files import StoredScores
 from otlabel.scores.kept import KeptWhole
 from otlabel.scores.memory import ArrayScores, TensorScores, as_array
@@ -75,13 +75,7 @@ class LinearScores(Scores):
         """Blocks whose features are read together."""
         source = self._features.source
         rows = max(getattr(source, "least_rows", 1), FEATURE_BYTES * source.shape[0] // source.n_bytes)
-        groups: list[Batch] = []
-        for block in self.blocks():
-            if groups and block[1] - groups[-1][0][0] <= rows:
-                groups[-1].append(block)
-            else:
-                groups.append([block])
-        return groups
+        return grouped(self.blocks(), rows)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
