@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from otlabel.assign import sinkhorn_assign as sinkhorn_assign
     from otlabel.doctor import diagnose as diagnose
     from otlabel.lp import lp_assign as lp_assign
+    from otlabel.marginals import KL as KL
     from otlabel.marginals import Exact as Exact
+    from otlabel.marginals import Range as Range
     from otlabel.result import Assignment as Assignment
     from otlabel.result import Certificate as Certificate
     from otlabel.result import Status as Status
@@ -23,6 +25,8 @@ _HOMES = {
     "Assignment": "result",
     "Certificate": "result",
     "Exact": "marginals",
+    "KL": "marginals",
+    "Range": "marginals",
     "Status": "result",
     "certify": "assign",
     "diagnose": "doctor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,12 +11,12 @@ import numpy as np
 
 from otlabel import sweep
 from otlabel.errors import ConvergenceWarning
-from otlabel.marginals import Exact, class_sizes
+from otlabel.marginals import KL, Exact, Range, Rule, class_sizes
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.result import Assignment, Certificate, Status, like
 from otlabel.rounding import Placement, round_exact
-from otlabel.scores import Scores, keep, open_scores
+from otlabel.scores import keep, open_scores
 from otlabel.semidual import EPSILON_STEP, SAMPLE_ENTRIES, Point, draw_sampled, sharpen, solve
 from otlabel.validate import check_finite, check_labels, check_mass, check_problem, check_solver, check_vector, warn
 
@@ -31,7 +32,10 @@ def sinkhorn_assign(
     scores: Any,
     *,
     class_mass: Any = None,
-    classes: Exact = EXACT,
+    sample_mass: Any = None,
+    classes: Exact | KL | Range = EXACT,
+    samples: Exact | KL = EXACT,
+    abstain: float = 0.0,
     epsilon: float = 0.04,
     rounding: Rounding = "exact",
     tol: float = 1e-2,
@@ -43,17 +47,19 @@ def sinkhorn_assign(
     progress: bool | Callable[[dict[str, Any]], None] = False,
     memory_limit: int | None = None,
 ) -> Assignment:
-    """Label every sample so that the total score is the largest possible and every class has exactly its size.
+    """Label every sample so that the total score is the largest possible under what each class may take.
 
     With rounding="exact" the labels solve the linear program
 
-        max_labels  mean_i s[i, labels_i]    subject to    #{i : labels_i = k} = size_k,
+        max_labels  mean_i s[i, labels_i]    subject to    #{i : labels_i = k} = size_k
 
-    whatever epsilon is. The entropic plan that comes with them solves, up to `tol`,
+    (or size_k within a `Range`, or less the charge of `KL`), whatever epsilon is. The entropic plan that comes with
+    them solves, up to `tol`,
 
         max_Q  <Q, s> + epsilon H(Q)    subject to    Q 1 = 1/N,  Q^T 1 = b,
 
-    which is Q_ik = softmax_k((s_ik + g_k) / epsilon) / N for some class potentials g.
+    which is Q_ik = softmax_k((s_ik + g_k) / epsilon) / N for some class potentials g. With `KL` or `Range` masses are
+    charged for or bounded, and the plan is regularised by epsilon KL(Q | a b^T) in place of its entropy.
 
     Args:
         scores: (N, K) log-probabilities, similarities or negative distances, the larger the better. A NumPy array
@@ -63,7 +69,15 @@ def sinkhorn_assign(
             Never modified.
         class_mass: (K,) what each class takes: shares b that sum to 1, or integer sizes that sum to N. None: 1/K
             each. Shares become sizes by the largest remainder of N b, ties to the lower class.
-        classes: the rule on class masses; `Exact()`, each class takes its mass.
+        sample_mass: (N,) how much each sample counts: shares that sum to 1, or integers. None: 1/N each. Class sizes
+            are then shares of this mass. The linear program may split up to K - 1 samples between classes; labels
+            cannot, so each of these goes where most of it went, and `gap` and `label_mass` say what that makes.
+        classes: the rule on class masses. `Exact()`: each class takes its mass. `Range(lo, hi)`: anything between.
+            `KL(rho)`: prefers its mass and pays for leaving it.
+        samples: `Exact()`, or `KL(rho)` where samples may take more or less than their mass too (fully unbalanced
+            transport). There are no sizes to meet then: labels are the plan's best classes, whatever `rounding` is.
+        abstain: share of the samples to leave unlabelled (-1): those that fit worst, of all ways to choose them. The
+            classes share the rest; bounds of a `Range` stay shares of all samples. Constants in rows then matter.
         epsilon: regularisation of the plan, in units of the scores (SeLa's lambda is 1/epsilon, 25 in the paper).
         rounding: "exact", or "argmax" of the plan as SeLa does, whose sizes are only near the target.
         tol: largest sum_k |c_k - b_k| of the plan's class masses c. 1e-2 moves half a percent of the mass.
@@ -84,8 +98,8 @@ def sinkhorn_assign(
     Raises:
         InvalidScoresError: NaN, +inf, no matrix.
         FileFormatError: a file that is damaged, unfinished, or changed while it is read.
-        InvalidMassError: class_mass of wrong length, sign or sum.
-        InfeasibleError: forbidden pairs leave no assignment with these sizes.
+        InvalidMassError: class_mass, sample_mass or a Range of wrong length, sign or sum.
+        InfeasibleError: forbidden pairs, or bounds that do not add up, leave no assignment.
 
     Warns:
         ConvergenceWarning: the plan is not within tol. Exact labels are exact all the same.
@@ -93,7 +107,8 @@ def sinkhorn_assign(
         FewSamplesWarning: fewer samples than classes.
 
     Source: Asano, Rupprecht, Vedaldi, "Self-labelling via simultaneous clustering and representation learning",
-        ICLR 2020, section 3.1; semi-dual: Cuturi, Peyre, "Semidual regularized optimal transport", SIAM Review 2018.
+        ICLR 2020, section 3.1; semi-dual: Cuturi, Peyre, "Semidual regularized optimal transport", SIAM Review 2018;
+        unbalanced: Chizat, Peyre, Schmitzer, Vialard, Mathematics of Computation 2018.
     """
     solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
     opened = open_scores(scores, device=device)
@@ -101,31 +116,48 @@ def sinkhorn_assign(
     opened = keep(opened, sampled, memory_limit)
     with observing(progress) as observer:
         monitor = Monitor(opened.shape[0], observer)
-        problem, hashes = check_problem(opened, class_mass, sampled, monitor, classes)
-        start = _potentials_of(init, opened.shape[1])
+        problem, hashes = check_problem(
+            opened,
+            sampled,
+            monitor,
+            class_mass=class_mass,
+            sample_mass=sample_mass,
+            classes=classes,
+            samples=samples,
+            abstain=abstain,
+        )
+        start = _start(init, problem.rule, epsilon, opened.shape[1])
 
         distinct, members = _merge_equal_rows(problem, hashes, monitor, seed)
         monitor.n_rows = distinct.scores.shape[0]
         solution = solve(distinct, solver, start, monitor)
-        if rounding == "exact":
+        exact = rounding == "exact" and math.isinf(problem.row_rho)
+        if exact:
             point = _near_integer(distinct, solver, solution.point, monitor)
             rounded = round_exact(distinct, point.potentials, seed, monitor)
             labels = _unmerge(rounded.placement, members, np.random.default_rng(seed))
             potentials = rounded.potentials
         else:
-            labels, potentials = None, solution.point.potentials
+            labels, potentials = None, solution.point.plan_potentials
         monitor.n_rows = opened.shape[0]
-        labels, certificate = _certified(opened, labels, potentials, monitor)
+        labels, proof = _certified(problem, labels, potentials, monitor, by_rule=exact)
     if solution.status is not Status.CONVERGED:
         _warn_of_status(solution.status, solution.point.error, solver, monitor.n_sweeps)
+    n_classes = opened.shape[1]  # after them comes the class of those who abstain, if there is one
+    thresholds = (-math.inf, -math.inf)
+    if abstain > 0:
+        thresholds = float(potentials[-1]), float(solution.point.plan_potentials[-1])
+    units = np.ones(opened.shape[0]) if problem.weights is None else problem.weights
+    label_mass = np.bincount(labels, units, n_classes) / problem.n_units
     return Assignment(
-        labels=like(labels.astype(np.int64), scores),
-        counts=like(np.asarray(certificate.counts), scores),
-        class_mass=like(solution.point.sweep.mass, scores),
-        potentials=like(potentials, scores),
-        plan_potentials=like(solution.point.potentials, scores),
-        value=certificate.value,
-        bound=certificate.bound,
+        labels=like(np.where(labels < n_classes, labels, -1).astype(np.int64), scores),
+        counts=like(np.asarray(proof.counts)[:n_classes], scores),
+        class_mass=like(solution.point.sweep.mass[:n_classes], scores),
+        potentials=like(potentials[:n_classes], scores),
+        plan_potentials=like(solution.point.plan_potentials[:n_classes], scores),
+        label_mass=like(label_mass[:n_classes], scores),
+        value=proof.value,
+        bound=proof.bound,
         epsilon=epsilon,
         marginal_error=solution.point.error,
         status=solution.status,
@@ -134,6 +166,9 @@ def sinkhorn_assign(
         seconds=monitor.seconds,
         bytes_read=opened.bytes_read - read_before,
         peak_memory=monitor.peak_memory,
+        threshold=thresholds[0],
+        plan_threshold=thresholds[1],
+        sample_rho=problem.row_rho,
         notes=_notes(solution.point, epsilon),
     )
 
@@ -145,7 +180,7 @@ def certify(scores: Any, labels: Any, *, potentials: Any = None, class_mass: Any
 
     Args:
         scores: (N, K), as for `sinkhorn_assign`.
-        labels: (N,) integers from 0 to K - 1.
+        labels: (N,) integers from 0 to K - 1; -1 for a sample left unlabelled, which the bound then allows for as many.
         potentials: (K,) g; any will do, good ones make the bound tight. None: the best are found by solving.
         class_mass: (K,) sizes or shares that the bound is to hold for. None: the sizes that the labels have. For
             others, the gap says how far the labels are from the best with those sizes, and may be negative.
@@ -160,23 +195,37 @@ def certify(scores: Any, labels: Any, *, potentials: Any = None, class_mass: Any
     opened = open_scores(scores)
     n_rows, n_classes = opened.shape
     given = check_labels(labels, n_rows, n_classes)
-    sizes = np.bincount(given, minlength=n_classes)
-    targets = sizes if class_mass is None else class_sizes(check_mass(class_mass, n_rows, n_classes), n_rows)
+    labelled = given >= 0
+    n_labelled = int(labelled.sum())
+    targets = sizes = np.bincount(given[labelled], minlength=n_classes)
+    if class_mass is not None:
+        targets = class_sizes(check_mass(class_mass, n_labelled, n_classes), n_labelled)
     if potentials is None:
-        potentials = sinkhorn_assign(opened, class_mass=targets).potentials
+        mass = targets / max(n_labelled, 1) if n_labelled else None
+        potentials = sinkhorn_assign(opened, class_mass=mass, abstain=1 - n_labelled / n_rows).potentials
     else:
         check_finite(opened, sweep.inspect(opened))
     g = check_vector(potentials, n_classes, "potentials")
-    monitor = Monitor(n_rows)
-    _, certificate = _certified(opened, given, g, monitor, targets)
-    return Certificate(certificate.value, certificate.bound, like(sizes, scores))
+    _, best, own = sweep.label(opened, g, given)
+    value = float((own[labelled] - g[given[labelled]]).sum()) / n_rows
+    # Whoever may stay unlabelled: no choice of so many samples leaves more than the largest of these.
+    largest = np.partition(best, n_rows - n_labelled)[n_rows - n_labelled :] if 0 < n_labelled < n_rows else best
+    offset = float(targets[targets > 0] @ g[targets > 0])
+    bound = (float(largest.sum()) - offset) / n_rows if n_labelled else 0.0
+    return Certificate(value, bound, like(sizes, scores))
 
 
-def _potentials_of(init: Any, n_classes: int) -> np.ndarray | None:
+def _start(init: Any, rule: Rule, epsilon: float, n_classes: int) -> np.ndarray | None:
     """Potentials to start from; a class that was to stay empty starts from zero."""
     if init is None:
         return None
-    g = check_vector(init.plan_potentials if isinstance(init, Assignment) else init, n_classes, "init")
+    g, threshold = init, 0.0
+    if isinstance(init, Assignment):
+        g, threshold = init.plan_potentials, init.plan_threshold
+    g = check_vector(g, n_classes, "init")
+    if len(rule.mass) > n_classes:
+        g = np.append(g, threshold)
+    g = g - epsilon * np.where(rule.wanted, rule.log_mass, 0.0)
     return np.where(np.isfinite(g), g, 0.0)
 
 
@@ -188,7 +237,7 @@ def _merge_equal_rows(
     Equal rows are tied in every class, so one by one they would make as many moves of cost zero. The distinct ones
     are to be in memory: more of them than that allows are left where they are, one by one.
     """
-    if _mostly_distinct(hashes):
+    if problem.weights is not None or _mostly_distinct(hashes):
         return problem, None
     hashes = sweep.inspect(problem.scores, every_score=True).hashes
     monitor.saw("inspect", len(hashes))
@@ -223,16 +272,16 @@ def _unmerge(placement: Placement, members: np.ndarray | None, rng: np.random.Ge
 
 def _near_integer(problem: Problem, solver: Solver, point: Point, monitor: Monitor) -> Point:
     """Potentials whose argmax comes near the class sizes: at a large epsilon that takes a smaller one first."""
-    n_samples = problem.targets.sum()
-    integer = replace(problem, class_mass=problem.targets / n_samples)
-    epsilon, excess = solver.epsilon, _excess(point, problem.targets)
-    enough = max(EXCESS_SHARE * n_samples, np.count_nonzero(problem.targets))
+    takers = problem.bounds[1] > 0
+    integer = replace(problem, rule=problem.rule.with_units(problem.n_units))
+    epsilon, excess = solver.epsilon, _excess(point, integer)
+    enough = max(EXCESS_SHARE, np.count_nonzero(takers) / problem.scores.shape[0])
     best, least = point, excess
     while excess > enough and epsilon > SMALLEST_EPSILON * problem.spread > 0:
         epsilon /= EPSILON_STEP
-        g = np.where(problem.targets > 0, point.potentials, -np.inf)
+        g = np.where(takers, point.potentials, -np.inf)
         point = sharpen(integer, solver, epsilon, g, monitor)
-        before, excess = excess, _excess(point, problem.targets)
+        before, excess = excess, _excess(point, integer)
         if excess < least:
             best, least = point, excess
         if excess > WORTHWHILE * before and epsilon < SHARP_EPSILON * problem.spread:
@@ -240,29 +289,35 @@ def _near_integer(problem: Problem, solver: Solver, point: Point, monitor: Monit
     return best
 
 
-def _excess(point: Point, targets: np.ndarray) -> int:
-    """How many samples would have to leave their argmax label."""
-    return int(np.maximum(point.sweep.counts - targets, 0).sum())
+def _excess(point: Point, problem: Problem) -> float:
+    """Share of the units that would have to leave their argmax label, or come to one."""
+    shares = point.sweep.counts / problem.n_units
+    missing = problem.rule.demand(point.potentials, shares) - shares
+    return float(max(np.maximum(missing, 0).sum(), np.maximum(-missing, 0).sum()))
 
 
 def _certified(
-    scores: Scores,
-    labels: np.ndarray | None,
-    potentials: np.ndarray,
-    monitor: Monitor,
-    targets: np.ndarray | None = None,
+    problem: Problem, labels: np.ndarray | None, potentials: np.ndarray, monitor: Monitor, *, by_rule: bool
 ) -> tuple[np.ndarray, Certificate]:
-    """Labels (the argmax where none are given) with value and bound from one pass in float64."""
-    labels, best, own = sweep.label(scores, potentials, labels)
-    monitor.saw("certify", scores.shape[0])
-    n_rows, n_classes = scores.shape
-    counts = np.bincount(labels, minlength=n_classes)
-    targets = counts if targets is None else targets
-    wanted = targets > 0
-    offset = float(targets[wanted] @ potentials[wanted])
-    value = float((own - potentials[labels]).sum()) / n_rows
-    bound = (float(best.sum()) - offset) / n_rows
-    return labels, Certificate(value, bound, counts)
+    """Labels (the argmax where none are given) with value and bound from one pass in float64.
+
+    The bound holds for all labels that the problem's rule allows, or for all of the same class sizes.
+    """
+    labels, best, own = sweep.label(problem.scores, potentials, labels)
+    n_rows, n_classes = problem.scores.shape
+    monitor.saw("certify", n_rows)
+    scored = own - potentials[labels]
+    if problem.weights is not None:
+        best, scored = problem.weights * best, problem.weights * scored
+    sizes = np.bincount(labels, problem.weights, n_classes)
+    if by_rule:
+        offset = problem.rule.bound(potentials, problem.n_units)
+    else:
+        offset = -float(sizes[sizes > 0] @ potentials[sizes > 0])
+    bound = (float(best.sum()) + offset) / problem.n_units
+    if by_rule:
+        bound += problem.rule.charge(sizes / problem.n_units)
+    return labels, Certificate(float(scored.sum()) / problem.n_units, bound, np.bincount(labels, minlength=n_classes))
 
 
 def _warn_of_status(status: Status, error: float, solver: Solver, n_sweeps: int) -> None:

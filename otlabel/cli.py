@@ -530,7 +530,10 @@ def _byte_count(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\d+)?)\s*([kmgt]?)b?", text.strip().lower())
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 4e9, 4GB or 500MB")
-    return int(float(found[1]) * 1000 ** " kmgt".index(found[2] or " "))
+    number = float(found[1]) * 1000 ** " kmgt".index(found[2] or " ")
+    if number == math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is more bytes than there are")
+    return int(number)
 
 
 def _as_numpy(value: Any) -> np.ndarray:

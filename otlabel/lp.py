@@ -74,6 +74,7 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
         class_mass=like(share, scores),
         potentials=like(potentials, scores),
         plan_potentials=like(potentials, scores),
+        label_mass=like(share, scores),
         value=certificate.value,
         bound=certificate.bound,
         epsilon=0.0,

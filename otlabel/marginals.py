@@ -12,6 +12,7 @@ Mathematics of Computation 87 (2018), section 3.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,8 @@ import numpy as np
 from otlabel.errors import InfeasibleError, InvalidMassError
 
 MASS_TOLERANCE = 1e-6  # how far from 1 the sum of shares may be: float32 rounding of a thousand classes
+MASS_UNITS = 1 << 40  # whole numbers that stand for real sample masses: exact labels move units
+LEVEL_STEPS = 30  # of a search in one dimension
 WHOLE_TOLERANCE = 1e-9  # relative: a share times N this near to a whole number was meant to be it
 
 
@@ -47,7 +50,7 @@ class KL:
     rho: float
 
     def __post_init__(self) -> None:
-        if not (np.isscalar(self.rho) and np.isfinite(self.rho) and self.rho > 0):
+        if not (math.isfinite(self.rho) and self.rho > 0):
             raise ValueError(f"rho is {self.rho}; it must be a positive number (Exact() stands for infinity)")
 
 
@@ -100,6 +103,30 @@ class Rule:
         with np.errstate(over="ignore", invalid="ignore"):
             soft = self.mass * np.exp(-potentials / self.rho)
         return np.where(self.wanted, np.where(np.isinf(self.rho), hard, soft), 0.0)
+
+    def level(self, potentials: np.ndarray, total: float, row_exponent: float) -> float:
+        """The constant t that is best added to all potentials: classes then ask for what rows take in all.
+
+        That is `total` now and total * exp(row_exponent * t) then. Zero where ranges fix it or it changes nothing.
+        """
+        wanted = self.wanted
+        soft = np.isfinite(self.rho) & wanted
+        exact = float(self.mass[wanted & self.exact].sum())
+        ranged = wanted & ~soft & ~self.exact
+        if ranged.any() or (not soft.any() and not row_exponent):
+            return 0.0
+        with np.errstate(over="ignore"):
+            asked = float((self.mass[soft] * np.exp(-potentials[soft] / self.rho[soft])).sum())
+        inverse = 1.0 / float(self.rho[soft][0]) if soft.any() else 0.0
+        t = 0.0
+        for _ in range(LEVEL_STEPS):  # Newton on the logarithms, which are nearly straight
+            demand = exact + asked * math.exp(-t * inverse)
+            slope = row_exponent + inverse * (demand - exact) / demand
+            step = (row_exponent * t + math.log(total) - math.log(demand)) / slope
+            t -= step
+            if abs(step) <= 1e-14 * max(1.0, abs(t)):
+                break
+        return t
 
     def curvature(self, potentials: np.ndarray, taken: np.ndarray) -> np.ndarray:
         """Second derivative of each class's term."""
@@ -170,17 +197,18 @@ class Rule:
         return places
 
     def bound(self, potentials: np.ndarray, n_units: int) -> float:
-        """sum_k max_n (-g_k n / N - charge_k(n)) over the whole sizes n that a class may have."""
+        """sum_k max_n (-g_k n - N charge_k(n)) over the whole sizes n that a class may have, in total over samples."""
         lo, hi = self.unit_bounds(n_units)
-        wanted = np.flatnonzero(self.wanted)
+        wanted = np.flatnonzero(self.wanted & (hi > 0))
         g, rho, mass = potentials[wanted], self.rho[wanted], self.mass[wanted]
-        hard = np.maximum(-g * lo[wanted], -g * hi[wanted]) / n_units
+        hard = np.maximum(-g * lo[wanted], -g * hi[wanted])
         with np.errstate(over="ignore", invalid="ignore"):
             near = np.minimum(n_units * mass * np.exp(-g / rho), n_units)  # where the derivative is zero
         soft = np.full(len(wanted), -np.inf)
         for offset in (-1, 0, 1, 2):
-            n = np.clip(np.floor(near) + offset, 0, n_units) / n_units
-            soft = np.maximum(soft, -g * n - np.where(np.isinf(rho), 0.0, rho) * _divergence(n, mass))
+            n = np.clip(np.floor(near) + offset, 0, n_units)
+            charge = np.where(np.isinf(rho), 0.0, rho) * _divergence(n / n_units, mass) * n_units
+            soft = np.maximum(soft, -g * n - charge)
         return float(np.where(np.isinf(rho), hard, soft).sum())
 
 
@@ -208,20 +236,17 @@ def with_abstention(rule: Rule, share: float) -> Rule:
     """The rule for the classes with a share less between them, and one more class that takes exactly that share."""
     rest = 1.0 - share
 
-    def joined(values: np.ndarray, last: float) -> np.ndarray:
-        return np.append(values, last)
-
     scale = np.where(rule.exact | np.isfinite(rule.rho), rest, 1.0)  # bounds of ranges are of all samples
     relative = bool(rule.log_mass.any())
     with np.errstate(divide="ignore"):
-        log_mass = np.log(joined(rule.mass * rest, share)) if relative else joined(rule.log_mass, 0.0)
+        log_mass = np.log(np.append(rule.mass * rest, share)) if relative else np.append(rule.log_mass, 0.0)
     hi = np.where(np.isfinite(rule.rho), rule.hi, rule.hi * scale)
     return Rule(
-        joined(rule.mass * rest, share),
-        joined(rule.lo * scale, share),
-        joined(hi, share),
-        joined(rule.rho, np.inf),
-        joined(rule.exact, True).astype(bool),
+        np.append(rule.mass * rest, share),
+        np.append(rule.lo * scale, share),
+        np.append(hi, share),
+        np.append(rule.rho, np.inf),
+        np.append(rule.exact, True).astype(bool),
         log_mass,
     )
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 import os
 import textwrap
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,7 +17,7 @@ import numpy as np
 from otlabel import sweep
 from otlabel.errors import FileFormatError, InvalidScoresError
 from otlabel.files import replacing
-from otlabel.scores import Scores, is_tensor, open_scores
+from otlabel.scores import Scores, WithColumn, as_array, is_tensor, open_scores
 from otlabel.validate import check_finite
 
 if TYPE_CHECKING:
@@ -25,8 +27,11 @@ Array: TypeAlias = "np.ndarray | torch.Tensor"
 
 FORMAT = "otlabel.Assignment"
 FORMAT_VERSION = 2
-ARRAYS = ("labels", "counts", "class_mass", "potentials", "plan_potentials")
-FLOATS = ("value", "bound", "epsilon", "marginal_error", "seconds")
+ARRAYS = ("labels", "counts", "class_mass", "potentials", "plan_potentials", "label_mass")
+FLOATS = ("value", "bound", "epsilon", "marginal_error", "seconds", "threshold", "plan_threshold", "sample_rho")
+DAMAGED = (  # what a damaged archive may raise, by where the damage is
+    zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, TypeError, AttributeError, RuntimeError,
+)  # fmt: skip
 WHOLES = ("n_sweeps", "bytes_read", "peak_memory")
 
 
@@ -98,21 +103,25 @@ class Assignment:
     Arrays are torch tensors on the scores' device where the scores were, else NumPy arrays.
     """
 
-    labels: Array  # (N,) int64
+    labels: Array  # (N,) int64; -1 for a sample left unlabelled
     counts: Array  # (K,) int64: class sizes of the labels
     class_mass: Array  # (K,) float64: share of each class in the entropic plan
     potentials: Array  # (K,) float64: prove the labels; -inf for a class that was to stay empty
     plan_potentials: Array  # (K,) float64: of the entropic plan
-    value: float  # mean score of the labels
-    bound: float  # no labels with the same class sizes have a larger value
+    label_mass: Array  # (K,) float64: share of the sample mass that has each label
+    value: float  # mean score of the labels, zero for a sample left unlabelled
+    bound: float  # no labels that the class rule allows have a larger value; of KL, less what their sizes cost more
     epsilon: float  # of the entropic plan, in the units of the scores
-    marginal_error: float  # sum_k |class_mass_k - wanted_k|
+    marginal_error: float  # sum_k |class_mass_k - what class k asks for at these potentials|
     status: Status  # of the entropic solve; exact labels are exact whatever it says
     n_sweeps: int  # passes over all the scores, the first look and the proof included
     history: tuple[dict[str, Any], ...]  # one record a pass: stage, rows, epsilon, error, seconds since the start
     seconds: float
     bytes_read: int = 0  # from files
     peak_memory: int = 0  # the most bytes that the process has held up to the end of the solve
+    threshold: float = -math.inf  # a sample whose best score + potential is below it is left unlabelled
+    plan_threshold: float = -math.inf  # potential of staying unlabelled in the entropic plan, where the score is zero
+    sample_rho: float = math.inf  # price at which samples may leave their mass; inf where they may not
     notes: tuple[str, ...] = ()  # what was noticed on the way, in plain sentences
 
     @property
@@ -127,31 +136,51 @@ class Assignment:
             scores: (M, K), anything that `sinkhorn_assign` takes.
 
         Returns:
-            (M,) int64; a torch tensor if scores is one.
+            (M,) int64; a torch tensor if scores is one. -1 for samples that fit worse than those left unlabelled.
 
         Raises:
             InvalidScoresError: scores that do not have K columns, or with NaN.
         """
-        return predict(scores, _to_numpy(self.potentials))
+        return predict(scores, _to_numpy(self.potentials), self.threshold)
 
-    def plan(self, scores: Any) -> Array:
-        """The entropic plan Q_ik = softmax_k((s_ik + g_k) / epsilon) / M, which sums to 1 as in POT.
+    def plan(self, scores: Any, *, sample_mass: Any = None) -> Array:
+        """The entropic plan Q_ik = a_i softmax_k((s_ik + g_k) / epsilon), which sums to 1 as in POT.
+
+        Where samples are left unlabelled, it sums to the share of those that are not. Where samples may leave their
+        mass, row i is a_i exp(L_i / (rho + epsilon)) times the softmax, with L_i = epsilon logsumexp_k((s_ik + g_k) /
+        epsilon).
 
         Args:
             scores: (M, K); for the plan that was solved, the same scores again.
+            sample_mass: (M,) a, as shares. None: 1/M each.
 
         Returns:
             (M, K) float64.
         """
         opened = _open_for(scores, len(self.potentials))
-        rows = sweep.plan(opened, _to_numpy(self.plan_potentials), self.epsilon)
-        rows /= opened.shape[0]
+        rows = self._softmax(opened)
+        if sample_mass is None:
+            rows /= opened.shape[0]
+        else:
+            rows *= as_array(sample_mass).astype(np.float64)[:, None]
+        if math.isfinite(self.sample_rho):
+            g, exponent = _to_numpy(self.plan_potentials), 1.0 / (self.sample_rho + self.epsilon)
+            rows *= sweep.sweep(opened, g, self.epsilon, row_exponent=exponent).row_mass[:, None]
         return like(rows, scores)
 
     def soft_labels(self, scores: Any) -> Array:
-        """The plan's rows normalised to sum 1, (M, K) float64: a distribution over classes for each sample."""
-        opened = _open_for(scores, len(self.potentials))
-        return like(sweep.plan(opened, _to_numpy(self.plan_potentials), self.epsilon), scores)
+        """The plan's rows normalised to sum 1, (M, K) float64: a distribution over classes for each sample.
+
+        Where samples are left unlabelled, what a row lacks of 1 is the share of that choice.
+        """
+        return like(self._softmax(_open_for(scores, len(self.potentials))), scores)
+
+    def _softmax(self, opened: Scores) -> np.ndarray:
+        """softmax_k((s_ik + g_k) / epsilon), with staying unlabelled among the choices where there is that."""
+        g = _to_numpy(self.plan_potentials)
+        if self.plan_threshold == -math.inf:
+            return sweep.plan(opened, g, self.epsilon)
+        return sweep.plan(WithColumn(opened), np.append(g, self.plan_threshold), self.epsilon)[:, :-1].copy()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one .npz file without pickle; the file is whole or absent."""
@@ -187,15 +216,17 @@ class Assignment:
             header |= {name: float(header[name]) for name in FLOATS} | {name: int(header[name]) for name in WHOLES}
             loaded = cls(**arrays, **header)
             _check_arrays(arrays)
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError, TypeError, AttributeError) as error:
+        except DAMAGED as error:
             raise FileFormatError(f"{path} is not a saved Assignment: {error}") from error
         return loaded
 
     def summary(self) -> str:
         """What came out, in a few lines of at most 80 columns."""
         sizes = _to_numpy(self.counts)
-        lines = [
-            Certificate(self.value, self.bound, self.counts).summary(),
+        lines = Certificate(self.value, self.bound, self.counts).summary().split("\n")
+        if unlabelled := len(self.labels) - int(sizes.sum()):
+            lines[0] += f"; {unlabelled:,} left unlabelled"
+        lines += [
             f"plan      epsilon {self.epsilon:g}, class-mass error {self.marginal_error:.2g}, {self.status.value}",
             f"work      {self.n_sweeps} passes over {len(self.labels):,} x {len(sizes):,} scores, {self.seconds:.2f} s",
             f"memory    {bytes_text(self.peak_memory)} at its peak, {bytes_text(self.bytes_read)} read from files",
@@ -212,11 +243,11 @@ class Assignment:
         )
 
 
-def predict(scores: Any, potentials: np.ndarray) -> Array:
+def predict(scores: Any, potentials: np.ndarray, threshold: float = -math.inf) -> Array:
     """Labels argmax_k (scores + potentials) of any samples, (M,) int64; see `Assignment.predict`."""
     opened = _open_for(scores, len(potentials))
-    labels, _, _ = sweep.label(opened, potentials)
-    return like(labels.astype(np.int64), scores)
+    labels, best, _ = sweep.label(opened, potentials)
+    return like(np.where(best >= threshold, labels, -1).astype(np.int64), scores)
 
 
 def _open_for(scores: Any, n_classes: int) -> Scores:
@@ -246,9 +277,9 @@ def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
         kinds = "iu" if name in ("labels", "counts") else "f"
         if array.ndim != 1 or array.dtype.kind not in kinds or (name != "labels" and len(array) != n_classes):
             raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, for {n_classes} classes")
-    if len(labels) == 0 or labels.min() < 0 or labels.max() >= n_classes:
-        raise ValueError(f"labels are not from 0 to {n_classes - 1}")
-    if not np.array_equal(np.bincount(labels, minlength=n_classes), counts):
+    if len(labels) == 0 or labels.min() < -1 or labels.max() >= n_classes:
+        raise ValueError(f"labels are not from 0 to {n_classes - 1}, or -1")
+    if not np.array_equal(np.bincount(labels[labels >= 0], minlength=n_classes), counts):
         raise ValueError("counts are not those of the labels")
 
 

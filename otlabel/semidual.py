@@ -16,7 +16,7 @@ import functools
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
@@ -24,6 +24,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import LinearOperator, cg
 
 from otlabel import sweep
+from otlabel.marginals import Rule
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem, Solver
 from otlabel.result import Status
@@ -68,7 +69,7 @@ class Point:
     value: float
     sweep: sweep.Sweep
     residual: np.ndarray  # (K,) demand - c(g) = -grad F
-    error: float  # sum_k |c_k - demand_k|
+    error: float  # sum_k |c_k - demand_k|, of what all classes take
     curvature_rows: np.ndarray  # sorted: rows to take the curvature from
 
 
@@ -122,14 +123,24 @@ class Objective:
             problem.scores, shifted, self.epsilon, problem.weights, self.precision,
             None if later else rows, CURVATURE_SHARE, 1.0 / self.row_scale,
         )  # fmt: skip
+        level = 0.0 if self.centred else self._level(rule, potentials, found)
+        if level:  # what a constant does is known without another sweep
+            potentials, shifted, factor = potentials + level, shifted + level, math.exp(level / self.row_scale)
+            found = replace(found, mass=found.mass * factor, row_mass=found.row_mass * factor)
         residual = rule.demand(potentials, found.mass) - found.mass
-        of_rows = found.linear + self.epsilon * found.entropic
+        of_rows, total = found.linear + level + self.epsilon * found.entropic, 1.0
         if math.isfinite(self.row_scale):
-            of_rows = self.row_scale * (float(found.mass.sum()) - 1)
-        error = float(np.abs(residual).sum())
+            total = float(found.mass.sum())
+            of_rows = self.row_scale * (total - 1)
+        error = float(np.abs(residual).sum()) / total
         self.n_passes += 1
         self.monitor.saw("solve", problem.scores.shape[0], self.epsilon, error)
         return Point(potentials, shifted, of_rows + rule.term(potentials), found, residual, error, rows)
+
+    def _level(self, rule: Rule, potentials: np.ndarray, found: sweep.Sweep) -> float:
+        """The best constant to add to all potentials."""
+        total = float(found.mass.sum())
+        return rule.level(potentials, total, 1.0 / self.row_scale) if 0 < total < math.inf else 0.0
 
     def plan_of(self, point: Point) -> csr_array:
         """Rows sqrt(a_i) q_i of a sample of the rows at a point of Newton's, weighing 1 in total."""

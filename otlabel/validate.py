@@ -5,16 +5,34 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from otlabel import sweep
-from otlabel.errors import DegenerateScoresWarning, FewSamplesWarning, InfeasibleError, InvalidScoresError
-from otlabel.marginals import Marginal, class_shares, class_sizes
+from otlabel.errors import (
+    DegenerateScoresWarning,
+    FewSamplesWarning,
+    InfeasibleError,
+    InvalidMassError,
+    InvalidScoresError,
+)
+from otlabel.marginals import (
+    KL,
+    MASS_TOLERANCE,
+    MASS_UNITS,
+    Exact,
+    Range,
+    Rule,
+    class_shares,
+    class_sizes,
+    rule_of,
+    with_abstention,
+)
 from otlabel.monitor import Monitor
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
-from otlabel.scores import Scores, as_array, as_float, draw_rows
+from otlabel.scores import Scores, WithColumn, as_array, as_float, draw_rows
 
 LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities
 
@@ -131,26 +149,33 @@ def check_mass(class_mass: Any, n_rows: int, n_classes: int) -> np.ndarray:
     return class_shares(None if class_mass is None else as_array(class_mass), n_rows, n_classes)
 
 
-def _check_forbidden(scores: Scores, inspection: sweep.Inspection, targets: np.ndarray) -> None:
-    """Refuse rows without any class, and classes that want samples but may have none."""
+def _check_forbidden(
+    scores: Scores, inspection: sweep.Inspection, rule: Rule, monitor: Monitor, *, may_abstain: bool
+) -> Rule:
+    """Refuse rows without any class, and classes that must have samples but may have none; others of these are shut."""
     closed_rows = np.flatnonzero(inspection.tops == -np.inf)
-    if len(closed_rows):
+    if len(closed_rows) and not may_abstain:
         raise InfeasibleError(
             f"{len(closed_rows)} rows have no class allowed (all scores are -inf), the first is row {closed_rows[0]}; "
             "leave these rows out or allow at least one class"
         )
-    check_open_rows(scores, targets > 0)
-    allowed = np.zeros(len(targets), bool)
+    if not rule.wanted.all() and not may_abstain:
+        check_open_rows(scores, rule.wanted)
+        monitor.saw("inspect", scores.shape[0])
+    allowed = np.zeros(len(rule.mass), bool)
     for start, stop in scores.blocks():
         allowed |= (as_float(scores.read(start, stop), scores.dtype) > -np.inf).any(0)
         if allowed.all():
-            return
-    closed = np.flatnonzero(~allowed & (targets > 0))
+            break
+    monitor.saw("inspect", stop)
+    closed = np.flatnonzero(~allowed & (rule.lo > 0))
     if len(closed):
+        least = rule.lo[closed[0]] * scores.shape[0]
         raise InfeasibleError(
-            f"class {closed[0]} is to take {targets[closed[0]]} samples, but its scores are all -inf "
+            f"class {closed[0]} is to take {least:.6g} samples, but its scores are all -inf "
             f"({len(closed)} such classes); give it mass 0 or allow some pairs"
         )
+    return replace(rule, hi=np.where(allowed, rule.hi, 0.0))
 
 
 def check_open_rows(scores: Scores, takers: np.ndarray) -> None:
@@ -176,16 +201,18 @@ def _look_like_probabilities(scores: Scores, sampled: np.ndarray) -> bool:
 
 
 def check_labels(labels: Any, n_rows: int, n_classes: int) -> np.ndarray:
-    """Labels as (N,) int64, each of them a class."""
+    """Labels as (N,) int64, each of them a class, or -1 for none."""
     given = as_array(labels)
     if given.shape != (n_rows,) or given.dtype.kind not in "iu":
         raise ValueError(f"labels must be {n_rows} integers, one a row; got shape {given.shape} of {given.dtype}")
-    outside = np.flatnonzero((given < 0) | (given >= n_classes))
+    outside = np.flatnonzero((given < -1) | (given >= n_classes))
     if len(outside):
         raise ValueError(
-            f"{len(outside)} labels are outside of 0 ... {n_classes - 1}, the first is labels[{outside[0]}] = "
-            f"{given[outside[0]]}"
+            f"{len(outside)} labels are outside of 0 ... {n_classes - 1} (-1 for none), the first is "
+            f"labels[{outside[0]}] = {given[outside[0]]}"
         )
+    if (given < 0).all():
+        raise ValueError("all labels are -1: there is nothing to certify")
     return given.astype(np.int64)
 
 

@@ -45,7 +45,7 @@ def run(module: Any, scores: torch.Tensor, potentials: np.ndarray, epsilon: floa
     n_rows, n_classes = scores.shape
     labels, mass, counts = np.empty(n_rows, np.int32), np.zeros(n_classes), np.zeros(n_classes, np.int64)
     inverse = potentials.dtype.type(1 / epsilon)
-    sums = module.sweep_block(block, potentials, inverse, weights, labels, mass, counts)
+    sums = module.sweep_block(block, potentials, inverse, weights, 0.0, labels, np.empty(0), mass, counts)
     return Sums(*sums, mass, labels, counts)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from numbers import Real
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from otlabel.errors import InvalidScoresError
 from otlabel.scores.base import ITEM_BYTES, Batch, Scores, as_float, as_numbers, draw_rows, partition
+from otlabel.scores.column import WithColumn
 from otlabel.scores.factored import Features, LinearScores, checked_head
 from otlabel.scores.files import StoredScores
 from otlabel.scores.hdf5 import HDF5Scores
@@ -21,9 +24,9 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "ITEM_BYTES", "ArrayScores", "Batch", "LinearScores", "Scores", "TensorScores", "as_array", "as_float",
-    "default_limit", "draw_rows", "free_memory", "is_tensor", "keep", "linear_scores", "load_array", "matches",
-    "open_scores", "partition",
+    "ITEM_BYTES", "ArrayScores", "Batch", "LinearScores", "Scores", "TensorScores", "WithColumn", "as_array",
+    "as_float", "default_limit", "draw_rows", "free_memory", "is_tensor", "keep", "linear_scores", "load_array",
+    "matches", "open_scores", "partition",
 ]  # fmt: skip
 
 
@@ -40,9 +43,10 @@ def open_scores(scores: Any, *, device: str = "auto") -> Scores:
     source = _open_stored(scores)
     if source is None and isinstance(scores, (list, tuple)) and scores:
         parts = [_open_stored(part) for part in scores]
-        if None not in parts:
-            return Parts([part for part in parts if part is not None], f"{len(parts)} parts")
-    return open_array(np.asarray(scores)) if source is None else source
+        if any(part is not None for part in parts):
+            opened = [open_scores(rows) if part is None else part for rows, part in zip(scores, parts, strict=True)]
+            return Parts(opened, f"{len(parts)} parts")
+    return open_array(_as_matrix(scores)) if source is None else source
 
 
 def keep(scores: Scores, rows: np.ndarray, memory_limit: int | None = None) -> Scores:
@@ -50,6 +54,7 @@ def keep(scores: Scores, rows: np.ndarray, memory_limit: int | None = None) -> S
 
     rows (sorted) are those that samples will be taken from. No limit: half of the memory that is free.
     """
+    _check_limit(memory_limit)
     if scores.random_access or not scores.on_cpu:
         return scores
     limit = default_limit() if memory_limit is None else memory_limit
@@ -112,6 +117,19 @@ def _open_stored(scores: Any) -> Scores | None:
         return open_path(os.fspath(scores))
     h5py = sys.modules.get("h5py")
     return HDF5Scores(scores) if h5py is not None and isinstance(scores, h5py.Dataset) else None
+
+
+def _check_limit(limit: Any) -> None:
+    if limit is not None and not (isinstance(limit, Real) and float(limit) >= 0):
+        raise ValueError(f"memory_limit is {limit!r}; pass a number of bytes, 0 to keep nothing, or None")
+
+
+def _as_matrix(scores: Any) -> np.ndarray:
+    """Whatever NumPy makes an array of."""
+    try:
+        return np.asarray(scores)
+    except ValueError as error:
+        raise InvalidScoresError(f"scores are no matrix (N, K): {error}") from error
 
 
 def _as_tensor(source: Scores) -> torch.Tensor:

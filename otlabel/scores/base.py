@@ -26,6 +26,17 @@ def partition(n_rows: int, n_classes: int) -> Batch:
     return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
 
 
+def grouped(blocks: Batch, n_rows: int) -> list[Batch]:
+    """Consecutive blocks in groups of up to so many rows, but of one block at least."""
+    groups: list[Batch] = []
+    for block in blocks:
+        if groups and block[1] - groups[-1][0][0] <= n_rows:
+            groups[-1].append(block)
+        else:
+            groups.append([block])
+    return groups
+
+
 class Scores(ABC):
     """An opened (N, K) matrix of scores.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import Batch, Scores
+from otlabel.scores.base import Batch, Scores, grouped
 from otlabel.scores.files import StoredScores
 from otlabel.scores.kept import KeptWhole
 from otlabel.scores.memory import ArrayScores, TensorScores, as_array
@@ -29,6 +29,12 @@ class Features:
     def __init__(self, source: Scores, torch_device: torch.device | None = None) -> None:
         self.source, self.torch_device = source, torch_device
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"source": self.source, "torch_device": self.torch_device}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     def keep(self, memory_limit: int) -> None:
         """Let the next pass leave the features in memory if so many bytes hold them."""
@@ -69,13 +75,7 @@ class LinearScores(Scores):
         """Blocks whose features are read together."""
         source = self._features.source
         rows = max(getattr(source, "least_rows", 1), FEATURE_BYTES * source.shape[0] // source.n_bytes)
-        groups: list[Batch] = []
-        for block in self.blocks():
-            if groups and block[1] - groups[-1][0][0] <= rows:
-                groups[-1].append(block)
-            else:
-                groups.append([block])
-        return groups
+        return grouped(self.blocks(), rows)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
@@ -100,10 +100,11 @@ class LinearScores(Scores):
     def read(self, start: int, stop: int) -> Any:
         """By whole blocks, so that a row has the same bits however it is read."""
         parts = []
-        for block in self.blocks():
-            if block[0] < stop and block[1] > start:
-                rows = next(iter(self.read_blocks([block])))
-                parts.append(rows[max(start - block[0], 0) : stop - block[0]])
+        with blas_on_one_thread():
+            for block in self.blocks():
+                if block[0] < stop and block[1] > start:
+                    rows = next(iter(self.read_blocks([block])))
+                    parts.append(rows[max(start - block[0], 0) : stop - block[0]])
         return np.concatenate(parts) if self.on_cpu else _concatenated(parts)
 
     def take(self, rows: np.ndarray) -> Scores:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from otlabel.errors import FileFormatError
-from otlabel.scores.base import Batch, Scores, storage_array
+from otlabel.scores.base import Batch, Scores, grouped, storage_array
 from otlabel.scores.memory import ArrayScores
 
 BATCH_BYTES = 8 << 20  # read at once: the disk is asked for much, and a few threads' batches take little memory
@@ -29,13 +29,7 @@ class StoredScores(Scores):
         """Blocks until they make up BATCH_BYTES."""
         row_bytes = self.n_bytes // self.shape[0]
         rows = max(self.least_rows, BATCH_BYTES // row_bytes, 1)
-        groups: list[Batch] = []
-        for block in self.blocks():
-            if groups and block[1] - groups[-1][0][0] <= rows:
-                groups[-1].append(block)
-            else:
-                groups.append([block])
-        return groups
+        return grouped(self.blocks(), rows)
 
     @abstractmethod
     def read_into(self, start: int, stop: int, out: np.ndarray) -> None:
@@ -50,12 +44,16 @@ class StoredScores(Scores):
     def take(self, rows: np.ndarray) -> ArrayScores:
         """The given rows (sorted), by one read of what lies between the first and the last of them in each batch."""
         out = storage_array((len(rows), self.shape[1]), self.dtype)
-        for batch in self.batches():
-            first, last = np.searchsorted(rows, (batch[0][0], batch[-1][1]))
-            if first < last:
-                low, high = int(rows[first]), int(rows[last - 1]) + 1
-                out[first:last] = self.read(low, high)[rows[first:last] - low]
+        with self.reading():
+            for batch in self.batches():
+                first, last = np.searchsorted(rows, (batch[0][0], batch[-1][1]))
+                if first < last:
+                    low, high = int(rows[first]), int(rows[last - 1]) + 1
+                    out[first:last] = self.read(low, high)[rows[first:last] - low]
         return ArrayScores(out, self.dtype)
+
+    def close(self) -> None:
+        """Give back what is open until the next read; a caller's own file stays open."""
 
     def place(self, row: int) -> str:
         """The row's number and the file."""

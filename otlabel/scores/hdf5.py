@@ -6,9 +6,11 @@ does one thing at a time, so reads take turns; while one thread reads, the other
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,35 +24,34 @@ if TYPE_CHECKING:
     import h5py
 
 LARGEST_CHUNK = 1 << 30  # bytes of a row of chunks: each thread holds one in memory
-MOST_LEFTOVERS = 8  # chunks kept for the next batch: one for each thread at work, as a rule
+MOST_LEFTOVERS = 8  # rows of chunks kept for the next batch: one for each thread at work, as a rule
+LEFTOVER_BYTES = 32 << 20  # or more of them in so much memory, for a thread that others overtake
 LISTED = 20  # data sets that an error names
+KEEP_OPEN = "keep its file open while it is read, or pass FILE::/NAME as a text"
 
 
 class HDF5Scores(StoredScores):
     """An (N, K) data set, named by file and path within it, or opened by the caller."""
 
     def __init__(self, dataset: h5py.Dataset, path: Path | None = None) -> None:
+        if not dataset:
+            raise FileFormatError(f"the data set was closed; {KEEP_OPEN}")
         file = Path(dataset.file.filename)
         self.name = f"{file}::{dataset.name}"
         self._path, self._inner = path, dataset.name
         self._stamp = Stamp(file) if file.exists() else None  # an open file may have been removed, or be in memory
+        check_stored(dataset, self.name)
         self.shape = check_shape(dataset.shape or (), f"scores in {self.name}")
         self.dtype = storage_type(dataset.dtype, f"scores in {self.name}")
         self._converted = dataset.dtype.kind == "b"  # which HDF5 does not turn into numbers
-        check_stored(dataset, self.name)
-        self.least_rows = dataset.chunks[0] if dataset.chunks else 1
-        if self.least_rows * self.shape[1] * dataset.dtype.itemsize > LARGEST_CHUNK:
-            raise FileFormatError(
-                f"{self.name} is stored in chunks of {dataset.chunks}, of which a row takes more than "
-                f"{LARGEST_CHUNK >> 30} GiB of memory; store it in chunks of about 1 MiB"
-            )
+        self.least_rows = min(dataset.chunks[0], self.shape[0]) if dataset.chunks else 1
         self._compression = dataset.id.get_storage_size() / (dataset.size * dataset.dtype.itemsize)
         self._start_over(None if path is not None else dataset)
 
     def _start_over(self, dataset: h5py.Dataset | None) -> None:
         self._opened = None if dataset is None else (os.getpid(), dataset)
         self._lock = threading.Lock()
-        self._leftovers: dict[int, np.ndarray] = {}  # chunks of rows by their first row
+        self._leftovers: dict[int, tuple[np.ndarray, int]] = {}  # by first row: rows of chunks, how many are to come
 
     def __getstate__(self) -> dict[str, Any]:
         if self._path is None:
@@ -60,6 +61,26 @@ class HDF5Scores(StoredScores):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start_over(None)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """What is left over is of use within a pass only."""
+        self._forget()
+        try:
+            yield
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._leftovers.clear()
+
+    def close(self) -> None:
+        """Close the file unless it is the caller's."""
+        with self._lock:
+            if self._path is not None and self._opened is not None and self._opened[0] == os.getpid():
+                self._opened[1].file.close()
+                self._opened = None
 
     def read_into(self, start: int, stop: int, out: np.ndarray) -> None:
         """Whole chunks straight to their place, the first and the last by way of what is left over of them."""
@@ -75,28 +96,37 @@ class HDF5Scores(StoredScores):
                     at = whole
                 else:
                     end = min(first + self.least_rows, self.shape[0])
-                    rows = self._leftovers.pop(first, None)
+                    rows, n_left = self._leftovers.pop(first, (None, end - first))
                     if rows is None:
                         rows = storage_array((end - first, self.shape[1]), self.dtype)
                         self._fetch(dataset, first, end, rows)
                     upto = min(stop, end)
                     out[at - start : upto - start] = rows[at - first : upto - first]
-                    if end > stop:
-                        self._keep(first, rows)
+                    if n_left > upto - at:  # threads may come for the end of a chunk before its beginning
+                        self._keep(first, rows, n_left - (upto - at))
                     at = upto
+            if self._stamp is not None:
+                self._stamp.check()  # what was read is of the file as it was opened
 
-    def _keep(self, first: int, rows: np.ndarray) -> None:
-        while len(self._leftovers) >= MOST_LEFTOVERS:
+    def _keep(self, first: int, rows: np.ndarray, n_left: int) -> None:
+        while len(self._leftovers) >= max(MOST_LEFTOVERS, LEFTOVER_BYTES // rows.nbytes):
             del self._leftovers[next(iter(self._leftovers))]
-        self._leftovers[first] = rows
+        self._leftovers[first] = rows, n_left
 
     def _fetch(self, dataset: h5py.Dataset, start: int, stop: int, out: np.ndarray) -> None:
+        import h5py
+
         into = as_numbers(out, self.dtype)
+        stored = np.empty(into.shape, bool) if self._converted else into
+        # By h5py's lower layer: the upper one drops objects right after a read, and Python loses an interrupt that came
+        # during the read in the callback for that. Here they live on, so that it is raised in this very function.
+        room, kind = h5py.h5s.create_simple(stored.shape), h5py.h5t.py_create(stored.dtype)
+        rows = dataset.id.get_space()
+        rows.select_hyperslab((start, 0), stored.shape)
         try:
-            if self._converted:
-                into[:] = dataset[start:stop]
-            else:
-                dataset.read_direct(into, np.s_[start:stop])
+            dataset.id.read(room, rows, stored, kind)
+            if stored is not into:
+                into[:] = stored
         except OSError as error:
             if self._stamp is not None:
                 self._stamp.check()
@@ -122,7 +152,7 @@ class HDF5Scores(StoredScores):
         if self._path is not None and (self._opened is None or self._opened[0] != os.getpid()):
             self._opened = os.getpid(), find_dataset(open_hdf5(self._path), self._path, self._inner)
         if self._opened is None or not self._opened[1]:
-            raise FileFormatError(f"{self.name} was closed; keep the file open while it is read, or pass a text")
+            raise FileFormatError(f"{self.name} was closed; {KEEP_OPEN}")
         return self._opened[1]
 
 
@@ -165,7 +195,9 @@ def find_dataset(handle: h5py.File, path: Path, name: str) -> h5py.Dataset:
             raise FileFormatError(f"{path} holds {_listed(found)}; name one as FILE::/NAME")
         name = found[0].name
     node: Any = handle
-    for part in filter(None, name.split("/")):
+    for part in name.split("/"):
+        if part in ("", "."):
+            continue
         link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
         if isinstance(link, (h5py.SoftLink, h5py.ExternalLink)):
             kind = "an external" if isinstance(link, h5py.ExternalLink) else "a soft"
@@ -187,8 +219,8 @@ def check_stored(dataset: h5py.Dataset, name: str) -> None:
         raise FileFormatError(f"{name} lies in other files, which are not followed; name those files themselves")
     if dataset.shape is None or not dataset.size:
         return  # the shape itself is refused where a matrix is wanted
-    if dataset.dtype.kind == "O":
-        raise InvalidScoresError(f"{name} holds {dataset.dtype}; numbers are needed")
+    if _type_of(dataset) is None or dataset.dtype.kind == "O":
+        raise InvalidScoresError(f"{name} has dtype {_type_of(dataset) or 'unknown'}; numbers are needed")
     if dataset.chunks:
         wanted = math.prod(-(-length // step) for length, step in zip(dataset.shape, dataset.chunks, strict=True))
         stored = dataset.id.get_num_chunks()
@@ -198,6 +230,37 @@ def check_stored(dataset: h5py.Dataset, name: str) -> None:
         missing = f"{stored:,} of its {wanted:,} bytes are there" if stored < wanted else ""
     if missing:
         raise FileFormatError(f"{name} claims the shape {dataset.shape}, but only {missing}: it was never finished")
+    if dataset.chunks:
+        _check_chunks(dataset, name)
+
+
+def _check_chunks(dataset: h5py.Dataset, name: str) -> None:
+    """Refuse chunks too large to be read whole, and compression that the HDF5 library here cannot undo."""
+    import h5py
+
+    row_of_chunks = min(dataset.chunks[0], dataset.shape[0]) * math.prod(dataset.shape[1:])
+    if max(row_of_chunks, math.prod(dataset.chunks)) * dataset.dtype.itemsize > LARGEST_CHUNK:
+        raise FileFormatError(
+            f"{name} is stored in chunks of {dataset.chunks}, of which a row takes more than "
+            f"{LARGEST_CHUNK >> 30} GiB of memory; store it in chunks of about 1 MiB"
+        )
+    properties = dataset.id.get_create_plist()
+    for number in range(properties.get_nfilters()):
+        code, *_, label = properties.get_filter(number)
+        if not h5py.h5z.filter_avail(code) and not dataset.id.get_chunk_info(0).filter_mask >> number & 1:
+            called = f"{code} ({label.decode(errors='replace')})" if label else f"{code}"
+            raise FileFormatError(
+                f"{name} is stored through the HDF5 filter {called}, which is not installed here; import the package "
+                "that brings it (hdf5plugin has most) before, or store it with gzip"
+            )
+
+
+def _type_of(dataset: h5py.Dataset) -> np.dtype | None:
+    """The type, if NumPy has it."""
+    try:
+        return dataset.dtype
+    except TypeError:
+        return None
 
 
 def _datasets(handle: h5py.File) -> list[h5py.Dataset]:
@@ -210,6 +273,12 @@ def _datasets(handle: h5py.File) -> list[h5py.Dataset]:
 
 
 def _listed(datasets: list[h5py.Dataset]) -> str:
-    names = [f"{dataset.name} {dataset.shape} {dataset.dtype}" for dataset in datasets[:LISTED]]
+    names = [f"{dataset.name} {_about(dataset)}" for dataset in datasets[:LISTED]]
     more = [f"and {len(datasets) - LISTED} more"] if len(datasets) > LISTED else []
     return ", ".join(names + more) or "no data set at all"
+
+
+def _about(dataset: h5py.Dataset) -> str:
+    if dataset.is_virtual or dataset.external:
+        return "in other files"  # even to ask for its shape may open these
+    return f"{dataset.shape} {_type_of(dataset) or 'of unknown type'}"

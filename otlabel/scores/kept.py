@@ -44,6 +44,10 @@ class KeptWhole(Scores):
         """As the source reads them, or by single blocks once all is in memory."""
         return super().batches() if self.random_access else self._source.batches()
 
+    def reading(self) -> contextlib.AbstractContextManager[Any]:
+        """The source's own."""
+        return self._source.reading()
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """From memory, after reading what is not there yet."""
         rows = self._kept[start:stop]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import tokenize
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,59 +30,60 @@ class NpyScores(StoredScores):
                 f"{path} holds the matrix column by column (Fortran order), so that rows cannot be read in one piece; "
                 "save it by np.save(path, np.ascontiguousarray(scores)), or pass np.load(path, mmap_mode='r')"
             )
-        self._start_over()
-
-    def _start_over(self) -> None:
-        self._opened: tuple[int, IO[bytes]] | None = None  # by which process, and the file
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_opened", "_lock")}
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._start_over()
+        self._lock = threading.Lock()
 
     def read_into(self, start: int, stop: int, out: np.ndarray) -> None:
-        """By positioned reads, which threads may do at the same time."""
+        """By positioned reads, which threads may do at the same time; opened for each, so that few files are open."""
         self._stamp.check()
         into = as_numbers(out, self.dtype)
         stored = into if into.dtype == self._dtype else np.empty(into.shape, self._dtype)
         room = stored.view(np.uint8).reshape(-1).data
         at, done = self._offset + start * self.shape[1] * self._dtype.itemsize, 0
-        while done < len(room):
-            n_read = os.preadv(self._file().fileno(), [room[done:]], at + done)
-            if not n_read:
-                raise FileFormatError(f"{self.name} ended before row {stop}: it shrank while it was being read")
-            done += n_read
+        try:
+            with open(self._stamp.path, "rb", buffering=0) as file:
+                while done < len(room):
+                    n_read = os.preadv(file.fileno(), [room[done:]], at + done)
+                    if not n_read:
+                        raise FileFormatError(f"{self.name} ended before row {stop}: it shrank while it was being read")
+                    done += n_read
+        except OSError as error:
+            error.filename = error.filename or self.name  # a failing disk does not say which file it is about
+            raise
+        self._stamp.check()  # what was read is of the file as it was opened
         if stored is not into:
             into[:] = stored
         with self._lock:
             self.bytes_read += done
 
-    def _file(self) -> IO[bytes]:
-        with self._lock:
-            if self._opened is None or self._opened[0] != os.getpid():
-                self._opened = os.getpid(), open(self._stamp.path, "rb", buffering=0)  # noqa: SIM115, closed with self
-            return self._opened[1]
-
 
 def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     """Shape, whether it is in Fortran order, type, and where the numbers begin; all checked against the file's size."""
     with path.open("rb") as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran_order, dtype = read(file)
-        except (ValueError, EOFError) as error:
-            raise FileFormatError(f"{path} is not a usable .npy file: {error}") from error
-        offset, size = file.tell(), os.fstat(file.fileno()).st_size
+        return parse_header(file, os.fstat(file.fileno()).st_size, str(path))
+
+
+def parse_header(file: IO[bytes], size: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """The same of anything that holds an array in this format in `size` bytes."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read(file)
+    except (ValueError, EOFError, tokenize.TokenError) as error:
+        raise FileFormatError(f"{name} is not a usable .npy file: {error}") from error
+    offset = file.tell()
     if dtype.hasobject:
-        raise FileFormatError(f"{path} holds pickled Python objects, which are never loaded; save plain numbers")
+        raise FileFormatError(f"{name} holds pickled Python objects, which are never loaded; save plain numbers")
     claimed = offset + math.prod(shape) * dtype.itemsize
-    if claimed > size:
+    if claimed > size or min(shape, default=0) < 0:
         raise FileFormatError(
-            f"{path} claims to hold {dtype} of shape {shape}, which takes {claimed:,} bytes, but has {size:,}: it was "
+            f"{name} claims to hold {dtype} of shape {shape}, which takes {claimed:,} bytes, but has {size:,}: it was "
             "cut short, or its header is wrong"
         )
     return tuple(shape), fortran_order, dtype, offset

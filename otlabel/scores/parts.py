@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
 from otlabel.scores.base import Scores
 from otlabel.scores.files import StoredScores
+
+MOST_OPEN = 64  # parts whose files stay open: a system allows a process about a thousand
 
 
 class Parts(StoredScores):
@@ -27,6 +31,18 @@ class Parts(StoredScores):
         self._ends = np.cumsum([part.shape[0] for part in self._parts])
         self.shape, self.dtype = (int(self._ends[-1]), first.shape[1]), first.dtype
         self.least_rows = max(getattr(part, "least_rows", 1) for part in self._parts)
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self._lock = threading.Lock()
+        self._recent: dict[int, None] = {}  # parts that may be open, the last used last
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_recent")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_over()
 
     @property
     def bytes_read(self) -> int:  # type: ignore[override]
@@ -49,9 +65,22 @@ class Parts(StoredScores):
             rows = out[at - start : end - start]
             if isinstance(part, StoredScores):
                 part.read_into(at - begin, end - begin, rows)
+                self._close_others(number)
             else:
                 rows[:] = part.read(at - begin, end - begin)
             at = end
+
+    def _close_others(self, number: int) -> None:
+        """Close the part that was not read for longest where more than a few are open."""
+        with self._lock:
+            self._recent.pop(number, None)
+            self._recent[number] = None
+            oldest = next(iter(self._recent)) if len(self._recent) > MOST_OPEN else None
+            if oldest is not None:
+                del self._recent[oldest]
+        part = None if oldest is None else self._parts[oldest]
+        if isinstance(part, StoredScores):
+            part.close()
 
     def place(self, row: int) -> str:
         """The row's number in all, and in its part."""

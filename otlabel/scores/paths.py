@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from otlabel.errors import FileFormatError
 from otlabel.scores.base import Scores
 from otlabel.scores.hdf5 import load_dataset, open_hdf5_scores
 from otlabel.scores.memory import as_array, open_array, open_tensor
-from otlabel.scores.npy import NpyScores, read_header
+from otlabel.scores.npy import NpyScores, parse_header, read_header
 from otlabel.scores.parts import Parts
 
 ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".pt")
@@ -41,7 +42,7 @@ def matches(pattern: str) -> list[Path]:
 
 def _natural(file: Path) -> list[tuple[int, str]]:
     """part-2 before part-10, as their writer counted them."""
-    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", str(file))]
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", str(file))]
 
 
 def load_array(text: str) -> np.ndarray:
@@ -73,6 +74,8 @@ def _ending(file: Path) -> str:
     """What a file says that it is, once it is seen to exist."""
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist")
+    if not file.is_file() and not file.is_dir():  # a folder is told by whoever opens it; a pipe would be waited for
+        raise FileFormatError(f"{file} is no regular file; scores are read more than once")
     if file.suffix.lower() not in ENDINGS:
         raise FileFormatError(f"{file} ends in {file.suffix!r}; known endings are {', '.join(ENDINGS)}")
     return file.suffix.lower()
@@ -84,24 +87,31 @@ def _check_nameless(file: Path, name: str) -> None:
 
 
 def _load_npz(file: Path, name: str) -> np.ndarray:
+    """One array of an archive, its header checked before memory is taken for what it claims."""
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            return archive[_chosen(file, name, archive.files)]
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, FileFormatError):
-            raise
+        with zipfile.ZipFile(file) as archive:
+            members = {m.filename.removesuffix(".npy"): m for m in archive.infolist() if m.filename.endswith(".npy")}
+            member = members[_chosen(file, name, list(members))]
+            with archive.open(member) as stream:
+                parse_header(stream, member.file_size, f"{file}::{member.filename.removesuffix('.npy')}")
+            with archive.open(member) as stream:
+                return np.lib.format.read_array(stream, allow_pickle=False)
+    except FileFormatError:
+        raise
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
         raise FileFormatError(f"{file} is not a usable .npz file: {error}") from error
 
 
 def _load_torch(file: Path, name: str) -> Any:
-    import pickle
-
     import torch
 
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise FileFormatError(f"{file} is not a file of plain tensors: {str(error).splitlines()[0]}") from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # damage may show up as nearly any of them
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise FileFormatError(f"{file} is not a file of plain tensors: {why}") from error
     if isinstance(loaded, dict):
         tensors = {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
         loaded = tensors[_chosen(file, name, list(tensors))]

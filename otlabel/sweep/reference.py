@@ -47,7 +47,9 @@ def sweep_block(
     labels[:] = best.cpu().numpy()
     own_mass = weight
     if row_exponent:
-        own_mass = weight * torch.exp(row_exponent * (top[:, 0].double() + total[:, 0].double().log() / inverse_epsilon))
+        own_mass = weight * torch.exp(
+            row_exponent * (top[:, 0].double() + total[:, 0].double().log() / inverse_epsilon)
+        )
         row_mass[:] = own_mass.cpu().numpy()
     mass += (own_mass @ (e / total).double()).cpu().numpy()
     counts += np.bincount(labels, weights.astype(np.int64) if weights.size else None, len(mass)).astype(np.int64)
