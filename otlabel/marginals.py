@@ -13,16 +13,18 @@ Mathematics of Computation 87 (2018), section 3.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 
 from otlabel.errors import InfeasibleError, InvalidMassError
 
 MASS_TOLERANCE = 1e-6  # how far from 1 the sum of shares may be: float32 rounding of a thousand classes
 MASS_UNITS = 1 << 40  # whole numbers that stand for real sample masses: exact labels move units
-LEVEL_STEPS = 30  # of a search in one dimension
+LONGEST_SEARCH = 1e6  # of a constant, in the units of the scores
 WHOLE_TOLERANCE = 1e-9  # relative: a share times N this near to a whole number was meant to be it
 
 
@@ -84,6 +86,11 @@ class Rule:
         return (self.hi > 0) & (self.mass > 0)
 
     @property
+    def ranged(self) -> np.ndarray:
+        """Which classes have hard bounds with room between them."""
+        return ~self.exact & np.isinf(self.rho)
+
+    @property
     def shift_free(self) -> bool:
         """Whether a constant added to all potentials changes nothing."""
         return bool(self.exact.all())
@@ -107,26 +114,43 @@ class Rule:
     def level(self, potentials: np.ndarray, total: float, row_exponent: float) -> float:
         """The constant t that is best added to all potentials: classes then ask for what rows take in all.
 
-        That is `total` now and total * exp(row_exponent * t) then. Zero where ranges fix it or it changes nothing.
+        That is `total` now and total * exp(row_exponent * t) then. What is asked for too much, or taken, grows with t,
+        with a jump where the potential of a ranged class passes zero.
         """
         wanted = self.wanted
-        soft = np.isfinite(self.rho) & wanted
+        ranged, soft = wanted & self.ranged, wanted & np.isfinite(self.rho)
         exact = float(self.mass[wanted & self.exact].sum())
-        ranged = wanted & ~soft & ~self.exact
-        if ranged.any() or (not soft.any() and not row_exponent):
+        if not (ranged.any() or soft.any() or row_exponent):
             return 0.0
-        with np.errstate(over="ignore"):
-            asked = float((self.mass[soft] * np.exp(-potentials[soft] / self.rho[soft])).sum())
-        inverse = 1.0 / float(self.rho[soft][0]) if soft.any() else 0.0
-        t = 0.0
-        for _ in range(LEVEL_STEPS):  # Newton on the logarithms, which are nearly straight
-            demand = exact + asked * math.exp(-t * inverse)
-            slope = row_exponent + inverse * (demand - exact) / demand
-            step = (row_exponent * t + math.log(total) - math.log(demand)) / slope
-            t -= step
-            if abs(step) <= 1e-14 * max(1.0, abs(t)):
-                break
-        return t
+        order = np.argsort(-potentials[ranged])
+        jumps = -potentials[ranged][order]
+        asked = np.append(0.0, np.cumsum((self.lo - self.hi)[ranged][order])) + self.hi[ranged].sum()
+
+        def excess(t: float, passed: int) -> float:
+            with np.errstate(over="ignore"):
+                of_soft = float((self.mass[soft] * np.exp(-(potentials[soft] + t) / self.rho[soft])).sum())
+            return total * math.exp(row_exponent * t) - exact - of_soft - float(asked[passed])
+
+        low, high = 0, len(jumps)  # the first jump after which too much is taken
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if excess(jumps[middle], middle + 1) >= 0 else (middle + 1, high)
+        if low < len(jumps) and excess(jumps[low], low) <= 0:
+            return float(jumps[low])
+        if not (soft.any() or row_exponent):
+            return 0.0  # bounds that do not add up, which unit_bounds tells of
+        return self._root(lambda t: excess(t, low), float(jumps[low - 1]) if low else None)
+
+    @staticmethod
+    def _root(rising: Callable[[float], float], start: float | None) -> float:
+        """Where a rising function of one variable is zero."""
+        at, width = start or 0.0, 1.0
+        left = right = at
+        while start is None and rising(left) > 0 and width < LONGEST_SEARCH:
+            left, width = left - width, 2 * width
+        while rising(right) < 0 and width < LONGEST_SEARCH:
+            right, width = right + width, 2 * width
+        return float(brentq(rising, left, right, xtol=1e-15)) if rising(left) < 0 < rising(right) else at
 
     def curvature(self, potentials: np.ndarray, taken: np.ndarray) -> np.ndarray:
         """Second derivative of each class's term."""
@@ -134,12 +158,8 @@ class Rule:
 
     def step(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Potentials after a step, which may bring those of ranged classes to zero but not beyond in one go."""
-        crossed = ~self.exact & np.isinf(self.rho) & (before * after < 0)
+        crossed = self.ranged & (before * after < 0)
         return np.where(crossed, 0.0, after)
-
-    def held(self, potentials: np.ndarray, residual: np.ndarray) -> np.ndarray:
-        """The ranged classes whose limits do not bind: they stay where they are."""
-        return ~self.exact & np.isinf(self.rho) & (potentials == 0) & (residual == 0)
 
     def with_units(self, n_units: int) -> Rule:
         """The rule with bounds that whole units can meet."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,6 +51,7 @@ SLOW_STEP = 0.4  # a Newton step that leaves more of the error than this wants a
 CURVATURE_SHARE = 1e-3  # of a row's largest plan entry; smaller ones do not matter to the curvature
 DENSE_CLASSES = 512  # up to here a K x K factorisation costs less than conjugate gradients
 DENSE_PLAN = 0.1  # share of entries from which on a sampled plan is multiplied as a dense matrix
+ACTIVE_SETS = 12  # times that the step is solved for, to find which limits bind at its end
 RIDGE = 1e-3  # of the class mass, added to the curvature: F is flat along constants and in empty directions
 LONGEST_STEP = 8.0  # in units of epsilon: how far the quadratic model is trusted at first ...
 TRUST_STEP = 4.0  # ... and how much farther after a step of that length that held
@@ -179,8 +180,8 @@ class Objective:
         """Whether the class error is within the tolerance and, where asked for, no class is starved."""
         if point.error > self.tol:
             return False
-        demand = point.residual + point.sweep.mass
-        return not self.least or bool((point.sweep.mass >= self.least * demand).all())
+        demand, negligible = point.residual + point.sweep.mass, self.tol / len(point.residual)
+        return not self.least or bool((point.sweep.mass + negligible >= self.least * demand).all())
 
 
 def solve(problem: Problem, solver: Solver, init: np.ndarray | None, monitor: Monitor) -> Solution:
@@ -330,50 +331,118 @@ def _newton_direction(objective: Objective, point: Point) -> np.ndarray:
     second term comes from a sample of the rows. Scaling both its sides by sqrt(c / c_sample) makes its diagonal
     agree with all rows and keeps the whole positive semi-definite, which exchanging the diagonal alone would not.
     """
-    rule = objective.problem.rule
-    active = np.flatnonzero(np.isfinite(point.potentials) & ~rule.held(point.potentials, point.residual))
+    rule, epsilon = objective.problem.rule, objective.epsilon
+    active = np.flatnonzero(np.isfinite(point.potentials))
     plan = objective.plan_of(point)
     plan = plan if len(active) == plan.shape[1] else plan[:, active]
     mass, residual = point.sweep.mass[active], point.residual[active]
     root_weights = plan.sum(1)  # q sums to 1 but for the entries left out
     sampled = plan.T @ root_weights
     scale = np.sqrt(mass / np.maximum(sampled, 0.1 * mass + 1e-300))
-    own = objective.epsilon * rule.curvature(point.potentials, point.sweep.mass)[active]
+    own = epsilon * rule.curvature(point.potentials, point.sweep.mass)[active]
     diagonal = sampled * scale**2 + own + RIDGE * (mass + 1.0 / len(active))
-    scale *= np.sqrt(1 - objective.epsilon / objective.row_scale)
+    scale *= np.sqrt(1 - epsilon / objective.row_scale)
+    curvature = DenseCurvature if len(active) <= DENSE_CLASSES else SparseCurvature
     y = np.zeros(len(point.potentials))
-    if len(active) <= DENSE_CLASSES:
-        y[active] = _solve_dense(plan, scale, diagonal, residual)
-    else:
-        y[active] = _solve_by_gradients(plan, scale, diagonal, residual)
+    total = float(point.sweep.mass.sum())
+
+    def level(step: np.ndarray) -> float:
+        potentials = point.potentials.copy()
+        potentials[active] += epsilon * step
+        return rule.level(potentials, total, 1.0 / objective.row_scale) / epsilon
+
+    limits = Limits(rule.ranged[active], rule.lo[active], rule.hi[active], point.potentials[active] / epsilon, level)
+    y[active] = _solve_within(curvature(plan, scale, diagonal), limits, mass, residual)
     return np.clip(y, -objective.longest_step, objective.longest_step)
 
 
-def _solve_dense(plan: csr_array, scale: np.ndarray, diagonal: np.ndarray, residual: np.ndarray) -> np.ndarray:
-    """By Cholesky; float64, since at a small epsilon the curvature is nearly singular."""
-    with blas_on_one_thread():
-        if plan.nnz > DENSE_PLAN * plan.shape[0] * plan.shape[1]:
-            rows = plan.toarray()
-            products = (rows.T @ rows).astype(np.float64)
-        else:
-            products = (plan.T @ plan).toarray().astype(np.float64)
-        matrix = -products * scale * scale[:, None]
-        matrix[np.diag_indices_from(matrix)] += diagonal
-        try:
-            return cho_solve(cho_factor(matrix, overwrite_a=True, check_finite=False), residual, check_finite=False)
-        except LinAlgError:  # rounding made it indefinite; its diagonal alone gives the Sinkhorn direction
-            return residual / diagonal
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """Classes whose mass may be anything between two limits, and their potentials in units of epsilon."""
+
+    ranged: np.ndarray  # bool
+    lo: np.ndarray
+    hi: np.ndarray
+    potentials: np.ndarray
+    level: Callable[[np.ndarray], float]  # the constant to add to a step, so that classes ask for what there is
 
 
-def _solve_by_gradients(plan: csr_array, scale: np.ndarray, diagonal: np.ndarray, residual: np.ndarray) -> np.ndarray:
-    """By conjugate gradients; a rough solution will do, as the curvature is rough itself."""
-    transposed = plan.T.tocsr()
+def _solve_within(
+    curvature: DenseCurvature | SparseCurvature, limits: Limits, mass: np.ndarray, residual: np.ndarray
+) -> np.ndarray:
+    """The step to where each ranged class meets a limit, or has potential zero and a mass between.
 
-    def apply(y: np.ndarray) -> np.ndarray:
-        return diagonal * y - scale * (transposed @ (plan @ (scale * y).astype(np.float32)))
+    Source: Hintermueller, Ito, Kunisch, "The primal-dual active set strategy as a semismooth Newton method", SIAM
+    Journal on Optimization 13 (2002).
+    """
+    y, ahead, before = np.zeros(len(mass)), mass, None
+    for _ in range(ACTIVE_SETS):
+        there = limits.potentials + y
+        low = limits.ranged & (there + (limits.lo - ahead) / curvature.diagonal > 0)
+        high = limits.ranged & (there + (limits.hi - ahead) / curvature.diagonal < 0)
+        free = ~limits.ranged | low | high
+        if before is not None and np.array_equal(before, low.astype(int) - high):
+            break
+        before = low.astype(int) - high
+        aim = np.where(low, limits.lo - mass, np.where(high, limits.hi - mass, residual))
+        y = np.where(free, 0.0, -limits.potentials)
+        y[free] = curvature.solve((aim - curvature.apply(y))[free], free)
+        if limits.ranged.any():  # else which limits bind would swing to and fro with a constant that little else fixes
+            y += limits.level(y)
+        ahead = mass + curvature.apply(y)
+    return y
 
-    size = len(residual)
-    curvature = LinearOperator((size, size), matvec=apply, dtype=np.float64)
-    jacobi = LinearOperator((size, size), matvec=lambda y: y / diagonal, dtype=np.float64)
-    solution, _ = cg(curvature, residual, rtol=0.02, maxiter=200, M=jacobi)
-    return solution
+
+class DenseCurvature:
+    """diag(d) - S as a matrix, in float64, since at a small epsilon it is nearly singular."""
+
+    def __init__(self, plan: csr_array, scale: np.ndarray, diagonal: np.ndarray) -> None:
+        self.diagonal = diagonal
+        with blas_on_one_thread():
+            if plan.nnz > DENSE_PLAN * plan.shape[0] * plan.shape[1]:
+                rows = plan.toarray()
+                products = (rows.T @ rows).astype(np.float64)
+            else:
+                products = (plan.T @ plan).toarray().astype(np.float64)
+        self._matrix = -products * scale * scale[:, None]
+        self._matrix[np.diag_indices_from(self._matrix)] += diagonal
+
+    def apply(self, y: np.ndarray) -> np.ndarray:
+        """The product with y."""
+        return self._matrix @ y if y.any() else np.zeros_like(y)
+
+    def solve(self, residual: np.ndarray, free: np.ndarray) -> np.ndarray:
+        """By Cholesky, over the free classes."""
+        matrix = self._matrix if free.all() else self._matrix[np.ix_(free, free)]
+        with blas_on_one_thread():
+            try:
+                return cho_solve(cho_factor(matrix, check_finite=False), residual, check_finite=False)
+            except LinAlgError:  # rounding made it indefinite; its diagonal alone gives the Sinkhorn direction
+                return residual / self.diagonal[free]
+
+
+class SparseCurvature:
+    """diag(d) - S by its products; for many classes."""
+
+    def __init__(self, plan: csr_array, scale: np.ndarray, diagonal: np.ndarray) -> None:
+        self.diagonal = diagonal
+        self._plan, self._transposed, self._scale = plan, plan.T.tocsr(), scale
+
+    def apply(self, y: np.ndarray) -> np.ndarray:
+        """The product with y."""
+        scaled = (self._scale * y).astype(np.float32)
+        return self.diagonal * y - self._scale * (self._transposed @ (self._plan @ scaled))
+
+    def solve(self, residual: np.ndarray, free: np.ndarray) -> np.ndarray:
+        """By conjugate gradients over the free classes; a rough solution will do, as the curvature is rough itself."""
+        size, diagonal = len(residual), self.diagonal[free]
+
+        def apply(part: np.ndarray) -> np.ndarray:
+            y = np.zeros(len(free))
+            y[free] = part
+            return self.apply(y)[free]
+
+        curvature = LinearOperator((size, size), matvec=apply, dtype=np.float64)
+        jacobi = LinearOperator((size, size), matvec=lambda y: y / diagonal, dtype=np.float64)
+        solution, _ = cg(curvature, residual, rtol=0.02, maxiter=200, M=jacobi)
+        return solution
