@@ -219,17 +219,20 @@ class Rule:
     def bound(self, potentials: np.ndarray, n_units: int) -> float:
         """sum_k max_n (-g_k n - N charge_k(n)) over the whole sizes n that a class may have, in total over samples."""
         lo, hi = self.unit_bounds(n_units)
-        wanted = np.flatnonzero(self.wanted & (hi > 0))
-        g, rho, mass = potentials[wanted], self.rho[wanted], self.mass[wanted]
-        hard = np.maximum(-g * lo[wanted], -g * hi[wanted])
-        with np.errstate(over="ignore", invalid="ignore"):
+        wanted = self.wanted & (hi > 0)
+        hard, soft = wanted & np.isinf(self.rho), wanted & np.isfinite(self.rho)
+        sizes = np.where(potentials > 0, lo, hi)[hard]
+        total = -float(sizes @ potentials[hard])
+        if not soft.any():
+            return total
+        g, rho, mass = potentials[soft], self.rho[soft], self.mass[soft]
+        with np.errstate(over="ignore"):
             near = np.minimum(n_units * mass * np.exp(-g / rho), n_units)  # where the derivative is zero
-        soft = np.full(len(wanted), -np.inf)
+        best = np.full(len(g), -np.inf)
         for offset in (-1, 0, 1, 2):
             n = np.clip(np.floor(near) + offset, 0, n_units)
-            charge = np.where(np.isinf(rho), 0.0, rho) * _divergence(n / n_units, mass) * n_units
-            soft = np.maximum(soft, -g * n - charge)
-        return float(np.where(np.isinf(rho), hard, soft).sum())
+            best = np.maximum(best, -g * n - rho * _divergence(n / n_units, mass) * n_units)
+        return total + float(best.sum())
 
 
 def rule_of(classes: Exact | KL | Range, mass: np.ndarray, n_rows: int) -> Rule:

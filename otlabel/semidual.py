@@ -376,10 +376,12 @@ def _solve_within(
     Journal on Optimization 13 (2002).
     """
     y, ahead, before = np.zeros(len(mass)), mass, None
+    may_be_low, may_be_high = limits.ranged & (limits.potentials >= 0), limits.ranged & (limits.potentials <= 0)
     for _ in range(ACTIVE_SETS):
         there = limits.potentials + y
-        low = limits.ranged & (there + (limits.lo - ahead) / curvature.diagonal > 0)
-        high = limits.ranged & (there + (limits.hi - ahead) / curvature.diagonal < 0)
+        # A potential that passes zero stops there for this step: jumps from limit to limit may go on for ever.
+        low = may_be_low & (there + (limits.lo - ahead) / curvature.diagonal > 0)
+        high = may_be_high & (there + (limits.hi - ahead) / curvature.diagonal < 0)
         free = ~limits.ranged | low | high
         if before is not None and np.array_equal(before, low.astype(int) - high):
             break
