@@ -84,7 +84,8 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         g = board.potentials[:-1] - (board.potentials[-1] if spare.any_room else 0.0)
         placement = _placed(found, row_of, units, placement.labels)
         if np.array_equal(board.counts, board.targets):
-            return Rounded(placement, centred(problem.rule, g), n_paths)
+            g = centred(problem.rule, g)
+            return Rounded(placement, np.where(np.abs(g) <= tie, 0.0, g), n_paths)  # less is left of rounding
         if slack == np.inf:
             raise _infeasible(board, *problem.bounds)
         slack *= SLACK_STEP
