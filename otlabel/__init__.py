@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from otlabel.assign import certify as certify
     from otlabel.assign import sinkhorn_assign as sinkhorn_assign
     from otlabel.doctor import diagnose as diagnose
+    from otlabel.labels_file import read_labels as read_labels
     from otlabel.lp import lp_assign as lp_assign
     from otlabel.marginals import KL as KL
     from otlabel.marginals import Exact as Exact
     from otlabel.marginals import Range as Range
+    from otlabel.path import balance_path as balance_path
     from otlabel.result import Assignment as Assignment
     from otlabel.result import Certificate as Certificate
     from otlabel.result import Status as Status
@@ -28,10 +30,12 @@ _HOMES = {
     "KL": "marginals",
     "Range": "marginals",
     "Status": "result",
+    "balance_path": "path",
     "certify": "assign",
     "diagnose": "doctor",
     "linear_scores": "scores",
     "lp_assign": "lp",
+    "read_labels": "labels_file",
     "sinkhorn_assign": "assign",
 }
 __all__ = list(_HOMES)

@@ -36,6 +36,7 @@ _SCORES_HELP = (
     "(N, K) matrix, higher is better: FILE.npy, FILE.npz::NAME, FILE.h5::/NAME, FILE.pt (plain tensors), "
     "or a quoted pattern for the parts of one matrix: 'part-*.h5::/NAME'"
 )
+_RANGE_HELP = "class sizes between these, shares (0.005 0.02) or counts (50 200)"
 _MEMORY_HELP = "for keeping scores in memory (4e9, 4GB); default half of the free; beyond it they are streamed"
 _MASS_HELP = "shares (sum 1) or counts (sum N): 10,20,30 or a file; default equal"
 _OUTPUT_HELP = "FILE.npy (int64), or FILE.h5 with class sizes, potentials and a receipt"
@@ -132,6 +133,10 @@ def _add_assign(commands: Any) -> None:
     add = parser.add_argument
     add("-o", "--output", metavar="LABELS", type=Path, required=True, help=_OUTPUT_HELP)
     add("--class-mass", metavar="MASS", help=_MASS_HELP)
+    rules = parser.add_mutually_exclusive_group()
+    rules.add_argument("--range", nargs=2, type=_bound, metavar=("LO", "HI"), help=_RANGE_HELP)
+    rules.add_argument("--kl", type=_positive, metavar="RHO", help="prefer the masses, pay RHO x KL for leaving them")
+    add("--abstain", type=_share, default=0.0, metavar="SHARE", help="leave those that fit worst unlabelled: -1")
     add("--epsilon", type=_positive, default=0.04, help="entropic regularisation, in units of the scores (%(default)s)")
     add("--tol", type=_positive, default=1e-2, help="L1 class-mass error of the entropic plan (%(default)s)")
     add("--rounding", choices=("exact", "argmax"), default="exact", help="exact sizes, or best class of the plan")
@@ -238,8 +243,14 @@ def _assign(arguments: argparse.Namespace) -> int:
         if arguments.potentials.resolve() == arguments.output.resolve():
             raise ValueError("--output and --potentials name the same file; give each its own")
 
-    from otlabel import labels_file, sinkhorn_assign
+    from otlabel import KL, Exact, Range, labels_file, sinkhorn_assign
     from otlabel.scores import open_scores
+
+    rule: Exact | KL | Range = Exact()
+    if arguments.range is not None:
+        rule = Range(*arguments.range)
+    elif arguments.kl is not None:
+        rule = KL(arguments.kl)
 
     class_mass = None if arguments.class_mass is None else read_class_mass(arguments.class_mass)
     scores = open_scores(arguments.scores)
@@ -253,6 +264,8 @@ def _assign(arguments: argparse.Namespace) -> int:
     result = sinkhorn_assign(
         scores,
         class_mass=class_mass,
+        classes=rule,
+        abstain=arguments.abstain,
         epsilon=arguments.epsilon,
         rounding=arguments.rounding,
         tol=arguments.tol,
@@ -263,7 +276,7 @@ def _assign(arguments: argparse.Namespace) -> int:
         progress=arguments.progress,
         memory_limit=arguments.memory_limit,
     )
-    names = ("class_mass", "epsilon", "rounding", "tol", "max_sweeps", "method", "device")
+    names = ("class_mass", "range", "kl", "abstain", "epsilon", "rounding", "tol", "max_sweeps", "method", "device")
     receipt = labels_file.Receipt(
         input=origin,
         parameters={name: getattr(arguments, name) for name in names},
@@ -274,7 +287,8 @@ def _assign(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         status=result.status.value,
     )
-    _write(arguments, _as_numpy(result.labels), _as_numpy(result.counts), _as_numpy(result.potentials), receipt)
+    labels, counts, potentials = map(_as_numpy, (result.labels, result.counts, result.potentials))
+    _write(arguments, labels, counts, potentials, result.threshold, receipt)
     if arguments.potentials is not None:
         result.save(arguments.potentials)
     if arguments.json:
@@ -309,7 +323,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     from otlabel.result import predict
     from otlabel.scores import open_scores
 
-    potentials = _read_potentials(arguments.potentials)
+    potentials, threshold = _read_potentials(arguments.potentials)
     scores = open_scores(arguments.scores)
     _check_space(arguments.output, labels_file.stored_bytes(arguments.output, *scores.shape))
     receipt = labels_file.Receipt(
@@ -318,9 +332,9 @@ def _predict(arguments: argparse.Namespace) -> int:
         versions=_versions(),
         status="predicted",
     )
-    labels = _as_numpy(predict(scores, potentials))
-    counts = np.bincount(labels, minlength=len(potentials))
-    _write(arguments, labels, counts, potentials, receipt)
+    labels = _as_numpy(predict(scores, potentials, threshold))
+    counts = np.bincount(labels[labels >= 0], minlength=len(potentials))
+    _write(arguments, labels, counts, potentials, threshold, receipt)
     if arguments.json:
         _print_json(labels=str(arguments.output), n_samples=len(labels), n_classes=len(potentials), counts=counts)
     else:
@@ -332,7 +346,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _certify(arguments: argparse.Namespace) -> int:
     from otlabel import certify
 
-    potentials = None if arguments.potentials is None else _read_potentials(arguments.potentials)
+    potentials = None if arguments.potentials is None else _read_potentials(arguments.potentials)[0]
     labels = _read_labels(arguments.labels)
     certificate = certify(arguments.scores, labels, potentials=potentials)
     if arguments.json:
@@ -440,17 +454,18 @@ def _numbers(text: str) -> np.ndarray:
         return np.array([float(word) for word in words])
 
 
-def _read_potentials(path: Path) -> np.ndarray:
-    """From a saved result, or from an HDF5 file of labels."""
+def _read_potentials(path: Path) -> tuple[np.ndarray, float]:
+    """Potentials, and the threshold of staying unlabelled, from a saved result or from an HDF5 file of labels."""
     if path.suffix.lower() not in (".h5", ".hdf5"):
         from otlabel import Assignment
 
-        return _as_numpy(Assignment.load(path).potentials)
+        saved = Assignment.load(path)
+        return _as_numpy(saved.potentials), saved.threshold
     from otlabel.labels_file import read_labels
 
-    potentials = read_labels(path).potentials
-    assert potentials is not None  # HDF5 always holds them
-    return potentials
+    stored = read_labels(path)
+    assert stored.potentials is not None  # HDF5 always holds them
+    return stored.potentials, stored.threshold
 
 
 def _read_labels(text: str) -> np.ndarray:
@@ -465,13 +480,18 @@ def _read_labels(text: str) -> np.ndarray:
 
 
 def _write(
-    arguments: argparse.Namespace, labels: np.ndarray, counts: np.ndarray, potentials: np.ndarray, receipt: Receipt
+    arguments: argparse.Namespace,
+    labels: np.ndarray,
+    counts: np.ndarray,
+    potentials: np.ndarray,
+    threshold: float,
+    receipt: Receipt,
 ) -> None:
     """Labels to the output; a receipt of .npy only where it was asked for."""
     from otlabel.labels_file import write_labels
 
     alone = arguments.output.suffix.lower() == ".npy" and not arguments.receipt
-    write_labels(arguments.output, labels, counts, potentials, None if alone else receipt)
+    write_labels(arguments.output, labels, counts, potentials, None if alone else receipt, threshold)
 
 
 def _versions() -> dict[str, str]:
@@ -522,6 +542,20 @@ def _positive(text: str) -> float:
         value = math.nan
     if not (value > 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def _bound(text: str) -> int | float:
+    """A size where it is a whole number, else a share."""
+    if text.isdecimal():
+        return int(text)
+    return _share(text)
+
+
+def _share(text: str) -> float:
+    value = float(text) if re.fullmatch(r"\d*\.?\d+(e-?\d+)?", text.lower()) else math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
     return value
 
 

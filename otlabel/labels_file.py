@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,10 +61,11 @@ class Receipt:
 class StoredLabels:
     """What a file of labels holds."""
 
-    labels: np.ndarray  # (N,) int64
+    labels: np.ndarray  # (N,) int64, -1 for a sample left unlabelled
     counts: np.ndarray  # (K,) int64
     potentials: np.ndarray | None  # (K,) float64; None in a .npy file
     receipt: Receipt | None  # None where no receipt of these very labels is there
+    threshold: float = -math.inf  # a sample whose best score + potential is below it is left unlabelled
 
 
 def fingerprint(scores: Scores, source: str) -> dict[str, Any]:
@@ -102,13 +104,18 @@ def stored_bytes(path: Path, n_rows: int, n_classes: int) -> int:
 
 
 def write_labels(
-    path: Path, labels: np.ndarray, counts: np.ndarray, potentials: np.ndarray, receipt: Receipt | None = None
+    path: Path,
+    labels: np.ndarray,
+    counts: np.ndarray,
+    potentials: np.ndarray,
+    receipt: Receipt | None = None,
+    threshold: float = -math.inf,
 ) -> None:
     """Write labels in the format that the name ends in, whole or not at all."""
     if path.suffix.lower() == ".npy":
         _write_npy(path, np.ascontiguousarray(labels, np.int64), receipt)
         return
-    image = _hdf5_image(labels, counts, potentials, receipt)
+    image = _hdf5_image(labels, counts, potentials, receipt, threshold)
     with replacing(path) as file:
         file.write(image.getbuffer())
 
@@ -130,7 +137,9 @@ def receipt_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _hdf5_image(labels: np.ndarray, counts: np.ndarray, potentials: np.ndarray, receipt: Receipt | None) -> io.BytesIO:
+def _hdf5_image(
+    labels: np.ndarray, counts: np.ndarray, potentials: np.ndarray, receipt: Receipt | None, threshold: float
+) -> io.BytesIO:
     """The bytes of the file, made in memory: an error on the way to the disk is then Python's, not inside HDF5."""
     import h5py
 
@@ -141,7 +150,7 @@ def _hdf5_image(labels: np.ndarray, counts: np.ndarray, potentials: np.ndarray, 
         handle.create_dataset("labels", data=stored, chunks=(-(-len(stored) // n_chunks),), fletcher32=True)
         handle.create_dataset("counts", data=counts.astype(np.int64))
         handle.create_dataset("potentials", data=potentials.astype(np.float64))
-        handle.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, complete=True)
+        handle.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, complete=True, threshold=threshold)
         if receipt is not None:
             known = {name: getattr(receipt, name) for name in _NUMBERS}
             handle.attrs.update({name: value for name, value in known.items() if value is not None})
@@ -193,15 +202,15 @@ def read_labels(path: str | os.PathLike[str]) -> StoredLabels:
 
 def _read_npy(file: Path) -> StoredLabels:
     labels = np.load(file, allow_pickle=False)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0:
-        raise ValueError(f"it holds {labels.dtype} of shape {labels.shape}, not (N,) whole numbers from 0 up")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < -1:
+        raise ValueError(f"it holds {labels.dtype} of shape {labels.shape}, not (N,) whole numbers from 0 up, or -1")
     labels = np.ascontiguousarray(labels, np.int64)
     receipt = None
     if receipt_path(file).exists():
         told = json.loads(receipt_path(file).read_text(encoding="utf-8"))
         if told.get("labels_sha256") == _digest(labels):  # else of labels that were here before
             receipt = Receipt(**{name: told.get(name) for name in (*_TEXTS, *_NUMBERS)})
-    return StoredLabels(labels, np.bincount(labels), None, receipt)
+    return StoredLabels(labels, np.bincount(labels[labels >= 0]), None, receipt)
 
 
 def _read_hdf5(file: Path) -> StoredLabels:
@@ -217,7 +226,8 @@ def _read_hdf5(file: Path) -> StoredLabels:
         labels = _read_dataset(handle, "labels", "i", room).astype(np.int64)
         counts = _read_dataset(handle, "counts", "i", room).astype(np.int64)
         potentials = _read_dataset(handle, "potentials", "f", room).astype(np.float64)
-    if labels.min(initial=0) < 0 or not np.array_equal(np.bincount(labels, minlength=len(counts)), counts):
+    sizes = np.bincount(labels[labels >= 0], minlength=len(counts))
+    if labels.min(initial=0) < -1 or not np.array_equal(sizes, counts):
         raise ValueError("its counts are not those of its labels")
     if len(potentials) != len(counts):
         raise ValueError(f"it holds {len(potentials)} potentials for {len(counts)} classes")
@@ -225,7 +235,7 @@ def _read_hdf5(file: Path) -> StoredLabels:
     if "input" in about:
         known = {name: np.asarray(about[name]).item() for name in _NUMBERS if name in about}
         receipt = Receipt(**{name: json.loads(about[name]) for name in _TEXTS}, **known)
-    return StoredLabels(labels, counts, potentials, receipt)
+    return StoredLabels(labels, counts, potentials, receipt, float(about.get("threshold", -math.inf)))
 
 
 def _read_dataset(handle: h5py.File, name: str, kind: str, room: int) -> np.ndarray:

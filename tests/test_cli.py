@@ -18,7 +18,7 @@ import torch
 from oracles import hungarian_labels
 
 import otlabel
-from otlabel import Assignment, sinkhorn_assign
+from otlabel import KL, Assignment, Exact, Range, read_labels, sinkhorn_assign
 from otlabel.cli import build_parser, main
 
 N_SAMPLES, N_CLASSES = 40, 4
@@ -129,7 +129,35 @@ def test_every_setting_reaches_the_solver(run, file, monkeypatch) -> None:
     words = "--epsilon .5 --tol .2 --rounding argmax --method sinkhorn --max-sweeps 77 --seed 3 --device cpu"
     assert run("assign", file, "-o", file.with_name("labels.npy"), *words.split(), "--memory-limit", "4GB").code == 0
     expected = {"epsilon": 0.5, "tol": 0.2, "rounding": "argmax", "method": "sinkhorn", "max_sweeps": 77, "seed": 3}
-    assert seen == expected | {"device": "cpu", "class_mass": None, "progress": False, "memory_limit": 4_000_000_000}
+    expected |= {"device": "cpu", "class_mass": None, "progress": False, "memory_limit": 4_000_000_000}
+    assert seen == expected | {"classes": Exact(), "abstain": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["--range", "5", "30"], Range(5, 30)),
+        (["--range", "0.1", "0.5"], Range(0.1, 0.5)),
+        (["--kl", "2.5"], KL(2.5)),
+        (["--abstain", "0.25"], Exact()),
+    ],
+)
+def test_rules_give_what_the_function_gives(run, file, scores, words, rule) -> None:
+    labels = file.with_name("labels.h5")
+    assert run("assign", file, "-o", labels, *words).code == 0
+    share = 0.25 if "--abstain" in words else 0.0
+    expected = sinkhorn_assign(scores, classes=rule, abstain=share)
+    np.testing.assert_array_equal(read_labels(labels).labels, expected.labels)
+    again = file.with_name("again.npy")
+    assert run("predict", file, "--potentials", labels, "-o", again).code == 0
+    np.testing.assert_array_equal(np.load(again), expected.predict(scores))
+    told = json.loads(run("certify", file, labels, "--potentials", labels, "--json").out)
+    assert abs(told["gap"]) <= 1e-12
+
+
+@pytest.mark.parametrize("words", [["--range", "5"], ["--range", "-1", "3"], ["--abstain", "2"], ["--kl", "0"]])
+def test_rules_that_make_no_sense(run, file, words) -> None:
+    assert run("assign", file, "-o", file.with_name("labels.npy"), *words).code == 2
 
 
 def test_defaults_are_those_of_the_function() -> None:
