@@ -25,6 +25,7 @@ from otlabel.errors import InfeasibleError, InvalidMassError
 MASS_TOLERANCE = 1e-6  # how far from 1 the sum of shares may be: float32 rounding of a thousand classes
 MASS_UNITS = 1 << 40  # whole numbers that stand for real sample masses: exact labels move units
 LONGEST_SEARCH = 1e6  # of a constant, in the units of the scores
+MOST_WHOLE_TOLERANCE = 1e-3  # absolute: far below the half that would round anything
 WHOLE_TOLERANCE = 1e-9  # relative: a share times N this near to a whole number was meant to be it
 
 
@@ -300,7 +301,8 @@ def _divergence(taken: np.ndarray, mass: np.ndarray) -> np.ndarray:
 def _near_whole(numbers: np.ndarray) -> np.ndarray:
     """Undo the rounding of a whole number that was divided by N and multiplied again."""
     whole = np.rint(numbers)
-    return np.where(np.abs(numbers - whole) <= WHOLE_TOLERANCE * np.maximum(whole, 1), whole, numbers)
+    near = np.abs(numbers - whole) <= np.clip(WHOLE_TOLERANCE * whole, WHOLE_TOLERANCE, MOST_WHOLE_TOLERANCE)
+    return np.where(near, whole, numbers)
 
 
 def class_shares(class_mass: np.ndarray | None, n_rows: int, n_classes: int) -> np.ndarray:
