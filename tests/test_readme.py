@@ -23,7 +23,8 @@ def log_probabilities() -> np.ndarray:
 def test_code_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    names = {"np": np, "log_probs": log_probabilities(), "weight": rng.normal(size=(10, 16)), "bias": rng.normal(size=10)}
+    names = {"np": np, "log_probs": log_probabilities()}
+    names |= {"weight": rng.normal(size=(10, 16)), "bias": rng.normal(size=10)}
     with h5py.File("scores.h5", "w") as scores, h5py.File("features.h5", "w") as features:
         scores["log_probs"] = names["log_probs"]
         features["features"] = rng.normal(size=(1000, 16)).astype(np.float16)

@@ -1,0 +1,23 @@
+"""Each example runs as it stands and says something sensible."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
+
+
+def test_every_example_is_run_here() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"progressive_mass.py"}
+
+
+def test_progressive_mass(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    found = runpy.run_path(str(EXAMPLES / "progressive_mass.py"))["main"]()
+    assert 0.5 < found["ramped mass, KL"] <= 1
+    assert "class sizes" in capsys.readouterr().out
