@@ -67,6 +67,7 @@ class Point:
 
     potentials: np.ndarray
     plan_potentials: np.ndarray  # the same with epsilon log b where the plan is relative to b
+    swept_potentials: np.ndarray  # those of the sweep itself, before the best constant was added
     value: float
     sweep: sweep.Sweep
     residual: np.ndarray  # (K,) demand - c(g) = -grad F
@@ -124,6 +125,7 @@ class Objective:
             problem.scores, shifted, self.epsilon, problem.weights, self.precision,
             None if later else rows, CURVATURE_SHARE, 1.0 / self.row_scale,
         )  # fmt: skip
+        swept = shifted
         level = 0.0 if self.centred else self._level(rule, potentials, found)
         if level:  # what a constant does is known without another sweep
             potentials, shifted, factor = potentials + level, shifted + level, math.exp(level / self.row_scale)
@@ -136,7 +138,8 @@ class Objective:
         error = float(np.abs(residual).sum()) / total
         self.n_passes += 1
         self.monitor.saw("solve", problem.scores.shape[0], self.epsilon, error)
-        return Point(potentials, shifted, of_rows + rule.term(potentials), found, residual, error, rows)
+        value = of_rows + rule.term(potentials)
+        return Point(potentials, shifted, swept, value, found, residual, error, rows)
 
     def _level(self, rule: Rule, potentials: np.ndarray, found: sweep.Sweep) -> float:
         """The best constant to add to all potentials."""
@@ -148,7 +151,7 @@ class Objective:
         problem, rows = self.problem, point.curvature_rows
         plan = point.sweep.plan
         if plan is None:
-            plan = self._sparse_plan(problem.scores, rows, point.plan_potentials)
+            plan = self._sparse_plan(problem.scores, rows, point.swept_potentials)
         weights = np.ones(len(rows)) if problem.weights is None else problem.weights[rows]
         total = weights.sum()
         if len(point.sweep.row_mass):
