@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from otlabel.assign import certify as certify
     from otlabel.assign import sinkhorn_assign as sinkhorn_assign
+    from otlabel.cluster import BalancedKMeans as BalancedKMeans
     from otlabel.doctor import diagnose as diagnose
     from otlabel.labels_file import read_labels as read_labels
     from otlabel.lp import lp_assign as lp_assign
@@ -25,6 +27,7 @@ __version__ = "0.1.0"
 # Each public name is imported when it is first used, so that `otlabel --help` need not load SciPy and numba.
 _HOMES = {
     "Assignment": "result",
+    "BalancedKMeans": "cluster",
     "Certificate": "result",
     "Exact": "marginals",
     "KL": "marginals",
@@ -38,7 +41,8 @@ _HOMES = {
     "read_labels": "labels_file",
     "sinkhorn_assign": "assign",
 }
-__all__ = list(_HOMES)
+_NEEDED = {"BalancedKMeans": "sklearn"}  # where this is not installed, `import *` and `help` must not ask for the name
+__all__ = [name for name in _HOMES if name not in _NEEDED or importlib.util.find_spec(_NEEDED[name])]
 
 
 def __getattr__(name: str) -> Any:
@@ -50,4 +54,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *__all__})

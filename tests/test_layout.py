@@ -36,7 +36,7 @@ ONLY_IN = {
     "triton": {"sweep/cuda.py"},
     "ot": {"lp.py"},
 }
-EAGER_TORCH = {"sweep/reference.py"}
+EAGER = {"torch": {"sweep/reference.py"}, "sklearn": {"cluster.py"}}  # what is written in them, and loaded late itself
 
 
 class Import(NamedTuple):
@@ -136,12 +136,12 @@ def test_packages_stay_where_they_belong(package: str) -> None:
 
 @pytest.mark.parametrize("package", ["torch", "ot", "matplotlib", "sklearn", "faiss", "jinja2", "h5py", "tqdm"])
 def test_packages_that_load_late(package: str) -> None:
-    """Imported inside functions only, and torch also where the reference is written in it."""
+    """Imported inside functions only, and by modules that are nothing without them."""
     eager = {
         str(file.relative_to(PACKAGE)) for file in source_files() for name, eager, typing_only in imports_of(file)
         if name.split(".")[0] == package and eager and not typing_only
     }  # fmt: skip
-    assert eager <= (EAGER_TORCH if package == "torch" else set())
+    assert eager <= EAGER.get(package, set())
 
 
 def test_the_reader_of_imports_sees_all_kinds() -> None:

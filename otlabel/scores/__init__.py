@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ITEM_BYTES", "ArrayScores", "Batch", "LinearScores", "Scores", "TensorScores", "WithColumn", "as_array",
-    "as_float", "default_limit", "draw_rows", "free_memory", "is_tensor", "keep", "linear_scores", "load_array",
-    "matches", "open_scores", "partition",
+    "as_float", "default_limit", "draw_rows", "free_memory", "is_stored", "is_tensor", "keep", "keep_whole",
+    "linear_scores", "load_array", "matches", "open_scores", "partition",
 ]  # fmt: skip
 
 
@@ -58,11 +58,20 @@ def keep(scores: Scores, rows: np.ndarray, memory_limit: int | None = None) -> S
     if scores.random_access or not scores.on_cpu:
         return scores
     limit = default_limit() if memory_limit is None else memory_limit
-    if isinstance(scores, StoredScores) and scores.n_bytes <= limit:
-        return KeptWhole(scores)
+    whole = keep_whole(scores, limit)
+    if whole is not scores:
+        return whole
     if isinstance(scores, LinearScores):
         scores.keep_features(limit)
     return KeptRows(scores, rows)
+
+
+def keep_whole(scores: Scores, memory_limit: int | None = None) -> Scores:
+    """A file's scores such that the first pass leaves all of them in memory, if so many bytes hold them."""
+    if not isinstance(scores, StoredScores):
+        return scores
+    limit = default_limit() if memory_limit is None else memory_limit
+    return KeptWhole(scores) if scores.n_bytes <= limit else scores
 
 
 @overload
@@ -107,6 +116,15 @@ def linear_scores(
     if len(biases) != len(weight):
         raise ValueError(f"{len(weight)} weights and {len(biases)} biases were given; pass one bias a head, or None")
     return [head(*pair) for pair in zip(weight, biases, strict=True)]
+
+
+def is_stored(scores: Any) -> bool:
+    """Whether this names or is a file, a data set or a source, or is a list of such."""
+    if isinstance(scores, (list, tuple)) and scores:
+        return all(map(is_stored, scores))
+    h5py = sys.modules.get("h5py")
+    stored = (Scores, str, os.PathLike) if h5py is None else (Scores, str, os.PathLike, h5py.Dataset)
+    return isinstance(scores, stored)
 
 
 def _open_stored(scores: Any) -> Scores | None:

@@ -1,0 +1,563 @@
+"""Balanced k-means: the assignment step is the exact one, each cluster takes as many rows as it is asked to.
+
+An iteration labels all rows by `sinkhorn_assign`, from where the last one ended, and moves each centre to the mean of
+its rows in one further pass. Neither step raises the inertia, so it falls until nothing moves any more. Rows are only
+ever looked at block by block: they may lie in files and need not fit into memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csc_array
+
+from otlabel import sweep
+from otlabel.assign import sinkhorn_assign
+from otlabel.errors import InvalidScoresError, MissingPackageError, OtlabelWarning
+from otlabel.result import Assignment, predict
+from otlabel.scores import (
+    ArrayScores,
+    Batch,
+    Scores,
+    TensorScores,
+    as_array,
+    as_float,
+    draw_rows,
+    is_stored,
+    is_tensor,
+    keep_whole,
+    linear_scores,
+    open_scores,
+)
+from otlabel.sweep.pool import blas_on_one_thread, run_tasks
+
+try:
+    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+    from sklearn.cluster import kmeans_plusplus
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.metrics.pairwise import euclidean_distances
+    from sklearn.utils import check_random_state
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise MissingPackageError("scikit-learn 1.6 or newer", "cluster") from error
+
+EPSILON_SHARE = 0.02  # of the data's variance: a plan that is cheap to solve, whose argmax nearly has the sizes
+PLAN_TOLERANCE = 0.02  # class error at which the plan is left to the repair, which moves the rest one by one
+STRETCHES = 16  # of the rows, whose sums are added in this order whoever makes them
+CACHED_ENTRIES = 1 << 17  # differences made at once, in float64: they stay in the processor's cache
+INIT_ROWS, INIT_ROWS_A_CLUSTER = 20_000, 20  # sample that k-means++ draws centres from
+CENTRING_ROUNDS = 50  # of potentials towards the middle of where they may be; each halves what is left, nearly
+NUMBERS = (np.float64, np.float32, np.float16)  # read as they are; anything else becomes the first
+
+
+class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+    """K-means with exact cluster sizes, or bounds on them: every assignment step is optimal, and says so.
+
+        min_{labels, mu}  sum_i ||x_i - mu_{labels_i}||^2    subject to    size_min <= #{i : labels_i = k} <= size_max
+
+    or #{i : labels_i = k} = sizes_k; by alternation, to a local minimum as k-means. With metric="cosine" this is
+    spherical k-means: rows are scaled to length 1, the sum is of 1 - <x_i, mu_k>, and centres have length 1.
+
+    Scores, and so the choice between all but equally good clusters, are float32 for features of float16, bfloat16 and
+    float32, and float64 otherwise; sums are float64. There are no sample weights, since the copies that a weighted row
+    stands for may belong to several clusters: repeat the row instead.
+
+    Args:
+        n_clusters: K.
+        size_min: fewest rows of a cluster. None: no bound, if size_max is given.
+        size_max: most rows of a cluster. None: no bound, if size_min is given.
+        sizes: (K,) integers that sum to N, the rows of each cluster; excludes size_min and size_max. If none of the
+            three is given, every cluster gets N / K rows, and the first N mod K one more.
+        metric: "euclidean", or "cosine". A row of zeros has no direction: with "cosine" it fits anywhere.
+        init: "k-means++", on a sample of the rows where there are many; or (K, D) centres.
+        n_init: how often to start anew; the smallest inertia wins. Given centres are started from once.
+        max_iter: iterations of one start.
+        tol: stop once the squared distances that the centres move sum to at most tol x the features' mean variance, or
+            if no label changes. 0 waits for the latter.
+        random_state: of k-means++ and of the choice among equally good labels; an integer gives the same result again.
+        device: "auto" works where tensors are and on the CPU with everything else; or "cpu", "cuda", ...
+
+    Attributes:
+        labels_: (N,) int64, optimal for `cluster_centers_` among all labels with sizes that are allowed.
+        cluster_centers_: (K, D), float64 or float32 as the scores.
+        sizes_: (K,) int64, rows in each cluster.
+        inertia_: sum_i ||x_i - mu_{labels_i}||^2, or for "cosine" half of it, which is sum_i 1 - <x_i, mu_{labels_i}>.
+        gap_: by how much labels with these sizes and these centres could at most lower the inertia; zero up to
+            rounding, by the bound of `certify`.
+        potentials_: (K,) float64, what is added to the scores -||x - mu_k||^2 (or <x, mu_k>) by `predict`.
+        n_iter_: iterations of the start that won.
+        n_features_in_: D.
+
+    Raises:
+        ValueError: sizes that no N rows can have, fewer rows than clusters, settings that make no sense.
+        InvalidScoresError: features in files or tensors that are no matrix, or hold NaN or infinity.
+        MissingPackageError: scikit-learn is not installed; on import of this class.
+
+    Warns:
+        sklearn.exceptions.ConvergenceWarning: max_iter was reached. The sizes are exact all the same.
+
+    Source: Bradley, Bennett, Demiriz, "Constrained k-means clustering", MSR-TR-2000-65; Hornik, Feinerer, Kober,
+        Buchta, "Spherical k-means clustering", Journal of Statistical Software 50(10), 2012.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        size_min: int | None = None,
+        size_max: int | None = None,
+        sizes: Any = None,
+        metric: str = "euclidean",
+        init: Any = "k-means++",
+        n_init: int = 1,
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        random_state: Any = None,
+        device: str = "auto",
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.size_min = size_min
+        self.size_max = size_max
+        self.sizes = sizes
+        self.metric = metric
+        self.init = init
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.random_state = random_state
+        self.device = device
+
+    def fit(self, X: Any, y: Any = None) -> BalancedKMeans:
+        """Find centres and labels.
+
+        Args:
+            X: (N, D) features. Anything that scikit-learn takes as a dense matrix; or any other place that
+                `sinkhorn_assign` takes scores from: a tensor, an h5py dataset, "features.h5::/features", shards. A
+                file is kept in memory if half of what is free holds it, else each pass reads it. Never modified.
+            y: ignored.
+
+        Returns:
+            The estimator itself. Whatever X is, all attributes are NumPy's.
+        """
+        _check_settings(self)
+        source = self._opened(X, reset=True)
+        n_rows, n_features = source.shape
+        if n_rows < self.n_clusters:
+            raise ValueError(f"n_samples={n_rows} should be >= n_clusters={self.n_clusters}")
+        demand = _demand(self, n_rows)
+        given = None if isinstance(self.init, str) else _checked_centres(self.init, self.n_clusters, n_features)
+        variance = _variance(source)
+        rows = _Rows(source, self.metric == "cosine", demand, variance, float(self.tol), int(self.max_iter))
+        random = check_random_state(self.random_state)
+        best: _Clustering | None = None
+        for _ in range(self.n_init if given is None else 1):
+            seed = int(random.randint(np.iinfo(np.int32).max))
+            found = _cluster(rows, _drawn_centres(source, self.n_clusters, seed) if given is None else given, seed)
+            best = found if best is None or found.inertia < best.inertia else best
+        assert best is not None
+        if not best.converged:
+            warnings.warn(
+                f"labels still change after max_iter={self.max_iter} iterations; their sizes are exact and they are "
+                "optimal for these centres all the same. Raise max_iter or tol",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        self.labels_, self.cluster_centers_ = best.assignment.labels, best.centres
+        self.sizes_, self.inertia_, self.n_iter_ = best.assignment.counts, best.inertia, best.n_iter
+        self.gap_ = n_rows * best.assignment.gap
+        self.potentials_ = _centred_potentials(rows, best)
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The cluster of each row by the rule that the labels follow, argmax_k s_k + potentials_k, (M,) int64.
+
+        With s_k = -||x - mu_k||^2, or <x, mu_k> for "cosine". The rows that were fitted get their labels back, except
+        that of rows that are equally good in several clusters each gets the same one. New rows are balanced as far
+        as they are distributed alike. Where no bound binds, all potentials are equal: the nearest centre.
+
+        Args:
+            X: (M, D) features, as for `fit`.
+        """
+        return self._predicted(self._opened(X))
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Distances ||x_i - mu_k|| to all centres, or 1 - <x_i, mu_k> for "cosine", (M, K).
+
+        Args:
+            X: (M, D) features, as for `fit`.
+        """
+        source = self._opened(X)
+        out = np.empty((source.shape[0], len(self.cluster_centers_)), self.cluster_centers_.dtype)
+        for (start, stop), block in _blocks(source, source.batches()):
+            if self.metric == "cosine":
+                out[start:stop] = 1 - block @ self.cluster_centers_.T
+            else:
+                out[start:stop] = euclidean_distances(block, self.cluster_centers_)
+        return out
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Minus the inertia of the predicted labels, the larger the better.
+
+        Args:
+            X: (M, D) features, as for `fit`.
+            y: ignored.
+        """
+        source = self._opened(X)
+        _, squares = _moments(source, self._predicted(source), self.cluster_centers_)
+        return -_inertia(squares, self.metric == "cosine")
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.cluster_centers_)
+
+    def _predicted(self, source: Scores) -> np.ndarray:
+        scores = _scores(source, self.cluster_centers_, self.metric == "cosine")
+        return as_array(predict(scores, self.potentials_))
+
+    def _opened(self, X: Any, reset: bool = False) -> Scores:
+        """Features as a source, of length 1 for "cosine"; what scikit-learn knows about is checked by it."""
+        if not reset:
+            check_is_fitted(self)
+        if is_tensor(X) or is_stored(X):
+            source = open_scores(os.fspath(X) if isinstance(X, os.PathLike) else X, device=self.device)
+            if reset:
+                self.n_features_in_ = source.shape[1]
+                with contextlib.suppress(AttributeError):  # of an earlier fit to a data frame
+                    del self.feature_names_in_
+            elif source.shape[1] != self.n_features_in_:
+                raise ValueError(
+                    f"X has {source.shape[1]} features, but {type(self).__name__} was fitted to {self.n_features_in_}"
+                )
+        else:
+            source = open_scores(validate_data(self, X, reset=reset, dtype=NUMBERS), device=self.device)
+        source = keep_whole(source)
+        return UnitRows(source) if self.metric == "cosine" else source
+
+
+class UnitRows(Scores):
+    """Rows of another source, each divided by its length; a row of zeros stays as it is."""
+
+    def __init__(self, source: Scores) -> None:
+        self._source = source
+        self.shape, self.on_cpu = source.shape, source.on_cpu
+        self.dtype = "float64" if source.dtype == "float64" else "float32"
+        self.least_rows = getattr(source, "least_rows", 1)
+
+    @property
+    def random_access(self) -> bool:  # type: ignore[override]
+        """As the source has it."""
+        return self._source.random_access
+
+    @property
+    def reads_files(self) -> bool:  # type: ignore[override]
+        """If the source does."""
+        return self._source.reads_files
+
+    @property
+    def bytes_read(self) -> int:  # type: ignore[override]
+        """By the source."""
+        return self._source.bytes_read
+
+    def batches(self) -> list[Batch]:
+        """As the source reads them."""
+        return self._source.batches()
+
+    def reading(self) -> contextlib.AbstractContextManager[Any]:
+        """The source's own."""
+        return self._source.reading()
+
+    def read(self, start: int, stop: int) -> Any:
+        """By the source, then divided."""
+        return self._divided(self._source.read(start, stop))
+
+    def take(self, rows: np.ndarray) -> Scores:
+        """The given rows, divided."""
+        taken = self._divided(self._source.take(rows).read(0, len(rows)))
+        return ArrayScores(taken, self.dtype) if self.on_cpu else TensorScores(taken)
+
+    def place(self, row: int) -> str:
+        """As the source names it."""
+        return self._source.place(row)
+
+    def _divided(self, rows: Any) -> Any:
+        if not self.on_cpu:
+            import torch
+
+            wide = rows.to(getattr(torch, self.dtype))
+            lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+            return wide / lengths.where(lengths > 0, 1)
+        numbers = as_float(rows, self._source.dtype)
+        # In float64, where squares of float32 numbers neither overflow nor vanish.
+        lengths = np.sqrt(np.einsum("ij,ij->i", numbers, numbers, dtype=np.float64))
+        return (numbers / np.where(lengths > 0, lengths, 1)[:, None]).astype(self.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The data of a fit, what each cluster is to take, and when to stop."""
+
+    source: Scores
+    cosine: bool
+    demand: dict[str, Any]  # as `sinkhorn_assign` wants it
+    variance: float  # mean squared distance from the mean
+    tol: float
+    max_iter: int
+
+    @property
+    def epsilon(self) -> float:
+        """Of the entropic plans, in the units of the scores."""
+        scale = self.variance / 2 if self.cosine else self.variance
+        return EPSILON_SHARE * scale if scale > 0 else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Clustering:
+    """Where one start has led; the labels are the best for the centres."""
+
+    assignment: Assignment
+    centres: np.ndarray
+    inertia: float
+    n_iter: int
+    converged: bool
+
+
+def _cluster(rows: _Rows, centres: np.ndarray, seed: int) -> _Clustering:
+    """Labels and centres in turn until neither changes any more."""
+    source = rows.source
+    dtype = np.float64 if source.dtype == "float64" else np.float32
+    centres = _unit(centres).astype(dtype) if rows.cosine else centres.astype(dtype)
+    enough = rows.tol * rows.variance / source.shape[1]
+    assignment, moved, n_iter = _assigned(rows, centres, seed), np.inf, 0
+    while True:
+        sums, squares = _moments(source, as_array(assignment.labels), centres)
+        if moved <= enough or n_iter == rows.max_iter:
+            break
+        before, at = assignment, centres
+        counts = np.maximum(as_array(assignment.counts), 1)  # an empty cluster stays where it is
+        means = centres + sums / counts[:, None]
+        centres = (_unit(means) if rows.cosine else means).astype(dtype)
+        moved = float(np.square(centres - at, dtype=np.float64).sum())
+        n_iter += 1
+        assignment = _assigned(rows, centres, seed, before)
+        if np.array_equal(before.labels, assignment.labels):
+            moved = 0.0
+    return _Clustering(assignment, centres, _inertia(squares, rows.cosine), n_iter, moved <= enough)
+
+
+def _assigned(rows: _Rows, centres: np.ndarray, seed: int, start: Assignment | None = None) -> Assignment:
+    """The best labels for these centres. What `sinkhorn_assign` warns of concerns its plan, or is no surprise here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OtlabelWarning)
+        return sinkhorn_assign(
+            _scores(rows.source, centres, rows.cosine),
+            **rows.demand,
+            epsilon=rows.epsilon,
+            tol=PLAN_TOLERANCE,
+            init=start,
+            seed=seed,
+        )
+
+
+def _scores(source: Scores, centres: np.ndarray, cosine: bool) -> Scores:
+    """-||x - mu_k||^2 + ||x - m||^2 = <x, 2 (mu_k - m)> - ||mu_k||^2 + ||m||^2, or <x, mu_k>.
+
+    With m, the mean of the centres, numbers stay small where the data is far from zero, and float32 resolves more.
+    """
+    if cosine:
+        return linear_scores(source, centres, normalize=False)
+    wide = centres.astype(np.float64)
+    middle = wide.mean(0)
+    bias = -((wide - middle) * (wide + middle)).sum(1)
+    return linear_scores(source, 2 * (wide - middle), bias, normalize=False)
+
+
+def _moments(source: Scores, labels: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
+    """Sums over each cluster of x_i - mu_k, (K, D), and over all rows of its squared length; float64, in one pass.
+
+    Differences instead of the rows themselves: nothing cancels where the data is far from zero.
+    """
+    batches = source.batches()
+    n_tasks = min(STRETCHES, len(batches))
+    ends = [number * len(batches) // n_tasks for number in range(n_tasks + 1)]
+    sums = np.zeros((n_tasks, *centres.shape))
+    squares = np.zeros(n_tasks)
+    wide = centres.astype(np.float64)
+
+    def add(number: int) -> None:
+        room = np.empty((max(1, CACHED_ENTRIES // centres.shape[1]), centres.shape[1]))
+        for (start, stop), block in _blocks(source, batches[ends[number] : ends[number + 1]]):
+            for first in range(start, stop, len(room)):
+                last = min(first + len(room), stop)
+                chosen, differences = labels[first:last], room[: last - first]
+                np.take(wide, chosen, axis=0, out=differences, mode="clip")  # "raise" would fill a copy first
+                np.subtract(block[first - start : last - start], differences, out=differences)
+                one_each = np.ones(last - first), chosen, np.arange(last - first + 1)
+                sums[number] += csc_array(one_each, shape=(len(wide), last - first)) @ differences
+                squares[number] += np.vdot(differences, differences)
+
+    with source.reading(), blas_on_one_thread():
+        if source.on_cpu:
+            run_tasks(add, n_tasks, int(source.reads_files))
+        else:
+            for number in range(n_tasks):
+                add(number)
+    return sums.sum(0), float(squares.sum())
+
+
+def _blocks(source: Scores, batches: list[Batch]) -> Any:
+    """Each block of rows with its place, as float32 or float64 numbers."""
+    for batch in batches:
+        for place, block in zip(batch, source.read_blocks(batch), strict=True):
+            yield place, as_float(block, source.dtype)
+
+
+def _inertia(squares: float, cosine: bool) -> float:
+    return squares / 2 if cosine else squares
+
+
+def _variance(source: Scores) -> float:
+    """Mean squared distance of the rows from their mean; raises InvalidScoresError where they are not finite."""
+    n_rows = source.shape[0]
+    first = as_float(source.read(0, 1), source.dtype).astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        sums, squares = _moments(source, np.zeros(n_rows, np.int64), first)
+        variance = squares / n_rows - float(np.square(sums / n_rows).sum())
+    if np.isfinite(variance):
+        return max(variance, 0.0)
+    for (start, _), block in _blocks(source, source.batches()):
+        bad = np.argwhere(~np.isfinite(block))
+        if len(bad):
+            row, feature = bad[0]
+            raise InvalidScoresError(
+                f"features hold NaN or infinity, the first at {source.place(start + int(row))}, feature {feature}"
+            )
+    raise InvalidScoresError("features are so large that their squares overflow; divide them by a constant")
+
+
+def _drawn_centres(source: Scores, n_clusters: int, seed: int) -> np.ndarray:
+    """Centres by k-means++, on a sample where there are many rows: it looks at all of them for each centre."""
+    size = min(source.shape[0], max(INIT_ROWS, INIT_ROWS_A_CLUSTER * n_clusters))
+    drawn = draw_rows(source.shape[0], size, np.random.default_rng(seed))
+    sample = as_float(source.take(drawn).read(0, size), source.dtype)
+    middle = sample.mean(0, dtype=np.float64)
+    centres, _ = kmeans_plusplus((sample - middle).astype(sample.dtype), n_clusters, random_state=seed)
+    return centres + middle
+
+
+def _unit(centres: np.ndarray) -> np.ndarray:
+    """Directions; a centre at zero stays there."""
+    lengths = np.linalg.norm(centres.astype(np.float64), axis=1, keepdims=True)
+    return centres / np.where(lengths > 0, lengths, 1)
+
+
+def _centred_potentials(rows: _Rows, found: _Clustering) -> np.ndarray:
+    """Potentials of the same labels, each in the middle of where it may be, so that `predict` gives labels back.
+
+    Those that the repair ends with leave a row of each class tied with another class: they are on the border of all
+    potentials whose argmax are these labels. Let room_jk be by how much class k may rise over class j until the first
+    row of j would rather be in k. All potentials may move at once, each half of the way to the middle of its bounds at
+    most, and still none is passed; only rows that are tied whatever the potentials remain so.
+    """
+    assignment, slack = found.assignment, rows.epsilon
+    labels, g = as_array(assignment.labels), as_array(assignment.potentials)
+    scores = _scores(rows.source, found.centres, rows.cosine)
+    near = sweep.candidates(scores, g, labels.astype(np.int32), slack, 0.0)
+    row_of = np.repeat(np.arange(len(near.rows)), near.sizes)
+    classes, own_classes = near.classes, labels[near.rows][row_of]
+    totals, own = near.scores + g[near.classes], np.zeros(len(near.rows))
+    is_own = classes == own_classes
+    own[row_of[is_own]] = totals[is_own]
+    room = np.full((len(g), len(g)), slack)
+    others = ~is_own
+    np.minimum.at(room, (own_classes[others], classes[others]), np.maximum(own[row_of[others]] - totals[others], 0.0))
+    # Of clusters with bounds, only those at a bound have a potential.
+    movable = np.isfinite(g) & ((g != 0) | ("classes" not in rows.demand))
+    moved = np.zeros(len(g))
+    for _ in range(CENTRING_ROUNDS):
+        middle = ((moved[:, None] + room).min(0) + (moved - room).max(1)) / 2
+        moved = np.where(movable, middle, 0.0)
+    return g + moved
+
+
+# ---- what a user may ask for ----
+
+
+def _check_settings(estimator: BalancedKMeans) -> None:
+    """Raise ValueError for settings that make no sense whatever the data is."""
+    for name in ("n_clusters", "n_init", "max_iter"):
+        value = getattr(estimator, name)
+        if not _is_whole(value) or value < 1:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+    if not 0 <= estimator.tol < np.inf:
+        raise ValueError(f"tol is {estimator.tol!r}; it must be a number of at least 0")
+    if estimator.metric not in ("euclidean", "cosine"):
+        raise ValueError(f"metric is {estimator.metric!r}; choose 'euclidean' or 'cosine'")
+    if isinstance(estimator.init, str) and estimator.init != "k-means++":
+        raise ValueError(f"init is {estimator.init!r}; choose 'k-means++' or pass centres, (n_clusters, n_features)")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _demand(estimator: BalancedKMeans, n_rows: int) -> dict[str, Any]:
+    """The arguments of `sinkhorn_assign` that say how many rows each cluster takes, once N rows can be so many."""
+    n_clusters, low, high = estimator.n_clusters, estimator.size_min, estimator.size_max
+    if estimator.sizes is not None:
+        if low is not None or high is not None:
+            raise ValueError("sizes are exact; leave out size_min and size_max, or pass these two alone")
+        return {"class_mass": _checked_sizes(estimator.sizes, n_clusters, n_rows)}
+    if low is None and high is None:
+        return {}
+    for name, bound in (("size_min", low), ("size_max", high)):
+        if bound is not None and (not _is_whole(bound) or bound < 0):
+            raise ValueError(f"{name} is {bound!r}; it must be a whole number of rows")
+    low, high = int(low or 0), n_rows if high is None else min(int(high), n_rows)
+    if low > high:
+        raise ValueError(f"size_min={low} is larger than size_max={high}")
+    if low * n_clusters > n_rows:
+        raise ValueError(
+            f"size_min={low} in {n_clusters} clusters takes {low * n_clusters} rows, "
+            f"{low * n_clusters - n_rows} more than the {n_rows} there are; at most {n_rows // n_clusters} is possible"
+        )
+    if high * n_clusters < n_rows:
+        raise ValueError(
+            f"size_max={high} in {n_clusters} clusters leaves room for {high * n_clusters} rows, "
+            f"{n_rows - high * n_clusters} fewer than the {n_rows} there are; at least {-(-n_rows // n_clusters)} is "
+            "needed"
+        )
+    if n_rows in (low * n_clusters, high * n_clusters):  # no choice is left
+        return {}
+    from otlabel.marginals import Range  # type: ignore[attr-defined, unused-ignore]
+
+    return {"classes": Range(low, high)}
+
+
+def _checked_sizes(sizes: Any, n_clusters: int, n_rows: int) -> np.ndarray:
+    given = as_array(sizes)
+    if given.shape != (n_clusters,) or given.dtype.kind not in "iu" or (given < 0).any():
+        raise ValueError(
+            f"sizes must be {n_clusters} whole numbers of rows, one a cluster; got shape {given.shape} of {given.dtype}"
+        )
+    total = int(given.sum())
+    if total != n_rows:
+        by_how_much = f"{abs(total - n_rows)} {'more' if total > n_rows else 'fewer'}"
+        raise ValueError(f"sizes sum to {total}, {by_how_much} than the {n_rows} rows there are")
+    return given.astype(np.int64)
+
+
+def _checked_centres(init: Any, n_clusters: int, n_features: int) -> np.ndarray:
+    centres = as_array(init)
+    if centres.shape != (n_clusters, n_features) or centres.dtype.kind not in "fiu":
+        raise ValueError(
+            f"init has shape {centres.shape} of {centres.dtype}; pass {n_clusters} centres of {n_features} features"
+        )
+    if not np.isfinite(centres).all():
+        raise ValueError("init holds NaN or infinity")
+    return centres
