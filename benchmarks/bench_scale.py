@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import describe_machine, failure_text, line, machine_line, number, read_json, write_json
+from machine import describe_machine, failure_text, machine_line, number, read_json, table, write_json
 from scale_one import EPSILON, TOL
 from synthetic import default_cache, parse_size
 
@@ -300,12 +300,6 @@ def _pass_cells(name: str, row: dict) -> tuple[str, ...]:
     remark = "; ".join(f"{way}: {seconds:.3g} s" for way, seconds in row.get("ways", {}).items())
     figures = number(row["seconds"], ".3g"), number(row.get("first_seconds"), ".3g"), number(row.get("cached"), ".0%")
     return name, *figures, number(row["others_cores"], ".1f"), remark
-
-
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """A Markdown table."""
-    cells = [tuple(cell.replace("|", "\\|") for cell in row) for row in rows]
-    return [line(header), line("---" for _ in header), *map(line, cells)]
 
 
 def draw_growth(part: dict, path: Path) -> None:

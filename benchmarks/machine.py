@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,12 @@ def write_json(path: Path, content: dict) -> None:
 def line(cells: Iterable[str]) -> str:
     """A row of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return [line(header), line("---" for _ in header), *map(line, cells)]
 
 
 def number(value: float | None, form: str) -> str:
