@@ -128,7 +128,8 @@ def to_markdown(report: dict) -> str:
 
 NOTES = [
     "- **exact sizes**: every cluster N / 10. **range**: sizes between half and twice that. **KL at the knee**: the "
-    "price of imbalance is where `balance_path` bends, at the first iteration. **true sizes**: the classes' own, as a prior.",
+    "price of imbalance is where `balance_path` bends, at the first iteration. **true sizes**: the classes' "
+    "own, as a prior.",
 ]
 
 

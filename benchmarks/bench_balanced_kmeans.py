@@ -1,0 +1,326 @@
+"""Balanced k-means against k-means-constrained from the same centres, and alone at a million rows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import (
+    describe_machine,
+    failure_text,
+    line,
+    machine_line,
+    number,
+    others_cores,
+    others_cpu_seconds,
+    peak_memory_mb,
+    read_json,
+    write_json,
+)
+from synthetic import parse_size
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("otlabel", "numpy", "scipy", "numba", "scikit-learn", "k-means-constrained", "ortools", "faiss-cpu")
+INSTALLED_AS = {"sklearn": "scikit-learn", "k_means_constrained": "k-means-constrained", "faiss": "faiss-cpu"}
+REPEAT_BELOW, REPEATS = 20.0, 3  # seconds; longer fits are timed once
+WARM_UP = (2_000, 16, 20)  # rows, features, clusters: imports and compilation are over then
+RATIO = 50.0  # how much quicker an iteration is to be
+LONGEST = 600.0  # seconds for the large one
+Fit = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+
+
+# ---- in a process of its own ----
+
+
+def points(n: int, d: int, k: int, seed: int) -> np.ndarray:
+    """(n, d) float32 from k / 2 Gaussian clusters of Zipf size, as near to each other as they are wide."""
+    random = np.random.default_rng(seed)
+    n_clusters = max(1, k // 2)
+    centres = random.standard_normal((n_clusters, d), dtype=np.float32)
+    shares = 1.0 / np.arange(1, n_clusters + 1)
+    x = random.standard_normal((n, d), dtype=np.float32)
+    for start in range(0, n, 1 << 16):
+        block = x[start : start + (1 << 16)]
+        block += centres[random.choice(n_clusters, len(block), p=shares / shares.sum())]
+    return x
+
+
+def fit_otlabel(x: np.ndarray, centres: np.ndarray, iterations: int) -> np.ndarray:
+    """Equal sizes."""
+    from otlabel import BalancedKMeans
+
+    return BalancedKMeans(len(centres), init=centres, max_iter=iterations, tol=0).fit(x).labels_
+
+
+def fit_constrained(x: np.ndarray, centres: np.ndarray, iterations: int) -> np.ndarray:
+    """Equal sizes, by a minimum cost flow in every iteration."""
+    from k_means_constrained import KMeansConstrained
+
+    n, k = len(x), len(centres)
+    bounds = {"size_min": n // k, "size_max": -(-n // k)}
+    return KMeansConstrained(k, init=centres, n_init=1, max_iter=iterations, tol=0, **bounds).fit(x).labels_
+
+
+def fit_sklearn(x: np.ndarray, centres: np.ndarray, iterations: int) -> np.ndarray:
+    """Any sizes."""
+    from sklearn.cluster import KMeans
+
+    return KMeans(len(centres), init=centres, n_init=1, max_iter=iterations, tol=0).fit(x).labels_
+
+
+def fit_faiss(x: np.ndarray, centres: np.ndarray, iterations: int) -> np.ndarray:
+    """Any sizes."""
+    import faiss
+
+    k = len(centres)
+    model = faiss.Kmeans(x.shape[1], k, niter=iterations, max_points_per_centroid=len(x), min_points_per_centroid=1)
+    model.train(x, init_centroids=centres)
+    return model.index.search(x, 1)[1][:, 0]
+
+
+FITS: dict[str, Fit] = {
+    "otlabel": fit_otlabel,
+    "k-means-constrained": fit_constrained,
+    "scikit-learn, free sizes": fit_sklearn,
+    "faiss, free sizes": fit_faiss,
+}
+
+
+def compare_job(job: dict) -> dict:
+    """One method from given centres: every one of them makes so many iterations and then labels once more."""
+    from sklearn.cluster import kmeans_plusplus
+
+    fit, (n, d, k), iterations = FITS[job["method"]], job["size"], job["iterations"]
+    small = points(*WARM_UP, job["seed"])
+    fit(small, small[: WARM_UP[2]].copy(), 2)
+    x = points(n, d, k, job["seed"])
+    centres, _ = kmeans_plusplus(x, k, random_state=job["seed"])
+    seconds: list[float] = []
+    before = time.perf_counter(), others_cpu_seconds()
+    while not seconds or (seconds[0] < REPEAT_BELOW and len(seconds) < REPEATS):
+        start = time.perf_counter()
+        labels = fit(x, centres.copy(), iterations)
+        seconds.append(time.perf_counter() - start)
+    after = time.perf_counter(), others_cpu_seconds()
+    np.save(job["labels"], labels)
+    return judged(x, labels, k) | {
+        "seconds": statistics.median(seconds),
+        "all_seconds": seconds,
+        "seconds_a_step": statistics.median(seconds) / (iterations + 1),
+        "others_cores": others_cores(before, after),
+    }
+
+
+def large_job(job: dict) -> dict:
+    """otlabel from nothing but the rows: k-means++ on a sample is in the time."""
+    from otlabel import BalancedKMeans
+
+    n, d, k = job["size"]
+    small = points(*WARM_UP, job["seed"])
+    BalancedKMeans(WARM_UP[2], random_state=0).fit(small)
+    x = points(n, d, k, job["seed"])
+    before = time.perf_counter(), others_cpu_seconds()
+    model = BalancedKMeans(k, max_iter=job["iterations"], random_state=job["seed"]).fit(x)
+    after = time.perf_counter(), others_cpu_seconds()
+    peak, seconds = peak_memory_mb(), after[0] - before[0]
+    return judged(x, model.labels_, k) | {
+        "seconds": seconds,
+        "seconds_a_step": seconds / (model.n_iter_ + 1),
+        "iterations": model.n_iter_,
+        "gap": model.gap_,
+        "peak_gb": None if peak is None else peak / 1000,
+        "data_gb": x.nbytes / 1e9,
+        "others_cores": others_cores(before, after),
+    }
+
+
+def judged(x: np.ndarray, labels: np.ndarray, k: int) -> dict:
+    """Sizes, and the inertia about the labels' own means, in float64 whatever a solver says of itself."""
+    counts = np.bincount(labels, minlength=k)
+    sums = np.stack([np.bincount(labels, column, k) for column in x.T], axis=1)
+    means = sums / np.maximum(counts, 1)[:, None]
+    inertia = sum(
+        float(np.square(x[start : start + (1 << 16)] - means[labels[start : start + (1 << 16)]]).sum())
+        for start in range(0, len(x), 1 << 16)
+    )
+    return {"inertia": inertia, "size_min": int(counts.min()), "size_max": int(counts.max())}
+
+
+JOBS = {"compare": compare_job, "large": large_job}
+
+
+# ---- the runs ----
+
+
+def measure(name: str, job: dict, time_limit: float) -> dict:
+    """One row; a package that is missing, a limit or a crash is a row as well."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        command = [sys.executable, str(HERE / "bench_balanced_kmeans.py"), "--job", json.dumps(job), str(result)]
+        try:
+            process = subprocess.run(command, timeout=time_limit, capture_output=True, text=True, check=False)
+        except subprocess.TimeoutExpired:
+            row = {"status": f"stopped after {time_limit:g} s"}
+        else:
+            row = {"status": failure_text(process)} if process.returncode else {"status": "ok"} | read_json(result)
+    print(f"{name:26s} {number(row.get('seconds'), '10.3f')}  {row['status']}", flush=True)
+    return row
+
+
+def run_compare(arguments: argparse.Namespace) -> dict:
+    """Everybody from the same centres, for as many iterations."""
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder) / f"{number}.npy" for number, name in enumerate(FITS)}
+        for name, file in files.items():
+            job = {"job": "compare", "method": name, "size": parse_size(arguments.size), "labels": str(file)}
+            job |= {"seed": arguments.seed, "iterations": arguments.iterations}
+            rows[name] = measure(name, job, arguments.time_limit)
+        ours, theirs = (files[name] for name in ("otlabel", "k-means-constrained"))
+        if ours.exists() and theirs.exists():
+            rows["k-means-constrained"]["same_labels"] = float((np.load(ours) == np.load(theirs)).mean())
+    return {"size": arguments.size, "iterations": arguments.iterations, "rows": rows}
+
+
+def run_large(arguments: argparse.Namespace) -> dict:
+    """otlabel alone."""
+    job = {"job": "large", "size": parse_size(arguments.large_size), "seed": arguments.seed}
+    row = measure("large", job | {"iterations": arguments.large_iterations}, arguments.time_limit)
+    return {"size": arguments.large_size, "iterations": arguments.large_iterations, "rows": {"otlabel": row}}
+
+
+RUNS = {"compare": run_compare, "large": run_large}
+
+
+# ---- the report ----
+
+
+HEADER = ("method", "seconds", "a step", "x otlabel", "inertia", "sizes", "labels as otlabel", "others' CPU", "status")
+LARGE_HEADER = ("iterations", "seconds", "a step", "peak GB", "of it the rows", "inertia", "gap", "sizes")
+LARGE_HEADER += ("others' CPU", "status")
+
+
+def to_markdown(parts: dict[str, dict]) -> str:
+    """The page."""
+    lines = ["# Balanced k-means", ""]
+    if "compare" in parts:
+        part = parts["compare"]
+        ours = part["rows"]["otlabel"]
+        lines += [
+            f"## {part['size']} (rows x features x clusters), {part['iterations']} iterations from the same centres",
+            "",
+            verdict(ours, part["rows"]["k-means-constrained"]),
+            "",
+            *table(HEADER, [_cells(name, row, ours) for name, row in part["rows"].items()]),
+            "",
+        ]
+    if "large" in parts:
+        part = parts["large"]
+        row = part["rows"]["otlabel"]
+        met = row["status"] == "ok" and row["seconds"] <= LONGEST
+        lines += [
+            f"## {part['size']}, at most {part['iterations']} iterations, otlabel alone",
+            "",
+            f"Target: at most {LONGEST:g} s. {'Met' if met else '**Not met**'}.",
+            "",
+            *table(LARGE_HEADER, [_large_cells(row)]),
+            "",
+        ]
+    lines += [*NOTES, "", *(f"- **{name}**: {machine_line(part['machine'])}" for name, part in parts.items())]
+    return "\n".join(lines) + "\n"
+
+
+NOTES = [
+    "- **seconds**: one fit, the median of three below 20 s. **a step**: that over the number of assignment steps, "
+    "which is one more than iterations: k-means-constrained and otlabel both label once more for the last centres.",
+    "- **inertia** is about the means of the labels, in float64, recomputed here for everybody.",
+    "- **labels as otlabel**: k-means-constrained's steps minimise the sum of distances, not of squares, rounded to "
+    "thousandths; so the two take different ways from the first step on.",
+    "- **x otlabel**: seconds over otlabel's. Free sizes solve an easier problem: they show what balance costs.",
+    "- **peak GB**: the whole process, interpreter, imports and the rows in memory included.",
+    "- **others' CPU**: cores kept busy by other processes meanwhile. Above about 0.2 do not trust the row.",
+]
+
+
+def verdict(ours: dict, theirs: dict) -> str:
+    """The targets in a sentence."""
+    target = f"Target: at least {RATIO:g} times quicker than k-means-constrained, inertia no worse."
+    failed = next((row["status"] for row in (ours, theirs) if row["status"] != "ok"), None)
+    if failed is not None:
+        return f"{target} Not compared: {failed}."
+    ratio, excess = theirs["seconds"] / ours["seconds"], ours["inertia"] / theirs["inertia"] - 1
+    met = ratio >= RATIO and excess <= 1e-6
+    return f"{target} {'Met' if met else '**Not met**'}: {ratio:.0f} times, inertia {excess:+.1e} relative to theirs."
+
+
+def _cells(name: str, row: dict, ours: dict) -> tuple[str, ...]:
+    if row["status"] != "ok":
+        return name, *[""] * 7, row["status"]
+    ratio = row["seconds"] / ours["seconds"] if ours["status"] == "ok" else None
+    same = number(row.get("same_labels"), ".2%")
+    figures = number(row["seconds"], ".3g"), number(row["seconds_a_step"], ".3g"), number(ratio, ".1f")
+    sizes = f"{row['size_min']}-{row['size_max']}"
+    return name, *figures, f"{row['inertia']:.8g}", sizes, same, number(row["others_cores"], ".1f"), "ok"
+
+
+def _large_cells(row: dict) -> tuple[str, ...]:
+    if row["status"] != "ok":
+        return *[""] * 9, row["status"]
+    figures = str(row["iterations"]), number(row["seconds"], ".3g"), number(row["seconds_a_step"], ".3g")
+    memory = number(row["peak_gb"], ".2f"), number(row["data_gb"], ".2g")
+    found = f"{row['inertia']:.8g}", number(row["gap"], ".1e"), f"{row['size_min']}-{row['size_max']}"
+    return *figures, *memory, *found, number(row["others_cores"], ".1f"), "ok"
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    """A Markdown table."""
+    return [line(header), line("---" for _ in header), *map(line, rows)]
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", default=",".join(RUNS), help="comma-separated; '' only writes the page anew")
+    parser.add_argument("--size", default="20000x32x100", help="rows x features x clusters, compared")
+    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--large-size", default="1000000x64x1000")
+    parser.add_argument("--large-iterations", type=int, default=10, help="at most")
+    parser.add_argument("--seed", type=int, default=0, help="of the rows, and of k-means++")
+    parser.add_argument("--time-limit", type=float, default=1800.0, help="seconds for each process")
+    parser.add_argument("--output", type=Path, default=HERE / "results", help="folder for the page")
+    parser.add_argument("--job", nargs=2, metavar=("JSON", "RESULT"), help="one measurement; for this script's own use")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Make the runs asked for and bring the page up to date after each; what is not run again stays in it."""
+    arguments = parse_arguments()
+    if arguments.job:
+        job, result = json.loads(arguments.job[0]), Path(arguments.job[1])
+        try:
+            row: dict[str, Any] = JOBS[job["job"]](job)
+        except ModuleNotFoundError as error:
+            sys.exit(f"not installed: pip install {INSTALLED_AS.get(error.name or '', error.name)}")
+        write_json(result, row)
+        return
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    report = arguments.output / "balanced_kmeans"
+    parts = read_json(report.with_suffix(".json"))
+    for name in filter(None, arguments.runs.split(",")):
+        parts[name] = {"machine": describe_machine(PACKAGES), "seed": arguments.seed} | RUNS[name](arguments)
+        write_json(report.with_suffix(".json"), parts)
+    report.with_suffix(".md").write_text(to_markdown(parts))
+    print(f"written: {report.with_suffix('.md')}")
+
+
+if __name__ == "__main__":
+    main()
