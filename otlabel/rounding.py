@@ -29,7 +29,7 @@ MOVES_A_ROW, MOVES_A_CLASS = 0.25, 16  # candidate moves to read at first: more 
 SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS = 4096, 4  # rows that the first slack is judged by
 FIRST_SLACK = 1 / 64  # of a row's spread: where that search begins
 SOFT_SLACK = 2.0  # times rho: how far around its price places of soft classes count at first; they grow as its exp
-SLACK_STEP = 4.0  # how much wider the next pass looks where the candidates did not suffice
+SLACK_STEP = 2.0  # how much wider the next pass looks where the candidates did not suffice
 
 
 @dataclass(frozen=True, eq=False)
