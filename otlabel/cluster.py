@@ -20,6 +20,7 @@ from scipy.sparse import csc_array
 from otlabel import sweep
 from otlabel.assign import sinkhorn_assign
 from otlabel.errors import InvalidScoresError, MissingPackageError, OtlabelWarning
+from otlabel.marginals import Range
 from otlabel.result import Assignment, predict
 from otlabel.scores import (
     ArrayScores,
@@ -534,8 +535,6 @@ def _demand(estimator: BalancedKMeans, n_rows: int) -> dict[str, Any]:
         )
     if n_rows in (low * n_clusters, high * n_clusters):  # no choice is left
         return {}
-    from otlabel.marginals import Range  # type: ignore[attr-defined, unused-ignore]
-
     return {"classes": Range(low, high)}
 
 

@@ -24,7 +24,6 @@ from otlabel import BalancedKMeans, cluster
 from otlabel.errors import InvalidScoresError
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
-ranges = pytest.mark.skipif(not hasattr(otlabel, "Range"), reason="bounds on sizes need otlabel.Range")
 
 
 def points(n: int = 300, d: int = 4, *, seed: int = 0, uneven: bool = True) -> np.ndarray:
@@ -392,7 +391,6 @@ except ImportError as error:
 # ---- bounds on sizes ----
 
 
-@ranges
 @pytest.mark.parametrize("bounds", [(20, 60), (None, 45), (35, None), (0, 300)])
 def test_sizes_stay_within_bounds(bounds: tuple) -> None:
     low, high = bounds
@@ -403,7 +401,6 @@ def test_sizes_stay_within_bounds(bounds: tuple) -> None:
     np.testing.assert_array_equal(model.predict(points()), model.labels_)
 
 
-@ranges
 @pytest.mark.parametrize("seed", range(5))
 def test_bounds_are_used_as_well_as_can_be(seed: int) -> None:
     x = points(14, 2, seed=seed)
@@ -414,7 +411,6 @@ def test_bounds_are_used_as_well_as_can_be(seed: int) -> None:
     assert model.inertia_ == pytest.approx(best, rel=1e-12)
 
 
-@ranges
 def test_bounds_that_do_not_bind_leave_plain_k_means() -> None:
     x = points(uneven=False)
     init = x[:5]
@@ -426,7 +422,6 @@ def test_bounds_that_do_not_bind_leave_plain_k_means() -> None:
     np.testing.assert_array_equal(model.predict(rows), plain.predict(rows))
 
 
-@ranges
 def test_looser_bounds_are_never_worse_for_the_same_centres() -> None:
     x = points()
     settings = {"n_clusters": 6, "init": x[:6], "max_iter": 1}
