@@ -427,9 +427,7 @@ def test_kl_is_the_optimum_of_highs(kind: str, rho: float, abstain: float) -> No
         result = sinkhorn_assign(scores, class_mass=mass, classes=KL(rho), abstain=abstain)
         prices = kl_prices(n_samples, asked, rho)
         none = n_samples * rho * asked.sum()  # the charge of empty classes, from which prices count
-        best = lp_best(
-            scores, np.zeros(n_classes), np.full(n_classes, n_samples), unlabelled=unlabelled, prices=prices
-        )
+        best = lp_best(scores, np.zeros(n_classes), np.full(n_classes, n_samples), unlabelled=unlabelled, prices=prices)
         ours = worth(scores, result.labels) - kl_charge(result.counts, n_samples, asked, rho)
         room = n_samples * (room_for(scores, result.potentials) + 1e-11 * rho)
         assert ours == pytest.approx(best - none, abs=room)
@@ -529,9 +527,7 @@ def test_sample_masses_under_other_rules(rule: str) -> None:
             left = total - int(sizes.sum())
             if not 0 < left < total:
                 continue
-            result = sinkhorn_assign(
-                scores, sample_mass=times, class_mass=sizes / sizes.sum(), abstain=left / total
-            )
+            result = sinkhorn_assign(scores, sample_mass=times, class_mass=sizes / sizes.sum(), abstain=left / total)
             best = lp_best(repeated, sizes, sizes, unlabelled=left)
         assert result.bound * total == pytest.approx(best, abs=room)
 
@@ -542,9 +538,7 @@ def test_samples_without_mass_are_labelled_all_the_same() -> None:
     result = sinkhorn_assign(scores, sample_mass=times)
     alone = sinkhorn_assign(scores[times > 0])
     assert worth(scores[times > 0], result.labels[times > 0]) == pytest.approx(worth(scores[times > 0], alone.labels))
-    np.testing.assert_array_equal(
-        result.labels[times == 0], (scores + result.potentials)[times == 0].argmax(1)
-    )
+    np.testing.assert_array_equal(result.labels[times == 0], (scores + result.potentials)[times == 0].argmax(1))
     np.testing.assert_allclose(result.label_mass, 0.25, rtol=0, atol=1e-15)
 
 
