@@ -36,7 +36,7 @@ SLACK_STEP = 8.0  # how much wider the next pass looks where the candidates did 
 class Placement:
     """Where every unit of every row goes: a label a row, and a list for the rows whose units are split."""
 
-    labels: np.ndarray  # (N,) int32; of a split row, one of its classes
+    labels: np.ndarray  # (N,) int32; of a split row, the class that has most of it
     split_rows: np.ndarray  # (S,) int64, sorted: one entry for each class of each split row
     split_classes: np.ndarray  # (S,) int32
     split_units: np.ndarray  # (S,) int64
@@ -82,7 +82,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         monitor.saw("repair", 0)
         units = board.units[: len(row_of)]
         g = board.potentials[:-1] - (board.potentials[-1] if spare.any_room else 0.0)
-        placement = _placed(found, row_of, units, placement.labels)
+        placement = _placed(found, row_of, units, placement.labels, g)
         if np.array_equal(board.counts, board.targets):
             return Rounded(placement, centred(problem.rule, g), n_paths)
         if slack == np.inf:
@@ -151,13 +151,23 @@ def _counts(
     return counts.astype(np.int64)
 
 
-def _placed(found: sweep.Candidates, row_of: np.ndarray, units: np.ndarray, labels: np.ndarray) -> Placement:
+def _placed(
+    found: sweep.Candidates, row_of: np.ndarray, units: np.ndarray, labels: np.ndarray, potentials: np.ndarray
+) -> Placement:
     """Labels after a repair, and the rows that it left in several classes."""
     taken = np.flatnonzero(units)
     labels = labels.copy()
     labels[found.rows[row_of[taken]]] = found.classes[taken]
     times = np.bincount(row_of[taken], minlength=len(found.rows))
+    idle = times == 0  # rows without mass, which no repair moves
+    if idle.any():
+        u = found.scores + potentials[found.classes]
+        best = np.maximum.reduceat(u, np.cumsum(found.sizes) - found.sizes)
+        chosen = np.flatnonzero(idle[row_of] & (u == best[row_of]))
+        labels[found.rows[row_of[chosen]]] = found.classes[chosen]
     split = taken[times[row_of[taken]] > 1]
+    rising = split[np.argsort(units[split], kind="stable")]
+    labels[found.rows[row_of[rising]]] = found.classes[rising]  # the last to be written counts: most units
     return Placement(labels, found.rows[row_of[split]], found.classes[split], units[split])
 
 

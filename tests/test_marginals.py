@@ -218,7 +218,7 @@ def test_range_of_middle_sizes(seed: int) -> None:
     assert_zero_unless_bound(result, lo, hi)
 
 
-@pytest.mark.parametrize("bounds", [(0.0, 1.0), (0, 10**6), (0.0, 3000), (None, None)])
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (0, 10**6), (0.0, 3000), (0.0, np.inf), (None, None)])
 def test_range_without_limits_is_the_best_class(bounds: tuple) -> None:
     scores = normal(np.random.default_rng(0), 3000, 7)
     result = sinkhorn_assign(scores, classes=Range() if bounds[0] is None else Range(*bounds))
@@ -631,7 +631,7 @@ def test_bounds_that_do_not_add_up_with_the_unlabelled() -> None:
         (Range(-0.1, 1.0), r"lo is -0\.1"),
         (Range(0, [5, 5, -1, 50]), r"hi is -.* for class 2"),
         (Range(np.nan, 1.0), r"lo is nan"),
-        (Range(0.0, np.inf), r"hi is inf"),
+        (Range(np.inf, 1.0), r"lo is above hi for class 0"),
         (Range("few", "many"), r"lo has shape"),
     ],
 )
