@@ -66,8 +66,13 @@ def sizes_of(labels, n_classes: int) -> np.ndarray:
     return np.bincount(labels[labels >= 0], minlength=n_classes)
 
 
-def lp_best(scores, lo, hi, *, units=None, unlabelled: float = 0, prices=None) -> float:
-    """HiGHS: the largest sum_i units_i s_i over plans with class masses between lo and hi, less the prices of places.
+def lp_best(scores, lo, hi, **settings) -> float:
+    """The value of `lp_plan`."""
+    return lp_plan(scores, lo, hi, **settings)[0]
+
+
+def lp_plan(scores, lo, hi, *, units=None, unlabelled: float = 0, prices=None) -> tuple[float, np.ndarray]:
+    """HiGHS: the value and the plan (N, K + 1) of largest sum_i units_i s_i over plans with class masses between lo and hi, less the prices of places.
 
     `prices` (K, M) are those of the first, second, ... unit of each class; they rise, so that a linear program fills
     the places in their order. `unlabelled` units go to a class of score zero.
@@ -106,7 +111,9 @@ def lp_best(scores, lo, hi, *, units=None, unlabelled: float = 0, prices=None) -
         options={"dual_feasibility_tolerance": 1e-10, "primal_feasibility_tolerance": 1e-10},
     )
     assert solved.success, solved.message
-    return -math.fsum((costs * solved.x).tolist())
+    plan = np.zeros(u.shape)
+    plan[row, column] = solved.x[:n_pairs]
+    return -math.fsum((costs * solved.x).tolist()), plan
 
 
 def room_for(scores, *vectors) -> float:
@@ -456,6 +463,39 @@ def test_kl_leaves_a_class_without_mass_empty() -> None:
     assert result.gap == pytest.approx(0.0, abs=1e-12)
 
 
+def test_class_that_no_sample_may_take_is_left_out_of_soft_and_ranged_rules() -> None:
+    scores = normal(np.random.default_rng(7), 50, 4)
+    scores[:, 1] = -np.inf
+    prices = kl_prices(50, np.full(4, 0.25), 0.4)
+    soft = sinkhorn_assign(scores, classes=KL(0.4))
+    best = lp_best(scores, np.zeros(4), np.full(4, 50), prices=prices) - 50 * 0.4
+    assert worth(scores, soft.labels) - kl_charge(soft.counts, 50, 0.25, 0.4) == pytest.approx(best, abs=1e-8)
+    ranged = sinkhorn_assign(scores, classes=Range(0.0, 0.4))
+    assert worth(scores, ranged.labels) == pytest.approx(lp_best(scores, np.zeros(4), [20, 0, 20, 20]), abs=1e-8)
+    for result in (soft, ranged):
+        assert result.counts[1] == 0
+        assert result.gap == pytest.approx(0.0, abs=1e-12)
+
+
+def test_class_mass_of_zero_closes_a_class_of_a_range() -> None:
+    scores = normal(np.random.default_rng(7), 50, 3)
+    result = sinkhorn_assign(scores, class_mass=[0.0, 0.5, 0.5], classes=Range(0.0, 1.0))
+    np.testing.assert_array_equal(result.labels, 1 + scores[:, 1:].argmax(1))
+    assert result.gap == pytest.approx(0.0, abs=1e-12)
+    with pytest.raises(InvalidMassError, match=r"lo is 0\.1 for class 0, whose class_mass is 0"):
+        sinkhorn_assign(scores, class_mass=[0.0, 0.5, 0.5], classes=Range(0.1, 1.0))
+
+
+def test_shares_that_round_to_none_or_all() -> None:
+    scores = normal(np.random.default_rng(9), 20, 4)
+    plain, rounded = sinkhorn_assign(scores), sinkhorn_assign(scores, abstain=0.01)
+    np.testing.assert_array_equal(rounded.labels, plain.labels)
+    assert rounded.threshold == plain.threshold == -np.inf
+    with pytest.raises(ValueError, match="none of the 20 samples"):
+        sinkhorn_assign(scores, abstain=0.99)
+    assert (sinkhorn_assign(scores, abstain=0.95).labels >= 0).sum() == 1
+
+
 @pytest.mark.parametrize("kind", ["normal", "ties", "duplicates", "float32", "forbidden"])
 def test_whole_sample_masses_are_repeated_rows(kind: str) -> None:
     """The bound is the optimum of the program on repeated rows; labels are off by what the split samples cost."""
@@ -502,6 +542,17 @@ def test_real_sample_masses_against_highs(kind: str) -> None:
         best = lp_best(scores, mass, mass, units=weights)
         assert result.bound == pytest.approx(best, abs=room_for(scores, result.potentials))
         assert_near_the_bound(result, scores, weights, mass, best)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_split_samples_go_where_most_of_them_went(seed: int) -> None:
+    """Scores in general position: the linear program has one plan, and labels are its largest entries."""
+    rng = np.random.default_rng(seed)
+    scores, weights = normal(rng, 40, 6), rng.dirichlet(np.full(40, 0.7))
+    result = sinkhorn_assign(scores, sample_mass=weights)
+    _, plan = lp_plan(scores, np.full(6, 1 / 6), np.full(6, 1 / 6), units=weights)
+    assert ((plan[:, :6] > 1e-9).sum(1) > 1).any(), "the problem was to split samples"
+    np.testing.assert_array_equal(result.labels, plan[:, :6].argmax(1))
 
 
 @pytest.mark.parametrize("rule", ["range", "kl", "abstain"])
