@@ -24,6 +24,7 @@ MASS_TOLERANCE = 1e-6  # how far from 1 the sum of shares may be: float32 roundi
 MASS_UNITS = 1 << 40  # whole numbers that stand for real sample masses: exact labels move units
 LEVEL_STEPS = 30  # of a search in one dimension
 WHOLE_TOLERANCE = 1e-9  # relative: a share times N this near to a whole number was meant to be it
+MOST_TOLERANCE = 1e-3  # absolute: the same among MASS_UNITS, where float64 resolves 1e-4
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,8 @@ def _divergence(taken: np.ndarray, mass: np.ndarray) -> np.ndarray:
 def _near_whole(numbers: np.ndarray) -> np.ndarray:
     """Undo the rounding of a whole number that was divided by N and multiplied again."""
     whole = np.rint(numbers)
-    return np.where(np.abs(numbers - whole) <= WHOLE_TOLERANCE * np.maximum(whole, 1), whole, numbers)
+    room = np.clip(WHOLE_TOLERANCE * whole, WHOLE_TOLERANCE, MOST_TOLERANCE)
+    return np.where(np.abs(numbers - whole) <= room, whole, numbers)
 
 
 def class_shares(class_mass: np.ndarray | None, n_rows: int, n_classes: int) -> np.ndarray:
@@ -315,5 +317,9 @@ def class_sizes(shares: np.ndarray, n_rows: int, among: np.ndarray | None = None
     sizes = np.floor(wanted).astype(np.int64)
     remainder = np.where(shares > 0, np.round(wanted - sizes, 9), -1.0)
     order = np.argsort(-remainder, kind="stable")
-    sizes[order[: max(0, total - sizes.sum())]] += 1
+    missing = int(total - sizes.sum())
+    if missing >= 0:
+        sizes[order[:missing]] += 1
+    else:  # many were taken for the whole number just above
+        sizes[np.argsort(-sizes, kind="stable")[:-missing]] -= 1
     return sizes

@@ -80,13 +80,14 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
             first = False
         n_paths += _repair(board, np.zeros(n_classes + 1), slack, tie)
         monitor.saw("repair", 0)
+        done = np.array_equal(board.counts, board.targets)
+        if not done and slack == np.inf:
+            raise _infeasible(board, *problem.bounds)
         units = board.units[: len(row_of)]
         g = board.potentials[:-1] - (board.potentials[-1] if spare.any_room else 0.0)
         placement = _placed(found, row_of, units, placement.labels, g)
-        if np.array_equal(board.counts, board.targets):
+        if done:
             return Rounded(placement, centred(problem.rule, g), n_paths)
-        if slack == np.inf:
-            raise _infeasible(board, *problem.bounds)
         slack *= SLACK_STEP
         if slack > problem.extent + np.ptp(g[np.isfinite(g)]):
             slack = np.inf

@@ -72,7 +72,7 @@ def lp_best(scores, lo, hi, **settings) -> float:
 
 
 def lp_plan(scores, lo, hi, *, units=None, unlabelled: float = 0, prices=None) -> tuple[float, np.ndarray]:
-    """HiGHS: the value and the plan (N, K + 1) of largest sum_i units_i s_i over plans with class masses between lo and hi, less the prices of places.
+    """HiGHS: the largest sum of scores over plans with class masses between lo and hi, less prices; and that plan.
 
     `prices` (K, M) are those of the first, second, ... unit of each class; they rise, so that a linear program fills
     the places in their order. `unlabelled` units go to a class of score zero.
