@@ -82,7 +82,8 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         monitor.saw("repair", 0)
         done = np.array_equal(board.counts, board.targets)
         if not done and slack == np.inf:
-            raise _infeasible(board, *problem.bounds)
+            filled = np.bincount(spare.classes, board.units[len(row_of) :: 2], n_classes).astype(np.int64)
+            raise _infeasible(board, board.counts[:-1] - filled, *problem.bounds)
         units = board.units[: len(row_of)]
         g = board.potentials[:-1] - (board.potentials[-1] if spare.any_room else 0.0)
         placement = _placed(found, row_of, units, placement.labels, g)
@@ -257,7 +258,7 @@ def centred(rule: Rule, potentials: np.ndarray) -> np.ndarray:
     return np.where(finite, potentials - potentials[finite].mean(), potentials) if rule.shift_free else potentials
 
 
-def _infeasible(board: Board, lo: np.ndarray, hi: np.ndarray) -> InfeasibleError:
+def _infeasible(board: Board, counts: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> InfeasibleError:
     """Name the classes that some samples cannot leave: all that an overfull class can pass a member on to."""
     inside = board.counts > board.targets
     while True:
@@ -270,7 +271,7 @@ def _infeasible(board: Board, lo: np.ndarray, hi: np.ndarray) -> InfeasibleError
         inside = wider
     shut = np.flatnonzero(~inside[:-1]) if inside[-1] else np.flatnonzero(inside[:-1])
     shown = ", ".join(map(str, shut[:10])) + (", ..." if len(shut) > 10 else "")
-    n_units = board.counts[shut].sum()
+    n_units = counts[shut].sum()
     if inside[-1]:  # what classes may leave free reaches all of these: others lack samples
         finding, remedy = f"only {n_units} samples may go to the", "less"
         wanted = lo[shut].sum()
