@@ -66,6 +66,7 @@ class Point:
 
     potentials: np.ndarray
     plan_potentials: np.ndarray  # the same with epsilon log b where the plan is relative to b
+    swept: np.ndarray  # these before a constant was added to all: what the sweep saw, to the bit
     value: float
     sweep: sweep.Sweep
     residual: np.ndarray  # (K,) demand - c(g) = -grad F
@@ -123,6 +124,7 @@ class Objective:
             problem.scores, shifted, self.epsilon, problem.weights, self.precision,
             None if later else rows, CURVATURE_SHARE, 1.0 / self.row_scale,
         )  # fmt: skip
+        swept = shifted
         level = 0.0 if self.centred else self._level(rule, potentials, found)
         if level:  # what a constant does is known without another sweep
             potentials, shifted, factor = potentials + level, shifted + level, math.exp(level / self.row_scale)
@@ -135,7 +137,7 @@ class Objective:
         error = float(np.abs(residual).sum()) / total
         self.n_passes += 1
         self.monitor.saw("solve", problem.scores.shape[0], self.epsilon, error)
-        return Point(potentials, shifted, of_rows + rule.term(potentials), found, residual, error, rows)
+        return Point(potentials, shifted, swept, of_rows + rule.term(potentials), found, residual, error, rows)
 
     def _level(self, rule: Rule, potentials: np.ndarray, found: sweep.Sweep) -> float:
         """The best constant to add to all potentials."""
@@ -147,7 +149,7 @@ class Objective:
         problem, rows = self.problem, point.curvature_rows
         plan = point.sweep.plan
         if plan is None:
-            plan = self._sparse_plan(problem.scores, rows, point.plan_potentials)
+            plan = self._sparse_plan(problem.scores, rows, point.swept)
         weights = np.ones(len(rows)) if problem.weights is None else problem.weights[rows]
         total = weights.sum()
         if len(point.sweep.row_mass):
@@ -333,9 +335,9 @@ def _newton_direction(objective: Objective, point: Point) -> np.ndarray:
     rule = objective.problem.rule
     active = np.flatnonzero(np.isfinite(point.potentials) & ~rule.held(point.potentials, point.residual))
     plan = objective.plan_of(point)
+    root_weights = plan.sum(1)  # q sums to 1 but for the entries left out; over classes that are held too
     plan = plan if len(active) == plan.shape[1] else plan[:, active]
     mass, residual = point.sweep.mass[active], point.residual[active]
-    root_weights = plan.sum(1)  # q sums to 1 but for the entries left out
     sampled = plan.T @ root_weights
     scale = np.sqrt(mass / np.maximum(sampled, 0.1 * mass + 1e-300))
     own = objective.epsilon * rule.curvature(point.potentials, point.sweep.mass)[active]

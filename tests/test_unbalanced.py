@@ -116,7 +116,7 @@ def test_semi_unbalanced_plan_of_pot(rho: float, epsilon: float) -> None:
     np.testing.assert_allclose(20 * ours, 20 * theirs, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize(("rho", "epsilon"), itertools.product([0.1, 1.0, 10.0], [1.0, 0.1]))
+@pytest.mark.parametrize(("rho", "epsilon"), list(itertools.product([0.1, 1.0, 10.0], [1.0, 0.1])))
 def test_no_plan_of_bfgs_is_better(rho: float, epsilon: float) -> None:
     """POT's L-BFGS-B works on the plan itself: it comes near to the same value, from below."""
     rng = np.random.default_rng(2)
