@@ -76,8 +76,9 @@ def sinkhorn_assign(
             `KL(rho)`: prefers its mass and pays for leaving it.
         samples: `Exact()`, or `KL(rho)` where samples may take more or less than their mass too (fully unbalanced
             transport). There are no sizes to meet then: labels are the plan's best classes, whatever `rounding` is.
-        abstain: share of the samples to leave unlabelled (-1): those that fit worst, of all ways to choose them. The
-            classes share the rest; bounds of a `Range` stay shares of all samples. Constants in rows then matter.
+        abstain: share of the samples to leave unlabelled (-1), rounded to whole ones: those that fit worst, of all
+            ways to choose them. The classes share the rest; bounds of a `Range` stay shares of all samples.
+            Constants in rows then matter.
         epsilon: regularisation of the plan, in units of the scores (SeLa's lambda is 1/epsilon, 25 in the paper).
         rounding: "exact", or "argmax" of the plan as SeLa does, whose sizes are only near the target.
         tol: largest sum_k |c_k - b_k| of the plan's class masses c. 1e-2 moves half a percent of the mass.
@@ -145,7 +146,7 @@ def sinkhorn_assign(
         _warn_of_status(solution.status, solution.point.error, solver, monitor.n_sweeps)
     n_classes = opened.shape[1]  # after them comes the class of those who abstain, if there is one
     thresholds = (-math.inf, -math.inf)
-    if abstain > 0:
+    if len(potentials) > n_classes:
         thresholds = float(potentials[-1]), float(solution.point.plan_potentials[-1])
     units = np.ones(opened.shape[0]) if problem.weights is None else problem.weights
     label_mass = np.bincount(labels, units, n_classes) / problem.n_units

@@ -195,8 +195,8 @@ class Rule:
         return lo, hi
 
     def charge(self, taken: np.ndarray) -> float:
-        """What soft classes are charged for these shares."""
-        soft = np.isfinite(self.rho) & (self.mass > 0)
+        """What soft classes that may take anything are charged for these shares."""
+        soft = np.isfinite(self.rho) & self.wanted
         return float((self.rho[soft] * _divergence(taken[soft], self.mass[soft])).sum())
 
     def prices(self, classes: np.ndarray, levels: np.ndarray, n_units: int) -> np.ndarray:
@@ -237,7 +237,7 @@ class Rule:
 
 
 def rule_of(classes: Exact | KL | Range, mass: np.ndarray, n_rows: int) -> Rule:
-    """What the solver makes of a user's rule and class masses (shares that sum to 1)."""
+    """What the solver makes of a user's rule and class masses: shares of all samples, less those left unlabelled."""
     n_classes = len(mass)
     lo, hi, rho = mass, mass, np.full(n_classes, np.inf)
     if isinstance(classes, KL):
@@ -248,6 +248,10 @@ def rule_of(classes: Exact | KL | Range, mass: np.ndarray, n_rows: int) -> Rule:
         if len(crossed):
             k = crossed[0]
             raise InvalidMassError(f"Range: lo is above hi for class {k}: {lo[k]:.6g} > {hi[k]:.6g}")
+        unwanted = np.flatnonzero((mass == 0) & (lo > 0))
+        if len(unwanted):
+            raise InvalidMassError(f"Range: lo is {lo[unwanted[0]]:.6g} for class {unwanted[0]}, whose class_mass is 0")
+        hi = np.where(mass > 0, hi, 0.0)
     elif not isinstance(classes, Exact):
         raise TypeError(f"classes is {classes!r}; pass Exact(), KL(rho) or Range(lo, hi)")
     relative = not isinstance(classes, Exact)
@@ -257,21 +261,15 @@ def rule_of(classes: Exact | KL | Range, mass: np.ndarray, n_rows: int) -> Rule:
 
 
 def with_abstention(rule: Rule, share: float) -> Rule:
-    """The rule for the classes with a share less between them, and one more class that takes exactly that share."""
-    rest = 1.0 - share
-
-    scale = np.where(rule.exact | np.isfinite(rule.rho), rest, 1.0)  # bounds of ranges are of all samples
+    """The rule, whose masses leave room for it, with one more class at the end that takes exactly that share."""
     relative = bool(rule.log_mass.any())
-    with np.errstate(divide="ignore"):
-        log_mass = np.log(np.append(rule.mass * rest, share)) if relative else np.append(rule.log_mass, 0.0)
-    hi = np.where(np.isfinite(rule.rho), rule.hi, rule.hi * scale)
     return Rule(
-        np.append(rule.mass * rest, share),
-        np.append(rule.lo * scale, share),
-        np.append(hi, share),
+        np.append(rule.mass, share),
+        np.append(rule.lo, share),
+        np.append(rule.hi, share),
         np.append(rule.rho, np.inf),
         np.append(rule.exact, True).astype(bool),
-        log_mass,
+        np.append(rule.log_mass, math.log(share) if relative else 0.0),
     )
 
 
@@ -342,5 +340,9 @@ def class_sizes(shares: np.ndarray, n_rows: int, among: np.ndarray | None = None
     sizes = np.floor(wanted).astype(np.int64)
     remainder = np.where(shares > 0, np.round(wanted - sizes, 9), -1.0)
     order = np.argsort(-remainder, kind="stable")
-    sizes[order[: max(0, total - sizes.sum())]] += 1
+    missing = int(total - sizes.sum())
+    if missing >= 0:
+        sizes[order[:missing]] += 1
+    else:  # many were taken for the whole number just above
+        sizes[np.argsort(-sizes, kind="stable")[:-missing]] -= 1
     return sizes

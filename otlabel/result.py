@@ -164,8 +164,9 @@ class Assignment:
         else:
             rows *= as_array(sample_mass).astype(np.float64)[:, None]
         if math.isfinite(self.sample_rho):
-            g, exponent = _to_numpy(self.plan_potentials), 1.0 / (self.sample_rho + self.epsilon)
-            rows *= sweep.sweep(opened, g, self.epsilon, row_exponent=exponent).row_mass[:, None]
+            choices, g = self._choices(opened)
+            exponent = 1.0 / (self.sample_rho + self.epsilon)
+            rows *= sweep.sweep(choices, g, self.epsilon, row_exponent=exponent).row_mass[:, None]
         return like(rows, scores)
 
     def soft_labels(self, scores: Any) -> Array:
@@ -177,10 +178,17 @@ class Assignment:
 
     def _softmax(self, opened: Scores) -> np.ndarray:
         """softmax_k((s_ik + g_k) / epsilon), with staying unlabelled among the choices where there is that."""
+        n_classes = opened.shape[1]
+        choices, g = self._choices(opened)
+        rows = sweep.plan(choices, g, self.epsilon)
+        return rows if len(g) == n_classes else rows[:, :n_classes].copy()
+
+    def _choices(self, opened: Scores) -> tuple[Scores, np.ndarray]:
+        """Scores and plan potentials of all that a sample may choose from: after the classes, staying unlabelled."""
         g = _to_numpy(self.plan_potentials)
         if self.plan_threshold == -math.inf:
-            return sweep.plan(opened, g, self.epsilon)
-        return sweep.plan(WithColumn(opened), np.append(g, self.plan_threshold), self.epsilon)[:, :-1].copy()
+            return opened, g
+        return WithColumn(opened), np.append(g, self.plan_threshold)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one .npz file without pickle; the file is whole or absent."""

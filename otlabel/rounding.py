@@ -36,7 +36,7 @@ SLACK_STEP = 2.0  # how much wider the next pass looks where the candidates did 
 class Placement:
     """Where every unit of every row goes: a label a row, and a list for the rows whose units are split."""
 
-    labels: np.ndarray  # (N,) int32; of a split row, one of its classes
+    labels: np.ndarray  # (N,) int32; of a split row, the class that has most of it
     split_rows: np.ndarray  # (S,) int64, sorted: one entry for each class of each split row
     split_classes: np.ndarray  # (S,) int32
     split_units: np.ndarray  # (S,) int64
@@ -67,6 +67,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
     placement = Placement(np.full(n_rows, -1, np.int32), no_rows, no_rows.astype(np.int32), no_rows)
     slack = min(_first_slack(problem, g, rng), SOFT_SLACK * float(problem.rule.rho.min()))
     n_paths, first = 0, True
+    widest = problem.extent + float(np.ptp(g[np.isfinite(g)]))  # potentials that fall by slack must not move it
     while True:
         found = sweep.candidates(problem.scores, g, placement.labels, slack, tie)
         monitor.saw("round", n_rows)
@@ -82,15 +83,16 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         monitor.saw("repair", 0)
         done = np.array_equal(board.counts, board.targets)
         if not done and slack == np.inf:
-            raise _infeasible(board, *problem.bounds)
+            filled = np.bincount(spare.classes, board.units[len(row_of) :: 2], n_classes).astype(np.int64)
+            raise _infeasible(board, board.counts[:-1] - filled, *problem.bounds)
         units = board.units[: len(row_of)]
         g = board.potentials[:-1] - (board.potentials[-1] if spare.any_room else 0.0)
-        placement = _placed(found, row_of, units, placement.labels)
+        placement = _placed(found, row_of, units, placement.labels, g)
         if done:
             g = centred(problem.rule, g)
             return Rounded(placement, np.where(np.abs(g) <= tie, 0.0, g), n_paths)  # less is left of rounding
         slack *= SLACK_STEP
-        if slack > problem.extent + np.ptp(g[np.isfinite(g)]):
+        if slack > widest:
             slack = np.inf
 
 
@@ -153,13 +155,23 @@ def _counts(
     return counts.astype(np.int64)
 
 
-def _placed(found: sweep.Candidates, row_of: np.ndarray, units: np.ndarray, labels: np.ndarray) -> Placement:
+def _placed(
+    found: sweep.Candidates, row_of: np.ndarray, units: np.ndarray, labels: np.ndarray, potentials: np.ndarray
+) -> Placement:
     """Labels after a repair, and the rows that it left in several classes."""
     taken = np.flatnonzero(units)
     labels = labels.copy()
     labels[found.rows[row_of[taken]]] = found.classes[taken]
     times = np.bincount(row_of[taken], minlength=len(found.rows))
+    idle = times == 0  # rows without mass, which no repair moves
+    if idle.any():
+        u = found.scores + potentials[found.classes]
+        best = np.maximum.reduceat(u, np.cumsum(found.sizes) - found.sizes)
+        chosen = np.flatnonzero(idle[row_of] & (u == best[row_of]))
+        labels[found.rows[row_of[chosen]]] = found.classes[chosen]
     split = taken[times[row_of[taken]] > 1]
+    rising = split[np.argsort(units[split], kind="stable")]
+    labels[found.rows[row_of[rising]]] = found.classes[rising]  # the last to be written counts: most units
     return Placement(labels, found.rows[row_of[split]], found.classes[split], units[split])
 
 
@@ -248,7 +260,7 @@ def centred(rule: Rule, potentials: np.ndarray) -> np.ndarray:
     return np.where(finite, potentials - potentials[finite].mean(), potentials) if rule.shift_free else potentials
 
 
-def _infeasible(board: Board, lo: np.ndarray, hi: np.ndarray) -> InfeasibleError:
+def _infeasible(board: Board, counts: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> InfeasibleError:
     """Name the classes that some samples cannot leave: all that an overfull class can pass a member on to."""
     inside = board.counts > board.targets
     while True:
@@ -261,7 +273,7 @@ def _infeasible(board: Board, lo: np.ndarray, hi: np.ndarray) -> InfeasibleError
         inside = wider
     shut = np.flatnonzero(~inside[:-1]) if inside[-1] else np.flatnonzero(inside[:-1])
     shown = ", ".join(map(str, shut[:10])) + (", ..." if len(shut) > 10 else "")
-    n_units = board.counts[shut].sum()
+    n_units = counts[shut].sum()
     if inside[-1]:  # what classes may leave free reaches all of these: others lack samples
         finding, remedy = f"only {n_units} samples may go to the", "less"
         wanted = lo[shut].sum()

@@ -337,9 +337,9 @@ def _newton_direction(objective: Objective, point: Point) -> np.ndarray:
     rule, epsilon = objective.problem.rule, objective.epsilon
     active = np.flatnonzero(np.isfinite(point.potentials))
     plan = objective.plan_of(point)
+    root_weights = plan.sum(1)  # q sums to 1 but for the entries left out; over classes that are held too
     plan = plan if len(active) == plan.shape[1] else plan[:, active]
     mass, residual = point.sweep.mass[active], point.residual[active]
-    root_weights = plan.sum(1)  # q sums to 1 but for the entries left out
     sampled = plan.T @ root_weights
     scale = np.sqrt(mass / np.maximum(sampled, 0.1 * mass + 1e-300))
     own = epsilon * rule.curvature(point.potentials, point.sweep.mass)[active]

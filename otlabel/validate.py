@@ -65,11 +65,15 @@ def check_problem(
     n_rows, n_classes = scores.shape
     shares = check_mass(class_mass, n_rows, n_classes)
     weights, n_units = check_sample_mass(sample_mass, n_rows)
-    rule = rule_of(classes, shares, n_rows)
     if not isinstance(samples, (Exact, KL)):
         raise TypeError(f"samples is {samples!r}; pass Exact() or KL(rho)")
     if not 0 <= abstain < 1:
         raise ValueError(f"abstain is {abstain}; pass the share of samples to leave unlabelled, from 0 to below 1")
+    if isinstance(samples, Exact):
+        abstain = round(abstain * n_units) / n_units  # whole samples first, so that the classes share what they leave
+        if abstain == 1:
+            raise ValueError(f"abstain leaves none of the {n_rows} samples to be labelled")
+    rule = rule_of(classes, shares * (1 - abstain), n_rows)
     inspection = sweep.inspect(scores)
     monitor.saw("inspect", n_rows)
     check_finite(scores, inspection)
@@ -111,19 +115,19 @@ def check_sample_mass(sample_mass: Any, n_rows: int) -> tuple[np.ndarray | None,
     given = as_array(sample_mass)
     if given.shape != (n_rows,) or given.dtype.kind not in "iuf":
         raise InvalidMassError(f"sample_mass has shape {given.shape} of {given.dtype}; pass one number for each row")
-    mass = given.astype(np.float64)
+    mass, whole = given.astype(np.float64), given.dtype.kind in "iu"
     if not np.isfinite(mass).all() or (mass < 0).any() or not mass.any():
         worst = int(np.argmax(~np.isfinite(mass) | (mass < 0)))
         raise InvalidMassError(f"sample_mass[{worst}] is {mass[worst]}; masses must be finite, not negative, not all 0")
-    if (mass == mass[0]).all():
-        return None, n_rows
-    if given.dtype.kind in "iu":
-        return mass, int(given.sum())
-    if abs(mass.sum() - 1) > MASS_TOLERANCE:
+    if not whole and abs(mass.sum() - 1) > MASS_TOLERANCE:
         raise InvalidMassError(
             f"sample_mass sums to {mass.sum():.9g}; pass shares that sum to 1 (sample_mass / sample_mass.sum()) or "
             "integers"
         )
+    if (mass == mass[0]).all():
+        return None, n_rows
+    if whole:
+        return mass, int(given.sum())
     return class_sizes(mass / mass.sum(), MASS_UNITS).astype(np.float64), MASS_UNITS
 
 
