@@ -116,14 +116,14 @@ class Rule:
         ranged = wanted & ~soft & ~self.exact
         if ranged.any() or (not soft.any() and not row_exponent):
             return 0.0
-        with np.errstate(over="ignore"):
-            asked = float((self.mass[soft] * np.exp(-potentials[soft] / self.rho[soft])).sum())
+        log_asked = float(np.logaddexp.reduce(np.log(self.mass[soft]) - potentials[soft] / self.rho[soft]))
+        log_exact = math.log(exact) if exact else -math.inf
         inverse = 1.0 / float(self.rho[soft][0]) if soft.any() else 0.0
         t = 0.0
         for _ in range(LEVEL_STEPS):  # Newton on the logarithms, which are nearly straight
-            demand = exact + asked * math.exp(-t * inverse)
-            slope = row_exponent + inverse * (demand - exact) / demand
-            step = (row_exponent * t + math.log(total) - math.log(demand)) / slope
+            log_demand = float(np.logaddexp(log_exact, log_asked - t * inverse))
+            slope = row_exponent + inverse * math.exp(log_asked - t * inverse - log_demand)
+            step = (row_exponent * t + math.log(total) - log_demand) / slope
             t -= step
             if abs(step) <= 1e-14 * max(1.0, abs(t)):
                 break
