@@ -13,18 +13,16 @@ Mathematics of Computation 87 (2018), section 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 
 from otlabel.errors import InfeasibleError, InvalidMassError
 
 MASS_TOLERANCE = 1e-6  # how far from 1 the sum of shares may be: float32 rounding of a thousand classes
 MASS_UNITS = 1 << 40  # whole numbers that stand for real sample masses: exact labels move units
-LONGEST_SEARCH = 1e6  # of a constant, in the units of the scores
+LEVEL_STEPS = 50  # of Newton's; rounding ends it after a handful
 MOST_WHOLE_TOLERANCE = 1e-3  # absolute: far below the half that would round anything
 WHOLE_TOLERANCE = 1e-9  # relative: a share times N this near to a whole number was meant to be it
 
@@ -125,33 +123,37 @@ class Rule:
             return 0.0
         order = np.argsort(-potentials[ranged])
         jumps = -potentials[ranged][order]
-        asked = np.append(0.0, np.cumsum((self.lo - self.hi)[ranged][order])) + self.hi[ranged].sum()
+        fixed = np.append(0.0, np.cumsum((self.lo - self.hi)[ranged][order])) + self.hi[ranged].sum() + exact
+        log_soft, rho = np.log(self.mass[soft]) - potentials[soft] / self.rho[soft], self.rho[soft]
+        with np.errstate(divide="ignore"):
+            log_total, log_fixed = math.log(total), np.log(np.maximum(fixed, 0.0))
 
-        def excess(t: float, passed: int) -> float:
-            with np.errstate(over="ignore"):
-                of_soft = float((self.mass[soft] * np.exp(-(potentials[soft] + t) / self.rho[soft])).sum())
-            return total * math.exp(row_exponent * t) - exact - of_soft - float(asked[passed])
+        def excess(t: float, passed: int) -> tuple[float, float]:
+            """What is taken over what is asked for, in logarithms, and its slope: rising, and bent down only."""
+            asked = np.append(log_fixed[passed], log_soft - t / rho)
+            log_asked = float(np.logaddexp.reduce(asked))
+            slope = row_exponent + float((np.exp(asked[1:] - log_asked) / rho).sum()) if len(rho) else row_exponent
+            return log_total + row_exponent * t - log_asked, slope
 
         low, high = 0, len(jumps)  # the first jump after which too much is taken
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if excess(jumps[middle], middle + 1) >= 0 else (middle + 1, high)
-        if low < len(jumps) and excess(jumps[low], low) <= 0:
+            low, high = (low, middle) if excess(jumps[middle], middle + 1)[0] >= 0 else (middle + 1, high)
+        if low < len(jumps) and excess(jumps[low], low)[0] <= 0:
             return float(jumps[low])
         if not (soft.any() or row_exponent):
             return 0.0  # bounds that do not add up, which unit_bounds tells of
-        return self._root(lambda t: excess(t, low), float(jumps[low - 1]) if low else None)
-
-    @staticmethod
-    def _root(rising: Callable[[float], float], start: float | None) -> float:
-        """Where a rising function of one variable is zero."""
-        at, width = start or 0.0, 1.0
-        left = right = at
-        while start is None and rising(left) > 0 and width < LONGEST_SEARCH:
-            left, width = left - width, 2 * width
-        while rising(right) < 0 and width < LONGEST_SEARCH:
-            right, width = right + width, 2 * width
-        return float(brentq(rising, left, right, xtol=1e-15)) if rising(left) < 0 < rising(right) else at
+        # Where any one of them alone asks for all that is taken, too little is; from there Newton rises to the root.
+        starts = (log_soft - log_total) / (row_exponent + 1 / rho)
+        if row_exponent:
+            starts = np.append(starts, (log_fixed[low] - log_total) / row_exponent)
+        t = float(starts.max(initial=jumps[low - 1] if low else -math.inf))
+        for _ in range(LEVEL_STEPS):
+            value, slope = excess(t, low)
+            if not value < 0:
+                break
+            t -= value / slope
+        return t
 
     def curvature(self, potentials: np.ndarray, taken: np.ndarray) -> np.ndarray:
         """Second derivative of each class's term."""

@@ -147,7 +147,7 @@ class Objective:
         return rule.level(potentials, total, 1.0 / self.row_scale) if 0 < total < math.inf else 0.0
 
     def plan_of(self, point: Point) -> csr_array:
-        """Rows sqrt(a_i) q_i of a sample of the rows at a point of Newton's, weighing 1 in total."""
+        """Rows sqrt(a_i) q_i of a sample of the rows at a point of Newton's, weighing 1 or so in total."""
         problem, rows = self.problem, point.curvature_rows
         plan = point.sweep.plan
         if plan is None:
@@ -155,10 +155,14 @@ class Objective:
         weights = np.ones(len(rows)) if problem.weights is None else problem.weights[rows]
         total = weights.sum()
         if len(point.sweep.row_mass):
-            weights = point.sweep.row_mass[rows]
+            weights = point.sweep.row_mass[rows] / self.size_of(point)
         roots = np.sqrt(weights / total).astype(np.float32)
         data = plan.data * np.repeat(roots, np.diff(plan.indptr))
         return csr_array((data, plan.indices, plan.indptr), shape=plan.shape)
+
+    def size_of(self, point: Point) -> float:
+        """What all rows take: 1, but where they may leave their mass it can be beyond float32, as can its curvature."""
+        return float(point.sweep.mass.sum()) if math.isfinite(self.row_scale) else 1.0
 
     def _curvature_rows(self, potentials: np.ndarray) -> np.ndarray:
         """Rows for the curvature: so many a class, but fewer where plans are so flat that they would take much room."""
@@ -339,11 +343,14 @@ def _newton_direction(objective: Objective, point: Point) -> np.ndarray:
     plan = objective.plan_of(point)
     root_weights = plan.sum(1)  # q sums to 1 but for the entries left out; over classes that are held too
     plan = plan if len(active) == plan.shape[1] else plan[:, active]
-    mass, residual = point.sweep.mass[active], point.residual[active]
+    size = objective.size_of(point)
+    mass, residual = point.sweep.mass[active] / size, point.residual[active] / size
     sampled = plan.T @ root_weights
     scale = np.sqrt(mass / np.maximum(sampled, 0.1 * mass + 1e-300))
-    own = epsilon * rule.curvature(point.potentials, point.sweep.mass)[active]
-    diagonal = sampled * scale**2 + own + RIDGE * (mass + 1.0 / len(active))
+    own = epsilon * rule.curvature(point.potentials, point.sweep.mass)[active] / size
+    # What charges for mass holds itself; a ridge of more than its own would hold back classes of little mass.
+    least = np.where(np.isfinite(rule.rho[active]), 0.0, 1.0 / len(active))
+    diagonal = sampled * scale**2 + own + RIDGE * (mass + least)
     scale *= np.sqrt(1 - epsilon / objective.row_scale)
     curvature = DenseCurvature if len(active) <= DENSE_CLASSES else SparseCurvature
     y = np.zeros(len(point.potentials))
@@ -354,7 +361,8 @@ def _newton_direction(objective: Objective, point: Point) -> np.ndarray:
         potentials[active] += epsilon * step
         return rule.level(potentials, total, 1.0 / objective.row_scale) / epsilon
 
-    limits = Limits(rule.ranged[active], rule.lo[active], rule.hi[active], point.potentials[active] / epsilon, level)
+    lo, hi = rule.lo[active] / size, rule.hi[active] / size
+    limits = Limits(rule.ranged[active], lo, hi, point.potentials[active] / epsilon, level)
     y[active] = _solve_within(curvature(plan, scale, diagonal), limits, mass, residual)
     return np.clip(y, -objective.longest_step, objective.longest_step)
 

@@ -22,7 +22,9 @@ import otlabel.result
 from otlabel import KL, Assignment, Exact, Range, Status, sinkhorn_assign
 from otlabel.scores import TensorScores
 
-pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning", "ignore::DeprecationWarning:ot"
+)
 
 PRICES = [0.01, 0.1, 1.0, 10.0, 100.0]
 EPSILONS = [1.0, 0.1, 0.04]
@@ -331,6 +333,17 @@ def test_dear_prices_are_exact_masses(rule: str) -> None:
             settings[name] = Range(mass * share, mass * share) if is_range else KL(1e7)
     dear = sinkhorn_assign(scores, class_mass=mass, epsilon=0.3, tol=1e-10, rounding="argmax", **settings)
     np.testing.assert_allclose(50 * dear.plan(scores), 50 * exact.plan(scores), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("abstain", [0.0, 0.3])
+@pytest.mark.parametrize("size", [10.0, 30.0, -30.0])
+def test_prices_far_below_the_scores(size: float, abstain: float) -> None:
+    """Rows that would take exp(size / rho) of their mass on the way, near or beyond what float32 holds."""
+    for seed in range(4):
+        scores = size * normal(np.random.default_rng(seed), 40, 4) + min(size, 0.0)
+        result = sinkhorn_assign(scores, classes=KL(0.5), samples=KL(0.5), abstain=abstain, tol=1e-6)
+        assert result.status is Status.CONVERGED
+        np.testing.assert_allclose(result.plan(scores).sum(0), result.class_mass, rtol=1e-6, atol=1e-300)
 
 
 problems = st.tuples(st.integers(0, 2**32 - 1), st.integers(8, 40), st.integers(2, 6))
