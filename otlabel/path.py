@@ -35,7 +35,7 @@ class BalancePath:
     @property
     def lost(self) -> np.ndarray:
         """(P,) what the mean score has lost against the best class."""
-        return self.value[0] - self.value
+        return np.where(self.changed > 0, self.value[0] - self.value, 0.0)  # the same labels lose not even rounding
 
     @property
     def knee(self) -> int:

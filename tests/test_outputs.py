@@ -391,7 +391,7 @@ while True:
 @pytest.mark.parametrize("name", ["labels.npy", "labels.h5"])
 def test_killed_writers_leave_whole_files_and_the_next_run_clears_up(tmp_path, name) -> None:
     path, rng, n_left, n_whole = tmp_path / name, random.Random(1), 0, 0
-    for _ in range(40):
+    for _ in range(300):
         process = python(WRITER, path)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
