@@ -21,18 +21,46 @@ if TYPE_CHECKING:
     from otlabel.result import Certificate as Certificate
     from otlabel.result import Status as Status
     from otlabel.scores import linear_scores as linear_scores
+    from otlabel.selflabel import Argmax as Argmax
+    from otlabel.selflabel import ClassUniformSampler as ClassUniformSampler
+    from otlabel.selflabel import EveryEpochs as EveryEpochs
+    from otlabel.selflabel import EverySteps as EverySteps
+    from otlabel.selflabel import FeatureStore as FeatureStore
+    from otlabel.selflabel import IndexedDataset as IndexedDataset
+    from otlabel.selflabel import KMeans as KMeans
+    from otlabel.selflabel import LinearSchedule as LinearSchedule
+    from otlabel.selflabel import LogarithmicSchedule as LogarithmicSchedule
+    from otlabel.selflabel import MultiHead as MultiHead
+    from otlabel.selflabel import OptimalTransport as OptimalTransport
+    from otlabel.selflabel import QuadraticSchedule as QuadraticSchedule
+    from otlabel.selflabel import SelfLabeler as SelfLabeler
+    from otlabel.selflabel import TensorStore as TensorStore
 
 __version__ = "0.1.0"
 
 # Each public name is imported when it is first used, so that `otlabel --help` need not load SciPy and numba.
 _HOMES = {
+    "Argmax": "selflabel",
     "Assignment": "result",
     "BalancedKMeans": "cluster",
     "Certificate": "result",
+    "ClassUniformSampler": "selflabel",
+    "EveryEpochs": "selflabel",
+    "EverySteps": "selflabel",
     "Exact": "marginals",
+    "FeatureStore": "selflabel",
+    "IndexedDataset": "selflabel",
     "KL": "marginals",
+    "KMeans": "selflabel",
+    "LinearSchedule": "selflabel",
+    "LogarithmicSchedule": "selflabel",
+    "MultiHead": "selflabel",
+    "OptimalTransport": "selflabel",
+    "QuadraticSchedule": "selflabel",
     "Range": "marginals",
+    "SelfLabeler": "selflabel",
     "Status": "result",
+    "TensorStore": "selflabel",
     "balance_path": "path",
     "certify": "assign",
     "diagnose": "doctor",

@@ -35,6 +35,7 @@ from otlabel.scores import (
     keep_whole,
     linear_scores,
     open_scores,
+    row_blocks,
 )
 from otlabel.sweep.pool import blas_on_one_thread, run_tasks
 
@@ -195,7 +196,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         """
         source = self._opened(X)
         out = np.empty((source.shape[0], len(self.cluster_centers_)), self.cluster_centers_.dtype)
-        for (start, stop), block in _blocks(source, source.batches()):
+        for (start, stop), block in row_blocks(source):
             if self.metric == "cosine":
                 out[start:stop] = 1 - block @ self.cluster_centers_.T
             else:
@@ -392,7 +393,7 @@ def _moments(source: Scores, labels: np.ndarray, centres: np.ndarray) -> tuple[n
 
     def add(number: int) -> None:
         room = np.empty((max(1, CACHED_ENTRIES // centres.shape[1]), centres.shape[1]))
-        for (start, stop), block in _blocks(source, batches[ends[number] : ends[number + 1]]):
+        for (start, stop), block in row_blocks(source, batches[ends[number] : ends[number + 1]]):
             for first in range(start, stop, len(room)):
                 last = min(first + len(room), stop)
                 chosen, differences = labels[first:last], room[: last - first]
@@ -411,13 +412,6 @@ def _moments(source: Scores, labels: np.ndarray, centres: np.ndarray) -> tuple[n
     return sums.sum(0), float(squares.sum())
 
 
-def _blocks(source: Scores, batches: list[Batch]) -> Any:
-    """Each block of rows with its place, as float32 or float64 numbers."""
-    for batch in batches:
-        for place, block in zip(batch, source.read_blocks(batch), strict=True):
-            yield place, as_float(block, source.dtype)
-
-
 def _inertia(squares: float, cosine: bool) -> float:
     return squares / 2 if cosine else squares
 
@@ -431,7 +425,7 @@ def _variance(source: Scores) -> float:
         variance = squares / n_rows - float(np.square(sums / n_rows).sum())
     if np.isfinite(variance):
         return max(variance, 0.0)
-    for (start, _), block in _blocks(source, source.batches()):
+    for (start, _), block in row_blocks(source):
         bad = np.argwhere(~np.isfinite(block))
         if len(bad):
             row, feature = bad[0]

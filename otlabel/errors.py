@@ -26,6 +26,14 @@ class FileFormatError(OtlabelError, ValueError):
     """A file is not what its name or its contents claim, or holds nothing under the name asked for."""
 
 
+class FingerprintError(OtlabelError, ValueError):
+    """What is to be resumed or read is of other data, or of another model or run; the message shows both sides."""
+
+
+class ExtractionError(OtlabelError, RuntimeError):
+    """Rows were asked for before they were extracted, or written to a store that does not take any now."""
+
+
 class MissingPackageError(OtlabelError, ImportError):
     """An optional package is needed here; the message is the line that installs it."""
 
@@ -47,3 +55,7 @@ class DegenerateScoresWarning(OtlabelWarning):
 
 class FewSamplesWarning(OtlabelWarning):
     """There are fewer samples than classes: some classes stay empty."""
+
+
+class SelfLabelWarning(OtlabelWarning):
+    """Signs that self-labelling goes wrong: a loss that is stuck, labels that never settle, features that collapse."""

@@ -14,11 +14,13 @@ Beside a `.npy` file the same receipt may lie as JSON, `labels.npy.json`, with a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,15 +142,8 @@ def receipt_path(path: Path) -> Path:
 def _hdf5_image(
     labels: np.ndarray, counts: np.ndarray, potentials: np.ndarray, receipt: Receipt | None, threshold: float
 ) -> io.BytesIO:
-    """The bytes of the file, made in memory: an error on the way to the disk is then Python's, not inside HDF5."""
-    import h5py
-
-    image = io.BytesIO()
-    stored = labels.astype(_label_type(len(counts)))
-    with h5py.File(image, "w") as handle:
-        n_chunks = -(-stored.nbytes // CHUNK_BYTES)  # of equal size: a chunk is stored in full
-        handle.create_dataset("labels", data=stored, chunks=(-(-len(stored) // n_chunks),), fletcher32=True)
-        handle.create_dataset("counts", data=counts.astype(np.int64))
+    with hdf5_image() as (image, handle):
+        create_labels(handle, labels, counts)
         handle.create_dataset("potentials", data=potentials.astype(np.float64))
         handle.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, complete=True, threshold=threshold)
         if receipt is not None:
@@ -156,6 +151,24 @@ def _hdf5_image(
             handle.attrs.update({name: value for name, value in known.items() if value is not None})
             handle.attrs.update({name: json.dumps(getattr(receipt, name), allow_nan=False) for name in _TEXTS})
     return image
+
+
+@contextlib.contextmanager
+def hdf5_image() -> Iterator[tuple[io.BytesIO, h5py.File]]:
+    """The bytes of a file, made in memory: an error on the way to the disk is then Python's, not inside HDF5."""
+    import h5py
+
+    image = io.BytesIO()
+    with h5py.File(image, "w") as handle:
+        yield image, handle
+
+
+def create_labels(group: h5py.Group, labels: np.ndarray, counts: np.ndarray) -> None:
+    """Labels in chunks with checksums, and class sizes."""
+    stored = labels.astype(_label_type(len(counts)))
+    n_chunks = -(-stored.nbytes // CHUNK_BYTES)  # of equal size: a chunk is stored in full
+    group.create_dataset("labels", data=stored, chunks=(-(-len(stored) // n_chunks),), fletcher32=True)
+    group.create_dataset("counts", data=counts.astype(np.int64))
 
 
 def _label_type(n_classes: int) -> np.dtype:
@@ -223,9 +236,9 @@ def _read_hdf5(file: Path) -> StoredLabels:
         if not about.get("complete"):
             raise ValueError("it was never finished")
         room = file.stat().st_size
-        labels = _read_dataset(handle, "labels", "i", room).astype(np.int64)
-        counts = _read_dataset(handle, "counts", "i", room).astype(np.int64)
-        potentials = _read_dataset(handle, "potentials", "f", room).astype(np.float64)
+        labels = read_dataset(handle, "labels", "i", room).astype(np.int64)
+        counts = read_dataset(handle, "counts", "i", room).astype(np.int64)
+        potentials = read_dataset(handle, "potentials", "f", room).astype(np.float64)
     sizes = np.bincount(labels[labels >= 0], minlength=len(counts))
     if labels.min(initial=0) < -1 or not np.array_equal(sizes, counts):
         raise ValueError("its counts are not those of its labels")
@@ -238,13 +251,17 @@ def _read_hdf5(file: Path) -> StoredLabels:
     return StoredLabels(labels, counts, potentials, receipt, float(about.get("threshold", -math.inf)))
 
 
-def _read_dataset(handle: h5py.File, name: str, kind: str, room: int) -> np.ndarray:
+def read_dataset(handle: h5py.File, name: str, kind: str, room: int) -> np.ndarray:
     """One array, chunk by chunk, so that damage can be told by its place; a header's claim is checked first."""
     import h5py
 
-    if not isinstance(handle.get(name, getlink=True), h5py.HardLink) or not isinstance(handle[name], h5py.Dataset):
-        raise ValueError(f"/{name} is missing, or not an array of this very file")
-    dataset = handle[name]
+    dataset: Any = handle
+    for part in name.split("/"):
+        if not isinstance(dataset, h5py.Group) or not isinstance(dataset.get(part, getlink=True), h5py.HardLink):
+            raise ValueError(f"/{name} is missing, or not an array of this very file")
+        dataset = dataset[part]
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"/{name} is no array")
     if dataset.external or dataset.is_virtual:
         raise ValueError(f"/{name} lies in another file")
     if dataset.ndim != 1 or dataset.dtype.kind != kind or dataset.size * dataset.dtype.itemsize > room:

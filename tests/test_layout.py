@@ -24,19 +24,22 @@ LAYERS = (
     {"result", "labels_file"},
     {"semidual", "repair", "rounding"},
     {"assign"},
-    {"lp", "cluster", "selflabel", "doctor", "path", "planning"},
+    {"lp", "cluster", "selflabel", "metrics", "doctor", "path", "planning"},
     {"cli", "demo", "report", "__main__", "__init__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 ONLY_IN = {
-    "h5py": {"scores/__init__.py", "scores/hdf5.py", "labels_file.py"},
+    "h5py": {"scores/__init__.py", "scores/hdf5.py", "labels_file.py", "selflabel/store.py", "selflabel/labels.py"},
     "numba": {"sweep/cpu.py", "repair.py"},
     "llvmlite": {"sweep/cpu.py"},
     "triton": {"sweep/cuda.py"},
     "ot": {"lp.py"},
 }
-EAGER = {"torch": {"sweep/reference.py"}, "sklearn": {"cluster.py"}}  # what is written in them, and loaded late itself
+EAGER = {
+    "torch": {"sweep/reference.py"} | {str(f.relative_to(PACKAGE)) for f in (PACKAGE / "selflabel").glob("*.py")},
+    "sklearn": {"cluster.py"},
+}  # what is written in them, and loaded late itself
 
 
 class Import(NamedTuple):

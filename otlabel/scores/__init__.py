@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import ITEM_BYTES, Batch, Scores, as_float, as_numbers, draw_rows, partition
+from otlabel.scores.base import ITEM_BYTES, Batch, Scores, as_float, as_numbers, draw_rows, partition, row_blocks
 from otlabel.scores.column import WithColumn
 from otlabel.scores.factored import Features, LinearScores, checked_head
 from otlabel.scores.files import StoredScores
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ITEM_BYTES", "ArrayScores", "Batch", "LinearScores", "Scores", "TensorScores", "WithColumn", "as_array",
     "as_float", "default_limit", "draw_rows", "free_memory", "is_stored", "is_tensor", "keep", "keep_whole",
-    "linear_scores", "load_array", "matches", "open_scores", "partition",
+    "linear_scores", "load_array", "matches", "open_scores", "partition", "row_blocks",
 ]  # fmt: skip
 
 

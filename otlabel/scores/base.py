@@ -133,3 +133,10 @@ def as_float(block: Any, dtype: str) -> np.ndarray:
     if dtype == "bfloat16":
         return (block.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return as_numbers(block, dtype).astype(np.float32) if dtype == "float16" else block
+
+
+def row_blocks(source: Scores, batches: list[Batch] | None = None) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """Each block of rows with its place, as float32 or float64 numbers; of the given batches, or of all rows."""
+    for batch in source.batches() if batches is None else batches:
+        for place, block in zip(batch, source.read_blocks(batch), strict=True):
+            yield place, as_float(block, source.dtype)

@@ -1,0 +1,170 @@
+"""Running a model over all samples and leaving what it gives in a store, whatever the loader's order."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from otlabel.selflabel.model import Modes, View, to_device
+from otlabel.selflabel.ranks import Batch, Ranks
+
+if TYPE_CHECKING:
+    from otlabel.selflabel.store import Store
+
+MISSING_SHOWN = 5
+
+
+def extract(
+    seen: View,
+    loader: Iterable[Any],
+    store: Store,
+    n_samples: int,
+    *,
+    about: dict[str, str],
+    mode: str = "eval",
+    amp: torch.dtype | None = None,
+    progress: bool = False,
+    ranks: Ranks | None = None,
+) -> None:
+    """Store the model's rows for all samples; each index is to come exactly once.
+
+    Args:
+        seen: the model, as `view` sees it.
+        loader: yields (index, input), in any order.
+        store: takes the rows; an extraction that was interrupted goes on where it was, if `about` is the same.
+        n_samples: N.
+        about: what tells these rows from others: of the data and of the weights.
+        mode: "eval", or "train" as SeLa's authors do (batch statistics; running averages move). The mode of every
+            module is put back.
+        amp: dtype of automatic mixed precision. None: none.
+        progress: show a bar on stderr.
+        ranks: processes that share the work, each with a loader of its own; what a distributed sampler repeats to
+            make its parts equal counts once.
+
+    Raises:
+        TypeError: the loader does not yield (index, input).
+        ValueError: an index out of range, seen twice, or missing at the end.
+        InvalidScoresError: NaN or infinity, named by sample.
+    """
+    ranks = ranks or Ranks()
+    modes = Modes(seen.model)
+    seen.model.train(mode == "train")
+    try:
+        with torch.no_grad():
+            parts = _bar(loader, progress and ranks.is_first)
+            _fill(store, ranks.gathered(_rows(seen, parts, amp)), n_samples, about, ranks)
+    except Exception as error:
+        ranks.agree(error)
+    else:
+        ranks.agree(None)
+    finally:
+        modes.restore()
+
+
+def _fill(store: Store, batches: Iterator[Batch], n_samples: int, about: dict[str, str], ranks: Ranks) -> None:
+    """Write what is not there yet; on the ranks that only send there is nothing to write."""
+    first = next(batches, None)
+    if first is None:
+        if ranks.is_first:
+            raise ValueError("the loader is empty; it must yield (index, input) for every sample")
+        return
+    present = store.begin(n_samples, first[1].shape[1], about)
+    came = np.zeros(n_samples, bool)
+    for index, rows in chain([first], batches):
+        index, rows = _once(index, rows, came, several=ranks.number > 1)
+        came[index] = True
+        wanted = ~present[index]
+        if wanted.any():
+            store.write(index[wanted], rows[wanted])
+    check_complete(came)
+    store.finish()
+
+
+def _once(index: np.ndarray, rows: np.ndarray, came: np.ndarray, *, several: bool) -> Batch:
+    """Those of a batch that have not come before; with one process alone, a sample that has is an error."""
+    check_range(index, len(came))
+    _, first = np.unique(index, return_index=True)
+    fresh = np.sort(first[~came[index[first]]])
+    if len(fresh) < len(index):
+        if not several:
+            again = np.setdiff1d(np.arange(len(index)), fresh)[0]
+            raise ValueError(
+                f"sample {index[again]} came twice; the loader for labelling must yield every index exactly once "
+                "(no sampler that repeats, drop_last=False)"
+            )
+        index, rows = index[fresh], rows[fresh]
+    return index, rows
+
+
+def check_range(index: np.ndarray, n_samples: int) -> None:
+    """Raise ValueError for an index that is no sample's."""
+    if len(index) and (index.min() < 0 or index.max() >= n_samples):
+        wrong = int(index[(index < 0) | (index >= n_samples)][0])
+        raise ValueError(f"index {wrong} is out of range; the labeler was made for {n_samples} samples, 0 to N - 1")
+
+
+def check_complete(came: np.ndarray) -> None:
+    """Raise ValueError for samples that never came."""
+    if not came.all():
+        missing = np.flatnonzero(~came)
+        shown = ", ".join(map(str, missing[:MISSING_SHOWN])) + (", ..." if len(missing) > MISSING_SHOWN else "")
+        raise ValueError(
+            f"{len(missing):,} of {len(came):,} samples never came, among them {shown}; the loader for labelling must "
+            "yield every index once (drop_last=False, no sampler that leaves samples out)"
+        )
+
+
+def _rows(seen: View, loader: Iterable[Any], amp: torch.dtype | None) -> Iterator[Batch]:
+    device = next((p.device for p in seen.model.parameters()), torch.device("cpu"))
+    precision: Any = contextlib.nullcontext() if amp is None else torch.autocast(device.type, dtype=amp)
+    for item in loader:
+        index, inputs = parted(item)
+        with precision:
+            rows = seen.rows(to_device(inputs, device))
+        if rows.ndim != 2 or len(rows) != len(index):
+            raise ValueError(f"the model gives {tuple(rows.shape)} for a batch of {len(index)}; (B, D) is needed")
+        yield index, rows.float().cpu().numpy()
+
+
+def parted(item: Any) -> tuple[np.ndarray, Any]:
+    """Index and input of what a loader yields."""
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        told = f"a tuple of {len(item)}" if isinstance(item, (tuple, list)) else type(item).__name__
+        raise TypeError(f"the loader yields {told}, not (index, input); wrap the data set in otlabel.IndexedDataset")
+    return whole_numbers(item[0]), item[1]
+
+
+def whole_numbers(index: Any) -> np.ndarray:
+    """Indices of samples, (B,) int64."""
+    array = index.detach().cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise TypeError(
+            f"the first of what the loader yields is {array.dtype} of shape {array.shape}, no indices of samples; "
+            "wrap the data set in otlabel.IndexedDataset"
+        )
+    return array.astype(np.int64)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all weights: features of two hashes must not be mixed."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _bar(loader: Iterable[Any], shown: bool) -> Iterable[Any]:
+    if not shown:
+        return loader
+    from tqdm import tqdm
+
+    return tqdm(loader, desc="features", leave=False)

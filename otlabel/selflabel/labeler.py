@@ -1,0 +1,485 @@
+"""The self-labeller: labels, schedule and potentials. The training loop stays the user's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from otlabel.errors import FingerprintError, SelfLabelWarning
+from otlabel.scores import as_array
+from otlabel.selflabel import alarms
+from otlabel.selflabel.features import check_complete, check_range, extract, weights_hash, whole_numbers
+from otlabel.selflabel.labelings import Labeling, OptimalTransport
+from otlabel.selflabel.model import LOGITS, View, as_logits, class_counts, unwrapped, view
+from otlabel.selflabel.ranks import Ranks
+from otlabel.selflabel.relabel import Relabelled, feature_alignment, relabel
+from otlabel.selflabel.schedule import Schedule
+from otlabel.selflabel.store import FeatureStore, Store, TensorStore
+
+logger = logging.getLogger("otlabel")
+
+STATE_VERSION = 1
+NO_LABEL = -1
+
+
+class SelfLabeler:
+    """Labels that a model makes for itself: train on them, then label everything anew, and so on.
+
+        labels_t = argmax over balanced labels of  sum_i log softmax(logits_t(x_i))[labels_ti]      each so often
+        loss     = mean_t cross-entropy(logits_t(x_i), labels_ti)                                   each step
+
+    for heads t = 1 ... T. Labels start as random balanced ones.
+
+    Args:
+        n_samples: N. Every sample has an index from 0 to N - 1, which the loaders yield with it.
+        n_classes: K for one head, or a list with one K a head.
+        labeling: how labels are made: `OptimalTransport` (SeLa), `KMeans` (DeepCluster), `Argmax` (UIC), or a function
+            of your own (see `otlabel.selflabel.labelings`).
+        schedule: when `due` says yes. None: it never does; the user decides when to call `update`.
+        store: where features go: a path for HDF5, a `FeatureStore`, a `TensorStore`. None: memory.
+        features: takes (model, input) to features (B, D). With `heads`, for models that are no `MultiHead`.
+        heads: takes a model to its list of heads on these features: modules, or pairs (weight, bias). Without the two,
+            a model that is no `MultiHead` is read by its logits: a tensor, a list of them, or `logits` in what it
+            returns.
+        data: what tells this data set from others, any text; a change is then refused on resume. None: only N tells.
+        truth: (N,) true classes, if there are any: the history then has the NMI of each labelling. Never used else.
+        mode: of the model while features are extracted: "eval", or "train" as SeLa's authors do.
+        amp: dtype of automatic mixed precision for the extraction, such as torch.bfloat16. None: none.
+        steps_per_epoch: lets `due(step=...)` serve a schedule in epochs. None: not needed.
+        seed: of the first labels and of all that labelings draw.
+        progress: show a bar while features are extracted.
+        group: torch.distributed group of the processes that train together. None: all, where there are several.
+
+    Raises:
+        ValueError: numbers that make no sense.
+
+    Source: Asano, Rupprecht, Vedaldi, "Self-labelling via simultaneous clustering and representation learning", ICLR
+        2020, section 3.
+    """
+
+    def __init__(
+        self,
+        n_samples: int,
+        n_classes: int | Sequence[int],
+        *,
+        labeling: Labeling | None = None,
+        schedule: Schedule | None = None,
+        store: str | os.PathLike[str] | Store | None = None,
+        features: Callable[[nn.Module, Any], Tensor] | None = None,
+        heads: Callable[[nn.Module], Sequence[Any]] | None = None,
+        data: str | None = None,
+        truth: Any = None,
+        mode: str = "eval",
+        amp: torch.dtype | None = None,
+        steps_per_epoch: int | None = None,
+        seed: int = 0,
+        progress: bool = False,
+        group: Any = None,
+    ) -> None:
+        if not n_samples >= 1:
+            raise ValueError(f"n_samples is {n_samples!r}; pass the number of samples, len(dataset)")
+        if mode not in ("eval", "train"):
+            raise ValueError(f"mode is {mode!r}; choose 'eval' or 'train'")
+        if (features is None) != (heads is None):
+            raise ValueError("features and heads belong together; pass both, or neither")
+        self.n_samples, self.n_classes = n_samples, class_counts(n_classes)
+        self.labeling = OptimalTransport() if labeling is None else labeling
+        self.schedule, self.steps_per_epoch, self.seed = schedule, steps_per_epoch, seed
+        self.store = _opened(store)
+        self.data = data
+        self.history: list[dict[str, Any]] = []
+        self._truth = None if truth is None else _checked_truth(truth, n_samples)
+        self._features_of, self._heads_of = features, heads
+        self._extraction: dict[str, Any] = {"mode": mode, "amp": amp, "progress": progress}
+        self._ranks_group = group
+        self._labels = torch.from_numpy(self._first_labels())
+        self._states: list[Mapping[str, np.ndarray]] = [{} for _ in self.n_classes]
+        self._n_updates = self._n_passed = 0
+        self._progress: float | None = None
+        self._recorded: Tensor | None = None  # (T, N) best classes seen in training, -1 for none yet
+        self._came: np.ndarray | None = None  # (N,) samples whose features were recorded
+        self._loss_sum: Tensor | None = None  # of the losses since the last relabelling, on their device
+        self._n_losses = 0
+
+    # ---- labels and loss ----
+
+    @property
+    def labels(self) -> Tensor:
+        """(T, N) int64, -1 for a sample that has none; on the device that the loss is computed on."""
+        return self._labels
+
+    @property
+    def n_updates(self) -> int:
+        """How many relabellings there have been."""
+        return self._n_updates
+
+    def targets(self, index: Any) -> Tensor:
+        """(T, B) labels of the samples of a batch.
+
+        Args:
+            index: (B,) which samples these are, 0 to N - 1, as the loader yields it.
+
+        Raises:
+            ValueError: an index out of range.
+        """
+        chosen = torch.as_tensor(index)
+        if chosen.device.type == "cpu":  # elsewhere a look would wait for the device, which checks for itself
+            check_range(whole_numbers(chosen), self.n_samples)
+        return self._labels[:, chosen.to(self._labels.device)]
+
+    def loss(self, logits: Any, index: Any, *, weight: Tensor | Sequence[Tensor] | None = None) -> Tensor:
+        """The mean over heads of the cross-entropy with the labels of the batch.
+
+            mean_t mean_i -log softmax(logits_ti)[labels_ti]
+
+        Args:
+            logits: of the model: a list of T tensors (B, K_t), one tensor if T = 1, or an output that has `logits`.
+            index: (B,) which samples these are.
+            weight: (K,) weights of the classes, or a list of them, one a head. None: all 1.
+
+        Returns:
+            A scalar. Samples with label -1 are left out; zero where there are no others.
+
+        Raises:
+            ValueError: logits of another number of heads or classes, an index out of range.
+        """
+        parts = as_logits(logits, self.n_classes)
+        self._follow(parts[0].device)
+        weights: list[Any] = list(weight) if isinstance(weight, (list, tuple)) else [weight] * len(parts)
+        losses = []
+        for one, targets, class_weight in zip(parts, self.targets(index), weights, strict=True):
+            total = F.cross_entropy(one, targets, class_weight, ignore_index=NO_LABEL, reduction="sum")
+            counted = targets >= 0 if class_weight is None else class_weight[targets.clamp(min=0)] * (targets >= 0)
+            # Where nothing is counted the sum is 0, and stays so.
+            losses.append(total / counted.sum().clamp(min=torch.finfo(total.dtype).tiny))
+        loss = torch.stack(losses).mean()
+        self._loss_sum = loss.detach() if self._loss_sum is None else self._loss_sum + loss.detach()
+        self._n_losses += 1
+        return loss
+
+    def record(self, index: Any, logits: Any = None, *, features: Tensor | None = None) -> None:
+        """Keep what a training step has seen, so that the next `update(model)` needs no loader.
+
+        Args:
+            index: (B,) which samples these are.
+            logits: as for `loss`. Only each sample's best class is kept: enough for `Argmax`.
+            features: (B, D) that the heads were given: enough for `OptimalTransport` and `KMeans` too. They are of the
+                weights as they were at each step, which is cheaper and a little stale.
+
+        Raises:
+            ValueError: an index out of range, or one whose features were recorded since the last update already.
+        """
+        chosen = whole_numbers(index)
+        check_range(chosen, self.n_samples)
+        if logits is not None:
+            if self._recorded is None:
+                self._recorded = torch.full_like(self._labels, NO_LABEL)
+            best = torch.stack([one.detach().argmax(1) for one in as_logits(logits, self.n_classes)])
+            self._recorded[:, torch.from_numpy(chosen).to(self._recorded.device)] = best.to(self._recorded.device)
+        if features is not None:
+            rows = features.detach().float().cpu().numpy()
+            if self._came is None:
+                self.store.begin(self.n_samples, rows.shape[1], self._about("features recorded while training", ""))
+                self._came = np.zeros(self.n_samples, bool)
+            self.store.write(chosen, rows)
+            self._came[chosen] = True
+
+    # ---- relabelling ----
+
+    def due(self, epoch: float | None = None, *, step: int | None = None, samples: int | None = None) -> bool:
+        """Whether the schedule has a relabelling that has not been done yet. Pass one of the three.
+
+        Args:
+            epoch: epochs since the training began, with parts: 3.5 is in the middle of the fourth.
+            step: training steps since then.
+            samples: samples trained on since then.
+
+        Raises:
+            ValueError: a time that this schedule cannot be told in.
+        """
+        given = [value for value in (epoch, step, samples) if value is not None]
+        if len(given) != 1:
+            raise ValueError("pass exactly one of epoch, step= and samples=")
+        if self.schedule is None:
+            return False
+        self._progress = self._time(epoch, step, samples)
+        return self.schedule.count(self._progress) > self._n_passed
+
+    def update(self, model: nn.Module, loader: Iterable[Any] | None = None) -> list[dict[str, Any]]:
+        """Label all samples anew with every head: all heads change, or none if anything goes wrong.
+
+        Args:
+            model: as it is now. Its weights, and the mode of its modules, are left as they are; a labeling whose
+                classes have no names from one time to the next (`KMeans`) has the heads drawn anew.
+            loader: yields (index, input) for every sample once, in any order; without random augmentation, as a rule.
+                Where processes share the work, each passes its part. None: use what `record` has kept.
+
+        Returns:
+            The history's new records, one a head.
+
+        Raises:
+            TypeError: a loader that does not yield (index, input).
+            ValueError: indices missing, twice or out of range; heads that are not those the labeler was made for.
+            InvalidScoresError: NaN features, named by sample.
+            FingerprintError: the store holds features of other data.
+            OSError: no room on the disk. The labels are still the old ones, and training on them may go on.
+
+        Warns:
+            SelfLabelWarning: signs that the training goes wrong, in plain words.
+        """
+        ranks = Ranks(self._ranks_group)
+        seen = view(model, self.n_classes, self._features_of, self._heads_of)
+        started = time.perf_counter()
+        recorded = self._gather(seen, model, loader, ranks)
+        extracted = time.perf_counter()
+        arrays: dict[str, np.ndarray] = {}
+        found: list[Relabelled] = []
+        failure = None
+        try:
+            if ranks.is_first:
+                rows = None if recorded is not None else self.store.source()
+                found = relabel(
+                    self.labeling, seen, rows, self.n_classes, as_array(self._labels), self._states,
+                    self._seed_of_update(), recorded=recorded, truth=self._truth,
+                )  # fmt: skip
+                arrays = _packed(found)
+                if rows is not None:
+                    arrays["alignment"] = np.array([feature_alignment(rows)])
+        except Exception as error:
+            failure = error
+        ranks.agree(failure)
+        arrays = ranks.shared(arrays)
+        return self._commit(model, found, arrays, extracted - started)
+
+    def _gather(self, seen: View, model: nn.Module, loader: Iterable[Any] | None, ranks: Ranks) -> np.ndarray | None:
+        """Bring the rows to the store; or give the best classes that were recorded, where these are what there is."""
+        if loader is not None:
+            about = self._about(seen.kind, weights_hash(unwrapped(model)))
+            ranks.agree(self._foreign_store(about) if ranks.is_first else None)
+            extract(seen, loader, self.store, self.n_samples, about=about, ranks=ranks, **self._extraction)
+            return None
+        if ranks.number > 1:
+            raise ValueError("recorded batches are of one process only; pass a loader where several train together")
+        if self._came is not None:
+            if seen.kind == LOGITS:
+                raise ValueError("features were recorded, but the model shows no heads to apply to them; pass heads=")
+            check_complete(self._came)
+            self.store.finish()
+            return None
+        if self._recorded is None:
+            raise ValueError("nothing was recorded since the last update; pass a loader, or call record while training")
+        best = as_array(self._recorded)
+        check_complete(best[0] != NO_LABEL)
+        return best
+
+    def _commit(
+        self, model: nn.Module, found: list[Relabelled], arrays: dict[str, np.ndarray], seconds: float
+    ) -> list[dict[str, Any]]:
+        """Everything that a relabelling changes, at once."""
+        loss = None if self._loss_sum is None else float(self._loss_sum) / self._n_losses
+        labels = torch.from_numpy(arrays["labels"]).to(self._labels.device)
+        common = {"update": self._n_updates, "progress": self._progress, "loss": loss, "seconds_extract": seconds}
+        records = [common | {"head": head, **one.record} for head, one in enumerate(found)]
+        states: list[dict[str, np.ndarray]] = [{} for _ in self.n_classes]
+        for key, value in arrays.items():
+            head, _, name = key.partition("/")
+            if name:
+                states[int(head)][name] = value
+        for number in np.flatnonzero(arrays["new_classes"]).tolist():
+            self._renew_head(model, number)
+        self._labels, self._states = labels, list(states)
+        if self.schedule is not None and self._progress is not None:
+            self._n_passed = self.schedule.count(self._progress)
+        self._n_updates += 1
+        self._recorded = self._came = self._loss_sum = None
+        self._n_losses = 0
+        self.history += records
+        alignment = float(arrays["alignment"][0]) if "alignment" in arrays else None
+        raised = alarms.raised(self.history, self.n_classes, alignment) if records else []
+        for record in records:
+            record["alarms"] = raised
+        for text in raised:
+            warnings.warn(text, SelfLabelWarning, stacklevel=3)
+        logger.info("relabelling %d: %s", self._n_updates, alarms.told(records))
+        return records
+
+    def _renew_head(self, model: nn.Module, head: int) -> None:
+        """Draw the weights of a head anew, the same on every process."""
+        inner = unwrapped(model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed_of_update() + head)
+            if callable(reset := getattr(inner, "reset_head", None)):
+                reset(head)
+                return
+        warnings.warn(
+            f"the classes of head {head} have changed their meaning, but {type(inner).__name__} has no "
+            "reset_head(number) to draw its weights anew; training goes on from the old ones",
+            SelfLabelWarning,
+            stacklevel=4,
+        )
+
+    # ---- saving ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that resuming needs, in tensors and plain values: `torch.load(..., weights_only=True)` reads it.
+
+        Features that were recorded, and an extraction under way, are the store's and not in here.
+        """
+        return {
+            "version": STATE_VERSION,
+            "n_samples": self.n_samples,
+            "n_classes": list(self.n_classes),
+            "data": self.data,
+            "labels": self._labels.detach().cpu().to(torch.int32),
+            "states": [{name: torch.from_numpy(np.array(v)) for name, v in state.items()} for state in self._states],
+            "n_updates": self._n_updates,
+            "n_passed": self._n_passed,
+            "progress": self._progress,
+            "recorded": None if self._recorded is None else self._recorded.cpu().to(torch.int32),
+            "loss_sum": None if self._loss_sum is None else self._loss_sum.detach().cpu(),
+            "n_losses": self._n_losses,
+            "history": [dict(record) for record in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            FingerprintError: it is of other data, or of other numbers of samples or classes; both are shown.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise FingerprintError(
+                f"the state has version {state.get('version')!r}; this otlabel reads {STATE_VERSION}"
+            )
+        for name in ("n_samples", "n_classes", "data"):
+            theirs, ours = state[name], getattr(self, name)
+            if theirs != ours and not (name == "data" and ours is None):
+                raise FingerprintError(
+                    f"the state is of another run: its {name} is {theirs!r}, this labeler's is {ours!r}"
+                )
+        device = self._labels.device
+        self._labels = state["labels"].to(device, torch.int64)
+        self._states = [{name: tensor.numpy() for name, tensor in one.items()} for one in state["states"]]
+        self._n_updates, self._n_passed = int(state["n_updates"]), int(state["n_passed"])
+        self._progress = state["progress"]
+        recorded, loss_sum = state["recorded"], state["loss_sum"]
+        self._recorded = None if recorded is None else recorded.to(device, torch.int64)
+        self._loss_sum = None if loss_sum is None else loss_sum.to(device)
+        self._n_losses = int(state["n_losses"])
+        self._came = None
+        self.history = [dict(record) for record in state["history"]]
+
+    def save_labels(self, path: str | os.PathLike[str]) -> None:
+        """Write the labels of all heads to an HDF5 file, with a receipt; see `otlabel.selflabel.labels` for its layout.
+
+        Raises:
+            OSError: the file cannot be written; an old one of that name is then still whole.
+        """
+        from otlabel.selflabel.labels import save_labels
+
+        last = self.history[-len(self.n_classes) :]
+        save_labels(path, as_array(self._labels), self.n_classes, data=self.data, seed=self.seed, records=last)
+
+    def load_labels(self, path: str | os.PathLike[str]) -> None:
+        """Take over labels that `save_labels` wrote, of this data.
+
+        Raises:
+            FileFormatError: the file is damaged or of another kind.
+            FingerprintError: it is of other data, or of other numbers of samples or classes.
+        """
+        from otlabel.selflabel.labels import load_labels
+
+        found = load_labels(path)
+        theirs = (found.labels.shape[1], found.n_classes, found.data)
+        ours = (self.n_samples, self.n_classes, self.data if found.data is not None else None)
+        if theirs != ours and not (self.data is None and theirs[:2] == ours[:2]):
+            raise FingerprintError(
+                f"{os.fspath(path)} holds labels of other data: (samples, classes, data) are {theirs}, here {ours}"
+            )
+        self._labels = torch.from_numpy(found.labels).to(self._labels.device)
+
+    # ---- what the above share ----
+
+    def _first_labels(self) -> np.ndarray:
+        """Random labels of equal sizes, (T, N)."""
+        rng = np.random.default_rng((self.seed, 0))
+        return np.stack([rng.permutation(np.arange(self.n_samples) % k) for k in self.n_classes]).astype(np.int64)
+
+    def _seed_of_update(self) -> int:
+        return int(np.random.SeedSequence((self.seed, self._n_updates + 1)).generate_state(1)[0])
+
+    def _follow(self, device: torch.device) -> None:
+        """Keep the labels where the loss is computed."""
+        if self._labels.device != device:
+            self._labels = self._labels.to(device)
+
+    def _time(self, epoch: float | None, step: int | None, samples: int | None) -> float:
+        """The time in the schedule's unit."""
+        assert self.schedule is not None
+        if self.schedule.unit == "steps":
+            if step is None:
+                raise ValueError(f"{self.schedule!r} counts steps; pass due(step=...)")
+            return float(step)
+        if step is not None:
+            if self.steps_per_epoch is None:
+                raise ValueError(
+                    f"{self.schedule!r} counts epochs; pass due(epoch) or due(samples=...), or make the labeler with "
+                    "steps_per_epoch="
+                )
+            return step / self.steps_per_epoch
+        return samples / self.n_samples if samples is not None else float(epoch)  # type: ignore[arg-type]
+
+    def _about(self, kind: str, weights: str) -> dict[str, str]:
+        data = f"{self.n_samples} samples" if self.data is None else self.data
+        return {"data": data, "kind": kind, "weights": weights}
+
+    def _foreign_store(self, about: dict[str, str]) -> FingerprintError | None:
+        """What is wrong with writing over features of other data, which another run may need."""
+        there = self.store.about
+        if there is None or there.get("data") == about["data"]:
+            return None
+        return FingerprintError(
+            f"the store holds features of other data ({there.get('data')!r}, these are {about['data']!r}); give this "
+            "run a store of its own, or remove the old one"
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"SelfLabeler({self.n_samples:,} samples, {len(self.n_classes)} heads of {self.n_classes[0]} classes, "
+            f"{self._n_updates} relabellings)"
+        )
+
+
+def _opened(store: Any) -> Store:
+    if store is None:
+        return TensorStore()
+    return FeatureStore(store) if isinstance(store, (str, os.PathLike)) else store
+
+
+def _checked_truth(truth: Any, n_samples: int) -> np.ndarray:
+    array = as_array(truth)
+    if array.shape != (n_samples,):
+        raise ValueError(
+            f"truth has shape {array.shape}; pass ({n_samples},) true classes, in the order of the indices"
+        )
+    return array
+
+
+def _packed(found: list[Relabelled]) -> dict[str, np.ndarray]:
+    """What all processes need of a relabelling, as named arrays."""
+    arrays = {
+        "labels": np.stack([one.labels for one in found]),
+        "new_classes": np.array([one.new_classes for one in found]),
+    }
+    for head, one in enumerate(found):
+        arrays |= {f"{head}/{name}": np.asarray(value) for name, value in one.state.items()}
+    return arrays

@@ -1,0 +1,219 @@
+"""How labels come from what a model says: SeLa's optimal transport, DeepCluster's k-means, UIC's best class.
+
+A labeling is any function of one head's view of the data that returns labels. A new one is a dozen lines:
+
+    def nearest_mean(head: HeadView) -> NewLabels:
+        features = head.read_features()
+        means = np.stack([features[head.before == k].mean(0) for k in range(head.n_classes)])
+        distances = ((features[:, None] - means) ** 2).sum(2)
+        return NewLabels(distances.argmin(1))
+
+    labeler = SelfLabeler(n_samples, 10, labeling=nearest_mean)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from otlabel.assign import sinkhorn_assign
+from otlabel.errors import MissingPackageError
+from otlabel.marginals import KL, Exact, Range
+from otlabel.problem import EXACT, Method, Rounding
+from otlabel.result import predict
+from otlabel.scores import Scores, as_array, open_scores, row_blocks
+
+PCA_FLOOR = 1e-6  # of the largest variance: directions below it are noise, which whitening would blow up
+
+
+@dataclass(frozen=True, eq=False)
+class HeadView:
+    """What a labeling may look at for one head; nothing is read before it is asked for."""
+
+    number: int  # of the head, from 0
+    n_classes: int  # K
+    n_samples: int  # N
+    before: np.ndarray  # (N,) int64: labels up to now, -1 for none
+    state: Mapping[str, np.ndarray]  # what this labeling has left for itself last time; empty at first
+    seed: int  # changes with the head and from one relabelling to the next
+    rows: Any  # (N, D) features, or the logits of all heads where the model shows no features
+    make_scores: Callable[[], Any]  # (N, K) log-probabilities of this head
+    recorded: np.ndarray | None = None  # (N,) best class of each sample when it was last trained on
+
+    def scores(self) -> Any:
+        """(N, K) log-probabilities of this head, as `sinkhorn_assign` takes them."""
+        return self.make_scores()
+
+    def read_features(self) -> np.ndarray:
+        """(N, D) float32, in memory."""
+        found = [block for _, block in row_blocks(open_scores(self.rows))]
+        return np.concatenate(found).astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True, eq=False)
+class NewLabels:
+    """What a labeling returns for one head."""
+
+    labels: np.ndarray  # (N,) integers from 0 to K - 1; -1 for a sample that the loss is to leave out
+    state: Mapping[str, np.ndarray] = field(default_factory=dict)  # to be handed back next time
+    facts: Mapping[str, float] = field(default_factory=dict)  # for the history: value, gap, ...
+    new_classes: bool = False  # classes do not mean what they did: the head is to be drawn anew
+
+
+Labeling: TypeAlias = Callable[[HeadView], NewLabels]
+
+
+@dataclass(frozen=True, eq=False)
+class OptimalTransport:
+    """SeLa's labels: the best total log-probability under what each class may take.
+
+    Everything is as for `sinkhorn_assign`, which says what each argument means. Each solve starts from the potentials
+    of the same head's last one. `rounding="argmax"` gives labels as SeLa's own program does; "exact" sizes are exact.
+
+    Args:
+        class_mass: for all heads, or a list with one a head.
+        abstain: share that stays unlabelled: -1, which the loss leaves out.
+
+    Source: Asano, Rupprecht, Vedaldi, ICLR 2020, section 3.1; epsilon is 1 / lambda, 25 in section 4.1.
+    """
+
+    epsilon: float = 0.04
+    class_mass: Any = None
+    classes: Exact | KL | Range = EXACT
+    samples: Exact | KL = EXACT
+    abstain: float = 0.0
+    rounding: Rounding = "exact"
+    tol: float = 1e-2
+    max_sweeps: int = 1000
+    method: Method = "auto"
+    device: str = "auto"
+    memory_limit: int | None = None
+
+    def __call__(self, head: HeadView) -> NewLabels:
+        """Labels of one head."""
+        options = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if _is_one_a_head(self.class_mass):
+            options["class_mass"] = self.class_mass[head.number]
+        result = sinkhorn_assign(head.scores(), init=head.state.get("potentials"), seed=head.seed, **options)
+        facts = {
+            "value": result.value,
+            "gap": result.gap,
+            "marginal_error": result.marginal_error,
+            "n_sweeps": float(result.n_sweeps),
+        }
+        return NewLabels(as_array(result.labels), {"potentials": as_array(result.plan_potentials)}, facts)
+
+
+def _is_one_a_head(mass: Any) -> bool:
+    return isinstance(mass, Sequence) and len(mass) > 0 and np.ndim(as_array(mass[0])) == 1
+
+
+@dataclass(frozen=True, eq=False)
+class KMeans:
+    """DeepCluster's labels: k-means on whitened features, and a fresh head each time, since clusters have no names.
+
+    Features are centred, reduced and whitened by their principal components, and scaled to length 1. faiss does the
+    clustering (it splits a large cluster for an empty one), or scikit-learn where faiss is not installed.
+
+    Args:
+        n_components: principal components that are kept; fewer where features have fewer.
+        n_iter: k-means iterations.
+
+    Raises:
+        ValueError: more clusters than samples.
+
+    Source: Caron, Bojanowski, Joulin, Douze, ECCV 2018, section 3 and 4.1.
+    """
+
+    n_components: int = 256
+    n_iter: int = 20
+
+    def __call__(self, head: HeadView) -> NewLabels:
+        """Labels of one head."""
+        if head.n_classes > head.n_samples:
+            raise ValueError(f"k-means cannot make {head.n_classes} clusters of {head.n_samples} samples; lower K")
+        features = whitened(open_scores(head.rows), self.n_components)
+        labels, inertia = self._cluster(features, head.n_classes, head.seed)
+        return NewLabels(labels, facts={"value": -inertia / head.n_samples}, new_classes=True)
+
+    def _cluster(self, features: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, float]:
+        try:
+            import faiss
+        except ImportError:
+            return self._cluster_slowly(features, n_clusters, seed)
+        kmeans = faiss.Kmeans(
+            features.shape[1], n_clusters, niter=self.n_iter, seed=seed % (1 << 31), gpu=faiss.get_num_gpus() > 0,
+            min_points_per_centroid=1, max_points_per_centroid=len(features),
+        )  # fmt: skip
+        kmeans.train(features)
+        distances, nearest = kmeans.index.search(features, 1)
+        return nearest[:, 0].astype(np.int64), float(distances.sum(dtype=np.float64))
+
+    def _cluster_slowly(self, features: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, float]:
+        try:
+            from sklearn.cluster import KMeans as Reference
+        except ImportError as error:
+            raise MissingPackageError("faiss (or scikit-learn)", "kmeans") from error
+        found = Reference(n_clusters, n_init=1, max_iter=self.n_iter, random_state=seed % (1 << 31)).fit(features)
+        return found.labels_.astype(np.int64), float(found.inertia_)
+
+
+@dataclass(frozen=True, eq=False)
+class Argmax:
+    """UIC's labels: each sample's best class; where a class is empty, half of the largest one, at random.
+
+    The best classes are those that `SelfLabeler.record` has seen while training, under augmentation, which costs no
+    pass of its own; where nothing was recorded, they are read off the stored scores.
+
+    Source: Chen, Pu, Xie, Yang, Zhang, Lin, "Unsupervised image classification for deep representation learning"
+        (UIC), ECCV 2020 workshops, section 3.
+    """
+
+    def __call__(self, head: HeadView) -> NewLabels:
+        """Labels of one head."""
+        if head.recorded is not None:
+            labels = head.recorded.astype(np.int64)
+        else:
+            labels = as_array(predict(head.scores(), np.zeros(head.n_classes)))
+        return NewLabels(fill_empty(labels, head.n_classes, np.random.default_rng(head.seed)))
+
+
+def fill_empty(labels: np.ndarray, n_classes: int, rng: np.random.Generator) -> np.ndarray:
+    """Labels in which each empty class has got half of what is then the largest class, as long as that has two."""
+    labels = labels.copy()
+    sizes = np.bincount(labels, minlength=n_classes)
+    for empty in np.flatnonzero(sizes == 0):
+        largest = int(sizes.argmax())
+        if sizes[largest] < 2:
+            break
+        moved = rng.choice(np.flatnonzero(labels == largest), sizes[largest] // 2, replace=False)
+        labels[moved] = empty
+        sizes[largest] -= len(moved)
+        sizes[empty] = len(moved)
+    return labels
+
+
+def whitened(source: Scores, n_components: int) -> np.ndarray:
+    """Centred rows on their first principal components, each of variance 1, and then of length 1; (N, d) float32."""
+    n_rows, n_columns = source.shape
+    total, products = np.zeros(n_columns), np.zeros((n_columns, n_columns))
+    for block in _wide_blocks(source):
+        total += block.sum(0)
+        products += block.T @ block
+    mean = total / n_rows
+    variances, directions = np.linalg.eigh(products / n_rows - np.outer(mean, mean))
+    kept = np.flatnonzero(variances > PCA_FLOOR * max(variances[-1], 0.0))[::-1][:n_components]
+    if not len(kept):
+        return np.zeros((n_rows, 1), np.float32)  # all rows are equal
+    change = directions[:, kept] / np.sqrt(variances[kept])
+    found = np.concatenate([((block - mean) @ change).astype(np.float32) for block in _wide_blocks(source)])
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    return np.ascontiguousarray(found / np.where(lengths > 0, lengths, 1))
+
+
+def _wide_blocks(source: Scores) -> Iterator[np.ndarray]:
+    for _, block in row_blocks(source):
+        yield block.astype(np.float64)

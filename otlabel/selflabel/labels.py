@@ -1,0 +1,112 @@
+"""Labels of all heads on disk. Any reader of HDF5 can use them: `"labels.h5::/heads/0/labels"` is one head's.
+
+The layout, version 1:
+
+    /heads/0/labels   (N,) int8 ... int64, the smallest that holds K; -1: none; in chunks with checksums (fletcher32)
+    /heads/0/counts   (K,) int64: samples in each class
+    /heads/1/...      the same of the other heads
+    attributes        format = "otlabel.heads", format_version = 1, complete = True, n_classes = JSON list of K a head,
+                      data = what the data set is told by, seed (int64), records = JSON list: the last relabelling
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from otlabel.errors import FileFormatError
+from otlabel.files import replacing
+from otlabel.labels_file import create_labels, hdf5_image, read_dataset
+
+FORMAT = "otlabel.heads"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class HeadLabels:
+    """What a file of labels holds."""
+
+    labels: np.ndarray  # (T, N) int64, -1 for a sample without one
+    n_classes: list[int]  # K of each head
+    data: str | None  # what the data set was told by
+    seed: int
+    records: list[dict[str, Any]]  # of the relabelling that these labels are from, one a head
+
+
+def save_labels(
+    path: str | os.PathLike[str],
+    labels: np.ndarray,
+    n_classes: list[int],
+    *,
+    data: str | None = None,
+    seed: int = 0,
+    records: list[dict[str, Any]] | None = None,
+) -> None:
+    """Write (T, N) labels whole or not at all.
+
+    Raises:
+        ValueError: the name does not end in .h5 or .hdf5.
+        OSError: the file cannot be written.
+    """
+    if Path(path).suffix.lower() not in (".h5", ".hdf5"):
+        raise ValueError(
+            f"{os.fspath(path)} does not end in .h5 or .hdf5, which is what labels of heads are written to"
+        )
+    about = {"format": FORMAT, "format_version": FORMAT_VERSION, "complete": True, "seed": seed}
+    about |= {"n_classes": json.dumps(n_classes), "records": json.dumps(records or [])}
+    if data is not None:
+        about["data"] = data
+    with hdf5_image() as (image, handle):
+        for head, k in enumerate(n_classes):
+            group = handle.create_group(f"heads/{head}")
+            create_labels(group, labels[head], np.bincount(labels[head][labels[head] >= 0], minlength=k))
+        handle.attrs.update(about)
+    with replacing(path) as file:
+        file.write(image.getbuffer())
+
+
+def load_labels(path: str | os.PathLike[str]) -> HeadLabels:
+    """Read what `save_labels` wrote; nothing is unpickled, no link is followed.
+
+    Raises:
+        FileFormatError: a file that is unfinished, damaged, of another kind or of a newer version.
+        FileNotFoundError: there is none.
+    """
+    import h5py
+
+    file = Path(path)
+    if not file.exists():
+        raise FileNotFoundError(f"{file} does not exist")
+    try:
+        with h5py.File(file, "r") as handle:
+            about = dict(handle.attrs)
+            if (about.get("format"), about.get("format_version")) != (FORMAT, FORMAT_VERSION):
+                raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")
+            if not about.get("complete"):
+                raise ValueError("it was never finished")
+            n_classes = [int(k) for k in json.loads(about["n_classes"])]
+            room = file.stat().st_size
+            heads = [_read_head(handle, head, k, room) for head, k in enumerate(n_classes)]
+            records = [dict(record) for record in json.loads(about["records"])]
+        if len({len(labels) for labels in heads}) != 1:
+            raise ValueError("its heads have labels of different numbers of samples")
+        return HeadLabels(np.stack(heads), n_classes, about.get("data"), int(about["seed"]), records)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise FileFormatError(f"{file} is no usable file of labels: {error}") from error
+
+
+def _read_head(handle: Any, head: int, k: int, room: int) -> np.ndarray:
+    labels = read_dataset(handle, f"heads/{head}/labels", "i", room).astype(np.int64)
+    counts = read_dataset(handle, f"heads/{head}/counts", "i", room)
+    if labels.min(initial=0) < -1 or labels.max(initial=-1) >= k:
+        raise ValueError(f"labels of head {head} are not from 0 to {k - 1}, or -1")
+    if not np.array_equal(np.bincount(labels[labels >= 0], minlength=k), counts):
+        raise ValueError(f"counts of head {head} are not those of its labels")
+    return labels

@@ -1,0 +1,206 @@
+"""Models with several heads on one backbone, and how any other model is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FEATURES, LOGITS = "features", "logits"
+
+
+class MultiHead(nn.Module):
+    """A backbone with T heads on its features, each with classes of its own.
+
+        logits_t(x) = head_t(backbone(x))        t = 1 ... T
+
+    Args:
+        backbone: any module; gives features (B, D) for a batch of inputs. More dimensions are flattened. A mapping as
+            input is passed as keywords, a tuple as arguments.
+        feature_dim: D.
+        n_classes: K for one head, or one K a head: `[128] * 10` is ten heads of 128.
+        hidden: width of a hidden layer (with ReLU) in each head. None: heads are linear, so that labels of all heads
+            come from one read of the stored features, and the (N, K) scores never exist.
+        pool: takes what the backbone returns to (B, D), for backbones that return more than that. None: the output
+            itself, or its `pooler_output` where it is a mapping or an object that has one.
+
+    Source: several heads with labels of their own: Asano, Rupprecht, Vedaldi, ICLR 2020, section 3.3.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        feature_dim: int,
+        n_classes: int | Sequence[int],
+        *,
+        hidden: int | None = None,
+        pool: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.feature_dim, self._pool = backbone, feature_dim, pool
+        self.heads = nn.ModuleList(_head(feature_dim, k, hidden) for k in class_counts(n_classes))
+
+    def features(self, *args: Any, **kwargs: Any) -> Tensor:
+        """(B, D) of a batch of inputs."""
+        output = self.backbone(*args, **kwargs)
+        features = _pooled(output) if self._pool is None else self._pool(output)
+        features = features.flatten(1)
+        if features.shape[1] != self.feature_dim:
+            raise ValueError(f"the backbone gives {features.shape[1]} features, feature_dim says {self.feature_dim}")
+        return features
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """A list of T logits (B, K_t)."""
+        features = self.features(*args, **kwargs)
+        return [head(features) for head in self.heads]
+
+    def reset_head(self, number: int) -> None:
+        """Draw the weights of one head anew, where its classes have lost their meaning."""
+        for module in self.heads[number].modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+
+
+def _head(feature_dim: int, n_classes: int, hidden: int | None) -> nn.Module:
+    if hidden is None:
+        return nn.Linear(feature_dim, n_classes)
+    return nn.Sequential(nn.Linear(feature_dim, hidden), nn.ReLU(), nn.Linear(hidden, n_classes))
+
+
+def _pooled(output: Any) -> Tensor:
+    """The one tensor in what a backbone returns."""
+    found = _entry(output, "pooler_output")
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"the backbone returns {type(output).__name__}, from which no features can be told; pass pool=, a function "
+            "that takes it to a tensor (B, D)"
+        )
+    return found
+
+
+def class_counts(n_classes: int | Sequence[int]) -> list[int]:
+    """One K a head."""
+    counts = [n_classes] if isinstance(n_classes, int) else list(n_classes)
+    if not counts or min(counts) < 1:
+        raise ValueError(f"n_classes is {n_classes!r}; pass a whole number, or a list of them, one a head")
+    return counts
+
+
+# ---- any model ----
+
+
+@dataclass(frozen=True)
+class View:
+    """How the plug-in sees a model: what is stored for a sample, and how scores come from that.
+
+    `kind` is "features" where heads are known, and "logits" of all heads, side by side, where only these are.
+    """
+
+    model: nn.Module
+    kind: str
+    rows: Callable[[Any], Tensor]  # a batch of inputs -> (B, D) features, or (B, sum of K) logits
+    heads: list[Any]  # modules, or pairs of weight (K, D) and bias (K,)
+
+
+def view(
+    model: nn.Module,
+    n_classes: list[int],
+    features: Callable[[nn.Module, Any], Tensor] | None,
+    heads: Callable[[nn.Module], Sequence[Any]] | None,
+) -> View:
+    """How to read a model: by the two functions, by its own `features` and `heads`, or by its logits."""
+    inner = unwrapped(model)
+    if features is not None and heads is not None:
+        return View(model, FEATURES, lambda inputs: features(inner, inputs), list(heads(inner)))
+    own: Any = getattr(inner, "heads", None)
+    own_features: Any = getattr(inner, "features", None)
+    if callable(own_features) and isinstance(own, (nn.ModuleList, list, tuple)):
+        return View(model, FEATURES, lambda inputs: call(own_features, inputs), list(own))
+    return View(model, LOGITS, lambda inputs: _side_by_side(call(inner, inputs), n_classes), [])
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own model, inside of what distributes or compiles it."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while isinstance(model, wrappers):
+        model = model.module
+    return model
+
+
+def call(function: Callable[..., Any], inputs: Any) -> Any:
+    """Inputs as a model takes them: a mapping as keywords, a tuple as arguments."""
+    if isinstance(inputs, Mapping):
+        return function(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return function(*inputs)
+    return function(inputs)
+
+
+def to_device(inputs: Any, device: torch.device) -> Any:
+    """Every tensor in inputs of any nesting, moved."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device, non_blocking=True)
+    if isinstance(inputs, Mapping):
+        return {name: to_device(value, device) for name, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return [to_device(value, device) for value in inputs]
+    return inputs
+
+
+def as_logits(output: Any, n_classes: list[int]) -> list[Tensor]:
+    """What a model returns, as one tensor (B, K) a head.
+
+    Raises:
+        ValueError: another number of heads, or of classes.
+    """
+    found = _entry(output, "logits")
+    if isinstance(found, Mapping):
+        found = list(found.values())
+    logits = [found] if isinstance(found, Tensor) else list(found)
+    if len(logits) != len(n_classes):
+        raise ValueError(f"the model gives logits of {len(logits)} heads; the labeler was made for {len(n_classes)}")
+    for number, (one, k) in enumerate(zip(logits, n_classes, strict=True)):
+        if one.ndim != 2 or one.shape[1] != k:
+            raise ValueError(f"logits of head {number} are {tuple(one.shape)}; the labeler was made for (B, {k})")
+    return logits
+
+
+def _entry(output: Any, name: str) -> Any:
+    """A named part of what a model returns, where it has that name; else all of it."""
+    if isinstance(output, Mapping):
+        return output.get(name, output)
+    return output if isinstance(output, (Tensor, tuple, list)) else getattr(output, name, output)
+
+
+def _side_by_side(output: Any, n_classes: list[int]) -> Tensor:
+    """Logits of all heads in one row, each less its largest: what matters then survives a store in float16."""
+    logits = as_logits(output, n_classes)
+    return torch.cat([(one - one.amax(1, keepdim=True)).float() for one in logits], 1)
+
+
+class Modes:
+    """The training flags of all modules of a model, to be put back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._flags = [(module, module.training) for module in model.modules()]
+
+    def restore(self) -> None:
+        """As they were."""
+        for module, training in self._flags:
+            module.training = training
+
+
+def linear_parts(heads: list[Any]) -> Iterator[tuple[Tensor, Tensor | None] | None]:
+    """Weight and bias of each head that is linear; None for one that is not."""
+    for head in heads:
+        if isinstance(head, nn.Linear):
+            own_bias: Tensor | None = head.bias
+            yield head.weight.detach(), None if own_bias is None else own_bias.detach()
+        elif isinstance(head, (tuple, list)) and len(head) == 2:
+            weight, bias = head
+            yield weight.detach(), None if bias is None else bias.detach()
+        else:
+            yield None

@@ -1,0 +1,112 @@
+"""When to label anew: times on a scale of epochs, or of steps. What to do then is the labeler's."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+class Schedule(Protocol):
+    """How many relabellings are to have begun by a time."""
+
+    @property
+    def unit(self) -> str:
+        """Of the time: "epochs" or "steps"."""
+        ...
+
+    def count(self, time: float) -> int:
+        """How many of the schedule's times have come."""
+        ...
+
+
+class AtTimes:
+    """Relabel at the given times, in epochs."""
+
+    unit = "epochs"
+
+    def __init__(self, times: Iterable[float]) -> None:
+        self.times = tuple(sorted(float(time) for time in times))
+        if not self.times or not all(map(math.isfinite, self.times)):
+            raise ValueError("a schedule needs at least one time, in epochs from 0 on")
+
+    def count(self, time: float) -> int:
+        """How many of the times have come."""
+        return bisect_right(self.times, time)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.times)} times, {self.times[0]:g} to {self.times[-1]:g} epochs)"
+
+
+class QuadraticSchedule(AtTimes):
+    """SeLa's times, dense early.
+
+        t_j = (epochs + 1.01) (j / (n - 1))^2        j = 0 ... n - 1
+
+    Args:
+        epochs: of the training. SeLa's loop runs one more; its last time lies just past the end and never comes.
+        n_relabels: n.
+
+    Source: Asano, Rupprecht, Vedaldi, ICLR 2020, section 4.1; the constants are those of the authors' program.
+    """
+
+    def __init__(self, epochs: float, n_relabels: int) -> None:
+        _check(epochs, n_relabels)
+        super().__init__((epochs + 1.01) * np.linspace(0, 1, n_relabels) ** 2)
+
+
+class LogarithmicSchedule(AtTimes):
+    """Times that are ever further apart, by the same factor: denser early than the quadratic ones.
+
+    t_j = (1 + epochs)^(j / n) - 1        j = 0 ... n - 1
+    """
+
+    def __init__(self, epochs: float, n_relabels: int) -> None:
+        _check(epochs, n_relabels)
+        super().__init__(np.expm1(math.log1p(epochs) * np.arange(n_relabels) / n_relabels))
+
+
+class LinearSchedule(AtTimes):
+    """Times at equal distances.
+
+    t_j = epochs j / n        j = 0 ... n - 1
+    """
+
+    def __init__(self, epochs: float, n_relabels: int) -> None:
+        _check(epochs, n_relabels)
+        super().__init__(epochs * np.arange(n_relabels) / n_relabels)
+
+
+@dataclass(frozen=True)
+class _Every:
+    every: float
+    unit = ""
+
+    def __post_init__(self) -> None:
+        if not self.every > 0:
+            raise ValueError(f"every {self.every!r} {self.unit} is no schedule; pass a number above 0")
+
+    def count(self, time: float) -> int:
+        """How many of the times have come, the one at 0 among them."""
+        return math.floor(time / self.every) + 1
+
+
+class EveryEpochs(_Every):
+    """At epoch 0, and each so many epochs (also parts of one) from then on, without an end."""
+
+    unit = "epochs"
+
+
+class EverySteps(_Every):
+    """At step 0, and each so many steps from then on, without an end."""
+
+    unit = "steps"
+
+
+def _check(epochs: float, n_relabels: int) -> None:
+    if not (math.isfinite(epochs) and epochs > 0 and n_relabels >= 1):
+        raise ValueError(f"epochs={epochs!r} and n_relabels={n_relabels!r}; both must be above 0")
