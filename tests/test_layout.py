@@ -25,6 +25,7 @@ LAYERS = (
     {"semidual", "repair", "rounding"},
     {"assign"},
     {"lp", "cluster", "selflabel", "metrics", "doctor", "path", "planning"},
+    {"training"},
     {"cli", "demo", "report", "__main__", "__init__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -37,7 +38,9 @@ ONLY_IN = {
     "ot": {"lp.py"},
 }
 EAGER = {
-    "torch": {"sweep/reference.py"} | {str(f.relative_to(PACKAGE)) for f in (PACKAGE / "selflabel").glob("*.py")},
+    "torch": {"sweep/reference.py"}
+    | {str(f.relative_to(PACKAGE)) for f in (PACKAGE / "selflabel").glob("*.py")}
+    | {f"training/{name}.py" for name in ("augment", "networks", "run", "evaluate")},
     "sklearn": {"cluster.py"},
 }  # what is written in them, and loaded late itself
 

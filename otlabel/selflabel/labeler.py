@@ -277,9 +277,7 @@ class SelfLabeler:
             return None
         if self._recorded is None:
             raise ValueError("nothing was recorded since the last update; pass a loader, or call record while training")
-        best = as_array(self._recorded)
-        check_complete(best[0] != NO_LABEL)
-        return best
+        return as_array(self._recorded)
 
     def _commit(
         self, model: nn.Module, found: list[Relabelled], arrays: dict[str, np.ndarray], seconds: float

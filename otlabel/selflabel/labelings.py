@@ -41,7 +41,7 @@ class HeadView:
     seed: int  # changes with the head and from one relabelling to the next
     rows: Any  # (N, D) features, or the logits of all heads where the model shows no features
     make_scores: Callable[[], Any]  # (N, K) log-probabilities of this head
-    recorded: np.ndarray | None = None  # (N,) best class of each sample when it was last trained on
+    recorded: np.ndarray | None = None  # (N,) best class of each sample when it was last trained on, -1: it was not
 
     def scores(self) -> Any:
         """(N, K) log-probabilities of this head, as `sinkhorn_assign` takes them."""
@@ -166,7 +166,8 @@ class Argmax:
     """UIC's labels: each sample's best class; where a class is empty, half of the largest one, at random.
 
     The best classes are those that `SelfLabeler.record` has seen while training, under augmentation, which costs no
-    pass of its own; where nothing was recorded, they are read off the stored scores.
+    pass of its own; a sample that has not come keeps its label. Where nothing was recorded, they are read off the
+    stored scores.
 
     Source: Chen, Pu, Xie, Yang, Zhang, Lin, "Unsupervised image classification for deep representation learning"
         (UIC), ECCV 2020 workshops, section 3.
@@ -175,7 +176,7 @@ class Argmax:
     def __call__(self, head: HeadView) -> NewLabels:
         """Labels of one head."""
         if head.recorded is not None:
-            labels = head.recorded.astype(np.int64)
+            labels = np.where(head.recorded >= 0, head.recorded, head.before)
         else:
             labels = as_array(predict(head.scores(), np.zeros(head.n_classes)))
         return NewLabels(fill_empty(labels, head.n_classes, np.random.default_rng(head.seed)))
@@ -184,7 +185,7 @@ class Argmax:
 def fill_empty(labels: np.ndarray, n_classes: int, rng: np.random.Generator) -> np.ndarray:
     """Labels in which each empty class has got half of what is then the largest class, as long as that has two."""
     labels = labels.copy()
-    sizes = np.bincount(labels, minlength=n_classes)
+    sizes = np.bincount(labels[labels >= 0], minlength=n_classes)
     for empty in np.flatnonzero(sizes == 0):
         largest = int(sizes.argmax())
         if sizes[largest] < 2:

@@ -1,0 +1,51 @@
+"""What features are worth: frozen, judged by their neighbours and by a linear probe on the true classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otlabel import metrics
+from otlabel.selflabel.model import Modes, MultiHead
+from otlabel.training.augment import plain
+from otlabel.training.config import Evaluation
+from otlabel.training.data import Images
+
+BATCH = 512
+
+
+def evaluate(model: MultiHead, images: Images, wanted: Evaluation, device: torch.device) -> dict[str, float]:
+    """Accuracy of weighted k-nearest neighbours and of a linear probe, from the training to the test images.
+
+    Args:
+        model: its features are taken in evaluation mode; the mode of every module is put back.
+        images: with true classes of both parts; nothing is measured where these are missing.
+        wanted: what to measure.
+        device: where the model is.
+
+    Returns:
+        "knn" and "probe", each from 0 to 1, as far as they can be had.
+    """
+    if images.train_labels is None or images.test is None or images.test_labels is None:
+        return {}
+    train, test = (features_of(model, part, device) for part in (images.train, images.test))
+    found = {}
+    if wanted.knn:
+        found["knn"] = metrics.knn_accuracy(train, images.train_labels, test, images.test_labels, k=wanted.knn)
+    if wanted.probe:
+        found["probe"] = metrics.linear_probe(train, images.train_labels, test, images.test_labels)
+    return found
+
+
+def features_of(model: MultiHead, images: Tensor, device: torch.device) -> np.ndarray:
+    """(N, D) float32 of images without augmentation."""
+    modes = Modes(model)
+    model.eval()
+    try:
+        with torch.no_grad():
+            parts = [batch.to(device) for batch in images.split(BATCH)]
+            found = [model.features(part if part.ndim == 2 else plain(part)).float().cpu() for part in parts]
+    finally:
+        modes.restore()
+    return torch.cat(found).numpy()

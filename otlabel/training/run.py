@@ -1,0 +1,406 @@
+"""`otlabel train`: a whole self-labelling run that survives being killed at any moment.
+
+Everything random follows from the seed and the epoch. So a run that goes on from its last checkpoint, written after
+each epoch, repeats what it lost and ends with the same bits, on a CPU with the same number of threads. A checkpoint
+holds weights, optimiser, the labeler's labels, potentials and history, and the number of the epoch; torch's own random
+state is set anew from (seed, epoch) when an epoch begins.
+
+The run's folder: config.json (what was asked for), metrics.jsonl (a line an epoch), checkpoint.pt (tensors and plain
+values only), labels.h5 and result.json (at the end), features.h5 (while it runs, if asked for).
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
+from otlabel.files import replacing
+from otlabel.marginals import KL, Range
+from otlabel.selflabel import (
+    Argmax,
+    ClassUniformSampler,
+    EveryEpochs,
+    FeatureStore,
+    KMeans,
+    LinearSchedule,
+    LogarithmicSchedule,
+    MultiHead,
+    OptimalTransport,
+    QuadraticSchedule,
+    SelfLabeler,
+)
+from otlabel.training.augment import Augmentation, plain, rotated
+from otlabel.training.config import Config
+from otlabel.training.data import Images, load_images, thinned, validation
+from otlabel.training.evaluate import evaluate
+from otlabel.training.networks import network
+
+logger = logging.getLogger("otlabel")
+
+FULL_BATCH = 512  # images at once where nothing is trained
+SCHEDULES: dict[str, Callable[[float, int], Any]] = {
+    "quadratic": QuadraticSchedule,
+    "logarithmic": LogarithmicSchedule,
+    "linear": LinearSchedule,
+}
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+Report = Callable[[dict[str, Any]], None]
+
+
+def train(config: Config, folder: str | os.PathLike[str] | None = None, *, report: Report | None = None) -> Run:
+    """Train by self-labelling, going on where an earlier run in the folder was interrupted.
+
+    Args:
+        config: the whole run.
+        folder: where its files go, made if needed. None: nothing is written, and nothing can be resumed.
+        report: called after each epoch with its line of metrics.jsonl.
+
+    Returns:
+        The finished run: `model`, `labeler`, `images`, `result`.
+
+    Raises:
+        FingerprintError: the folder holds a run of another config or of other data.
+        OSError: no room on the disk for a checkpoint.
+    """
+    run = Run(config, None if folder is None else Path(folder))
+    run.resume()
+    while run.epoch < config.train.epochs:
+        line = run.train_epoch()
+        if report is not None:
+            report(line)
+    run.finish()
+    return run
+
+
+class Run:
+    """One training run and all of its state."""
+
+    def __init__(self, config: Config, folder: Path | None) -> None:
+        self.config, self.folder = config, folder
+        if config.train.threads is not None:
+            torch.set_num_threads(config.train.threads)
+        self.device = _device(config.train.device)
+        self.images = _loaded(config)
+        torch.manual_seed(_seed(config.train.seed, 0))
+        channels = self.images.train.shape[1]
+        backbone: Any = network(config.model.backbone, channels, **config.model.options)
+        heads = _heads(config, self.images)
+        self.model = MultiHead(backbone, backbone.feature_dim, heads, hidden=config.model.hidden)
+        self.turn_head = nn.Linear(self.model.feature_dim, 4) if config.train.rotation else None
+        self._trained = nn.ModuleList([self.model] + ([self.turn_head] if self.turn_head else [])).to(self.device)
+        self.optimizer = torch.optim.SGD(
+            self._trained.parameters(),
+            config.train.lr,
+            momentum=config.train.momentum,
+            weight_decay=config.train.weight_decay,
+        )
+        self.labeler = _labeler(config, self.images, folder)
+        self.untrained: dict[str, float] = {}
+        self.epoch = 0
+        self.result: dict[str, Any] = {}
+        self._pixels = self.images.train.to(self.device)
+
+    # ---- one epoch ----
+
+    def train_epoch(self) -> dict[str, Any]:
+        """Train on all samples once, label anew where it is time, write a checkpoint; returns the epoch's figures."""
+        config, started = self.config.train, time.perf_counter()
+        if self.epoch == 0 and self.config.evaluation.baseline:
+            self.untrained = evaluate(self.model, self.images, self.config.evaluation, self.device)
+        torch.manual_seed(_seed(config.seed, self.epoch, 1))  # for layers that draw, such as dropout
+        generator = torch.Generator(self.device).manual_seed(_seed(config.seed, self.epoch, 2))
+        before = self.labeler.n_updates
+        self.model.train()
+        total, n_steps = torch.zeros((), device=self.device), -(-len(self._pixels) // config.batch_size)
+        for step, index in enumerate(self._batches()):
+            self._relabel(self.epoch + step / n_steps)
+            total += self._step(index, generator, self.epoch + step / n_steps)
+        self.epoch += 1
+        line = {
+            "epoch": self.epoch,
+            "loss": float(total) / n_steps,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "relabellings": self.labeler.n_updates - before,
+            **self._last_labels(),
+            "seconds": time.perf_counter() - started,
+        }
+        self._save(line)
+        return line
+
+    def _batches(self) -> Iterator[Tensor]:
+        """Indices of each batch, by the seed and the epoch alone; none of a single sample, which has no variance."""
+        config = self.config.train
+        uniform = config.uniform
+        if uniform is None:
+            uniform = self.config.labels.method in ("kmeans", "argmax")
+        if uniform and self.labeler.n_updates:
+            sampler = ClassUniformSampler(self.labeler, seed=config.seed)
+            sampler.set_epoch(self.epoch)
+            order = torch.tensor(list(sampler))
+        else:
+            generator = torch.Generator().manual_seed(_seed(config.seed, self.epoch, 3))
+            order = torch.randperm(len(self._pixels), generator=generator)
+        parts = list(order.split(config.batch_size))
+        if len(parts) > 1 and len(parts[-1]) == 1:
+            parts[-2:] = [torch.cat(parts[-2:])]
+        yield from parts
+
+    def _step(self, index: Tensor, generator: torch.Generator, progress: float) -> Tensor:
+        config = self.config.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = _rate(self.config, progress)
+        images = self._pixels[index.to(self.device)]
+        turns = None
+        if self.turn_head is not None:
+            images, turns = rotated(images, generator)
+        views = images if images.ndim == 2 else self.config.augment(images, generator)
+        features = self.model.features(views)
+        logits = [head(features) for head in self.model.heads]
+        loss = self.labeler.loss(logits, index)
+        if self.turn_head is not None and turns is not None:
+            loss = loss + config.rotation * F.cross_entropy(self.turn_head(features), turns)
+        if self.config.labels.method == "argmax":
+            self.labeler.record(index, logits)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def _relabel(self, progress: float) -> None:
+        if not self.labeler.due(progress):
+            return
+        argmax = self.config.labels.method == "argmax"
+        if argmax and progress < 1:
+            return  # nothing has been recorded yet: the first epoch trains on random labels
+        try:
+            self.labeler.update(self.model, None if argmax else self._all_images())
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            # Days of training are worth more than one relabelling.
+            told = f"no relabelling, training goes on with the old labels: {error}"
+            warnings.warn(told, SelfLabelWarning, stacklevel=2)
+
+    def _all_images(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for index in torch.arange(len(self._pixels)).split(FULL_BATCH):
+            images = self._pixels[index.to(self.device)]
+            yield index, images if images.ndim == 2 else plain(images)
+
+    def _last_labels(self) -> dict[str, Any]:
+        """Means over heads of what the last relabelling has found."""
+        last = self.labeler.history[-len(self.labeler.n_classes) :]
+        names = [name for name in ("nmi", "churn", "entropy", "gap") if last and name in last[0]]
+        return {name: float(np.mean([record[name] for record in last])) for name in names}
+
+    # ---- files ----
+
+    def resume(self) -> None:
+        """Go on from the folder's checkpoint, if there is one."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        asked = {"config": self.config.to_dict(), "data": self.images.fingerprint}
+        known = self.folder / "config.json"
+        if known.exists():
+            _check_same(json.loads(known.read_text(encoding="utf-8")), json.loads(json.dumps(asked)), self.folder)
+        else:
+            _write_text(known, json.dumps(asked, indent=2))
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # damage may show up as nearly any of them
+            raise FileFormatError(f"{path} is damaged: {error}; remove it to start anew") from error
+        self._trained.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.labeler.load_state_dict(state["labeler"])
+        self.epoch, self.untrained = int(state["epoch"]), dict(state["untrained"])
+        log = self.folder / "metrics.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        _write_text(log, "".join(f"{line}\n" for line in lines[: self.epoch]))
+        logger.info("resumed after epoch %d", self.epoch)
+
+    def _save(self, line: dict[str, Any]) -> None:
+        """The checkpoint of this epoch, and its line; a line too many is cut off on resume."""
+        if self.folder is None:
+            return
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+        state = {
+            "weights": self._trained.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "labeler": self.labeler.state_dict(),
+            "epoch": self.epoch,
+            "untrained": self.untrained,
+        }
+        image = io.BytesIO()
+        torch.save(state, image)
+        with replacing(self.folder / "checkpoint.pt") as file:
+            file.write(image.getbuffer())
+        _to_tensorboard(self.folder, line)
+
+    def finish(self) -> None:
+        """Judge labels and features, and write both down."""
+        config = self.config
+        found: dict[str, Any] = evaluate(self.model, self.images, config.evaluation, self.device)
+        if self.untrained:
+            found["untrained"] = self.untrained
+        truth = self.images.train_labels
+        if truth is not None and config.labels.method != "truth":
+            from otlabel import metrics
+
+            heads = [metrics.compare(truth, labels) for labels in self.labeler.labels.cpu()]
+            found["labels"] = {name: float(np.mean([head[name] for head in heads])) for name in heads[0]}
+        self.result = found
+        if self.folder is not None:
+            self.labeler.save_labels(self.folder / "labels.h5")
+            _write_text(self.folder / "result.json", json.dumps(found, indent=2))
+
+
+# ---- what a config says ----
+
+
+def _loaded(config: Config) -> Images:
+    data = config.data
+    images = load_images(data.name, n_samples=data.n_samples, seed=data.seed, size=data.size)
+    if data.imbalance != "full":
+        images = thinned(images, data.imbalance, data.seed)
+    if data.validation:
+        images = validation(images, data.validation, data.seed)
+    if images.train.ndim == 2 and config.augment != Augmentation():
+        raise FileFormatError("[augment] is for images; these data are feature vectors")
+    if len(images.train) < 2:
+        raise ValueError("one sample cannot be trained on")
+    return images
+
+
+def _heads(config: Config, images: Images) -> list[int]:
+    if config.labels.method == "truth":
+        if images.train_labels is None:
+            raise ValueError(f"{config.data.name} has no true labels to train on")
+        return [int(images.train_labels.max()) + 1]
+    if config.labels.method == "fixed":
+        from otlabel.selflabel import load_labels
+
+        return load_labels(config.labels.file).n_classes
+    return config.model.heads
+
+
+def _labeler(config: Config, images: Images, folder: Path | None) -> SelfLabeler:
+    labels, n_samples = config.labels, len(images.train)
+    relabels = labels.method in ("sinkhorn", "kmeans", "argmax") and labels.n_relabels > 0
+    schedule = None
+    if relabels:
+        schedule = SCHEDULES[labels.schedule](config.train.epochs, labels.n_relabels)
+        if labels.method == "argmax":  # its labels are those that an epoch has recorded
+            schedule = EveryEpochs(1)
+    labeling: Any = {"kmeans": KMeans(), "argmax": Argmax()}.get(labels.method)
+    if labels.method == "sinkhorn":
+        labeling = _transport(config)
+    store = None
+    if labels.store == "hdf5":
+        if folder is None:
+            raise ValueError("store = 'hdf5' needs a folder for the run")
+        store = FeatureStore(folder / "features.h5")
+    labeler = SelfLabeler(
+        n_samples,
+        _heads(config, images),
+        labeling=labeling,
+        schedule=schedule,
+        store=store,
+        data=images.fingerprint,
+        truth=None if images.train_labels is None else images.train_labels.numpy(),
+        mode=labels.mode,
+        seed=config.train.seed,
+    )
+    if labels.method == "truth":
+        assert images.train_labels is not None
+        labeler.labels[0] = images.train_labels
+    elif labels.method == "fixed":
+        labeler.load_labels(labels.file)
+    return labeler
+
+
+def _transport(config: Config) -> OptimalTransport:
+    labels = config.labels
+    rule: dict[str, Any] = {}
+    if labels.range is not None and labels.kl is not None:
+        raise FileFormatError("[labels] has range and kl; classes follow one rule")
+    if labels.range is not None:
+        if len(set(config.model.heads)) != 1 or len(labels.range) != 2:
+            raise FileFormatError("[labels] range is [lo, hi] times the fair share, and all heads have as many classes")
+        low, high = (bound / config.model.heads[0] for bound in labels.range)
+        rule = {"classes": Range(low, min(high, 1.0))}
+    elif labels.kl is not None:
+        rule = {"classes": KL(labels.kl)}
+    return OptimalTransport(labels.epsilon, abstain=labels.abstain, rounding=labels.rounding, **rule)
+
+
+def _rate(config: Config, progress: float) -> float:
+    """The learning rate at a time in epochs."""
+    train = config.train
+    if train.decay == "cosine":
+        return train.lr * 0.5 * (1 + math.cos(math.pi * progress / train.epochs))
+    if train.decay == "steps":
+        return train.lr * 0.1 ** sum(progress >= drop for drop in train.drops)
+    return train.lr
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+# ---- small things about files ----
+
+
+def _check_same(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
+    """Refuse to go on with another config or other data, and say what differs."""
+    if theirs.get("data") != ours["data"]:
+        raise FingerprintError(f"{folder} holds a run on other data: {theirs.get('data')}, these are {ours['data']}")
+    for section, keys in ours["config"].items():
+        for key, value in keys.items():
+            old = theirs["config"].get(section, {}).get(key)
+            if old != value:
+                raise FingerprintError(
+                    f"{folder} holds a run with [{section}] {key} = {old!r}, now it is {value!r}; give another folder, "
+                    "or remove that one"
+                )
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def _to_tensorboard(folder: Path, line: dict[str, Any]) -> None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # metrics.jsonl has the same figures
+        return
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for name, value in line.items():
+            writer.add_scalar(name, value, line["epoch"])
