@@ -1,4 +1,4 @@
-"""The command `otlabel`: assign, predict, certify, plan, doctor, demo.
+"""The command `otlabel`: assign, predict, certify, plan, doctor, demo; train and transfer are in `training`.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from otlabel import __version__
 from otlabel.errors import FileFormatError, InvalidMassError, MissingPackageError, OtlabelWarning
 from otlabel.files import check_writable, replacing
+from otlabel.training.command import add_train, add_transfer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,6 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_doctor(commands)
     _add_demo(commands)
+    add_train(commands)
+    add_transfer(commands)
     return parser
 
 
