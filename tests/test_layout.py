@@ -24,7 +24,7 @@ LAYERS = (
     {"result", "labels_file"},
     {"semidual", "repair", "rounding"},
     {"assign"},
-    {"lp", "cluster", "selflabel", "doctor", "path", "planning"},
+    {"lp", "cluster", "metrics", "selflabel", "doctor", "path", "planning"},
     {"cli", "demo", "report", "__main__", "__init__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
