@@ -102,14 +102,16 @@ def test_accuracy_is_that_of_the_best_names(seed: int, n_classes: int, n_cluster
 def test_purity_and_entropy_by_cluster(pair: tuple[np.ndarray, np.ndarray]) -> None:
     truth, labels = labelled(*pair)
     clusters, sizes = np.unique(labels, return_counts=True)
-    shares = [np.unique(truth[labels == c], return_counts=True)[1] / size for c, size in zip(clusters, sizes)]
+    shares = [
+        np.unique(truth[labels == c], return_counts=True)[1] / size for c, size in zip(clusters, sizes, strict=True)
+    ]
     entropy = [-(share * np.log(share)).sum() for share in shares]
     found = metrics.class_entropy(*pair)
     np.testing.assert_array_equal(found.clusters, clusters)
     np.testing.assert_array_equal(found.sizes, sizes)
     np.testing.assert_allclose(found.entropy, entropy, atol=1e-12)
     assert metrics.mean_class_entropy(*pair) == pytest.approx(np.average(entropy, weights=sizes), abs=1e-12)
-    purity = sum(share.max() * size for share, size in zip(shares, sizes)) / len(truth)
+    purity = sum(share.max() * size for share, size in zip(shares, sizes, strict=True)) / len(truth)
     assert metrics.purity(*pair) == pytest.approx(purity, abs=1e-12)
 
 
@@ -151,6 +153,14 @@ def test_labels_of_every_kind(kind: Callable[[Any], Any]) -> None:
     rng = np.random.default_rng(2)
     truth, labels = rng.integers(5, size=99), rng.integers(7, size=99)
     assert metrics.compare(kind(truth), kind(labels)) == metrics.compare(truth, labels)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int64])
+def test_narrow_types_do_not_overflow(dtype: type) -> None:
+    truth = np.repeat(np.delete(np.arange(-128, 128), 127), 3)  # without -1
+    for labels in (truth, truth[truth >= 0], truth[truth < -1]):
+        assert metrics.compare(labels.astype(dtype), np.arange(len(labels)) // 3)["nmi"] == pytest.approx(1)
+    assert metrics.compare(truth > 0, truth > 0)["accuracy"] == 1
 
 
 def test_memory_does_not_grow_with_the_samples() -> None:
@@ -344,6 +354,11 @@ def test_probe_under_no_grad_and_input_kept() -> None:
         under = metrics.linear_probe(x, y, new, new_y)
     assert under == metrics.linear_probe(x, y, new, new_y)
     assert torch.equal(x, before)
+
+
+def test_probe_of_nothing_but_constants() -> None:
+    y = np.array([3, 3, 8])
+    assert metrics.linear_probe(np.ones((3, 2)), y, np.ones((3, 2)), y, l2=0) == pytest.approx(2 / 3)
 
 
 def test_classes_that_training_lacks_are_wrong() -> None:
