@@ -156,7 +156,7 @@ def test_labels_of_every_kind(kind: Callable[[Any], Any]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int64])
-def test_narrow_types_do_not_overflow(dtype: type) -> None:
+def test_narrow_types_and_truth_values_are_labels_too(dtype: type) -> None:
     truth = np.repeat(np.delete(np.arange(-128, 128), 127), 3)  # without -1
     for labels in (truth, truth[truth >= 0], truth[truth < -1]):
         assert metrics.compare(labels.astype(dtype), np.arange(len(labels)) // 3)["nmi"] == pytest.approx(1)
