@@ -29,6 +29,7 @@ PAIR_SIZES = 64  # sizes of clusters for which it is summed at once
 TRAIN_ROWS = 1 << 14  # rows that a block of test rows is compared with at once
 L2_GRID = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # that linear_probe chooses from; of equally good ones the first
 GRADIENT_TOLERANCE = 1e-5  # largest entry of the gradient at which the linear probe is fitted
+RIDGE = 1e-4  # of the mean curvature, at least: features that hang together can be solved for in float32
 
 
 # ---- agreement of labels ----
@@ -296,9 +297,10 @@ def linear_probe(
         min_{W, b}  mean_i -log softmax(W x_i + b)_{label_i}  +  l2 / 2 ||W||^2
 
     Features are standardised by the mean and the standard deviation of the training rows (a constant one becomes 0).
-    L-BFGS starts from zero, with ten pairs and a strong Wolfe search, and stops when no entry of the gradient is
-    larger than 1e-5, after max_iter iterations, or when a step changes neither the loss nor the weights. Numbers are
-    float32, or float64 where the features are; training rows are held in memory.
+    L-BFGS starts from zero, with ten pairs and a strong Wolfe search, in coordinates of the weights in which the
+    curvature at the start is about the identity. It stops when no entry of the gradient in them is larger than 1e-5,
+    after max_iter iterations, or when a step changes next to nothing. Numbers are float32, or float64 where features
+    on either side are. Memory holds a few copies of the training rows.
 
     Args:
         train_features: (N, D), from any of the places that `sinkhorn_assign` takes scores from.
@@ -407,7 +409,7 @@ def _distinct(chunks: Iterator[tuple[np.ndarray, np.ndarray]], side: int) -> np.
 def _codes(labels: np.ndarray, names: np.ndarray) -> np.ndarray:
     """The place of each label among all names."""
     if int(names[-1]) - int(names[0]) == len(names) - 1:  # consecutive, as most are: no search
-        return (labels - names[0]).astype(np.int64)
+        return labels.astype(np.int64) - names[:1].astype(np.int64)
     return np.searchsorted(names, labels)
 
 
@@ -437,14 +439,17 @@ def _ari(table: _Table) -> float:
 
 
 def _accuracy(table: _Table) -> float:
-    pairs = table.counts.tocoo()
-    n_classes, n_clusters = pairs.shape
-    # Each class may also take a cluster of its own that is worth nothing, so that all can be matched. One more for
-    # every pair changes no choice, and keeps such a pair from being no entry at all.
-    own = np.arange(n_classes)
-    worth = np.append(pairs.data + 1.0, np.ones(n_classes))
-    places = np.append(pairs.row, own), np.append(pairs.col, n_clusters + own)
-    graph = csr_array((worth, places), shape=(n_classes, n_clusters + n_classes))
+    if _same_partition(table):
+        return 1.0
+    fewer_rows = table.counts if len(table.classes) <= len(table.clusters) else table.counts.T
+    pairs = fewer_rows.tocoo()  # time may grow with the square of its rows
+    n_rows, n_columns = pairs.shape
+    # Each row may also take a column of its own that is worth nothing, so that all can be matched. One more for every
+    # pair changes no choice, and keeps such a pair from being no entry at all.
+    own = np.arange(n_rows)
+    worth = np.append(pairs.data + 1.0, np.ones(n_rows))
+    places = np.append(pairs.row, own), np.append(pairs.col, n_columns + own)
+    graph = csr_array((worth, places), shape=(n_rows, n_columns + n_rows))
     chosen = min_weight_full_bipartite_matching(graph, maximize=True)
     return float((graph[chosen] - 1.0).sum()) / table.n_samples
 
@@ -659,12 +664,12 @@ class _Probe:
 
     mean: torch.Tensor  # (D,)
     deviation: torch.Tensor  # (D,)
-    weight: torch.Tensor  # (D, C)
+    weight: torch.Tensor  # (C, D)
     bias: torch.Tensor  # (C,)
 
     def predict(self, x: torch.Tensor) -> np.ndarray:
         """The class of each row, (M,) int64."""
-        logits = (x - self.mean) / self.deviation @ self.weight + self.bias
+        logits = (x - self.mean) / self.deviation @ self.weight.T + self.bias
         return logits.argmax(1).cpu().numpy()
 
 
@@ -693,11 +698,18 @@ def _fitted(x: torch.Tensor, y: torch.Tensor, n_classes: int, l2: float, max_ite
     deviation = torch.linalg.vector_norm(centred, dim=0, dtype=torch.float64) / len(x) ** 0.5
     # What is left of a constant feature is rounding.
     deviation = deviation.where(deviation > 10 * torch.finfo(x.dtype).eps * mean.abs(), 1).to(x.dtype)
-    centred /= deviation
-    weight = x.new_zeros((x.shape[1], n_classes), requires_grad=True)
+    standard = centred.div_(deviation)
+    # In coordinates in which the curvature at the start is about the identity, far fewer iterations are needed.
+    curvature = (standard.T @ standard).double() / (len(x) * n_classes)
+    curvature.diagonal().add_(max(l2, RIDGE * float(curvature.diagonal().mean())) or 1.0)  # 0: nothing but constants
+    factor = torch.linalg.cholesky(curvature)
+    change = torch.linalg.solve_triangular(factor.T, torch.eye(len(factor)).to(factor), upper=True).to(x.dtype)
+    eased = standard @ change
+    # (C, D), not (D, C): the product that is its gradient then takes a tenth of the time.
+    eased_weight = x.new_zeros((n_classes, x.shape[1]), requires_grad=True)
     bias = x.new_zeros(n_classes, requires_grad=True)
     optimiser = torch.optim.LBFGS(
-        [weight, bias],
+        [eased_weight, bias],
         max_iter=max_iter,
         max_eval=25 * max_iter,
         tolerance_grad=GRADIENT_TOLERANCE,
@@ -708,10 +720,11 @@ def _fitted(x: torch.Tensor, y: torch.Tensor, n_classes: int, l2: float, max_ite
 
     def loss() -> torch.Tensor:
         optimiser.zero_grad()
-        value = torch.nn.functional.cross_entropy(centred @ weight + bias, y) + l2 / 2 * weight.square().sum()
+        fit = torch.nn.functional.cross_entropy(torch.nn.functional.linear(eased, eased_weight, bias), y)
+        value = fit + l2 / 2 * (eased_weight @ change.T).square().sum()
         value.backward()
         return value
 
     with torch.enable_grad():
         optimiser.step(loss)
-    return _Probe(mean, deviation, weight.detach(), bias.detach())
+    return _Probe(mean, deviation, eased_weight.detach() @ change.T, bias.detach())

@@ -24,8 +24,7 @@ LAYERS = (
     {"result", "labels_file"},
     {"semidual", "repair", "rounding"},
     {"assign"},
-    {"lp", "cluster", "selflabel", "metrics", "doctor", "path", "planning"},
-    {"training"},
+    {"lp", "cluster", "metrics", "selflabel", "doctor", "path", "planning"},
     {"cli", "demo", "report", "__main__", "__init__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
