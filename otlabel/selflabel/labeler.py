@@ -285,7 +285,15 @@ class SelfLabeler:
         """Everything that a relabelling changes, at once."""
         loss = None if self._loss_sum is None else float(self._loss_sum) / self._n_losses
         labels = torch.from_numpy(arrays["labels"]).to(self._labels.device)
-        common = {"update": self._n_updates, "progress": self._progress, "loss": loss, "seconds_extract": seconds}
+        common = {
+            "update": self._n_updates,
+            "progress": self._progress,
+            "steps": self._n_losses,
+            "loss": loss,
+            "seconds_extract": seconds,
+        }
+        if "alignment" in arrays:
+            common["alignment"] = float(arrays["alignment"][0])
         records = [common | {"head": head, **one.record} for head, one in enumerate(found)]
         states: list[dict[str, np.ndarray]] = [{} for _ in self.n_classes]
         for key, value in arrays.items():
@@ -300,13 +308,14 @@ class SelfLabeler:
         self._n_updates += 1
         self._recorded = self._came = self._loss_sum = None
         self._n_losses = 0
+        known = self.history[-1]["alarms"] if self.history else {}
         self.history += records
-        alignment = float(arrays["alignment"][0]) if "alignment" in arrays else None
-        raised = alarms.raised(self.history, self.n_classes, alignment) if records else []
+        raised = alarms.raised(self.history, self.n_classes) if records else {}
         for record in records:
             record["alarms"] = raised
-        for text in raised:
-            warnings.warn(text, SelfLabelWarning, stacklevel=3)
+        for kind, text in raised.items():
+            if kind not in known:
+                warnings.warn(text, SelfLabelWarning, stacklevel=3)
         logger.info("relabelling %d: %s", self._n_updates, alarms.told(records))
         return records
 
