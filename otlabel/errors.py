@@ -26,6 +26,14 @@ class FileFormatError(OtlabelError, ValueError):
     """A file is not what its name or its contents claim, or holds nothing under the name asked for."""
 
 
+class FingerprintError(OtlabelError, ValueError):
+    """Something was stored about other data, or by another model, than what it is now wanted for."""
+
+
+class ExtractionError(OtlabelError, RuntimeError):
+    """Rows were asked for before they were extracted, or written to a store that does not take any now."""
+
+
 class MissingPackageError(OtlabelError, ImportError):
     """An optional package is needed here; the message is the line that installs it."""
 

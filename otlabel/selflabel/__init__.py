@@ -1,0 +1,1 @@
+"""Self-labelling: extract features, label all of them at once, train on the labels, and again."""
