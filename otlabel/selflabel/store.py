@@ -227,7 +227,7 @@ class FeatureStore:
         """As `Store.write`.
 
         Raises:
-            OSError: the disk is full, say. Rows of this call count as not written.
+            OSError: the disk is full, say. Make room, and ask `begin` which rows are there.
         """
         self._begun().write(index, rows)
 
@@ -472,6 +472,7 @@ class _Extraction:
             for first, stop in np.frombuffer(runs, "<i8").reshape(-1, 2).tolist():
                 self.written[first:stop] = True
             end += RECORD.size + len(runs)
+        self._journal.truncate(end)  # or the rest of it would follow the next record
         return end
 
     def _start_over(self) -> None:
