@@ -27,7 +27,7 @@ class FileFormatError(OtlabelError, ValueError):
 
 
 class FingerprintError(OtlabelError, ValueError):
-    """What is to be resumed or read is of other data, or of another model or run; the message shows both sides."""
+    """Something was stored about other data, or by another model, than what it is now wanted for."""
 
 
 class ExtractionError(OtlabelError, RuntimeError):

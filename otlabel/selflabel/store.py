@@ -227,7 +227,7 @@ class FeatureStore:
         """As `Store.write`.
 
         Raises:
-            OSError: the disk is full, say. Rows of this call count as not written.
+            OSError: the disk is full, say. Make room, and ask `begin` which rows are there.
         """
         self._begun().write(index, rows)
 
@@ -467,11 +467,12 @@ class _Extraction:
         while end + RECORD.size <= len(content):
             n_runs, checksum = RECORD.unpack_from(content, end)
             runs = content[end + RECORD.size : end + RECORD.size + 16 * n_runs]
-            if not n_runs or len(runs) < 16 * n_runs or zlib.crc32(runs, zlib.crc32(header)) != checksum:
+            if len(runs) < 16 * n_runs or zlib.crc32(runs, zlib.crc32(header)) != checksum:
                 break
             for first, stop in np.frombuffer(runs, "<i8").reshape(-1, 2).tolist():
                 self.written[first:stop] = True
             end += RECORD.size + len(runs)
+        self._journal.truncate(end)  # or the rest of it would follow the next record
         return end
 
     def _start_over(self) -> None:
@@ -479,7 +480,6 @@ class _Extraction:
         self._journal.truncate(0)  # before its rows go
         os.fdatasync(self._journal.fileno())
         with _naming(_rows_path(self.path)):
-            self._rows.truncate(0)
             self._rows.truncate(self.contents.n_bytes)
         _write_at(self._journal.fileno(), header, 0)
         os.fdatasync(self._journal.fileno())
