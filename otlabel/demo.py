@@ -324,7 +324,7 @@ def _draw_montage(figure: Figure, findings: Findings) -> None:
     heading: dict[str, Any] = {"size": 11.5, "weight": "bold", "color": INK, "va": "bottom"}
     axes.text(-0.45, -0.68, "Classes it has found: images it is surest of", **heading)
     axes.text(DOUBTFUL_FROM - 0.45, -0.68, "images it doubts most", **heading)
-    note = f"Seed {run.seed}, of median accuracy {run.accuracy:.2f} (thick lines). Each class is called after the digit that fits best."
+    note = f"Seed {run.seed}, of median accuracy {run.accuracy:.2f} (thick lines). Classes are named by what fits best."
     figure.text(0.05, 0.02, note, size=10, color=FAINT)
     figure.text(0.80, 0.02, "Red frame: another digit.", size=10, color=WRONG)
 

@@ -30,7 +30,7 @@ LAYERS = (
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 ONLY_IN = {
-    "h5py": {"scores/__init__.py", "scores/hdf5.py", "labels_file.py", "selflabel/store.py"},
+    "h5py": {"scores/__init__.py", "scores/hdf5.py", "labels_file.py", "selflabel/store.py", "selflabel/labels.py"},
     "numba": {"sweep/cpu.py", "repair.py"},
     "llvmlite": {"sweep/cpu.py"},
     "triton": {"sweep/cuda.py"},

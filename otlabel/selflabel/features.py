@@ -66,6 +66,7 @@ def extract(
         ranks.agree(None)
     finally:
         modes.restore()
+        store.close()
 
 
 def _fill(store: Store, batches: Iterator[Batch], n_samples: int, about: dict[str, str], ranks: Ranks) -> None:
