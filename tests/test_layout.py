@@ -25,6 +25,7 @@ LAYERS = (
     {"semidual", "repair", "rounding"},
     {"assign"},
     {"lp", "cluster", "metrics", "selflabel", "doctor", "path", "planning"},
+    {"training"},
     {"cli", "demo", "report", "__main__", "__init__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

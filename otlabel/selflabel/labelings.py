@@ -75,6 +75,7 @@ class OptimalTransport:
 
     Args:
         class_mass: for all heads, or a list with one a head.
+        classes: for all heads, or a list with one a head.
         abstain: share that stays unlabelled: -1, which the loss leaves out.
 
     Source: Asano, Rupprecht, Vedaldi, ICLR 2020, section 3.1; epsilon is 1 / lambda, 25 in section 4.1.
@@ -82,7 +83,7 @@ class OptimalTransport:
 
     epsilon: float = 0.04
     class_mass: Any = None
-    classes: Exact | KL | Range = EXACT
+    classes: Exact | KL | Range | Sequence[Exact | KL | Range] = EXACT
     samples: Exact | KL = EXACT
     abstain: float = 0.0
     rounding: Rounding = "exact"
@@ -95,6 +96,8 @@ class OptimalTransport:
     def __call__(self, head: HeadView) -> NewLabels:
         """Labels of one head."""
         options = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if isinstance(self.classes, Sequence):
+            options["classes"] = self.classes[head.number]
         if _is_one_a_head(self.class_mass):
             options["class_mass"] = self.class_mass[head.number]
         result = sinkhorn_assign(head.scores(), init=head.state.get("potentials"), seed=head.seed, **options)

@@ -48,7 +48,7 @@ class Labels:
     n_relabels: int = 100  # over the whole training
     schedule: Literal["quadratic", "logarithmic", "linear"] = "quadratic"
     epsilon: float = 0.04  # of sinkhorn; 1 / SeLa's lambda
-    range: list[float] | None = None  # [lo, hi] times the fair share: class sizes anywhere between
+    range: tuple[float, float] | None = None  # [lo, hi] times the fair share: class sizes anywhere between
     kl: float | None = None  # price of leaving the fair share
     abstain: float = 0.0  # share left unlabelled
     rounding: Literal["exact", "argmax"] = "exact"

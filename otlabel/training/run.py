@@ -345,10 +345,8 @@ def _transport(config: Config) -> OptimalTransport:
     if labels.range is not None and labels.kl is not None:
         raise FileFormatError("[labels] has range and kl; classes follow one rule")
     if labels.range is not None:
-        if len(set(config.model.heads)) != 1 or len(labels.range) != 2:
-            raise FileFormatError("[labels] range is [lo, hi] times the fair share, and all heads have as many classes")
-        low, high = (bound / config.model.heads[0] for bound in labels.range)
-        rule = {"classes": Range(low, min(high, 1.0))}
+        low, high = labels.range
+        rule = {"classes": [Range(low / k, min(high / k, 1.0)) for k in config.model.heads]}
     elif labels.kl is not None:
         rule = {"classes": KL(labels.kl)}
     return OptimalTransport(labels.epsilon, abstain=labels.abstain, rounding=labels.rounding, **rule)

@@ -1,0 +1,279 @@
+"""Training runs: the same bits after any kill, refused changes, what is written, and the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sklearn")
+
+from otlabel.cli import main
+from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
+from otlabel.selflabel import load_labels
+from otlabel.training.config import Config, config_of, read_config
+from otlabel.training.run import Run, train
+
+ROOT = Path(__file__).parent.parent
+SMALL: dict[str, Any] = {
+    "data": {"name": "digits", "n_samples": 300},
+    "model": {"backbone": "small_convnet", "options": {"widths": [8, 16], "strides": [2, 2]}, "heads": [10, 7]},
+    "labels": {"n_relabels": 12},
+    "augment": {"rotate": 20, "shift": 0.1},
+    "train": {"epochs": 4, "batch_size": 64, "lr": 0.1, "threads": 1, "seed": 3},
+}
+
+
+def config(**changes: Any) -> Config:
+    return config_of(SMALL).with_values(**changes)
+
+
+def end_of(run: Run) -> tuple[np.ndarray, list[torch.Tensor]]:
+    return run.labeler.labels.numpy(), [tensor.clone() for tensor in run.model.state_dict().values()]
+
+
+def assert_same(run: Run, other: Run) -> None:
+    (labels, weights), (their_labels, their_weights) = end_of(run), end_of(other)
+    np.testing.assert_array_equal(labels, their_labels)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(weights, their_weights, strict=True))
+
+
+VARIANTS = {
+    "sinkhorn": {},
+    "k-means": {"labels__method": "kmeans"},
+    "argmax": {"labels__method": "argmax"},
+    "rotation": {"train__rotation": 1.0, "train__decay": "steps", "train__drops": [1, 3]},
+    "train mode": {"labels__mode": "train"},
+    "deep heads": {"model__hidden": 9, "labels__schedule": "linear"},
+    "uneven": {"labels__range": (0.5, 2.0), "data__imbalance": "heavy"},
+    "abstaining": {"labels__abstain": 0.2, "labels__kl": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, name: str) -> None:
+    """Stopped in the middle of an epoch and after one, each time in new objects."""
+    wanted = config(**VARIANTS[name])
+    whole = train(wanted)
+    for n_epochs in (1, 2):
+        part = Run(wanted, tmp_path)
+        part.resume()
+        while part.epoch < n_epochs:
+            part.train_epoch()
+        for step, index in enumerate(part._batches()):  # the next epoch's beginning, which is lost
+            part._relabel(part.epoch + step / 5)
+            part._step(index, torch.Generator().manual_seed(0), part.epoch + step / 5)
+    resumed = train(wanted, tmp_path)
+    assert_same(whole, resumed)
+    assert whole.result == resumed.result
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+
+
+PROGRAM = """
+import sys
+from otlabel.training.config import read_config
+from otlabel.training.run import train
+print("ready", flush=True)
+train(read_config(sys.argv[1]), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """SIGKILL while extracting to HDF5, while labelling, while a checkpoint is written: whatever the moment hits."""
+    text = """
+[data]
+name = "digits"
+n_samples = 400
+[model]
+backbone = "small_convnet"
+heads = [10, 10]
+options = {widths = [8, 16], strides = [2, 2]}
+[labels]
+n_relabels = 60
+store = "hdf5"
+[augment]
+rotate = 10
+[train]
+epochs = 6
+lr = 0.1
+threads = 1
+"""
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    rng, n_killed = random.Random(0), 0
+    whole = train(read_config(str(path)), tmp_path / "whole")
+    for _ in range(30):
+        command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(path), str(tmp_path / "killed")]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0.1, 0.1 + 0.15 * n_killed))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=100)
+        n_killed += process.returncode == -signal.SIGKILL
+        if process.returncode == 0 or n_killed == 6:
+            break
+    assert n_killed >= 3
+    killed = train(read_config(str(path)), tmp_path / "killed")
+    assert_same(whole, killed)
+    np.testing.assert_array_equal(
+        load_labels(tmp_path / "killed" / "labels.h5").labels, load_labels(tmp_path / "whole" / "labels.h5").labels
+    )
+    left = {path.name for path in (tmp_path / "killed").iterdir()} - {"tensorboard"}
+    assert left == {"checkpoint.pt", "config.json", "features.h5", "labels.h5", "metrics.jsonl", "result.json"}
+
+
+def test_other_config_or_data_is_refused(tmp_path: Path) -> None:
+    train(config(train__epochs=1), tmp_path)
+    with pytest.raises(FingerprintError, match=r"\[train\] epochs = 1, now it is 2"):
+        train(config(train__epochs=2), tmp_path)
+    known = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(known | {"data": "0" * 64}))
+    with pytest.raises(FingerprintError, match=f"other data: {'0' * 64}, these are [0-9a-f]{{64}}"):
+        train(config(train__epochs=1), tmp_path)
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    train(config(train__epochs=1), tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(FileFormatError, match=r"checkpoint\.pt is damaged"):
+        train(config(train__epochs=1), tmp_path)
+
+
+def test_full_disk_keeps_the_old_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(config(), None)
+    before = run.labeler.labels.clone()
+
+    def no_room(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", "features.h5")
+
+    monkeypatch.setattr(run.labeler.store, "begin", no_room)
+    with pytest.warns(SelfLabelWarning, match="training goes on with the old labels"):
+        line = run.train_epoch()
+    assert line["relabellings"] == 0
+    assert torch.equal(before, run.labeler.labels)
+
+
+def test_features_get_better_than_those_of_the_untrained_network() -> None:
+    run = train(config(data__n_samples=None, train__epochs=6, evaluation__baseline=True))
+    assert run.result["probe"] > run.result["untrained"]["probe"]
+    assert run.result["labels"]["nmi"] > 0.4
+    assert run.labeler.labels.shape == (2, 1297)
+    np.testing.assert_array_equal(np.sort(np.bincount(run.labeler.labels[0])), [129] * 3 + [130] * 7)
+
+
+def test_labels_that_do_not_change() -> None:
+    for method in ("random", "truth"):
+        run = Run(config(labels__method=method), None)
+        before = run.labeler.labels.clone()
+        run.train_epoch()
+        assert torch.equal(before, run.labeler.labels)
+        assert run.labeler.history == []
+    assert run.images.train_labels is not None
+    assert torch.equal(before[0], run.images.train_labels)
+
+
+def test_feature_vectors_need_no_images(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    centres = 3 * rng.normal(size=(5, 12))
+    np.save(tmp_path / "x.npy", (centres[rng.integers(5, size=200)] + rng.normal(size=(200, 12))).astype(np.float32))
+    given = {
+        "data": {"name": str(tmp_path / "x.npy")},
+        "model": {"backbone": "mlp", "options": {"width": 16}, "heads": [5]},
+        "train": {"epochs": 2, "threads": 1},
+    }
+    run = train(config_of(given))
+    np.testing.assert_array_equal(np.bincount(run.labeler.labels[0]), [40] * 5)
+    with pytest.raises(FileFormatError, match="feature vectors"):
+        train(config_of(given | {"augment": {"flip": True}}))
+
+
+# ---- configs ----
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trian": {}}, r"section \[trian\], which is not known; did you mean 'train'"),
+        ({"train": {"epoch": 3}}, "key 'epoch', which is not known; did you mean 'epochs'"),
+        ({"train": {"epochs": "many"}}, "epochs is 'many'; give an int"),
+        ({"train": {"epochs": True}}, "epochs is True; give an int"),
+        ({"labels": {"method": "sinkhorm"}}, "choose one of 'sinkhorn'"),
+        ({"model": {"heads": [10, "ten"]}}, "heads is 'ten'; give an int"),
+        ({"augment": {"crop": [0.3]}}, "list of two numbers"),
+        ({"augment": {"crop": [0.9, 0.3]}}, r"crop is \(0.9, 0.3\)"),
+        ({"train": 3}, r"must be a section, \[train\]"),
+    ],
+)
+def test_mistakes_in_a_config_are_told_by_place(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(FileFormatError, match=message):
+        config_of(SMALL | change)
+
+
+def test_config_needs_data_and_an_existing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match=r"no section \[data\]"):
+        config_of({})
+    with pytest.raises(FileNotFoundError, match=r"the recipes are .*digits"):
+        read_config("digitz")
+    (tmp_path / "bad.toml").write_text("[data\n")
+    with pytest.raises(FileFormatError, match="is no TOML"):
+        read_config(str(tmp_path / "bad.toml"))
+
+
+def test_every_recipe_can_be_read() -> None:
+    recipes = sorted((ROOT / "otlabel" / "training" / "recipes").glob("*.toml"))
+    assert len(recipes) >= 3
+    for recipe in recipes:
+        assert read_config(recipe.stem).data.name
+
+
+# ---- commands ----
+
+
+def test_train_and_transfer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(
+        '[data]\nname = "digits"\nn_samples = 300\n[model]\nbackbone = "small_convnet"\nheads = [10]\n'
+        "[train]\nepochs = 2\nthreads = 1\n"
+    )
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["train", str(path), "-o", str(first), "--set", "train.lr=0.1"]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.replace(str(first), "").splitlines())) <= 80
+    assert printed.count("\n") >= 6
+    labels = load_labels(first / "labels.h5")
+    np.testing.assert_array_equal(np.bincount(labels.labels[0]), [30] * 10)
+
+    change = ["--set", "model.backbone=small_resnet", "--set", "model.options={width=4}"]
+    assert main(["transfer", str(path), str(first / "labels.h5"), "-o", str(second), "--json", *change]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0 < found["knn"] <= 1
+    np.testing.assert_array_equal(load_labels(second / "labels.h5").labels, labels.labels)
+
+    assert main(["train", str(path), "-o", str(first), "--set", "train.lr=0.2"]) == 2
+    assert "lr = 0.1, now it is 0.2" in capsys.readouterr().err
+    assert main(["train", str(path), "-o", str(first), "--set", "lr=0.2"]) == 2
+    assert "SECTION.KEY=VALUE" in capsys.readouterr().err
+    assert main(["transfer", str(path), str(tmp_path / "none.h5"), "-o", str(second)]) == 2
+    assert "none.h5 does not exist" in capsys.readouterr().err
+
+
+def test_labels_of_other_data_are_refused(tmp_path: Path) -> None:
+    train(config(train__epochs=1), tmp_path)
+    other = config(data__n_samples=299, labels__method="fixed", labels__file=str(tmp_path / "labels.h5"))
+    with pytest.raises(FingerprintError, match="labels of other data"):
+        train(other)
