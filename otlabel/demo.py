@@ -169,15 +169,15 @@ def name_classes(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def table(findings: Findings) -> str:
     """One line a method, in aligned columns, which Markdown shows as a table too."""
-    head = f"| {'mean of 5 (worst-best)':<22} | {'NMI':<16} | {'accuracy':<16} | {'sizes':<8} |"
-    rule = f"|:{'-' * 23}|{'-' * 18}|{'-' * 18}|{'-' * 10}|"
+    head = f"| {'mean (worst-best)':<18} | {'NMI':<17} | {'accuracy':<17} | {'sizes':<7} |"
+    rule = f"|:{'-' * 19}|{'-' * 19}|{'-' * 19}|{'-' * 9}|"
     return "\n".join([head, rule, *(_line(name, runs) for name, runs in findings.runs.items())])
 
 
 def _line(name: str, runs: list[Labelled]) -> str:
     sizes = np.concatenate([run.sizes for run in runs])
     nmi, accuracy = ([getattr(run, key) for run in runs] for key in ("nmi", "accuracy"))
-    return f"| {name:<22} | {_spread(nmi):<16} | {_spread(accuracy):<16} | {f'{sizes.min()}-{sizes.max()}':<8} |"
+    return f"| {name:<18} | {_spread(nmi):<17} | {_spread(accuracy):<17} | {f'{sizes.min()}-{sizes.max()}':<7} |"
 
 
 def _spread(values: list[float]) -> str:
@@ -187,7 +187,7 @@ def _spread(values: list[float]) -> str:
 def _what_is_done() -> str:
     return f"""\
 1297 scanned digits (scikit-learn), {K} classes, no labels. A small convolutional
-network starts from random weights and random labels; {len(SEEDS)} seeds. In turn it trains
+network starts from random weights and random labels, {len(SEEDS)} times. In turn it trains
 on its labels, and all images are labelled anew: the best total log-probability
 with exactly equal class sizes. k-means on the pixels is there to compare with.
 NMI and accuracy judge by the true digits, which nothing else sees."""
@@ -203,9 +203,9 @@ def conclusion(findings: Findings) -> str:
     return f"""\
 Self-labelling ends {abs(difference):.3f} {way} k-means in mean accuracy; {better} of {len(own)} seeds beat
 the best k-means. Seeds differ widely: on your own data try several. It knows
-more than k-means does: its training images are turned, zoomed and shifted, which
-says that this leaves a digit what it is; and that digits are equally frequent,
-which is true here to within 3 %. One run took {seconds:.0f} s."""
+more than k-means does: that turned, zoomed and shifted images show the same
+digit, since it trains on such; and that digits are equally frequent, which is
+true here to within 3 %. One run took {seconds:.0f} s."""
 
 
 def page(findings: Findings) -> str:
@@ -284,17 +284,10 @@ def _draw_course(axes: Axes, findings: Findings, measure: str, title: str, place
         )
     level = float(np.mean([getattr(run, measure) for run in k_means]))
     axes.axhline(level, color=OTHER, linewidth=1.6, linestyle=(0, (4, 2)))
-    axes.text(
-        0.99,
-        level - 0.03,
-        "k-means on pixels",
-        transform=axes.get_yaxis_transform(),
-        ha="right",
-        va="top",
-        color=OTHER,
-        size=10,
-    )
+    told = {"color": OTHER, "size": 10, "ha": "left", "va": "bottom"}
+    axes.text(0.015, level + 0.01, "k-means on pixels, mean", transform=axes.get_yaxis_transform(), **told)
     axes.set(xlim=(0, len(own[0].course)), ylim=(0, 1))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch", color=FAINT)
     axes.text(0, 1.05, f"{title}, {len(own)} seeds", size=11.5, weight="bold", color=INK, transform=axes.transAxes)
     axes.tick_params(length=0, labelsize=9, labelcolor=FAINT)
