@@ -284,10 +284,10 @@ def _draw_course(axes: Axes, findings: Findings, measure: str, title: str, place
         )
     level = float(np.mean([getattr(run, measure) for run in k_means]))
     axes.axhline(level, color=OTHER, linewidth=1.6, linestyle=(0, (4, 2)))
-    told = {"color": OTHER, "size": 10, "ha": "left", "va": "bottom"}
-    axes.text(0.015, level + 0.01, "k-means on pixels, mean", transform=axes.get_yaxis_transform(), **told)
+    where = axes.get_yaxis_transform()
+    axes.text(0.015, level + 0.02, "k-means on pixels, mean", transform=where, color=OTHER, size=10)
     axes.set(xlim=(0, len(own[0].course)), ylim=(0, 1))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xticks(range(0, len(own[0].course) + 1, 10))
     axes.set_xlabel("epoch", color=FAINT)
     axes.text(0, 1.05, f"{title}, {len(own)} seeds", size=11.5, weight="bold", color=INK, transform=axes.transAxes)
     axes.tick_params(length=0, labelsize=9, labelcolor=FAINT)

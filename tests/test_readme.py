@@ -9,6 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -29,6 +31,10 @@ def test_code_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "log_probs": log_probabilities(),
         "weight": rng.normal(size=(10, 16)),
         "bias": rng.normal(size=10),
+        "torch": torch,
+        "DataLoader": DataLoader,
+        "dataset": TensorDataset(torch.from_numpy(rng.normal(size=(600, 8)).astype(np.float32))),
+        "backbone": torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16, affine=False)),
     }
     with h5py.File("scores.h5", "w") as scores, h5py.File("features.h5", "w") as features:
         scores["log_probs"] = names["log_probs"]
@@ -38,6 +44,8 @@ def test_code_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     if "result" in names:
         assert names["result"].counts.sum() in (800, 1000)  # a fifth may be left unlabelled
         assert abs(names["result"].gap) < 1e-12
+    elif "labeler" in names:
+        assert all(np.bincount(labels).tolist() == [60] * 10 for labels in names["labeler"].labels)
     else:
         assert names["model"].sizes_.tolist() == [100] * 10
 
