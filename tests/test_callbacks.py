@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,23 @@ class Watching(SelfLabeler):
     def update(self, model: nn.Module, loader: Any = None) -> list[dict[str, Any]]:
         self.updated_at.append(self.n_losses_given)
         return super().update(model, loader)
+
+
+class Fetched(Dataset):
+    """Items of another data set; notes after how many relabellings each of them was fetched."""
+
+    def __init__(self, data: Any, labeler: SelfLabeler) -> None:
+        self.data, self.labeler, self.after = data, labeler, []
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        self.after.append(self.labeler.n_updates)
+        return self.data[index]
+
+    def first_of_epochs(self) -> list[int]:
+        return self.after[::N]
 
 
 def check_balanced(labeler: SelfLabeler) -> None:
@@ -112,6 +130,24 @@ def lightning_module(lightning: Any) -> Any:
     return Module()
 
 
+class StatefulLoader(DataLoader):
+    """Goes on within an epoch, as Lightning asks of loaders where checkpoints are taken there."""
+
+    given = skipped = 0
+
+    def __iter__(self) -> Any:
+        self.given, self.skipped = self.skipped, 0
+        for batch in islice(super().__iter__(), self.given, None):
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"given": self.given % STEPS}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.skipped = state["given"]
+
+
 def run_lightning(lightning: Any, folder: Path, epochs: int, schedule: Any, checkpoint: Path | None = None) -> Any:
     """One training; the loader for it draws by the labels, the loader for labelling is made anew each time."""
     data = IndexedDataset(TensorDataset(points()))
@@ -119,35 +155,43 @@ def run_lightning(lightning: Any, folder: Path, epochs: int, schedule: Any, chec
     module = lightning_module(lightning)
     module.labeler = labeler
     callback = lightning_callback(labeler, lambda: DataLoader(data, 25), module.net)
+    saving = lightning.callbacks.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     trainer = lightning.Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, callbacks=[callback],
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[callback, saving],
     )  # fmt: skip
-    loader = DataLoader(data, BATCH, sampler=ClassUniformSampler(labeler, head=0, seed=3))
+    fetched = Fetched(data, labeler)
+    loader = StatefulLoader(fetched, BATCH, sampler=ClassUniformSampler(labeler, head=0, seed=3))
     trainer.fit(module, loader, ckpt_path=checkpoint)
-    return labeler, module, trainer
+    return labeler, module, fetched
 
 
-@pytest.mark.filterwarnings("ignore:.*num_workers:UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+lightnings_own_warnings = pytest.mark.filterwarnings(
+    "ignore:.*num_workers", "ignore:The dirpath has changed", "ignore::FutureWarning", "ignore::DeprecationWarning"
+)
+
+
+@lightnings_own_warnings
 def test_lightning_relabels_in_time_and_resumes_exactly(lightning: Any, tmp_path: Path) -> None:
-    straight, module, _ = run_lightning(lightning, tmp_path, EPOCHS, AtTimes(TIMES))
+    straight, module, fetched = run_lightning(lightning, tmp_path / "straight", EPOCHS, AtTimes(TIMES))
     assert straight.updated_at == DUE
+    assert fetched.first_of_epochs()[1:] == [3, 3, 5]  # a sampler draws after the relabelling at an epoch's begin
     assert module.modes == [True] * EPOCHS * STEPS
     check_balanced(straight)
 
-    _, _, trainer = run_lightning(lightning, tmp_path, 2, AtTimes(TIMES))
-    trainer.save_checkpoint(tmp_path / "half.ckpt")
-    saved = torch.load(tmp_path / "half.ckpt", weights_only=True)["callbacks"]["otlabel"]
-    assert saved["n_updates"] == 3
-    resumed, other, _ = run_lightning(lightning, tmp_path, EPOCHS, AtTimes(TIMES), tmp_path / "half.ckpt")
-    assert resumed.updated_at == [step - 2 * STEPS for step in DUE[3:]]
-    check_same_course(straight, resumed)
-    check_same(module, other)
+    for step in (STEPS + 2, 2 * STEPS, 3 * STEPS):  # within an epoch, after one, where a relabelling is due next
+        checkpoint = tmp_path / "straight" / f"step={step}.ckpt"
+        saved = torch.load(checkpoint, weights_only=True)["callbacks"]["otlabel"]
+        assert saved["n_updates"] == sum(at < step for at in DUE)
+        resumed, other, _ = run_lightning(lightning, tmp_path / f"{step}", EPOCHS, AtTimes(TIMES), checkpoint)
+        assert resumed.updated_at == [at - step for at in DUE if at >= step]
+        check_same_course(straight, resumed)
+        check_same(module, other)
 
 
-@pytest.mark.filterwarnings("ignore:.*num_workers:UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@lightnings_own_warnings
 def test_lightning_with_a_schedule_in_steps(lightning: Any, tmp_path: Path) -> None:
-    labeler, _, _ = run_lightning(lightning, tmp_path, 2, EverySteps(3))
+    labeler, *_ = run_lightning(lightning, tmp_path, 2, EverySteps(3))
     assert labeler.updated_at == [0, 3, 6, 9]
 
 
@@ -204,9 +248,8 @@ def run_trainer(
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             control.should_training_stop = control.should_training_stop or state.epoch >= epochs
 
-    data = Sentences()
     labeler = Watching(N, K, schedule=AtTimes(TIMES))
-    full = DataLoader(IndexedDataset(data, inputs_of), 25)
+    full = DataLoader(IndexedDataset(Sentences(), inputs_of), 25)
 
     def loss(outputs: Any, index: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         return labeler.loss(outputs.logits, index) * len(index) / num_items_in_batch
@@ -219,7 +262,7 @@ def run_trainer(
             report_to="none", disable_tqdm=True, use_cpu=True, remove_unused_columns=False, seed=5,
             dataloader_pin_memory=False,
         ),
-        data_collator=collate_with_index_as_labels, train_dataset=data, compute_loss_func=loss,
+        data_collator=collate_with_index_as_labels, train_dataset=Fetched(Sentences(), labeler), compute_loss_func=loss,
         callbacks=[trainer_callback(labeler, full, **given), Stop()],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
@@ -236,6 +279,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_trainer_relabels_in_time(straight: Any) -> None:
     labeler, model, trainer, _ = straight
     assert labeler.updated_at == DUE
+    assert trainer.train_dataset.first_of_epochs() == [1, 3, 3, 5]
     assert model.training
     assert trainer.state.global_step == EPOCHS * STEPS
     check_balanced(labeler)

@@ -37,7 +37,8 @@ def lightning_callback(labeler: SelfLabeler, loader: Loader | None, model: nn.Mo
 
     Relabellings come before an epoch begins (a sampler such as `ClassUniformSampler` then draws by the new labels) or
     before the batch at which they are due. Epochs are those of the trainer, steps its `global_step`. The labeler's
-    state is part of every checkpoint. Random numbers of the training are left as they are.
+    state is part of every checkpoint; one that was taken within an epoch resumes exactly if the loader for training
+    has a state too, as Lightning asks. Random numbers of the training are left as they are.
 
     Args:
         labeler: with a schedule.
