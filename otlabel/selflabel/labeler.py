@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import time
 import warnings
@@ -91,7 +92,7 @@ class SelfLabeler:
             raise ValueError(f"mode is {mode!r}; choose 'eval' or 'train'")
         if (features is None) != (heads is None):
             raise ValueError("features and heads belong together; pass both, or neither")
-        self.n_samples, self.n_classes = n_samples, class_counts(n_classes)
+        self.n_samples, self.n_classes = operator.index(n_samples), class_counts(n_classes)
         self.labeling = OptimalTransport() if labeling is None else labeling
         self.schedule, self.steps_per_epoch, self.seed = schedule, steps_per_epoch, seed
         self.store = _opened(store)

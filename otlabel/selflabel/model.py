@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -83,7 +85,7 @@ def _pooled(output: Any) -> Tensor:
 
 def class_counts(n_classes: int | Sequence[int]) -> list[int]:
     """One K a head."""
-    counts = [n_classes] if isinstance(n_classes, int) else list(n_classes)
+    counts = [operator.index(k) for k in ([n_classes] if isinstance(n_classes, (int, Integral)) else n_classes)]
     if not counts or min(counts) < 1:
         raise ValueError(f"n_classes is {n_classes!r}; pass a whole number, or a list of them, one a head")
     return counts
@@ -124,10 +126,12 @@ def view(
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The user's own model, inside of what distributes or compiles it."""
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while isinstance(model, wrappers):
-        model = model.module
-    return model
+    distributed = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while True:
+        inner = model.module if isinstance(model, distributed) else getattr(model, "_orig_mod", None)
+        if inner is None:
+            return model
+        model = inner
 
 
 def call(function: Callable[..., Any], inputs: Any) -> Any:
