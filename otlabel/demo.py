@@ -120,7 +120,7 @@ def _k_means(pixels: np.ndarray, truth: np.ndarray, seed: int) -> Labelled:
 
 
 def self_labelled(seed: int) -> Labelled:
-    """One run of the recipe."""
+    """One run of the recipe; of its heads, the one whose labels the network is surest of."""
     import torch
 
     from otlabel.training.augment import plain
@@ -130,18 +130,25 @@ def self_labelled(seed: int) -> Labelled:
     started = time.perf_counter()
     run = Run(read_config(RECIPE).with_values(train__seed=seed, train__threads=1, train__device="cpu"), None)
     assert run.images.train_labels is not None
-    truth, course = run.images.train_labels.numpy(), []
+    truth, courses = run.images.train_labels.numpy(), []
     while run.epoch < run.config.train.epochs:
         run.train_epoch()
-        course.append(_agreement(truth, run.labeler.labels[0].numpy()))
-    labels = run.labeler.labels[0].numpy()
+        courses.append([_agreement(truth, labels.numpy()) for labels in run.labeler.labels])
     run.model.eval()
     with torch.no_grad():
-        probabilities = run.model(plain(run.images.train))[0].softmax(1).numpy()
-    seconds = time.perf_counter() - started
-    gap = run.labeler.history[-1]["gap"]
-    sureness = probabilities[np.arange(len(labels)), labels]
-    return _judged(METHODS[1], seed, labels, truth, seconds, sureness=sureness, course=tuple(course), gap=gap)
+        logits = run.model(plain(run.images.train))
+    sure = [one.softmax(1).gather(1, own[:, None])[:, 0] for one, own in zip(logits, run.labeler.labels, strict=True)]
+    head = int(np.argmax([float(one.log().mean()) for one in sure]))  # the one that fits its labels best; no truth
+    return _judged(
+        METHODS[1],
+        seed,
+        run.labeler.labels[head].numpy(),
+        truth,
+        time.perf_counter() - started,
+        sureness=sure[head].numpy(),
+        course=tuple(course[head] for course in courses),
+        gap=run.labeler.history[head - len(logits)]["gap"],
+    )
 
 
 def _judged(method: str, seed: int, labels: np.ndarray, truth: np.ndarray, seconds: float, **more: Any) -> Labelled:
