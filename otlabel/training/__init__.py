@@ -1,0 +1,1 @@
+"""What self-labelling needs around the labels to be tried at once: images, augmentation and small networks."""

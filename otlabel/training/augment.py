@@ -1,0 +1,193 @@
+"""Augmentation of whole batches, where they are: one resampling of the pixels, then colours by arithmetic."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+MEAN, SPREAD = 0.5, 0.25  # of pixels between 0 and 1, roughly, in any data set
+LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look (ITU-R BT.601)
+JITTER_LIGHT, JITTER_HUE = 0.8, 0.2  # of the strength: change of brightness, contrast, saturation; of hue, in turns
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A random view of each image of a batch; all choices are independent and uniform. The default changes nothing.
+
+    Args:
+        crop: (lo, hi), the share of the area that a square crop keeps, within 0 and 1; it is then enlarged to the
+            whole. None: no crop.
+        flip: whether half of the images are mirrored, left to right.
+        jitter: strength, 0 to 1: brightness, contrast and saturation are multiplied by 1 +- 0.8 jitter, hues turned
+            by +- 0.2 jitter of the circle. Saturation and hue are of images with 3 channels.
+        grayscale: share of the images that lose their colours; of images with 3 channels.
+        rotate: largest angle, in degrees, to either side.
+        zoom: (lo, hi), by what images are enlarged about their centre. None: they are not.
+        shift: largest move up, down, left and right, as a share of the side.
+
+    What lies beyond the border of an image is the border, continued.
+
+    Raises:
+        ValueError: a setting outside of its range.
+
+    Source: Chen, Kornblith, Norouzi, Hinton, "A simple framework for contrastive learning", ICML 2020, appendix A, for
+        the mixture of crop, colour and grey and the shares of the strength.
+    """
+
+    crop: tuple[float, float] | None = None
+    flip: bool = False
+    jitter: float = 0.0
+    grayscale: float = 0.0
+    rotate: float = 0.0
+    zoom: tuple[float, float] | None = None
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise ValueError(f"crop is {self.crop}: give shares (lo, hi) of the area, 0 < lo <= hi <= 1")
+        if self.zoom is not None and not 0 < self.zoom[0] <= self.zoom[1] < math.inf:
+            raise ValueError(f"zoom is {self.zoom}: give factors (lo, hi), 0 < lo <= hi")
+        for name, most in (("jitter", 1), ("grayscale", 1), ("rotate", 180), ("shift", 1)):
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                raise ValueError(f"{name} is {value}: give 0 to {most}")
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """A view of each image, standardised as `plain` does it.
+
+        Args:
+            images: (B, C, H, W) uint8, on any device.
+            generator: where all random numbers come from. On the device of the images nothing need be copied.
+
+        Returns:
+            (B, C, H, W) float32 on the same device.
+        """
+        views = _unit(images)
+        if self.crop or self.flip or self.rotate or self.zoom or self.shift:
+            views = _resampled(views, self._maps(views, generator))
+        if self.jitter:
+            views = _jittered(views, self.jitter, generator)
+        if self.grayscale and views.shape[1] == 3:
+            chosen = _uniform(views, generator, 0, 1) < self.grayscale
+            views = torch.where(chosen[:, None, None, None], _gray(views), views)
+        return _standardised(views)
+
+    def _maps(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """(B, 2, 3): from a place in the view to the place in the image, both in -1 ... 1 from border to border."""
+        scale = torch.ones(len(images), device=images.device)
+        centre = torch.zeros(len(images), 2, device=images.device)
+        if self.crop:
+            side = _uniform(images, generator, *self.crop).sqrt()
+            centre = (1 - side)[:, None] * torch.stack([_uniform(images, generator, -1, 1) for _ in range(2)], 1)
+            scale = side
+        if self.zoom:
+            scale = scale / _uniform(images, generator, *self.zoom)
+        if self.shift:
+            moves = [_uniform(images, generator, -2 * self.shift, 2 * self.shift) for _ in range(2)]
+            centre = centre + torch.stack(moves, 1)
+        angle = torch.deg2rad(_uniform(images, generator, -self.rotate, self.rotate))
+        mirrored = 1.0 - 2 * (_uniform(images, generator, 0, 1) < 0.5) if self.flip else torch.ones_like(scale)
+        return _affine(scale, angle, mirrored, centre, images.shape[3] / images.shape[2])
+
+
+def plain(images: torch.Tensor) -> torch.Tensor:
+    """Images as they are, standardised: (x / 255 - 0.5) / 0.25, from -2 to 2.
+
+    Args:
+        images: (B, C, H, W) uint8.
+
+    Returns:
+        (B, C, H, W) float32 on the same device.
+    """
+    return _standardised(_unit(images))
+
+
+def rotated(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each image turned by 0, 90, 180 or 270 degrees, counter-clockwise, and by how many quarter turns.
+
+    Args:
+        images: (B, C, H, H), of any type.
+        generator: where the turns come from.
+
+    Returns:
+        The turned images, and (B,) int64 turns from 0 to 3, the labels of the task.
+
+    Raises:
+        ValueError: images that are not square.
+
+    Source: Gidaris, Singh, Komodakis, "Unsupervised representation learning by predicting image rotations", ICLR 2018.
+    """
+    if images.ndim != 4 or images.shape[2] != images.shape[3]:
+        raise ValueError(f"images have shape {tuple(images.shape)}: quarter turns are of square images (B, C, H, H)")
+    turns = torch.randint(4, (len(images),), generator=generator, device=generator.device).to(images.device)
+    result = images.clone()
+    for turn in range(1, 4):
+        chosen = turns == turn
+        result[chosen] = torch.rot90(images[chosen], turn, (2, 3))
+    return result, turns
+
+
+def _unit(images: torch.Tensor) -> torch.Tensor:
+    if images.ndim != 4 or images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype} of shape {tuple(images.shape)}: give uint8, (B, C, H, W)")
+    return images.to(torch.float32) / 255
+
+
+def _standardised(images: torch.Tensor) -> torch.Tensor:
+    return (images - MEAN) / SPREAD
+
+
+def _uniform(images: torch.Tensor, generator: torch.Generator, lo: float, hi: float) -> torch.Tensor:
+    """A number for each image, between lo and hi."""
+    drawn = torch.rand(len(images), generator=generator, device=generator.device).to(images.device)
+    return lo + (hi - lo) * drawn
+
+
+def _affine(
+    scale: torch.Tensor, angle: torch.Tensor, mirrored: torch.Tensor, centre: torch.Tensor, aspect: float
+) -> torch.Tensor:
+    """Maps that turn by an angle counter-clockwise, in pixels also where width / height is not 1, after mirroring."""
+    cosine, sine = scale * torch.cos(angle), scale * torch.sin(angle)
+    across = torch.stack([mirrored * cosine, -mirrored * sine / aspect, centre[:, 0]], 1)
+    down = torch.stack([sine * aspect, cosine, centre[:, 1]], 1)
+    return torch.stack([across, down], 1)
+
+
+def _resampled(images: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _jittered(images: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
+    """Brightness, contrast, saturation and hue, in this order, then what leaves 0 ... 1 is cut off."""
+    reach = JITTER_LIGHT * strength
+    brightness, contrast = (_uniform(images, generator, 1 - reach, 1 + reach)[:, None, None, None] for _ in range(2))
+    images = images * brightness
+    middle = _gray(images).mean((1, 2, 3), keepdim=True)
+    images = middle + contrast * (images - middle)
+    if images.shape[1] == 3:
+        saturation = _uniform(images, generator, 1 - reach, 1 + reach)
+        turn = 2 * math.pi * _uniform(images, generator, -JITTER_HUE * strength, JITTER_HUE * strength)
+        images = torch.einsum("bij,bjhw->bihw", _colour_maps(saturation, turn), images)
+    return images.clamp(0, 1)
+
+
+def _colour_maps(saturation: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+    """(B, 3, 3) on red, green and blue: turn and stretch the plane of colours of the same brightness (YIQ)."""
+    to_yiq = saturation.new_tensor([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
+    change = saturation.new_zeros(len(saturation), 3, 3)
+    change[:, 0, 0] = 1
+    cosine, sine = saturation * torch.cos(turn), saturation * torch.sin(turn)
+    change[:, 1, 1], change[:, 1, 2] = cosine, -sine
+    change[:, 2, 1], change[:, 2, 2] = sine, cosine
+    return torch.linalg.inv(to_yiq) @ change @ to_yiq
+
+
+def _gray(images: torch.Tensor) -> torch.Tensor:
+    """(B, 1, H, W): how bright each pixel looks; the mean of the channels where they are not three."""
+    if images.shape[1] != 3:
+        return images.mean(1, keepdim=True)
+    return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
