@@ -65,6 +65,7 @@ class Train:
     batch_size: int = 128
     lr: float = 0.05
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 1e-5
     decay: Literal["cosine", "steps", "none"] = "cosine"  # of the learning rate; steps: by 0.1 at each of `drops`
     drops: list[int] = field(default_factory=lambda: [150, 300, 350])  # epochs

@@ -107,6 +107,7 @@ class Run:
             self._trained.parameters(),
             config.train.lr,
             momentum=config.train.momentum,
+            nesterov=config.train.nesterov,
             weight_decay=config.train.weight_decay,
         )
         self.labeler = _labeler(config, self.images, folder)
