@@ -8,43 +8,46 @@ from typing import Any
 import numpy as np
 
 STUCK_LOSS = 0.98  # of log K: what a model that has learned nothing pays
-TRAINED = 3  # relabellings before a stuck loss, or steady churn, means anything
-CHURNING, FROZEN = 0.95, 1e-4  # shares of labels that change
+TRAINED, RELABELLED = 5, 3  # epochs and relabellings before anything but a loss that is not finite means something
+CHURNING = 0.95  # of what random labels change
+FROZEN = 1e-4  # share of labels that change
 COLLAPSED_CLASS = 0.9  # share of the samples that one class would take
 COLLAPSED_FEATURES = 0.99  # length of the mean of features of length 1
 
 
-def raised(history: list[dict[str, Any]], n_classes: list[int], alignment: float | None) -> list[str]:
+def raised(history: list[dict[str, Any]], n_classes: list[int]) -> list[str]:
     """What is wrong after the last relabelling; nothing, as a rule."""
     n_heads = len(n_classes)
     last = history[-n_heads:]
+    loss = last[0]["loss"]
+    if loss is not None and not math.isfinite(loss):
+        return ["the loss is not finite: training has diverged; lower the learning rate"]
+    if last[0]["epochs_trained"] < TRAINED or last[0]["update"] < RELABELLED:
+        return []  # at the beginning everything looks like this
     found = []
     log_k = float(np.mean(np.log(n_classes)))
-    loss, update = last[0]["loss"], last[0]["update"]
-    if loss is not None and not math.isfinite(loss):
-        found.append("the loss is not finite: training has diverged; lower the learning rate")
-    elif loss is not None and update >= TRAINED and log_k > 0 and loss > STUCK_LOSS * log_k:
+    if loss is not None and log_k > 0 and loss > STUCK_LOSS * log_k:
         found.append(
             f"the loss is stuck at {loss:.3g}, near log K = {log_k:.3g}: the model learns nothing from its labels; "
             "check the learning rate, that index and input belong together, and that relabellings are not too frequent"
         )
-    if update >= 2 * TRAINED:
-        churn = [record["churn"] for record in history[-TRAINED * n_heads :]]
-        if min(churn) > CHURNING:
-            found.append(
-                f"more than {CHURNING:.0%} of the labels change each time: they are not learned in between; relabel "
-                "less often, or train faster"
-            )
-        if max(churn) < FROZEN:
-            found.append("labels have stopped changing: more relabellings are a waste of time")
+    recent = history[-RELABELLED * n_heads :]
+    if all(record["churn"] > CHURNING * (1 - 1 / n_classes[record["head"]]) for record in recent):
+        found.append(
+            f"labels change each time as random ones would (last time {last[0]['churn']:.0%} of them): they are not "
+            "learned in between; relabel less often, or train faster"
+        )
+    if all(record["churn"] < FROZEN for record in recent):
+        found.append("labels have stopped changing: more relabellings are a waste of time")
     for record in last:
-        share = record.get("best_class_share")
-        if share is not None and n_classes[record["head"]] > 2 and share > COLLAPSED_CLASS:
+        share = record.get("best_class_share", 0.0)
+        if n_classes[record["head"]] > 2 and share > COLLAPSED_CLASS:
             found.append(
                 f"before balancing, one class of head {record['head']} would take {share:.0%} of the samples: its "
                 "logits hardly depend on the input"
             )
-    if alignment is not None and alignment > COLLAPSED_FEATURES:
+    alignment = last[0].get("feature_alignment", 0.0)
+    if alignment > COLLAPSED_FEATURES:
         found.append(
             f"features of different samples are nearly parallel (mean direction of length {alignment:.3f}): they have "
             "collapsed, or need centring, as by a BatchNorm before the heads"
