@@ -9,7 +9,7 @@ import numpy as np
 
 STUCK_LOSS = 0.98  # of log K: what a model that has learned nothing pays
 TRAINED, RELABELLED = 5, 3  # epochs and relabellings before anything but a loss that is not finite means something
-CHURNING = 0.95  # of what random labels change
+CHURNING = 0.9  # of what random labels change
 FROZEN = 1e-4  # share of labels that change
 COLLAPSED_CLASS = 0.9  # share of the samples that one class would take
 COLLAPSED_FEATURES = 0.99  # length of the mean of features of length 1
@@ -28,7 +28,7 @@ def raised(history: list[dict[str, Any]], n_classes: list[int]) -> list[str]:
     log_k = float(np.mean(np.log(n_classes)))
     if loss is not None and log_k > 0 and loss > STUCK_LOSS * log_k:
         found.append(
-            f"the loss is stuck at {loss:.3g}, near log K = {log_k:.3g}: the model learns nothing from its labels; "
+            f"the loss is {loss:.3g}, no better than log K = {log_k:.3g} of a guess: labels are not learned; "
             "check the learning rate, that index and input belong together, and that relabellings are not too frequent"
         )
     recent = history[-RELABELLED * n_heads :]

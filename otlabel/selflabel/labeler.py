@@ -337,9 +337,11 @@ class SelfLabeler:
 
     def _renew_heads(self, model: nn.Module, heads: list[int]) -> list[str]:
         """Draw the weights of heads anew, the same on every process; what is to be said where that cannot be done."""
+        if not heads:
+            return []
         inner = unwrapped(model)
-        reset = getattr(inner, "reset_head", None)
-        if heads and not callable(reset):
+        reset: Any = getattr(inner, "reset_head", None)
+        if not callable(reset):
             return [
                 f"classes have changed their meaning, but {type(inner).__name__} has no reset_head(number) to draw the "
                 "weights of a head anew; training goes on from the old ones"

@@ -96,7 +96,7 @@ def load_labels(path: str | os.PathLike[str]) -> HeadLabels:
         if len({len(labels) for labels in heads}) != 1:
             raise ValueError("its heads have labels of different numbers of samples")
         return HeadLabels(np.stack(heads), n_classes, about.get("data"), int(about["seed"]), records)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # the last is HDF5's, too
         if isinstance(error, PermissionError):
             raise
         raise FileFormatError(f"{file} is no usable file of labels: {error}") from error

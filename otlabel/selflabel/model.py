@@ -24,8 +24,8 @@ class MultiHead(nn.Module):
             input is passed as keywords, a tuple as arguments.
         feature_dim: D.
         n_classes: K for one head, or one K a head: `[128] * 10` is ten heads of 128.
-        hidden: width of a hidden layer (with ReLU) in each head. None: heads are linear, so that labels of all heads
-            come from one read of the stored features, and the (N, K) scores never exist.
+        hidden: width of a hidden layer (with ReLU) in each head. None: heads are linear, whose (N, K) scores need not
+            exist in full: where memory has no room for them they are made block by block from the stored features.
         pool: takes what the backbone returns to (B, D), for backbones that return more than that. None: the output
             itself, or its `pooler_output` where it is a mapping or an object that has one.
 

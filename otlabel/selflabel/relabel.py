@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from otlabel.errors import InvalidScoresError
 from otlabel.scores import Scores, draw_rows, free_memory, keep_whole, linear_scores, open_scores, row_blocks
 from otlabel.selflabel.labelings import HeadView, Labeling, NewLabels
 from otlabel.selflabel.model import FEATURES, Modes, View, linear_parts
+from otlabel.sweep.pool import run_tasks
 
 LOOKED_AT = 4096  # rows that tell whether features or classes have collapsed
-MATRIX_SHARE = 0.25  # of the free memory may hold one head's (N, K) scores, where they are not made block by block
+MATRIX_SHARE = 0.25  # of the free memory may hold one head's (N, K) scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,8 @@ def relabel(
 
     Args:
         labeling: makes labels of one head. Its `memory_limit`, if it has one, is how many bytes may hold a copy of
-            rows that lie in a file; what does not fit is read again for each head. None: half of the free memory.
+            rows that lie in a file, and how many one head's scores; what does not fit is read or made again in each
+            pass. None: half of the free memory, and a quarter.
         seen: the model's heads.
         rows: (N, D) features or (N, sum of K) logits, as they were stored; None if only `recorded` is there.
         n_classes: K of each head.
@@ -59,9 +62,10 @@ def relabel(
         recorded: (T, N) best classes that were seen in training.
         truth: (N,) true classes to compare with.
     """
-    source = None if rows is None else keep_whole(open_scores(rows), getattr(labeling, "memory_limit", None))
+    limit: int | None = getattr(labeling, "memory_limit", None)
+    source = None if rows is None else keep_whole(open_scores(rows), limit)
     found = []
-    for head, make_scores in enumerate(_scores_of_heads(seen, source, n_classes)):
+    for head, make_scores in enumerate(_scores_of_heads(seen, source, n_classes, limit)):
         started = time.perf_counter()
         shown = HeadView(
             number=head,
@@ -143,7 +147,9 @@ def _described(labels: np.ndarray, head: HeadView, truth: np.ndarray | None, new
 # ---- scores ----
 
 
-def _scores_of_heads(seen: View, source: Scores | None, n_classes: list[int]) -> Iterator[Callable[[], Any]]:
+def _scores_of_heads(
+    seen: View, source: Scores | None, n_classes: list[int], limit: int | None = None
+) -> Iterator[Callable[[], Any]]:
     """For each head a function that gives its (N, K) log-probabilities; forget one before asking for the next."""
     if source is None:
         yield from [_nothing_stored] * len(n_classes)
@@ -154,13 +160,13 @@ def _scores_of_heads(seen: View, source: Scores | None, n_classes: list[int]) ->
         ready = iter(linear_scores(source, [w for w, _ in linear], [b for _, b in linear]) if linear else [])
         for head, part in enumerate(parts):
             if part is None:
-                yield _Matrix(source, seen.heads[head], head, n_classes[head])
+                yield _Matrix(source, seen.heads[head], head, n_classes[head], limit)
             else:
                 scores = next(ready)
-                yield lambda scores=scores: scores  # type: ignore[misc]
+                yield partial(_kept, scores, limit)
     else:
         for head, k in enumerate(n_classes):
-            yield _Matrix(source, _columns(head, n_classes), head, k)
+            yield _Matrix(source, _columns(head, n_classes), head, k, limit)
 
 
 def _nothing_stored() -> Any:
@@ -183,16 +189,40 @@ def _columns(head: int, n_classes: list[int]) -> Callable[[torch.Tensor], torch.
     return lambda rows: rows[:, start : start + n_classes[head]]
 
 
+def _kept(scores: Scores, limit: int | None) -> Any:
+    """A linear head's scores, all in memory if they fit: to read them costs far less than a product in each pass."""
+    if not _fits(scores.shape, limit):
+        return scores
+    made = np.empty(scores.shape, scores.dtype)
+    batches = scores.batches()
+
+    def make(number: int) -> None:
+        for (start, stop), block in zip(batches[number], scores.read_blocks(batches[number]), strict=True):
+            made[start:stop] = block
+
+    with scores.reading():
+        run_tasks(make, len(batches))
+    return made
+
+
+def _fits(shape: tuple[int, int], limit: int | None) -> bool:
+    free = int(MATRIX_SHARE * free_memory())
+    return 4 * shape[0] * shape[1] <= (free if limit is None else min(limit, free))
+
+
 class _Matrix:
     """Scores of a head that is no linear one, made once when first asked for: in memory, or in a file if too large."""
 
-    def __init__(self, source: Scores, head: Callable[[torch.Tensor], torch.Tensor], number: int, k: int) -> None:
-        self._source, self._head, self._number, self._shape = source, head, number, (source.shape[0], k)
+    def __init__(
+        self, source: Scores, head: Callable[[torch.Tensor], torch.Tensor], number: int, k: int, limit: int | None
+    ) -> None:
+        self._source, self._head, self._number, self._limit = source, head, number, limit
+        self._shape = (source.shape[0], k)
         self._made: np.ndarray | None = None
 
     def __call__(self) -> np.ndarray:
         if self._made is None:
-            made = _room(self._shape)
+            made = np.empty(self._shape, np.float32) if _fits(self._shape, self._limit) else _on_disk(self._shape)
             with _evaluated(self._head) as where:
                 for (start, stop), block in row_blocks(self._source):
                     logits = self._head(torch.from_numpy(np.array(block)).to(**where))
@@ -206,13 +236,10 @@ class _Matrix:
         return self._made
 
 
-def _room(shape: tuple[int, int]) -> np.ndarray:
-    """An empty float32 matrix; where memory is short, in a nameless file that goes away with it."""
-    n_bytes = 4 * shape[0] * shape[1]
-    if n_bytes <= MATRIX_SHARE * free_memory():
-        return np.empty(shape, np.float32)
+def _on_disk(shape: tuple[int, int]) -> np.ndarray:
+    """An empty float32 matrix in a nameless file, which goes away with it."""
     with tempfile.TemporaryFile(prefix="otlabel-") as file:
-        os.posix_fallocate(file.fileno(), 0, n_bytes)  # a full disk is an OSError now, and the end of the process later
+        os.posix_fallocate(file.fileno(), 0, 4 * shape[0] * shape[1])  # a full disk is an error here, later a crash
         return np.memmap(file, np.float32, "r+", shape=shape)
 
 
