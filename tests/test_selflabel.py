@@ -743,6 +743,10 @@ def test_recorded_features_give_the_labels_of_an_extraction(labeling: Any, on_di
     with pytest.raises(ValueError, match="written before"):
         labeler.record(parts[0], features=features[parts[0]])
     labeler.record(parts[2], features=features[parts[2]])
+    labeler.labeling = faulty(RuntimeError("stop"))
+    with pytest.raises(RuntimeError, match="stop"):
+        labeler.update(model)
+    labeler.labeling = labeling
     labeler.update(model)
     assert torch.equal(labeler.labels, expected.labels)
 

@@ -108,6 +108,7 @@ class SelfLabeler:
         self._progress: float | None = None
         self._recorded: Tensor | None = None  # (T, N) best classes seen in training, -1 for none yet
         self._came: np.ndarray | None = None  # (N,) samples whose features were recorded
+        self._recording: dict[str, str] = {}  # what the store knows these features by
         self._loss_sum: Tensor | None = None  # of the losses since the last relabelling, on their device
         self._n_losses = 0
         self._n_trained = 0  # samples whose labels were asked for since the beginning
@@ -200,7 +201,7 @@ class SelfLabeler:
                 about = self._about("features recorded while training", secrets.token_hex(8))
                 self._check_store(about)
                 self.store.begin(self.n_samples, rows.shape[1], about)
-                self._came = np.zeros(self.n_samples, bool)
+                self._came, self._recording = np.zeros(self.n_samples, bool), about
             self.store.write(chosen, rows)
             self._came[chosen] = True
 
@@ -274,7 +275,7 @@ class SelfLabeler:
                     truth=self._truth,
                 )
                 arrays = _packed(found)
-        return self._commit(model, found, ranks.shared(arrays), extracted - started)
+        return self._commit(model, found, ranks.shared(arrays), extracted - started, ranks.number)
 
     def _extract(self, seen: View, loader: Iterable[Any], ranks: Ranks) -> None:
         """Bring the rows of all samples to the store, in place of what may have been recorded."""
@@ -298,10 +299,11 @@ class SelfLabeler:
             if seen.kind == LOGITS:
                 raise ValueError("features were recorded, but the model shows no heads to apply to them; pass heads=")
             check_complete(self._came, recorded=True)
-            self.store.finish()
+            if self.store.about != self._recording:  # else an update has failed after this
+                self.store.finish()
 
     def _commit(
-        self, model: nn.Module, found: list[Relabelled], arrays: dict[str, np.ndarray], seconds: float
+        self, model: nn.Module, found: list[Relabelled], arrays: dict[str, np.ndarray], seconds: float, n_ranks: int
     ) -> list[dict[str, Any]]:
         """Everything that a relabelling changes, at once."""
         loss = None if self._loss_sum is None else float(self._loss_sum) / self._n_losses
@@ -309,7 +311,7 @@ class SelfLabeler:
         common = {
             "update": self._n_updates,
             "progress": self._progress,
-            "epochs_trained": self._n_trained / self.n_samples,
+            "epochs_trained": n_ranks * self._n_trained / self.n_samples,
             "loss": loss,
             "seconds_extract": seconds,
         }

@@ -96,14 +96,14 @@ def _look(seen: View, source: Scores, n_classes: list[int], found: list[Relabell
     """
     drawn = draw_rows(source.shape[0], min(source.shape[0], LOOKED_AT), np.random.default_rng(0))
     sample = source.take(drawn)
+    told: dict[str, float] = {}
+    if seen.kind == FEATURES:
+        rows = _in_memory(sample).astype(np.float64)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        told["feature_alignment"] = float(np.linalg.norm((rows / np.where(lengths > 0, lengths, 1)).mean(0)))
     for one, make_scores in zip(found, _scores_of_heads(seen, sample, n_classes), strict=True):
         best = _in_memory(open_scores(make_scores())).argmax(1)
-        one.record["best_class_share"] = float(np.bincount(best).max() / len(best))
-        if seen.kind == FEATURES:
-            rows = _in_memory(sample).astype(np.float64)
-            lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-            mean = (rows / np.where(lengths > 0, lengths, 1)).mean(0)
-            one.record["feature_alignment"] = float(np.linalg.norm(mean))
+        one.record.update(told, best_class_share=float(np.bincount(best).max() / len(best)))
 
 
 def _in_memory(source: Scores) -> np.ndarray:
