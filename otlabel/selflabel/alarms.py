@@ -8,49 +8,49 @@ from typing import Any
 import numpy as np
 
 STUCK_LOSS = 0.98  # of log K: what a model that has learned nothing pays
-LASTING = 3  # relabellings that show the same before it means anything
-ENOUGH_STEPS = 200  # of training: before, everything looks wrong
-CHURNING, FROZEN = 0.95, 1e-4  # shares of labels that change
+TRAINED, RELABELLED = 5, 3  # epochs and relabellings before anything but a loss that is not finite means something
+CHURNING = 0.9  # of what random labels change
+FROZEN = 1e-4  # share of labels that change
 COLLAPSED_CLASS = 0.9  # share of the samples that one class would take
 COLLAPSED_FEATURES = 0.99  # length of the mean of features of length 1
 
 
 def raised(history: list[dict[str, Any]], n_classes: list[int]) -> dict[str, str]:
-    """What has been wrong for some time, by kind; nothing, as a rule."""
+    """What is wrong after the last relabelling, in plain words, by its kind; nothing, as a rule."""
     n_heads = len(n_classes)
-    recent = history[-LASTING * n_heads :]
-    found = {}
-    loss = recent[-1]["loss"]
+    last = history[-n_heads:]
+    loss = last[0]["loss"]
     if loss is not None and not math.isfinite(loss):
-        found["diverged"] = "the loss is not finite: training has diverged; lower the learning rate"
-    if len(recent) < LASTING * n_heads or sum(record["steps"] for record in history[::n_heads]) < ENOUGH_STEPS:
-        return found
+        return {"diverged": "the loss is not finite: training has diverged; lower the learning rate"}
+    if last[0]["epochs_trained"] < TRAINED or last[0]["update"] < RELABELLED:
+        return {}  # at the beginning everything looks like this
+    found = {}
     log_k = float(np.mean(np.log(n_classes)))
-    if log_k > 0 and all(one["loss"] is not None and one["loss"] > STUCK_LOSS * log_k for one in recent):
+    if loss is not None and log_k > 0 and loss > STUCK_LOSS * log_k:
         found["stuck"] = (
-            f"the loss is stuck at {loss:.3g}, near log K = {log_k:.3g}: the model learns nothing from its labels; "
+            f"the loss is {loss:.3g}, no better than log K = {log_k:.3g} of a guess: labels are not learned; "
             "check the learning rate, that index and input belong together, and that relabellings are not too frequent"
         )
-    churn = [record["churn"] for record in recent]
-    if min(churn) > CHURNING:
+    recent = history[-RELABELLED * n_heads :]
+    if all(record["churn"] > CHURNING * (1 - 1 / n_classes[record["head"]]) for record in recent):
         found["churning"] = (
-            f"more than {CHURNING:.0%} of the labels change each time: they are not learned in between; relabel less "
-            "often, or train faster"
+            f"labels change each time as random ones would (last time {last[0]['churn']:.0%} of them): they are not "
+            "learned in between; relabel less often, or train faster"
         )
-    if max(churn) < FROZEN:
+    if all(record["churn"] < FROZEN for record in recent):
         found["frozen"] = "labels have stopped changing: more relabellings are a waste of time"
-    for head, k in enumerate(n_classes):
-        shares = [record.get("best_class_share", 0.0) for record in recent[head::n_heads]]
-        if k > 2 and min(shares) > COLLAPSED_CLASS:
-            found[f"collapsed head {head}"] = (
-                f"before balancing, one class of head {head} would take {shares[-1]:.0%} of the samples: its logits "
-                "hardly depend on the input"
+    for record in last:
+        share = record.get("best_class_share", 0.0)
+        if n_classes[record["head"]] > 2 and share > COLLAPSED_CLASS:
+            found[f"collapsed head {record['head']}"] = (
+                f"before balancing, one class of head {record['head']} would take {share:.0%} of the samples: its "
+                "logits hardly depend on the input"
             )
-    alignment = [record.get("alignment", 0.0) for record in recent]
-    if min(alignment) > COLLAPSED_FEATURES:
+    alignment = last[0].get("feature_alignment", 0.0)
+    if alignment > COLLAPSED_FEATURES:
         found["collapsed features"] = (
-            f"features of different samples are nearly parallel (mean direction of length {alignment[-1]:.3f}): they "
-            "have collapsed, or need centring, as by a BatchNorm before the heads"
+            f"features of different samples are nearly parallel (mean direction of length {alignment:.3f}): they have "
+            "collapsed, or need centring, as by a BatchNorm before the heads"
         )
     return found
 

@@ -54,54 +54,50 @@ def extract(
         InvalidScoresError: NaN or infinity, named by sample.
     """
     ranks = ranks or Ranks()
+    present = np.zeros(n_samples, bool)  # rows that an interrupted extraction has left, once the store has told
     modes = Modes(seen.model)
     seen.model.train(mode == "train")
     try:
-        with torch.no_grad():
-            parts = _bar(loader, progress and ranks.is_first)
-            _fill(store, ranks.gathered(_rows(seen, parts, amp)), n_samples, about, ranks)
-    except Exception as error:
-        ranks.agree(error)
-    else:
-        ranks.agree(None)
+        with ranks.together(), torch.no_grad():
+            parts = _rows(seen, _bar(loader, progress and ranks.is_first), amp, present)
+            _fill(store, ranks.gathered(parts), about, present, ranks)
     finally:
         modes.restore()
         store.close()
 
 
-def _fill(store: Store, batches: Iterator[Batch], n_samples: int, about: dict[str, str], ranks: Ranks) -> None:
+def _fill(store: Store, batches: Iterator[Batch], about: dict[str, str], present: np.ndarray, ranks: Ranks) -> None:
     """Write what is not there yet; on the ranks that only send there is nothing to write."""
     first = next(batches, None)
     if first is None:
         if ranks.is_first:
             raise ValueError("the loader is empty; it must yield (index, input) for every sample")
         return
-    present = store.begin(n_samples, first[1].shape[1], about)
-    came = np.zeros(n_samples, bool)
+    begun = store.begin(len(present), first[1].shape[1], about)
+    if ranks.number == 1:  # of several, the others do not know what is there and send all
+        present |= begun
+    came = np.zeros(len(present), bool)
     for index, rows in chain([first], batches):
-        index, rows = _once(index, rows, came, several=ranks.number > 1)
+        fresh = _fresh(index, came, several=ranks.number > 1)
         came[index] = True
-        wanted = ~present[index]
-        if wanted.any():
+        wanted = fresh[~begun[index[fresh]]]
+        if len(wanted):
             store.write(index[wanted], rows[wanted])
     check_complete(came)
     store.finish()
 
 
-def _once(index: np.ndarray, rows: np.ndarray, came: np.ndarray, *, several: bool) -> Batch:
-    """Those of a batch that have not come before; with one process alone, a sample that has is an error."""
-    check_range(index, len(came))
+def _fresh(index: np.ndarray, came: np.ndarray, *, several: bool) -> np.ndarray:
+    """Places in a batch of what has not come before; with one process alone, a sample that has is an error."""
     _, first = np.unique(index, return_index=True)
     fresh = np.sort(first[~came[index[first]]])
-    if len(fresh) < len(index):
-        if not several:
-            again = np.setdiff1d(np.arange(len(index)), fresh)[0]
-            raise ValueError(
-                f"sample {index[again]} came twice; the loader for labelling must yield every index exactly once "
-                "(no sampler that repeats, drop_last=False)"
-            )
-        index, rows = index[fresh], rows[fresh]
-    return index, rows
+    if len(fresh) < len(index) and not several:
+        again = np.setdiff1d(np.arange(len(index)), fresh)[0]
+        raise ValueError(
+            f"sample {index[again]} came twice; the loader for labelling must yield every index exactly once "
+            "(no sampler that repeats, drop_last=False)"
+        )
+    return fresh
 
 
 def check_range(index: np.ndarray, n_samples: int) -> None:
@@ -111,22 +107,28 @@ def check_range(index: np.ndarray, n_samples: int) -> None:
         raise ValueError(f"index {wrong} is out of range; the labeler was made for {n_samples} samples, 0 to N - 1")
 
 
-def check_complete(came: np.ndarray) -> None:
+def check_complete(came: np.ndarray, *, recorded: bool = False) -> None:
     """Raise ValueError for samples that never came."""
-    if not came.all():
-        missing = np.flatnonzero(~came)
-        shown = ", ".join(map(str, missing[:MISSING_SHOWN])) + (", ..." if len(missing) > MISSING_SHOWN else "")
-        raise ValueError(
-            f"{len(missing):,} of {len(came):,} samples never came, among them {shown}; the loader for labelling must "
-            "yield every index once (drop_last=False, no sampler that leaves samples out)"
-        )
+    if came.all():
+        return
+    missing = np.flatnonzero(~came)
+    shown = ", ".join(map(str, missing[:MISSING_SHOWN])) + (", ..." if len(missing) > MISSING_SHOWN else "")
+    remedy = "the loader for labelling must yield every index once (drop_last=False, no sampler that leaves any out)"
+    if recorded:
+        remedy = "record every sample before an update without a loader (drop_last=False), or pass a loader"
+    raise ValueError(f"{len(missing):,} of {len(came):,} samples never came: {shown}; {remedy}")
 
 
-def _rows(seen: View, loader: Iterable[Any], amp: torch.dtype | None) -> Iterator[Batch]:
+def _rows(seen: View, loader: Iterable[Any], amp: torch.dtype | None, present: np.ndarray) -> Iterator[Batch]:
+    """What the model gives for each batch; nothing for one whose rows are all there already."""
     device = next((p.device for p in seen.model.parameters()), torch.device("cpu"))
     precision: Any = contextlib.nullcontext() if amp is None else torch.autocast(device.type, dtype=amp)
     for item in loader:
         index, inputs = parted(item)
+        check_range(index, len(present))
+        if len(index) and present[index].all():
+            yield index, np.empty((0, 0), np.float32)
+            continue
         with precision:
             rows = seen.rows(to_device(inputs, device))
         if rows.ndim != 2 or len(rows) != len(index):

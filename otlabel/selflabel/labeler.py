@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import operator
 import os
+import secrets
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ from otlabel.selflabel.features import check_complete, check_range, extract, wei
 from otlabel.selflabel.labelings import Labeling, OptimalTransport
 from otlabel.selflabel.model import LOGITS, View, as_logits, class_counts, unwrapped, view
 from otlabel.selflabel.ranks import Ranks
-from otlabel.selflabel.relabel import Relabelled, feature_alignment, relabel
+from otlabel.selflabel.relabel import Relabelled, relabel
 from otlabel.selflabel.schedule import Schedule
 from otlabel.selflabel.store import FeatureStore, Store, TensorStore
 
@@ -92,7 +92,7 @@ class SelfLabeler:
             raise ValueError(f"mode is {mode!r}; choose 'eval' or 'train'")
         if (features is None) != (heads is None):
             raise ValueError("features and heads belong together; pass both, or neither")
-        self.n_samples, self.n_classes = operator.index(n_samples), class_counts(n_classes)
+        self.n_samples, self.n_classes = n_samples, class_counts(n_classes)
         self.labeling = OptimalTransport() if labeling is None else labeling
         self.schedule, self.steps_per_epoch, self.seed = schedule, steps_per_epoch, seed
         self.store = _opened(store)
@@ -108,8 +108,11 @@ class SelfLabeler:
         self._progress: float | None = None
         self._recorded: Tensor | None = None  # (T, N) best classes seen in training, -1 for none yet
         self._came: np.ndarray | None = None  # (N,) samples whose features were recorded
+        self._recording: dict[str, str] = {}  # what the store knows these features by
         self._loss_sum: Tensor | None = None  # of the losses since the last relabelling, on their device
         self._n_losses = 0
+        self._alarmed: set[str] = set()  # what has been warned of and lasts
+        self._n_trained = 0  # samples whose labels were asked for since the beginning
 
     # ---- labels and loss ----
 
@@ -135,6 +138,7 @@ class SelfLabeler:
         chosen = torch.as_tensor(index)
         if chosen.device.type == "cpu":  # elsewhere a look would wait for the device, which checks for itself
             check_range(whole_numbers(chosen), self.n_samples)
+        self._n_trained += len(chosen)
         return self._labels[:, chosen.to(self._labels.device)]
 
     def loss(self, logits: Any, index: Any, *, weight: Tensor | Sequence[Tensor] | None = None) -> Tensor:
@@ -158,6 +162,8 @@ class SelfLabeler:
         weights: list[Any] = list(weight) if isinstance(weight, (list, tuple)) else [weight] * len(parts)
         losses = []
         for one, targets, class_weight in zip(parts, self.targets(index), weights, strict=True):
+            one = one.float() if one.dtype.itemsize < 4 else one  # the sum of a batch may be too much for a half
+            class_weight = None if class_weight is None else class_weight.to(one)
             total = F.cross_entropy(one, targets, class_weight, ignore_index=NO_LABEL, reduction="sum")
             counted = targets >= 0 if class_weight is None else class_weight[targets.clamp(min=0)] * (targets >= 0)
             # Where nothing is counted the sum is 0, and stays so.
@@ -170,6 +176,8 @@ class SelfLabeler:
     def record(self, index: Any, logits: Any = None, *, features: Tensor | None = None) -> None:
         """Keep what a training step has seen, so that the next `update(model)` needs no loader.
 
+        Best classes are saved with `state_dict`; features are not: leave off where none are pending.
+
         Args:
             index: (B,) which samples these are.
             logits: as for `loss`. Only each sample's best class is kept: enough for `Argmax`.
@@ -178,6 +186,7 @@ class SelfLabeler:
 
         Raises:
             ValueError: an index out of range, or one whose features were recorded since the last update already.
+            FingerprintError: the store holds features of other data.
         """
         chosen = whole_numbers(index)
         check_range(chosen, self.n_samples)
@@ -189,8 +198,11 @@ class SelfLabeler:
         if features is not None:
             rows = features.detach().float().cpu().numpy()
             if self._came is None:
-                self.store.begin(self.n_samples, rows.shape[1], self._about("features recorded while training", ""))
-                self._came = np.zeros(self.n_samples, bool)
+                # Under a name of its own: of rows that a run before has recorded, nobody knows what weights made them.
+                about = self._about("features recorded while training", secrets.token_hex(8))
+                self._check_store(about)
+                self.store.begin(self.n_samples, rows.shape[1], about)
+                self._came, self._recording = np.zeros(self.n_samples, bool), about
             self.store.write(chosen, rows)
             self._came[chosen] = True
 
@@ -212,11 +224,14 @@ class SelfLabeler:
             raise ValueError("pass exactly one of epoch, step= and samples=")
         if self.schedule is None:
             return False
-        self._progress = self._time(epoch, step, samples)
+        self._progress = float(self._time(epoch, step, samples))
         return self.schedule.count(self._progress) > self._n_passed
 
     def update(self, model: nn.Module, loader: Iterable[Any] | None = None) -> list[dict[str, Any]]:
         """Label all samples anew with every head: all heads change, or none if anything goes wrong.
+
+        torch's random numbers go on as if nothing had happened, but for what a DataLoader draws whenever it is
+        iterated (a seed for its workers, and an order if it shuffles) and a model in training mode.
 
         Args:
             model: as it is now. Its weights, and the mode of its modules, are left as they are; a labeling whose
@@ -240,48 +255,54 @@ class SelfLabeler:
         ranks = Ranks(self._ranks_group)
         seen = view(model, self.n_classes, self._features_of, self._heads_of)
         started = time.perf_counter()
-        recorded = self._gather(seen, model, loader, ranks)
+        if loader is None:
+            self._finish_recording(seen, ranks)
+        else:
+            self._extract(seen, loader, ranks)
         extracted = time.perf_counter()
         arrays: dict[str, np.ndarray] = {}
         found: list[Relabelled] = []
-        failure = None
-        try:
+        with ranks.together():
             if ranks.is_first:
-                rows = None if recorded is not None else self.store.source()
                 found = relabel(
-                    self.labeling, seen, rows, self.n_classes, as_array(self._labels), self._states,
-                    self._seed_of_update(), recorded=recorded, truth=self._truth,
-                )  # fmt: skip
+                    self.labeling,
+                    seen,
+                    self.store.source() if loader is not None or self._came is not None else None,
+                    self.n_classes,
+                    as_array(self._labels),
+                    self._states,
+                    self._seed_of_update(),
+                    recorded=None if loader is not None or self._recorded is None else as_array(self._recorded),
+                    truth=self._truth,
+                )
                 arrays = _packed(found)
-                if rows is not None:
-                    arrays["alignment"] = np.array([feature_alignment(rows)])
-        except Exception as error:
-            failure = error
-        ranks.agree(failure)
-        arrays = ranks.shared(arrays)
-        return self._commit(model, found, arrays, extracted - started)
+        return self._commit(model, found, ranks.shared(arrays), extracted - started, ranks.number)
 
-    def _gather(self, seen: View, model: nn.Module, loader: Iterable[Any] | None, ranks: Ranks) -> np.ndarray | None:
-        """Bring the rows to the store; or give the best classes that were recorded, where these are what there is."""
-        if loader is not None:
-            about = self._about(seen.kind, weights_hash(unwrapped(model)))
-            ranks.agree(self._foreign_store(about) if ranks.is_first else None)
-            extract(seen, loader, self.store, self.n_samples, about=about, ranks=ranks, **self._extraction)
-            return None
+    def _extract(self, seen: View, loader: Iterable[Any], ranks: Ranks) -> None:
+        """Bring the rows of all samples to the store, in place of what may have been recorded."""
+        how = " ".join(f"{name}={self._extraction[name]}" for name in ("mode", "amp"))
+        about = self._about(seen.kind, f"{weights_hash(unwrapped(seen.model))} {how}")
+        with ranks.together():
+            if ranks.is_first:
+                self._check_store(about)
+        self._came = None
+        extract(seen, loader, self.store, self.n_samples, about=about, ranks=ranks, **self._extraction)
+
+    def _finish_recording(self, seen: View, ranks: Ranks) -> None:
+        """Bring what was recorded to the store, if that is features; a sample without a best class keeps its label."""
         if ranks.number > 1:
             raise ValueError("recorded batches are of one process only; pass a loader where several train together")
+        if self._came is None and self._recorded is None:
+            raise ValueError("nothing was recorded since the last update; pass a loader, or call record while training")
         if self._came is not None:
             if seen.kind == LOGITS:
                 raise ValueError("features were recorded, but the model shows no heads to apply to them; pass heads=")
-            check_complete(self._came)
-            self.store.finish()
-            return None
-        if self._recorded is None:
-            raise ValueError("nothing was recorded since the last update; pass a loader, or call record while training")
-        return as_array(self._recorded)
+            check_complete(self._came, recorded=True)
+            if self.store.about != self._recording:  # else an update has failed after this
+                self.store.finish()
 
     def _commit(
-        self, model: nn.Module, found: list[Relabelled], arrays: dict[str, np.ndarray], seconds: float
+        self, model: nn.Module, found: list[Relabelled], arrays: dict[str, np.ndarray], seconds: float, n_ranks: int
     ) -> list[dict[str, Any]]:
         """Everything that a relabelling changes, at once."""
         loss = None if self._loss_sum is None else float(self._loss_sum) / self._n_losses
@@ -289,51 +310,52 @@ class SelfLabeler:
         common = {
             "update": self._n_updates,
             "progress": self._progress,
-            "steps": self._n_losses,
+            "epochs_trained": n_ranks * self._n_trained / self.n_samples,
             "loss": loss,
             "seconds_extract": seconds,
         }
-        if "alignment" in arrays:
-            common["alignment"] = float(arrays["alignment"][0])
         records = [common | {"head": head, **one.record} for head, one in enumerate(found)]
         states: list[dict[str, np.ndarray]] = [{} for _ in self.n_classes]
         for key, value in arrays.items():
             head, _, name = key.partition("/")
             if name:
                 states[int(head)][name] = value
-        for number in np.flatnonzero(arrays["new_classes"]).tolist():
-            self._renew_head(model, number)
+        raised = self._renew_heads(model, np.flatnonzero(arrays["new_classes"]).tolist())
         self._labels, self._states = labels, list(states)
         if self.schedule is not None and self._progress is not None:
             self._n_passed = self.schedule.count(self._progress)
         self._n_updates += 1
         self._recorded = self._came = self._loss_sum = None
         self._n_losses = 0
-        known = self.history[-1]["alarms"] if self.history else {}
         self.history += records
-        raised = alarms.raised(self.history, self.n_classes) if records else {}
+        found_wrong = alarms.raised(self.history, self.n_classes) if records else {}
         for record in records:
-            record["alarms"] = raised
-        for kind, text in raised.items():
-            if kind not in known:
-                warnings.warn(text, SelfLabelWarning, stacklevel=3)
+            record["alarms"] = raised + list(found_wrong.values())
+        for text in raised + [text for kind, text in found_wrong.items() if kind not in self._alarmed]:
+            warnings.warn(text, SelfLabelWarning, stacklevel=3)
+        self._alarmed = set(found_wrong)
         logger.info("relabelling %d: %s", self._n_updates, alarms.told(records))
         return records
 
-    def _renew_head(self, model: nn.Module, head: int) -> None:
-        """Draw the weights of a head anew, the same on every process."""
+    def _renew_heads(self, model: nn.Module, heads: list[int]) -> list[str]:
+        """Draw the weights of heads anew, the same on every process; what is to be said where that cannot be done."""
+        if not heads:
+            return []
         inner = unwrapped(model)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed_of_update() + head)
-            if callable(reset := getattr(inner, "reset_head", None)):
+        reset: Any = getattr(inner, "reset_head", None)
+        if not callable(reset):
+            return [
+                f"classes have changed their meaning, but {type(inner).__name__} has no reset_head(number) to draw the "
+                "weights of a head anew; training goes on from the old ones"
+            ]
+        devices = sorted({parameter.device.index for parameter in inner.parameters() if parameter.is_cuda})
+        for head in heads:
+            with torch.random.fork_rng(devices):
+                torch.default_generator.manual_seed(self._seed_of_update() + head)
+                for device in devices:
+                    torch.cuda.default_generators[device].manual_seed(self._seed_of_update() + head)
                 reset(head)
-                return
-        warnings.warn(
-            f"the classes of head {head} have changed their meaning, but {type(inner).__name__} has no "
-            "reset_head(number) to draw its weights anew; training goes on from the old ones",
-            SelfLabelWarning,
-            stacklevel=4,
-        )
+        return []
 
     # ---- saving ----
 
@@ -355,6 +377,7 @@ class SelfLabeler:
             "recorded": None if self._recorded is None else self._recorded.cpu().to(torch.int32),
             "loss_sum": None if self._loss_sum is None else self._loss_sum.detach().cpu(),
             "n_losses": self._n_losses,
+            "n_trained": self._n_trained,
             "history": [dict(record) for record in self.history],
         }
 
@@ -370,7 +393,7 @@ class SelfLabeler:
             )
         for name in ("n_samples", "n_classes", "data"):
             theirs, ours = state[name], getattr(self, name)
-            if theirs != ours and not (name == "data" and ours is None):
+            if theirs != ours and not (name == "data" and None in (theirs, ours)):
                 raise FingerprintError(
                     f"the state is of another run: its {name} is {theirs!r}, this labeler's is {ours!r}"
                 )
@@ -382,7 +405,7 @@ class SelfLabeler:
         recorded, loss_sum = state["recorded"], state["loss_sum"]
         self._recorded = None if recorded is None else recorded.to(device, torch.int64)
         self._loss_sum = None if loss_sum is None else loss_sum.to(device)
-        self._n_losses = int(state["n_losses"])
+        self._n_losses, self._n_trained = int(state["n_losses"]), int(state["n_trained"])
         self._came = None
         self.history = [dict(record) for record in state["history"]]
 
@@ -436,7 +459,7 @@ class SelfLabeler:
         if self.schedule.unit == "steps":
             if step is None:
                 raise ValueError(f"{self.schedule!r} counts steps; pass due(step=...)")
-            return float(step)
+            return step
         if step is not None:
             if self.steps_per_epoch is None:
                 raise ValueError(
@@ -444,21 +467,20 @@ class SelfLabeler:
                     "steps_per_epoch="
                 )
             return step / self.steps_per_epoch
-        return samples / self.n_samples if samples is not None else float(epoch)  # type: ignore[arg-type]
+        return samples / self.n_samples if samples is not None else epoch  # type: ignore[return-value]
 
     def _about(self, kind: str, weights: str) -> dict[str, str]:
         data = f"{self.n_samples} samples" if self.data is None else self.data
         return {"data": data, "kind": kind, "weights": weights}
 
-    def _foreign_store(self, about: dict[str, str]) -> FingerprintError | None:
-        """What is wrong with writing over features of other data, which another run may need."""
+    def _check_store(self, about: dict[str, str]) -> None:
+        """Refuse to write over features of other data, which another run may need."""
         there = self.store.about
-        if there is None or there.get("data") == about["data"]:
-            return None
-        return FingerprintError(
-            f"the store holds features of other data ({there.get('data')!r}, these are {about['data']!r}); give this "
-            "run a store of its own, or remove the old one"
-        )
+        if there is not None and there.get("data") != about["data"]:
+            raise FingerprintError(
+                f"the store holds features of other data ({there.get('data')!r}, these are {about['data']!r}); give "
+                "this run a store of its own, or remove the old one"
+            )
 
     def __repr__(self) -> str:
         return (

@@ -13,7 +13,7 @@ A labeling is any function of one head's view of the data that returns labels. A
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -119,7 +119,8 @@ class KMeans:
     """DeepCluster's labels: k-means on whitened features, and a fresh head each time, since clusters have no names.
 
     Features are centred, reduced and whitened by their principal components, and scaled to length 1. faiss does the
-    clustering (it splits a large cluster for an empty one), or scikit-learn where faiss is not installed.
+    clustering, or scikit-learn where faiss is not installed. Where clusters stay empty in the end, as with many equal
+    samples, each gets half of the largest one, at random.
 
     Args:
         n_components: principal components that are kept; fewer where features have fewer.
@@ -140,6 +141,7 @@ class KMeans:
             raise ValueError(f"k-means cannot make {head.n_classes} clusters of {head.n_samples} samples; lower K")
         features = whitened(open_scores(head.rows), self.n_components)
         labels, inertia = self._cluster(features, head.n_classes, head.seed)
+        labels = fill_empty(labels, head.n_classes, np.random.default_rng(head.seed))
         return NewLabels(labels, facts={"value": -inertia / head.n_samples}, new_classes=True)
 
     def _cluster(self, features: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, float]:
@@ -204,7 +206,8 @@ def whitened(source: Scores, n_components: int) -> np.ndarray:
     """Centred rows on their first principal components, each of variance 1, and then of length 1; (N, d) float32."""
     n_rows, n_columns = source.shape
     total, products = np.zeros(n_columns), np.zeros((n_columns, n_columns))
-    for block in _wide_blocks(source):
+    for _, stored in row_blocks(source):
+        block = stored.astype(np.float64)
         total += block.sum(0)
         products += block.T @ block
     mean = total / n_rows
@@ -213,11 +216,9 @@ def whitened(source: Scores, n_components: int) -> np.ndarray:
     if not len(kept):
         return np.zeros((n_rows, 1), np.float32)  # all rows are equal
     change = directions[:, kept] / np.sqrt(variances[kept])
-    found = np.concatenate([((block - mean) @ change).astype(np.float32) for block in _wide_blocks(source)])
-    lengths = np.linalg.norm(found, axis=1, keepdims=True)
-    return np.ascontiguousarray(found / np.where(lengths > 0, lengths, 1))
-
-
-def _wide_blocks(source: Scores) -> Iterator[np.ndarray]:
-    for _, block in row_blocks(source):
-        yield block.astype(np.float64)
+    found = np.empty((n_rows, len(kept)), np.float32)
+    for (start, stop), block in row_blocks(source):
+        rows = (block - mean) @ change
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        found[start:stop] = rows / np.where(lengths > 0, lengths, 1)
+    return found

@@ -96,7 +96,7 @@ def load_labels(path: str | os.PathLike[str]) -> HeadLabels:
         if len({len(labels) for labels in heads}) != 1:
             raise ValueError("its heads have labels of different numbers of samples")
         return HeadLabels(np.stack(heads), n_classes, about.get("data"), int(about["seed"]), records)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # the last is HDF5's, too
         if isinstance(error, PermissionError):
             raise
         raise FileFormatError(f"{file} is no usable file of labels: {error}") from error
@@ -105,6 +105,8 @@ def load_labels(path: str | os.PathLike[str]) -> HeadLabels:
 def _read_head(handle: Any, head: int, k: int, room: int) -> np.ndarray:
     labels = read_dataset(handle, f"heads/{head}/labels", "i", room).astype(np.int64)
     counts = read_dataset(handle, f"heads/{head}/counts", "i", room)
+    if len(counts) != k:
+        raise ValueError(f"head {head} has {len(counts)} counts for {k} classes")
     if labels.min(initial=0) < -1 or labels.max(initial=-1) >= k:
         raise ValueError(f"labels of head {head} are not from 0 to {k - 1}, or -1")
     if not np.array_equal(np.bincount(labels[labels >= 0], minlength=k), counts):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from operator import index
 from typing import Any
 
 import torch
@@ -24,8 +24,8 @@ class MultiHead(nn.Module):
             input is passed as keywords, a tuple as arguments.
         feature_dim: D.
         n_classes: K for one head, or one K a head: `[128] * 10` is ten heads of 128.
-        hidden: width of a hidden layer (with ReLU) in each head. None: heads are linear, so that labels of all heads
-            come from one read of the stored features, and the (N, K) scores never exist.
+        hidden: width of a hidden layer (with ReLU) in each head. None: heads are linear, whose (N, K) scores need not
+            exist in full: where memory has no room for them they are made block by block from the stored features.
         pool: takes what the backbone returns to (B, D), for backbones that return more than that. None: the output
             itself, or its `pooler_output` where it is a mapping or an object that has one.
 
@@ -85,7 +85,9 @@ def _pooled(output: Any) -> Tensor:
 
 def class_counts(n_classes: int | Sequence[int]) -> list[int]:
     """One K a head."""
-    counts = [operator.index(k) for k in ([n_classes] if isinstance(n_classes, (int, Integral)) else n_classes)]
+    counts: list[int] = []
+    with contextlib.suppress(TypeError):  # what is no whole number
+        counts = [index(k) for k in (n_classes if isinstance(n_classes, Sequence) else [n_classes])]
     if not counts or min(counts) < 1:
         raise ValueError(f"n_classes is {n_classes!r}; pass a whole number, or a list of them, one a head")
     return counts
@@ -126,10 +128,10 @@ def view(
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The user's own model, inside of what distributes or compiles it."""
-    distributed = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while True:
-        inner = model.module if isinstance(model, distributed) else getattr(model, "_orig_mod", None)
-        if inner is None:
+        inner: Any = model.module if isinstance(model, wrappers) else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
             return model
         model = inner
 
@@ -158,12 +160,18 @@ def as_logits(output: Any, n_classes: list[int]) -> list[Tensor]:
     """What a model returns, as one tensor (B, K) a head.
 
     Raises:
+        TypeError: what is returned holds no tensors.
         ValueError: another number of heads, or of classes.
     """
     found = _entry(output, "logits")
     if isinstance(found, Mapping):
         found = list(found.values())
-    logits = [found] if isinstance(found, Tensor) else list(found)
+    logits = list(found) if isinstance(found, (tuple, list)) else [found]
+    if not all(isinstance(one, Tensor) for one in logits):
+        raise TypeError(
+            f"the model returns {type(output).__name__}, in which no logits are found; return a tensor (B, K), a list "
+            "of them, one a head, or either as `logits`"
+        )
     if len(logits) != len(n_classes):
         raise ValueError(f"the model gives logits of {len(logits)} heads; the labeler was made for {len(n_classes)}")
     for number, (one, k) in enumerate(zip(logits, n_classes, strict=True)):
@@ -198,13 +206,15 @@ class Modes:
 
 
 def linear_parts(heads: list[Any]) -> Iterator[tuple[Tensor, Tensor | None] | None]:
-    """Weight and bias of each head that is linear; None for one that is not."""
+    """Weight and bias of each head that is linear, in float32; None for one that is not, or does more than that."""
     for head in heads:
-        if isinstance(head, nn.Linear):
-            own_bias: Tensor | None = head.bias
-            yield head.weight.detach(), None if own_bias is None else own_bias.detach()
+        if isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward:
+            yield _as_numbers(head.weight, head.bias)
         elif isinstance(head, (tuple, list)) and len(head) == 2:
-            weight, bias = head
-            yield weight.detach(), None if bias is None else bias.detach()
+            yield _as_numbers(*head)
         else:
             yield None
+
+
+def _as_numbers(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return weight.detach().float(), None if bias is None else bias.detach().float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,14 @@ class Ranks:
                     if head[0]:
                         yield one_index[: head[0]], one_rows[: head[0]]
 
-    def agree(self, failure: Exception | None) -> None:
-        """Go on only where all ranks do; who has failed raises its own error, the others say that another has."""
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Work after which all ranks go on, or none: who fails raises its own error, the others that another has."""
+        failure = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
         if self.number > 1 and not self._failed_together:
             self._told(failure)
         if failure is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ import torch
 
 from otlabel import metrics
 from otlabel.errors import InvalidScoresError
-from otlabel.scores import Scores, draw_rows, free_memory, linear_scores, open_scores, row_blocks
+from otlabel.scores import Scores, draw_rows, free_memory, keep_whole, linear_scores, open_scores, row_blocks
 from otlabel.selflabel.labelings import HeadView, Labeling, NewLabels
 from otlabel.selflabel.model import FEATURES, Modes, View, linear_parts
+from otlabel.sweep.pool import run_tasks
 
 LOOKED_AT = 4096  # rows that tell whether features or classes have collapsed
-MATRIX_SHARE = 0.25  # of the free memory may hold one head's (N, K) scores, where they are not made block by block
+MATRIX_SHARE = 0.25  # of the free memory may hold one head's (N, K) scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,9 @@ def relabel(
     """New labels of all heads from one read of the stored rows; nothing of the old ones is touched.
 
     Args:
-        labeling: makes labels of one head.
+        labeling: makes labels of one head. Its `memory_limit`, if it has one, is how many bytes may hold a copy of
+            rows that lie in a file, and how many one head's scores; what does not fit is read or made again in each
+            pass. None: half of the free memory, and a quarter.
         seen: the model's heads.
         rows: (N, D) features or (N, sum of K) logits, as they were stored; None if only `recorded` is there.
         n_classes: K of each head.
@@ -58,49 +62,52 @@ def relabel(
         recorded: (T, N) best classes that were seen in training.
         truth: (N,) true classes to compare with.
     """
-    source = None if rows is None else open_scores(rows)
+    limit: int | None = getattr(labeling, "memory_limit", None)
+    source = None if rows is None else keep_whole(open_scores(rows), limit)
     found = []
-    with _scores_of_heads(seen, source, n_classes) as makers:
-        for head, k in enumerate(n_classes):
-            started = time.perf_counter()
-            seeds = np.random.SeedSequence((seed, head)).generate_state(1)
-            shown = HeadView(
-                number=head,
-                n_classes=k,
-                n_samples=before.shape[1],
-                before=before[head],
-                state=states[head],
-                seed=int(seeds[0]),
-                rows=rows,
-                make_scores=makers[head],
-                recorded=None if recorded is None else recorded[head],
-            )
-            new = labeling(shown)
-            labels = _checked(new, shown)
-            facts = {name: float(value) for name, value in new.facts.items()}
-            record = _described(labels, shown, truth, new) | facts | {"seconds": time.perf_counter() - started}
-            if source is not None:
-                record |= {"best_class_share": _best_class_share(shown)}
-            found.append(Relabelled(labels, dict(new.state), new.new_classes, record))
+    for head, make_scores in enumerate(_scores_of_heads(seen, source, n_classes, limit)):
+        started = time.perf_counter()
+        shown = HeadView(
+            number=head,
+            n_classes=n_classes[head],
+            n_samples=before.shape[1],
+            before=before[head],
+            state=states[head],
+            seed=int(np.random.SeedSequence((seed, head)).generate_state(1)[0]),
+            rows=source,
+            make_scores=make_scores,
+            recorded=None if recorded is None else recorded[head],
+        )
+        new = labeling(shown)
+        labels = _checked(new, shown)
+        facts = {name: float(value) for name, value in new.facts.items()}
+        record = _described(labels, shown, truth, new) | facts | {"seconds": time.perf_counter() - started}
+        found.append(Relabelled(labels, dict(new.state), new.new_classes, record))
+    if source is not None:
+        _look(seen, source, n_classes, found)
     return found
 
 
-def feature_alignment(rows: Any) -> float:
-    """Length of the mean of rows scaled to length 1: near 1 where all samples look the same to the model."""
-    sample = _sample(open_scores(rows))
-    lengths = np.linalg.norm(sample, axis=1, keepdims=True)
-    return float(np.linalg.norm((sample / np.where(lengths > 0, lengths, 1)).mean(0)))
+def _look(seen: View, source: Scores, n_classes: list[int], found: list[Relabelled]) -> None:
+    """Add to the records what tells a collapse, from a sample of the rows.
 
-
-def _sample(source: Scores) -> np.ndarray:
+    best_class_share: share of samples whose best class is the most common one, before any balance.
+    feature_alignment: length of the mean of features scaled to length 1, near 1 where all samples look the same.
+    """
     drawn = draw_rows(source.shape[0], min(source.shape[0], LOOKED_AT), np.random.default_rng(0))
-    return np.concatenate([block for _, block in row_blocks(source.take(drawn))]).astype(np.float64)
+    sample = source.take(drawn)
+    told: dict[str, float] = {}
+    if seen.kind == FEATURES:
+        rows = _in_memory(sample).astype(np.float64)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        told["feature_alignment"] = float(np.linalg.norm((rows / np.where(lengths > 0, lengths, 1)).mean(0)))
+    for one, make_scores in zip(found, _scores_of_heads(seen, sample, n_classes), strict=True):
+        best = _in_memory(open_scores(make_scores())).argmax(1)
+        one.record.update(told, best_class_share=float(np.bincount(best).max() / len(best)))
 
 
-def _best_class_share(head: HeadView) -> float:
-    """Share of samples whose best class is the most common one, before any balance."""
-    best = _sample(open_scores(head.scores())).argmax(1)
-    return float(np.bincount(best).max() / len(best))
+def _in_memory(source: Scores) -> np.ndarray:
+    return np.concatenate([block for _, block in row_blocks(source)])
 
 
 def _checked(new: NewLabels, head: HeadView) -> np.ndarray:
@@ -140,43 +147,41 @@ def _described(labels: np.ndarray, head: HeadView, truth: np.ndarray | None, new
 # ---- scores ----
 
 
-@contextmanager
-def _scores_of_heads(seen: View, source: Scores | None, n_classes: list[int]) -> Iterator[list[Callable[[], Any]]]:
-    """For each head a function that gives its (N, K) log-probabilities; what lies on the disk goes away after."""
+def _scores_of_heads(
+    seen: View, source: Scores | None, n_classes: list[int], limit: int | None = None
+) -> Iterator[Callable[[], Any]]:
+    """For each head a function that gives its (N, K) log-probabilities; forget one before asking for the next."""
     if source is None:
-        yield [_nothing_stored] * len(n_classes)
-        return
-    if seen.kind == FEATURES:
-        _check_heads(seen, source, n_classes)
+        yield from [_nothing_stored] * len(n_classes)
+    elif seen.kind == FEATURES:
+        _check_heads(seen, n_classes)
         parts = list(linear_parts(seen.heads))
         linear = [part for part in parts if part is not None]
         ready = iter(linear_scores(source, [w for w, _ in linear], [b for _, b in linear]) if linear else [])
-    else:
-        parts, ready = [None] * len(n_classes), iter(())
-    with tempfile.TemporaryDirectory(prefix="otlabel-") as folder:
-        makers: list[Callable[[], Any]] = []
-        for head, k in enumerate(n_classes):
-            if parts[head] is not None:
-                scores = next(ready)
-                makers.append(lambda scores=scores: scores)  # type: ignore[misc]
+        for head, part in enumerate(parts):
+            if part is None:
+                yield _Matrix(source, seen.heads[head], head, n_classes[head], limit)
             else:
-                logits = _columns(head, n_classes) if seen.kind != FEATURES else seen.heads[head]
-                makers.append(_Matrix(source, logits, k, Path(folder) / f"{head}.npy"))
-        yield makers
+                scores = next(ready)
+                yield partial(_kept, scores, limit)
+    else:
+        for head, k in enumerate(n_classes):
+            yield _Matrix(source, _columns(head, n_classes), head, k, limit)
 
 
 def _nothing_stored() -> Any:
     raise RuntimeError("nothing but best classes was recorded; pass a loader to update for a labeling that needs more")
 
 
-def _check_heads(seen: View, source: Scores, n_classes: list[int]) -> None:
+def _check_heads(seen: View, n_classes: list[int]) -> None:
     if len(seen.heads) != len(n_classes):
         raise ValueError(f"the model has {len(seen.heads)} heads; the labeler was made for {len(n_classes)}")
-    for head, (part, k) in enumerate(zip(linear_parts(seen.heads), n_classes, strict=True)):
+    for number, (head, part, k) in enumerate(zip(seen.heads, linear_parts(seen.heads), n_classes, strict=True)):
         if part is not None and part[0].shape[0] != k:
-            raise ValueError(f"head {head} of the model has {part[0].shape[0]} classes; the labeler was made for {k}")
-        if part is not None and not all(bool(p.isfinite().all()) for p in part if p is not None):
-            raise InvalidScoresError(f"weights of head {head} hold NaN or infinity; training has diverged")
+            raise ValueError(f"head {number} of the model has {part[0].shape[0]} classes; the labeler was made for {k}")
+        weights = head.parameters() if isinstance(head, torch.nn.Module) else part or ()
+        if not all(bool(weight.isfinite().all()) for weight in weights if weight is not None):
+            raise InvalidScoresError(f"weights of head {number} hold NaN or infinity; training has diverged")
 
 
 def _columns(head: int, n_classes: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -184,38 +189,71 @@ def _columns(head: int, n_classes: list[int]) -> Callable[[torch.Tensor], torch.
     return lambda rows: rows[:, start : start + n_classes[head]]
 
 
+def _kept(scores: Scores, limit: int | None) -> Any:
+    """A linear head's scores, all in memory if they fit: to read them costs far less than a product in each pass."""
+    if not _fits(scores.shape, limit):
+        return scores
+    made = np.empty(scores.shape, scores.dtype)
+    batches = scores.batches()
+
+    def make(number: int) -> None:
+        for (start, stop), block in zip(batches[number], scores.read_blocks(batches[number]), strict=True):
+            made[start:stop] = block
+
+    with scores.reading():
+        run_tasks(make, len(batches))
+    return made
+
+
+def _fits(shape: tuple[int, int], limit: int | None) -> bool:
+    free = int(MATRIX_SHARE * free_memory())
+    return 4 * shape[0] * shape[1] <= (free if limit is None else min(limit, free))
+
+
 class _Matrix:
     """Scores of a head that is no linear one, made once when first asked for: in memory, or in a file if too large."""
 
-    def __init__(self, source: Scores, head: Callable[[torch.Tensor], torch.Tensor], k: int, path: Path) -> None:
-        self._source, self._head, self._k, self._path = source, head, k, path
+    def __init__(
+        self, source: Scores, head: Callable[[torch.Tensor], torch.Tensor], number: int, k: int, limit: int | None
+    ) -> None:
+        self._source, self._head, self._number, self._limit = source, head, number, limit
+        self._shape = (source.shape[0], k)
         self._made: np.ndarray | None = None
 
     def __call__(self) -> np.ndarray:
         if self._made is None:
-            shape = (self._source.shape[0], self._k)
-            if 4 * shape[0] * shape[1] <= MATRIX_SHARE * free_memory():
-                made = np.empty(shape, np.float32)
-            else:
-                made = np.lib.format.open_memmap(self._path, mode="w+", dtype=np.float32, shape=shape)
-            with _evaluated(self._head) as device:
+            made = np.empty(self._shape, np.float32) if _fits(self._shape, self._limit) else _on_disk(self._shape)
+            with _evaluated(self._head) as where:
                 for (start, stop), block in row_blocks(self._source):
-                    logits = self._head(torch.from_numpy(np.array(block, np.float32)).to(device))
+                    logits = self._head(torch.from_numpy(np.array(block)).to(**where))
+                    if logits.shape != (stop - start, self._shape[1]):
+                        raise ValueError(
+                            f"head {self._number} of the model gives {tuple(logits.shape)} for {stop - start} samples; "
+                            f"the labeler was made for {self._shape[1]} classes"
+                        )
                     made[start:stop] = torch.log_softmax(logits.float(), 1).cpu().numpy()
             self._made = made
         return self._made
 
 
+def _on_disk(shape: tuple[int, int]) -> np.ndarray:
+    """An empty float32 matrix in a nameless file, which goes away with it."""
+    with tempfile.TemporaryFile(prefix="otlabel-") as file:
+        os.posix_fallocate(file.fileno(), 0, 4 * shape[0] * shape[1])  # a full disk is an error here, later a crash
+        return np.memmap(file, np.float32, "r+", shape=shape)
+
+
 @contextmanager
-def _evaluated(head: Any) -> Iterator[torch.device]:
-    """A head in evaluation mode, and where it is; a function has neither mode nor place."""
+def _evaluated(head: Any) -> Iterator[dict[str, Any]]:
+    """A head in evaluation mode, and the device and type of its weights; a function has no mode."""
     if not isinstance(head, torch.nn.Module):
-        yield torch.device("cpu")
+        yield {"dtype": torch.float32}
         return
     modes = Modes(head)
     head.eval()
     try:
         with torch.no_grad():
-            yield next((p.device for p in head.parameters()), torch.device("cpu"))
+            weight = next(head.parameters(), torch.empty(0))
+            yield {"device": weight.device, "dtype": weight.dtype}
     finally:
         modes.restore()

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
+ROUNDING = 1e-9  # 0.3 / 0.1 is a little less than 3
+
 
 class Schedule(Protocol):
     """How many relabellings are to have begun by a time."""
@@ -31,8 +33,8 @@ class AtTimes:
 
     def __init__(self, times: Iterable[float]) -> None:
         self.times = tuple(sorted(float(time) for time in times))
-        if not self.times or not all(map(math.isfinite, self.times)):
-            raise ValueError("a schedule needs at least one time, in epochs from 0 on")
+        if not self.times or not all(0 <= time < math.inf for time in self.times):
+            raise ValueError("a schedule needs at least one time, and all of them in epochs from 0 on")
 
     def count(self, time: float) -> int:
         """How many of the times have come."""
@@ -48,7 +50,8 @@ class QuadraticSchedule(AtTimes):
         t_j = (epochs + 1.01) (j / (n - 1))^2        j = 0 ... n - 1
 
     Args:
-        epochs: of the training. SeLa's loop runs one more; its last time lies just past the end and never comes.
+        epochs: of the training. The last time lies past its end: SeLa's loop runs an epoch more, in which it comes if
+            the last batch of each epoch counts as a whole one, as it does there.
         n_relabels: n.
 
     Source: Asano, Rupprecht, Vedaldi, ICLR 2020, section 4.1; the constants are those of the authors' program.
@@ -92,7 +95,7 @@ class _Every:
 
     def count(self, time: float) -> int:
         """How many of the times have come, the one at 0 among them."""
-        return math.floor(time / self.every) + 1
+        return math.floor(time / self.every + ROUNDING) + 1
 
 
 class EveryEpochs(_Every):
