@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import secrets
 import time
@@ -86,7 +87,8 @@ class SelfLabeler:
         progress: bool = False,
         group: Any = None,
     ) -> None:
-        if not n_samples >= 1:
+        n_samples = operator.index(n_samples)  # whatever counts, as a plain whole number
+        if n_samples < 1:
             raise ValueError(f"n_samples is {n_samples!r}; pass the number of samples, len(dataset)")
         if mode not in ("eval", "train"):
             raise ValueError(f"mode is {mode!r}; choose 'eval' or 'train'")

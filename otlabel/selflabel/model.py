@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Any
@@ -87,7 +87,7 @@ def class_counts(n_classes: int | Sequence[int]) -> list[int]:
     """One K a head."""
     counts: list[int] = []
     with contextlib.suppress(TypeError):  # what is no whole number
-        counts = [index(k) for k in (n_classes if isinstance(n_classes, Sequence) else [n_classes])]
+        counts = [index(k) for k in (n_classes if isinstance(n_classes, Iterable) else [n_classes])]
     if not counts or min(counts) < 1:
         raise ValueError(f"n_classes is {n_classes!r}; pass a whole number, or a list of them, one a head")
     return counts
