@@ -292,7 +292,9 @@ def _draw_course(axes: Axes, findings: Findings, measure: str, title: str, place
     level = float(np.mean([getattr(run, measure) for run in k_means]))
     axes.axhline(level, color=OTHER, linewidth=1.6, linestyle=(0, (4, 2)))
     where = axes.get_yaxis_transform()
-    axes.text(0.015, level + 0.02, "k-means on pixels, mean", transform=where, color=OTHER, size=10)
+    axes.text(
+        0.985, level - 0.02, "k-means on pixels, mean", transform=where, color=OTHER, size=10, ha="right", va="top"
+    )
     axes.set(xlim=(0, len(own[0].course)), ylim=(0, 1))
     axes.set_xticks(range(0, len(own[0].course) + 1, 10))
     axes.set_xlabel("epoch", color=FAINT)
