@@ -7,6 +7,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from otlabel import metrics as metrics
     from otlabel.assign import certify as certify
     from otlabel.assign import sinkhorn_assign as sinkhorn_assign
     from otlabel.cluster import BalancedKMeans as BalancedKMeans
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from otlabel.selflabel import QuadraticSchedule as QuadraticSchedule
     from otlabel.selflabel import SelfLabeler as SelfLabeler
     from otlabel.selflabel import TensorStore as TensorStore
+    from otlabel.selflabel import load_labels as load_labels
 
 __version__ = "0.1.0"
 
@@ -65,7 +67,9 @@ _HOMES = {
     "certify": "assign",
     "diagnose": "doctor",
     "linear_scores": "scores",
+    "load_labels": "selflabel",
     "lp_assign": "lp",
+    "metrics": "metrics",
     "read_labels": "labels_file",
     "sinkhorn_assign": "assign",
 }
@@ -76,7 +80,8 @@ __all__ = [name for name in _HOMES if name not in _NEEDED or importlib.util.find
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'otlabel' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"otlabel.{_HOMES[name]}"), name)
+    module = importlib.import_module(f"otlabel.{_HOMES[name]}")
+    value = module if _HOMES[name] == name else getattr(module, name)
     globals()[name] = value
     return value
 

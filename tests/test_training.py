@@ -277,3 +277,12 @@ def test_labels_of_other_data_are_refused(tmp_path: Path) -> None:
     other = config(data__n_samples=299, labels__method="fixed", labels__file=str(tmp_path / "labels.h5"))
     with pytest.raises(FingerprintError, match="labels of other data"):
         train(other)
+
+
+def test_the_page_about_configs_names_every_key_and_default() -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    for name, section in config_of({"data": {"name": "digits"}}).to_dict().items():
+        part = page.partition(f"| `[{name}]` |")[2].partition("\n\n")[0]
+        assert part, name
+        for key in section:
+            assert f"`{key}`" in part, (name, key)
