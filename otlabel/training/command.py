@@ -69,9 +69,7 @@ def _transfer(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, config: Config) -> int:
     from otlabel.training.run import train
 
-    if not arguments.json:
-        print(" epoch      loss        lr  relabelled    churn      nmi   seconds")
-    run = train(config, arguments.output, report=None if arguments.json else _print_epoch)
+    run = train(config, arguments.output, report=None if arguments.json else _Table())
     if arguments.json:
         print(json.dumps(run.result, indent=2))
         return 0
@@ -83,15 +81,25 @@ def _run(arguments: argparse.Namespace, config: Config) -> int:
     return 0
 
 
-def _print_epoch(line: dict[str, Any]) -> None:
-    def shown(name: str) -> str:
-        return f"{line[name]:9.3f}" if name in line else f"{'-':>9}"
+class _Table:
+    """A line an epoch, under a head that comes with the first of them."""
 
-    print(
-        f"{line['epoch']:6d} {shown('loss')} {line['lr']:9.2g} {line['relabellings']:11d} {shown('churn')}"
-        f"{shown('nmi')} {line['seconds']:9.2f}",
-        flush=True,
-    )
+    def __init__(self) -> None:
+        self._begun = False
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        if not self._begun:
+            print(" epoch      loss        lr  relabelled    churn      nmi   seconds")
+        self._begun = True
+
+        def shown(name: str) -> str:
+            return f"{line[name]:9.3f}" if name in line else f"{'-':>9}"
+
+        print(
+            f"{line['epoch']:6d} {shown('loss')} {line['lr']:9.2g} {line['relabellings']:11d} {shown('churn')}"
+            f"{shown('nmi')} {line['seconds']:9.2f}",
+            flush=True,
+        )
 
 
 def _changed(config: Config, changes: list[str]) -> Config:
