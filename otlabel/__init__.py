@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from otlabel.selflabel import QuadraticSchedule as QuadraticSchedule
     from otlabel.selflabel import SelfLabeler as SelfLabeler
     from otlabel.selflabel import TensorStore as TensorStore
+    from otlabel.soft import soft_assign as soft_assign
 
 __version__ = "0.1.0"
 
@@ -68,6 +69,7 @@ _HOMES = {
     "lp_assign": "lp",
     "read_labels": "labels_file",
     "sinkhorn_assign": "assign",
+    "soft_assign": "soft",
 }
 _NEEDED = {"BalancedKMeans": "sklearn"}  # where this is not installed, `import *` and `help` must not ask for the name
 __all__ = [name for name in _HOMES if name not in _NEEDED or importlib.util.find_spec(_NEEDED[name])]

@@ -123,7 +123,7 @@ class Objective:
         later = problem.scores.random_access or not self.newton  # else a look at some rows would read all again
         found = sweep.sweep(
             problem.scores, shifted, self.epsilon, problem.weights, self.precision,
-            None if later else rows, CURVATURE_SHARE, 1.0 / self.row_scale,
+            None if later else rows, CURVATURE_SHARE, 1.0 / self.row_scale, with_labels=False,
         )  # fmt: skip
         swept = shifted
         level = 0.0 if self.centred else self._level(rule, potentials, found)

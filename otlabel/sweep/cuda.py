@@ -29,7 +29,10 @@ ROWS_A_PROGRAM = 256  # at most, added up in working precision before the sum mo
 PROGRAMS = 2048  # wanted at least: several for each multiprocessor
 CHUNK_ENTRIES = 1 << 24  # scores at a time where plain torch makes temporaries of them
 VECTOR = 16  # what Triton is told that strides are multiples of, at most: eight halves are one wide read
-NARROWEST = 16  # columns of the tail's tile
+NARROWEST = 128  # columns of a piece where a row is cut at all
+PIECES = 8  # of a row, at most
+MOST_ROWS = 256  # of narrow matrices at a time
+STAGES = 3  # rows that are on their way from memory, the present one counted
 
 
 class _Block(NamedTuple):
@@ -204,23 +207,39 @@ def _rows_each(n_rows, step):
     return triton.cdiv(max(wanted, 1), step) * step
 
 
+class Shape(NamedTuple):
+    """How the kernel that reads once cuts its rows, and what it is given."""
+
+    width: int  # columns of a piece
+    pieces: int  # of a row
+    rows: int  # at a time
+    warps: int
+    stages: int  # rows on their way while one is worked on
+
+
 def fused_shape(n_classes, precision):
-    """Of the kernel that reads once: columns of both tiles, rows at a time, warps."""
-    main = 1 << (n_classes.bit_length() - 1)  # the largest power of two that needs no mask
-    tail = max(triton.next_power_of_2(n_classes - main), NARROWEST) if n_classes > main else 0
+    """Pieces that fill their columns best, the widest of those that do so alike."""
     warps = 4 if n_classes <= FUSED_CLASSES[torch.float32] // 2 else 8
-    return main, tail, max(1, TILE // (2 * main)), 2 * warps if precision == torch.float64 else warps
+    widest = 256 * warps  # eight scores a thread
+    widths = [min(triton.next_power_of_2(n_classes), widest)]
+    while widths[-1] > NARROWEST and triton.cdiv(n_classes, widths[-1] // 2) <= PIECES:
+        widths.append(widths[-1] // 2)
+    width = min(widths, key=lambda width: triton.cdiv(n_classes, width) * width)
+    pieces = triton.cdiv(n_classes, width)
+    rows = max(1, min(2 * widest // (pieces * width), MOST_ROWS))
+    return Shape(width, pieces, rows, 2 * warps if precision == torch.float64 else warps, STAGES)
 
 
 def _reduce_once(view, constants, weight, tops, totals, best):
     """Write what there is to say of each row; return column sums of all programs (P, K)."""
-    main, tail, rows, warps = fused_shape(view.n_classes, constants.dtype)
-    each = _rows_each(view.n_rows, rows)
+    shape = fused_shape(view.n_classes, constants.dtype)
+    each = _rows_each(view.n_rows, shape.rows)
     n_programs = triton.cdiv(view.n_rows, each)
     partial = torch.empty((n_programs, view.n_classes), dtype=constants.dtype, device=best.device)
     _fused[(n_programs,)](
         view.scores, constants, best if weight is None else weight, tops, totals, best, partial, *view.sizes, each,
-        VECTOR=view.vector, ROWS=rows, MAIN=main, TAIL=tail, WEIGHTED=weight is not None, num_warps=warps,
+        VECTOR=view.vector, ROWS=shape.rows, WIDTH=shape.width, PIECES=shape.pieces, STAGES=shape.stages,
+        WEIGHTED=weight is not None, num_warps=shape.warps,
     )  # fmt: skip
     return partial
 
@@ -261,55 +280,70 @@ def _find_labels(view, constants, labels, *, may_correct):
 @triton.jit
 def _fused(
     scores, constants, weights, tops, totals, labels, partial, n_rows, n_classes, stride, rows_each,
-    VECTOR: tl.constexpr, ROWS: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, WEIGHTED: tl.constexpr,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
+    WEIGHTED: tl.constexpr,
 ):  # fmt: skip
-    """Everything from one read: rows_each rows a program, ROWS at a time, in columns [0, MAIN) and [MAIN, MAIN + TAIL).
+    """Everything from one read: rows_each rows a program, ROWS at a time, each in PIECES of WIDTH columns.
 
-    Rows past the end are the last one again, without weight: so no read of the first columns needs a mask.
+    Pieces of a row are brought together column by column before threads exchange anything, so that a row takes three
+    exchanges. Rows past the end are the last one again, without weight; only the last piece needs a mask.
     """
     n_classes = n_classes * VECTOR
     precision = constants.dtype.element_ty
     scale = tl.load(constants + n_classes)
     program = tl.program_id(0).to(tl.int64)
-    first = tl.arange(0, MAIN)
-    potentials = tl.load(constants + first)
-    sums = tl.zeros([ROWS, MAIN], precision)
-    if TAIL > 0:
-        last = MAIN + tl.arange(0, TAIL)
-        inside = last < n_classes
-        last_potentials = tl.load(constants + last, mask=inside, other=0.0)
-        last_sums = tl.zeros([ROWS, TAIL], precision)
-    for step in range(0, rows_each, ROWS):
+    columns = tl.arange(0, WIDTH)
+    last: tl.constexpr = (PIECES - 1) * WIDTH
+    inside = last + columns < n_classes
+    potentials, sums = (), ()
+    for piece in tl.static_range(PIECES):
+        if piece == PIECES - 1:
+            potentials = potentials + (tl.load(constants + piece * WIDTH + columns, mask=inside, other=0.0),)
+        else:
+            potentials = potentials + (tl.load(constants + piece * WIDTH + columns),)
+        sums = sums + (tl.zeros([ROWS, WIDTH], precision),)
+    for step in tl.range(0, rows_each, ROWS, num_stages=STAGES):
         numbers = program * rows_each + step + tl.arange(0, ROWS)
         there = numbers < n_rows
         rows = tl.minimum(numbers, n_rows - 1)
-        begin = scores + rows[:, None] * stride * VECTOR
-        u = tl.load(begin + first[None, :]).to(precision) + potentials[None, :]
-        top = tl.max(u, 1)
-        if TAIL > 0:
-            v = tl.load(begin + last[None, :], mask=inside[None, :], other=-float("inf")).to(precision)
-            v = v + last_potentials[None, :]
-            top = tl.maximum(top, tl.max(v, 1))
-        label = tl.min(tl.where(u == top[:, None], first[None, :], n_classes - 1), 1)
-        e = tl.exp2((u - top[:, None]) * scale)
-        total = tl.sum(e, 1)
-        if TAIL > 0:
-            label = tl.minimum(label, tl.min(tl.where(v == top[:, None], last[None, :], n_classes - 1), 1))
-            f = tl.exp2((v - top[:, None]) * scale)
-            total += tl.sum(f, 1)
+        begin = scores + rows[:, None] * stride * VECTOR + columns[None, :]
+        u = ()
+        for piece in tl.static_range(PIECES):
+            if piece == PIECES - 1:
+                values = tl.load(begin + piece * WIDTH, mask=inside[None, :], other=-float("inf"))
+            else:
+                values = tl.load(begin + piece * WIDTH)
+            u = u + (values.to(precision) + potentials[piece][None, :],)
+        highest = u[0]
+        for piece in tl.static_range(1, PIECES):
+            highest = tl.maximum(highest, u[piece])
+        top = tl.max(highest, 1)
+        e = ()
+        for piece in tl.static_range(PIECES):
+            e = e + (tl.exp2((u[piece] - top[:, None]) * scale),)
+            at = tl.where(u[piece] == top[:, None], piece * WIDTH + columns[None, :], n_classes - 1)
+            if piece == 0:
+                lowest, added = at, e[0]
+            else:
+                lowest, added = tl.minimum(lowest, at), added + e[piece]
+        label, total = tl.min(lowest, 1), tl.sum(added, 1)
         share = 1.0 / total
         if WEIGHTED:
             share = (tl.load(weights + rows) / total.to(tl.float64)).to(precision)
         share = tl.where(there, share, 0.0)
-        sums += e * share[:, None]
-        if TAIL > 0:
-            last_sums += f * share[:, None]
+        grown = ()
+        for piece in tl.static_range(PIECES):
+            grown = grown + (sums[piece] + e[piece] * share[:, None],)
+        sums = grown
         tl.store(tops + numbers, top, mask=there)
         tl.store(totals + numbers, total, mask=there)
         tl.store(labels + numbers, label.to(tl.int32), mask=there)
-    tl.store(partial + program * n_classes + first, tl.sum(sums, 0))
-    if TAIL > 0:
-        tl.store(partial + program * n_classes + last, tl.sum(last_sums, 0), mask=inside)
+    for piece in tl.static_range(PIECES):
+        at = partial + program * n_classes + piece * WIDTH + columns
+        if piece == PIECES - 1:
+            tl.store(at, tl.sum(sums[piece], 0), mask=inside)
+        else:
+            tl.store(at, tl.sum(sums[piece], 0))
 
 
 @triton.jit
@@ -326,7 +360,7 @@ def _online(
     scores, constants, tops, totals, labels, n_rows, n_classes, stride,
     VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Maximum, its class and the sum of exponentials of each row, tile by tile: what was added up shrinks as it rises."""
+    """Maximum, its class and sum of exponentials of each row, tile by tile: what was added up shrinks as it rises."""
     n_classes = n_classes * VECTOR
     precision = constants.dtype.element_ty
     scale = tl.load(constants + n_classes)
@@ -446,7 +480,7 @@ def _inspect(
         if DOUBLE:
             bits = u.to(tl.uint64, bitcast=True)
         else:
-            bits = u.to(tl.int32, bitcast=True).to(tl.int64).to(tl.uint64, bitcast=True)  # the sign fills the upper half
+            bits = u.to(tl.int32, bitcast=True).to(tl.int64).to(tl.uint64, bitcast=True)  # its sign fills the rest
         bits = bits ^ (bits >> 32)
         bits = bits ^ (bits >> 16)
         times = tl.load(multipliers + columns, mask=inside, other=0)  # 0 for what is not hashed
