@@ -114,9 +114,8 @@ def candidates_block(block, potentials, labels, slack, tie):
         rows = (sizes > 1).nonzero()[:, 0]
         parts = []
         for some in rows.split(max(1, CHUNK_ENTRIES // block.shape[1])):
-            chunk = block[some]
-            _, sizes, classes, scores = reference.candidates_block(chunk, potentials, labels[some.cpu()], slack, tie)
-            parts.append((sizes, classes, scores))
+            given = labels[some.cpu().numpy()]
+            parts.append(reference.candidates_block(block[some], potentials, given, slack, tie)[1:])
     return rows.cpu().numpy(), *(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
@@ -226,7 +225,8 @@ def fused_shape(n_classes, precision):
         widths.append(widths[-1] // 2)
     width = min(widths, key=lambda width: triton.cdiv(n_classes, width) * width)
     pieces = triton.cdiv(n_classes, width)
-    rows = max(1, min(2 * widest // (pieces * width), MOST_ROWS))
+    fitting = max(1, min(2 * widest // (pieces * width), MOST_ROWS))
+    rows = 1 << (fitting.bit_length() - 1)
     return Shape(width, pieces, rows, 2 * warps if precision == torch.float64 else warps, STAGES)
 
 
