@@ -50,7 +50,7 @@ class TensorScores(Scores):
         return self._cut(16 * BLOCK_ENTRIES[1])
 
     def device_batches(self) -> list[Batch]:
-        """As much at a time as a sweep that copies nothing can take; scores in columns are copied to be read by rows."""
+        """As much as a sweep that copies nothing can take; but scores in columns are copied to be read by rows."""
         in_rows = self.device.type == "cuda" and self.tensor.stride(1) == 1
         return [[block] for block in (self._cut(SPAN_ENTRIES) if in_rows else self.blocks())]
 

@@ -131,7 +131,7 @@ def _no_longer_than(most_rows: int | None, batches: Iterable[Batch]) -> list[Bat
     """The same blocks, but cut into pieces, each read by itself, where one has more rows."""
     if most_rows is None:
         return list(batches)
-    cut = list[Batch]()
+    cut: list[Batch] = []
     for batch in batches:
         if all(stop - start <= most_rows for start, stop in batch):
             cut.append(batch)

@@ -36,7 +36,7 @@ STAGES = 3  # rows that are on their way from memory, the present one counted
 
 
 class _Block(NamedTuple):
-    """A block as kernels take it: strides in units of `vector`, so that compiled code knows what they are multiples of."""
+    """A block as kernels take it: sizes in units of `vector`, so that compiled code knows what they are multiples of."""
 
     scores: torch.Tensor
     n_rows: int
@@ -106,7 +106,7 @@ def label_block(block, potentials, labels, best, own):
 
 
 def candidates_block(block, potentials, labels, slack, tie):
-    """As reference.candidates_block: rows are counted on the way past, and only those that count are looked at again."""
+    """As reference.candidates_block: one kernel counts classes, and only rows with several are looked at again."""
     with _on(block.device):
         constants = np.append(potentials.astype(np.float64), [slack, tie])
         chosen, _, _, sizes = _find_labels(_view(block), constants, labels, may_correct=True)
