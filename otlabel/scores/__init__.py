@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "LinearScores", "Scores", "TensorScores", "WithColumn", "as_array",
-    "as_float", "default_limit", "draw_rows", "free_memory", "is_stored", "is_tensor", "keep", "keep_whole",
+    "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "LinearScores", "Scores", "TensorScores", "WithColumn",
+    "as_array", "as_float", "default_limit", "draw_rows", "free_memory", "is_stored", "is_tensor", "keep", "keep_whole",
     "linear_scores", "load_array", "matches", "on_device", "open_scores", "partition", "row_blocks",
 ]  # fmt: skip
 

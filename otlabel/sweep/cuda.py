@@ -29,14 +29,17 @@ ROWS_A_PROGRAM = 256  # at most, added up in working precision before the sum mo
 PROGRAMS = 2048  # wanted at least: several for each multiprocessor
 CHUNK_ENTRIES = 1 << 24  # scores at a time where plain torch makes temporaries of them
 VECTOR = 16  # what Triton is told that strides are multiples of, at most: eight halves are one wide read
-NARROWEST = 128  # columns of a piece where a row is cut at all
+FEW_CLASSES = 64  # up to here it is told nothing: time is short, and one compiled kernel serves for all
+NARROWEST = 16  # columns of a tile
+CUT = 128  # columns of a piece where a row is cut at all
 PIECES = 8  # of a row, at most
 MOST_ROWS = 256  # of narrow matrices at a time
+SIZES = ["n_rows", "n_classes", "stride"]  # arguments whose values no kernel is compiled for
 STAGES = 3  # rows that are on their way from memory, the present one counted
 
 
 class _Block(NamedTuple):
-    """A block as kernels take it: sizes in units of `vector`, so that compiled code knows what they are multiples of."""
+    """A block as kernels take it: sizes in units of `vector`, so that they know what these are multiples of."""
 
     scores: torch.Tensor
     n_rows: int
@@ -61,7 +64,7 @@ def sweep_block(block, potentials, inverse_epsilon, weights, row_exponent, label
         scale = float(inverse_epsilon) * math.log2(math.e)
         constants = _upload(np.append(potentials, scale).astype(potentials.dtype), device)
         weight = None if weights.size == 0 else _upload(weights, device)
-        tops, totals = torch.empty((2, view.n_rows), dtype=precision, device=device)
+        tops, totals = _per_row(view, precision, 2)
         best = torch.empty(view.n_rows, dtype=torch.int32, device=device)
         own_mass = None
         if row_exponent or view.n_classes > FUSED_CLASSES[precision]:
@@ -126,8 +129,8 @@ def inspect_block(block, multipliers, step, hashes, tops, bottoms):
         device, number = block.device, _torch_type(tops.dtype)
         chosen = np.where(np.arange(view.n_classes) % step == 0, multipliers.view(np.int64), 0)
         digests = torch.empty(view.n_rows, dtype=torch.int64, device=device)
-        largest, smallest = torch.empty((2, view.n_rows), dtype=number, device=device)
-        bad, forbidden = torch.empty((2, view.n_rows), dtype=torch.int32, device=device)
+        largest, smallest = _per_row(view, number, 2)
+        bad, forbidden = _per_row(view, torch.int32, 2)
         width, rows = _tile(view.n_classes)
         _inspect[(triton.cdiv(view.n_rows, rows),)](
             view.scores, _upload(chosen, device), digests, largest, smallest, bad, forbidden, *view.sizes,
@@ -191,12 +194,22 @@ def _view(block):
     if block.stride(1) != 1 and n_classes > 1:
         block = block.contiguous()
     stride = block.stride(0) if n_rows > 1 else n_classes
-    return _Block(block, n_rows, n_classes, stride, math.gcd(math.gcd(stride, n_classes), VECTOR))
+    vector = math.gcd(stride, n_classes, VECTOR) if n_classes > FEW_CLASSES else 1
+    return _Block(block, n_rows, n_classes, stride, vector)
+
+
+def _per_row(view, dtype, number):
+    """Room for results, each by itself: a kernel is compiled anew for a pointer that is aligned otherwise."""
+    return [torch.empty(view.n_rows, dtype=dtype, device=view.scores.device) for _ in range(number)]
+
+
+def _width(n_classes):
+    return max(triton.next_power_of_2(n_classes), NARROWEST)
 
 
 def _tile(n_classes):
     """Columns and rows of a tile where rows are read piece by piece."""
-    width = min(triton.next_power_of_2(n_classes), TILE)
+    width = min(_width(n_classes), TILE)
     return width, TILE // width
 
 
@@ -220,8 +233,8 @@ def fused_shape(n_classes, precision):
     """Pieces that fill their columns best, the widest of those that do so alike."""
     warps = 4 if n_classes <= FUSED_CLASSES[torch.float32] // 2 else 8
     widest = 256 * warps  # eight scores a thread
-    widths = [min(triton.next_power_of_2(n_classes), widest)]
-    while widths[-1] > NARROWEST and triton.cdiv(n_classes, widths[-1] // 2) <= PIECES:
+    widths = [min(_width(n_classes), widest)]
+    while widths[-1] > CUT and triton.cdiv(n_classes, widths[-1] // 2) <= PIECES:
         widths.append(widths[-1] // 2)
     width = min(widths, key=lambda width: triton.cdiv(n_classes, width) * width)
     pieces = triton.cdiv(n_classes, width)
@@ -267,7 +280,7 @@ def _find_labels(view, constants, labels, *, may_correct):
     """Labels, max u, u at the label, and how many classes are within the slack, of each row."""
     device = view.scores.device
     chosen = _upload(labels, device)
-    best, own = torch.empty((2, view.n_rows), dtype=torch.float64, device=device)
+    best, own = _per_row(view, torch.float64, 2)
     sizes = torch.empty(view.n_rows, dtype=torch.int32, device=device)
     width, rows = _tile(view.n_classes)
     _label[(triton.cdiv(view.n_rows, rows),)](
@@ -277,7 +290,7 @@ def _find_labels(view, constants, labels, *, may_correct):
     return chosen, best, own, sizes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIZES, "rows_each"])
 def _fused(
     scores, constants, weights, tops, totals, labels, partial, n_rows, n_classes, stride, rows_each,
     VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
@@ -355,7 +368,7 @@ def _read(scores, constants, rows, columns, inside, stride, VECTOR: tl.constexpr
     return values + tl.load(constants + columns, mask=inside, other=0.0)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _online(
     scores, constants, tops, totals, labels, n_rows, n_classes, stride,
     VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -385,7 +398,7 @@ def _online(
     tl.store(labels + numbers, label, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIZES, "rows_each"])
 def _columns(
     scores, constants, tops, shares, partial, n_rows, n_classes, stride, rows_each,
     VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -406,7 +419,7 @@ def _columns(
     tl.store(partial + program * n_classes + columns, tl.sum(sums, 0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _label(
     scores, constants, labels, best, own, sizes, n_rows, n_classes, stride,
     VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, CORRECT: tl.constexpr,
@@ -449,7 +462,7 @@ def _label(
         tl.store(sizes + numbers, size, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _inspect(
     scores, multipliers, hashes, tops, bottoms, bad, forbidden, n_rows, n_classes, stride,
     VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, DOUBLE: tl.constexpr,
