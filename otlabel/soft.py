@@ -63,17 +63,19 @@ def soft_assign(
     log_rows = (
         top - _over_processes(_largest(top, 0), "MAX", group)
     ) / epsilon  # so that the start is exp(s / epsilon)
-    log_classes = torch.zeros_like(scaled)
-    for _ in range(n_iterations):
+    for iteration in range(n_iterations):
         log_classes = -_log_column_sums(scaled + log_rows, group)
-        log_classes = log_classes.where(log_classes < torch.inf, 0)  # of a class that all rows forbid
-        log_rows = -torch.logsumexp(scaled + log_classes, 1, keepdim=True)
-    return torch.softmax(scaled + log_classes, 1).where(top > -torch.inf, 0).float()
+        shifted = scaled + log_classes.where(log_classes < torch.inf, 0)  # inf: of a class that all rows forbid
+        if iteration < n_iterations - 1:
+            log_rows = -torch.logsumexp(shifted, 1, keepdim=True)
+            log_rows = log_rows.where(log_rows < torch.inf, -torch.inf)  # inf: of a row without any class
+    return torch.softmax(shifted, 1).where(top > -torch.inf, 0).float()
 
 
 def _log_column_sums(values: torch.Tensor, group: ProcessGroup | None) -> torch.Tensor:
     """Log of the sums of exponentials over the rows of all processes, (1, K)."""
-    values = values.where(values < torch.inf, -torch.inf)  # a row without any class
+    if group is None:
+        return torch.logsumexp(values, 0, keepdim=True)
     top = _over_processes(_largest(values, 0), "MAX", group)
     top = top.where(top > -torch.inf, 0)
     sums = torch.exp(values - top).sum(0, keepdim=True)
