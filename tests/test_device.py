@@ -12,11 +12,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
+from scipy.special import softmax
 
 from otlabel import linear_scores, sinkhorn_assign, sweep
 from otlabel.errors import InvalidScoresError
 from otlabel.scores import DeviceScores, TensorScores, keep, on_device, open_scores
 from otlabel.scores.factored import LinearScores
+from otlabel.semidual import DenseCurvature, DeviceCurvature
 
 CPU = torch.device("cpu")
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
@@ -226,3 +229,28 @@ def test_masses_and_potentials_may_be_elsewhere() -> None:
     first = sinkhorn_assign(scores, class_mass=shares)
     second = sinkhorn_assign(scores.numpy(), class_mass=torch.from_numpy(shares), init=first.plan_potentials)
     np.testing.assert_array_equal(first.labels.numpy(), second.labels)
+
+
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+def test_curvature_made_on_a_device(precision: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of outer products against NumPy, in several parts; then the same steps as the curvature on the CPU gives."""
+    monkeypatch.setattr(sweep, "PRODUCT_ROWS", 17)
+    scores, g = drawn((200, 12), "float16"), np.random.default_rng(0).standard_normal(12)
+    rows, weights = np.arange(0, 200, 3), np.random.default_rng(1).uniform(0, 0.1, 67)
+    q = softmax((scores.double().numpy() + g)[rows] / 0.2, axis=1)
+    products, mass = sweep.products(TensorScores(scores), rows, weights, g, 0.2, precision)
+    tolerance = 1e-5 if precision is np.float32 else 1e-12
+    np.testing.assert_allclose(products.numpy(), (q.T * weights) @ q, atol=tolerance)
+    np.testing.assert_allclose(mass, weights @ q, atol=tolerance)
+
+    plan = csr_array(q * np.sqrt(weights)[:, None])
+    scale, diagonal = np.linspace(0.5, 1, 12), 1.1 * mass
+    there, here = DeviceCurvature(products, scale, diagonal), DenseCurvature(plan, scale, diagonal)
+    y = np.linspace(-1, 1, 12)
+    np.testing.assert_allclose(there.apply(y), here.apply(y), atol=10 * tolerance)
+    assert not there.apply(np.zeros(12)).any()
+    for free in (np.ones(12, bool), np.arange(12) % 3 > 0):
+        found, expected = there.solve(y[free], free), here.solve(y[free], free)
+        np.testing.assert_allclose(found, expected, rtol=1e-3 if precision is np.float32 else 1e-9)
+    indefinite = DeviceCurvature(products, 100 * scale, diagonal)
+    np.testing.assert_array_equal(indefinite.solve(y, y < 2), y / diagonal)

@@ -78,6 +78,11 @@ class LinearScores(Scores):
         return self._features.torch_device
 
     @property
+    def reads_files(self) -> bool:  # type: ignore[override]
+        """Whether a device waits for the features' file; on the CPU the products take longer than any."""
+        return not self.on_cpu and self._features.source.reads_files
+
+    @property
     def bytes_read(self) -> int:  # type: ignore[override]
         """Of the features."""
         return self._features.source.bytes_read

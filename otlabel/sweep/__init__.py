@@ -21,10 +21,13 @@ from scipy.sparse import csr_array
 from otlabel.sweep.pool import run_tasks
 
 if TYPE_CHECKING:
+    import torch
+
     from otlabel.scores import Batch, Scores
 
 HASH_SEED = 20_200_427  # any constant: equal rows must get equal hashes in every process
 HASHED_SCORES = 32  # of each row, at a first look
+PRODUCT_ROWS, PRODUCT_ENTRIES = 1 << 14, 1 << 26  # of plans multiplied at once: halves hold sums of so many rows
 READERS = 1  # threads beyond the processors: while they wait for a file, the others compute
 
 
@@ -260,6 +263,34 @@ def sparse_plan(
         return backend.sparse_plan_block(block, _within(rows, start, stop), g, inverse, share)
 
     return _joined(_run_blocks(scores, keep), scores.shape[1])
+
+
+def products(
+    scores: Scores,
+    rows: np.ndarray,
+    weights: np.ndarray,
+    potentials: np.ndarray,
+    epsilon: float,
+    precision: type = np.float64,
+) -> tuple[torch.Tensor, np.ndarray]:
+    """On a device, sums of w q q^T, (K, K) left there, and of w q, (K,), over some rows (sorted) q of the plan."""
+    import torch
+
+    from otlabel.sweep import reference
+
+    n_classes, largest = scores.shape[1], float(weights.max()) or 1.0
+    g: np.ndarray = potentials.astype(precision)
+    inverse = precision(1.0 / epsilon)
+    total = torch.zeros((n_classes, n_classes), dtype=torch.float64, device=scores.device)
+    mass = torch.zeros(n_classes, dtype=torch.float64, device=scores.device)
+    size = max(1, min(PRODUCT_ROWS, PRODUCT_ENTRIES // n_classes))
+    for start in range(0, len(rows), size):
+        part = scores.take(rows[start : start + size])
+        roots = torch.from_numpy(np.sqrt(weights[start : start + size, None] / largest)).to(scores.device)
+        of_part, part_mass = reference.products_block(part.read(0, part.shape[0]), g, inverse, roots)
+        total += of_part
+        mass += part_mass
+    return total.mul_(largest), largest * mass.cpu().numpy()
 
 
 def _within(rows: np.ndarray, start: int, stop: int) -> np.ndarray:

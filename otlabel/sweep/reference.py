@@ -117,6 +117,20 @@ def inspect_block(
     return n_bad, int(forbidden.sum())
 
 
+def products_block(
+    block: torch.Tensor, potentials: np.ndarray, inverse_epsilon: float, roots: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of w q q^T, (K, K), and of w q, (K,), over the rows q of the plan, where w = roots^2 is at most 1.
+
+    On a card factors and blocks' sums are rounded to halves, whose products are ten times as fast as those of float32:
+    independent errors of 5e-4 each, far below what sampling the rows leaves open.
+    """
+    rows = torch.softmax(_u(block, potentials) * float(inverse_epsilon), 1)
+    rows *= roots.to(rows.dtype)
+    factors = rows.half() if block.device.type == "cuda" else rows
+    return (factors.T @ factors).double(), (rows * roots).sum(0, dtype=torch.float64)
+
+
 def sparse_plan_block(
     block: torch.Tensor, rows: np.ndarray, potentials: np.ndarray, inverse_epsilon: float, share: float
 ) -> tuple[np.ndarray, ...]:
