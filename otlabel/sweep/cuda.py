@@ -271,8 +271,9 @@ def _add_columns(view, constants, tops, shares):
     grid = triton.cdiv(view.n_rows, each), triton.cdiv(view.n_classes, width)
     partial = torch.empty((grid[0], view.n_classes), dtype=constants.dtype, device=tops.device)
     _columns[grid](
-        view.scores, constants, tops, shares, partial, *view.sizes, each, VECTOR=view.vector, ROWS=rows, WIDTH=width
-    )
+        view.scores, constants, tops, shares, partial, *view.sizes, each,
+        VECTOR=view.vector, ROWS=rows, WIDTH=width, STAGES=STAGES,
+    )  # fmt: skip
     return partial
 
 
@@ -401,7 +402,7 @@ def _online(
 @triton.jit(do_not_specialize=[*SIZES, "rows_each"])
 def _columns(
     scores, constants, tops, shares, partial, n_rows, n_classes, stride, rows_each,
-    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Column sums of rows_each rows in WIDTH columns, from the maxima and shares of the rows."""
     n_classes = n_classes * VECTOR
@@ -409,11 +410,14 @@ def _columns(
     program = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     inside = columns < n_classes
-    sums = tl.zeros([ROWS, WIDTH], constants.dtype.element_ty)
-    for step in range(0, rows_each, ROWS):
+    precision = constants.dtype.element_ty
+    potentials = tl.load(constants + columns, mask=inside, other=0.0)
+    sums = tl.zeros([ROWS, WIDTH], precision)
+    for step in tl.range(0, rows_each, ROWS, num_stages=STAGES):
         numbers = program * rows_each + step + tl.arange(0, ROWS)
         rows = tl.minimum(numbers, n_rows - 1)
-        u = _read(scores, constants, rows, columns, inside, stride, VECTOR)
+        at = scores + rows[:, None] * stride * VECTOR + columns[None, :]
+        u = tl.load(at, mask=inside[None, :], other=-float("inf")).to(precision) + potentials[None, :]
         share = tl.load(shares + numbers, mask=numbers < n_rows, other=0.0)
         sums += tl.exp2((u - tl.load(tops + rows)[:, None]) * scale) * share[:, None]
     tl.store(partial + program * n_classes + columns, tl.sum(sums, 0), mask=inside)
