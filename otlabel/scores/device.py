@@ -166,7 +166,10 @@ def on_device(source: Scores, device: torch.device) -> Scores:
         return streamed
     import torch
 
-    whole = torch.empty(source.shape, dtype=getattr(torch, source.dtype), device=device)
+    try:
+        whole = torch.empty(source.shape, dtype=getattr(torch, source.dtype), device=device)
+    except torch.cuda.OutOfMemoryError:  # free, but in pieces
+        return streamed
     blocks = streamed.blocks()
     with source.reading():
         for (start, stop), block in zip(blocks, streamed.read_blocks(blocks), strict=True):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 HASH_SEED = 20_200_427  # any constant: equal rows must get equal hashes in every process
 HASHED_SCORES = 32  # of each row, at a first look
-PRODUCT_ROWS, PRODUCT_ENTRIES = 1 << 14, 1 << 26  # of plans multiplied at once: halves hold sums of so many rows
+PRODUCT_ROWS, PRODUCT_ENTRIES = 1 << 14, 1 << 25  # of plans multiplied at once: halves hold sums of so many rows
 READERS = 1  # threads beyond the processors: while they wait for a file, the others compute
 
 
