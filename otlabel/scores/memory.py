@@ -9,6 +9,7 @@ import numpy as np
 
 from otlabel.errors import InvalidScoresError
 from otlabel.scores.base import BLOCK_ENTRIES, Batch, Scores, check_shape, storage_type
+from otlabel.sweep import has_triton
 
 if TYPE_CHECKING:
     import torch
@@ -51,8 +52,8 @@ class TensorScores(Scores):
 
     def device_batches(self) -> list[Batch]:
         """As much as a sweep that copies nothing can take; but scores in columns are copied to be read by rows."""
-        in_rows = self.device.type == "cuda" and self.tensor.stride(1) == 1
-        return [[block] for block in (self._cut(SPAN_ENTRIES) if in_rows else self.blocks())]
+        in_place = self.device.type == "cuda" and has_triton() and self.tensor.stride(1) == 1
+        return [[block] for block in (self._cut(SPAN_ENTRIES) if in_place else self.blocks())]
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """A view."""

@@ -70,7 +70,7 @@ def _backend(scores: Scores) -> ModuleType:
         from otlabel.sweep import cpu
 
         return cpu
-    if scores.device.type == "cuda" and _has_triton():
+    if scores.device.type == "cuda" and has_triton():
         from otlabel.sweep import cuda
 
         return cuda
@@ -80,7 +80,8 @@ def _backend(scores: Scores) -> ModuleType:
 
 
 @functools.cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether cards have a sweep of their own, which makes no copy of the scores; else the reference does it."""
     return importlib.util.find_spec("triton") is not None
 
 
