@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from otlabel.selflabel import SelfLabeler as SelfLabeler
     from otlabel.selflabel import TensorStore as TensorStore
     from otlabel.selflabel import load_labels as load_labels
+    from otlabel.soft import soft_assign as soft_assign
 
 __version__ = "0.1.0"
 
@@ -72,6 +73,7 @@ _HOMES = {
     "metrics": "metrics",
     "read_labels": "labels_file",
     "sinkhorn_assign": "assign",
+    "soft_assign": "soft",
 }
 _NEEDED = {"BalancedKMeans": "sklearn"}  # where this is not installed, `import *` and `help` must not ask for the name
 __all__ = [name for name in _HOMES if name not in _NEEDED or importlib.util.find_spec(_NEEDED[name])]

@@ -248,6 +248,8 @@ class UnitRows(Scores):
     def __init__(self, source: Scores) -> None:
         self._source = source
         self.shape, self.on_cpu = source.shape, source.on_cpu
+        if not source.on_cpu:
+            self.device = source.device
         self.dtype = "float64" if source.dtype == "float64" else "float32"
         self.least_rows = getattr(source, "least_rows", 1)
 

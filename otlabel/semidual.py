@@ -17,6 +17,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
@@ -30,6 +31,9 @@ from otlabel.problem import Problem, Solver
 from otlabel.result import Status
 from otlabel.scores import Scores, draw_rows
 from otlabel.sweep.pool import blas_on_one_thread
+
+if TYPE_CHECKING:
+    import torch
 
 COARSE_ROWS = 20  # rows a class in the first sample; its class masses are then off by about 1 / sqrt(20)
 FEWEST_ROWS = 4096  # a smaller sample saves no time
@@ -50,6 +54,7 @@ PROBE_ROWS = 256  # rows that tell how flat plans are
 SLOW_STEP = 0.4  # a Newton step that leaves more of the error than this wants a curvature from more rows
 CURVATURE_SHARE = 1e-3  # of a row's largest plan entry; smaller ones do not matter to the curvature
 DENSE_CLASSES = 512  # up to here a K x K factorisation costs less than conjugate gradients
+DEVICE_CLASSES = 8192  # the same on a device
 DENSE_PLAN = 0.1  # share of entries from which on a sampled plan is multiplied as a dense matrix
 ACTIVE_SETS = 12  # times that the step is solved for, to find which limits bind at its end
 RIDGE = 1e-3  # of the class mass, added to the curvature: F is flat along constants and in empty directions
@@ -120,10 +125,12 @@ class Objective:
             potentials = np.where(finite, potentials - potentials[finite].mean(), potentials)
         shifted = potentials + self.epsilon * rule.log_mass
         rows = self._curvature_rows(shifted) if self.newton else np.empty(0, np.int64)
-        later = problem.scores.random_access or not self.newton  # else a look at some rows would read all again
+        later = (
+            problem.scores.random_access or self.on_device or not self.newton
+        )  # else a look at some rows would read all again
         found = sweep.sweep(
             problem.scores, shifted, self.epsilon, problem.weights, self.precision,
-            None if later else rows, CURVATURE_SHARE, 1.0 / self.row_scale,
+            None if later else rows, CURVATURE_SHARE, 1.0 / self.row_scale, with_labels=False,
         )  # fmt: skip
         swept = shifted
         level = 0.0 if self.centred else self._level(rule, potentials, found)
@@ -148,17 +155,30 @@ class Objective:
 
     def plan_of(self, point: Point) -> csr_array:
         """Rows sqrt(a_i) q_i of a sample of the rows at a point of Newton's, weighing 1 or so in total."""
-        problem, rows = self.problem, point.curvature_rows
-        plan = point.sweep.plan
+        rows, plan = point.curvature_rows, point.sweep.plan
         if plan is None:
-            plan = self._sparse_plan(problem.scores, rows, point.swept_potentials)
-        weights = np.ones(len(rows)) if problem.weights is None else problem.weights[rows]
-        total = weights.sum()
-        if len(point.sweep.row_mass):
-            weights = point.sweep.row_mass[rows] / self.size_of(point)
-        roots = np.sqrt(weights / total).astype(np.float32)
+            plan = self._sparse_plan(self.problem.scores, rows, point.swept_potentials)
+        roots = np.sqrt(self._shares(point)).astype(np.float32)
         data = plan.data * np.repeat(roots, np.diff(plan.indptr))
         return csr_array((data, plan.indices, plan.indptr), shape=plan.shape)
+
+    def products_of(self, point: Point) -> tuple[torch.Tensor, np.ndarray]:
+        """Sums of a_i q_i q_i^T, left on the device, and of a_i q_i over the same rows."""
+        scores, g = self.problem.scores, point.swept_potentials
+        return sweep.products(scores, point.curvature_rows, self._shares(point), g, self.epsilon, self.precision)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the curvature is made where the scores are: a device that can take rows without reading files."""
+        scores = self.problem.scores
+        return not scores.on_cpu and not scores.reads_files and scores.shape[1] <= DEVICE_CLASSES
+
+    def _shares(self, point: Point) -> np.ndarray:
+        """What the curvature's rows weigh, 1 or so in total."""
+        rows, weights = point.curvature_rows, self.problem.weights
+        units = np.ones(len(rows)) if weights is None else weights[rows]
+        total = units.sum()
+        return (point.sweep.row_mass[rows] / self.size_of(point) if len(point.sweep.row_mass) else units) / total
 
     def size_of(self, point: Point) -> float:
         """What all rows take: 1, but where they may leave their mass it can be beyond float32, as can its curvature."""
@@ -168,7 +188,7 @@ class Objective:
         """Rows for the curvature: so many a class, but fewer where plans are so flat that they would take much room."""
         n_rows, n_classes = self.problem.scores.shape
         size = min(n_rows, max(FEWEST_ROWS, self.rows_a_class * n_classes))
-        if size * n_classes > CURVATURE_ENTRIES:
+        if size * n_classes > CURVATURE_ENTRIES and not self.on_device:
             n_probed = self._probe.shape[0]
             entries_a_row = self._sparse_plan(self._probe, np.arange(n_probed), potentials).nnz / n_probed
             size = min(size, max(FEWEST_ROWS // 4, int(CURVATURE_ENTRIES / entries_a_row)))
@@ -340,19 +360,15 @@ def _newton_direction(objective: Objective, point: Point) -> np.ndarray:
     """
     rule, epsilon = objective.problem.rule, objective.epsilon
     active = np.flatnonzero(np.isfinite(point.potentials))
-    plan = objective.plan_of(point)
-    root_weights = plan.sum(1)  # q sums to 1 but for the entries left out; over classes that are held too
-    plan = plan if len(active) == plan.shape[1] else plan[:, active]
+    sampled, curvature = _sampled_curvature(objective, point, active)
     size = objective.size_of(point)
     mass, residual = point.sweep.mass[active] / size, point.residual[active] / size
-    sampled = plan.T @ root_weights
     scale = np.sqrt(mass / np.maximum(sampled, 0.1 * mass + 1e-300))
     own = epsilon * rule.curvature(point.potentials, point.sweep.mass)[active] / size
     # What charges for mass holds itself; a ridge of more than its own would hold back classes of little mass.
     least = np.where(np.isfinite(rule.rho[active]), 0.0, 1.0 / len(active))
     diagonal = sampled * scale**2 + own + RIDGE * (mass + least)
     scale *= np.sqrt(1 - epsilon / objective.row_scale)
-    curvature = DenseCurvature if len(active) <= DENSE_CLASSES else SparseCurvature
     y = np.zeros(len(point.potentials))
     total = float(point.sweep.mass.sum())
 
@@ -363,8 +379,24 @@ def _newton_direction(objective: Objective, point: Point) -> np.ndarray:
 
     lo, hi = rule.lo[active] / size, rule.hi[active] / size
     limits = Limits(rule.ranged[active], lo, hi, point.potentials[active] / epsilon, level)
-    y[active] = _solve_within(curvature(plan, scale, diagonal), limits, mass, residual)
+    y[active] = _solve_within(curvature(scale, diagonal), limits, mass, residual)
     return np.clip(y, -objective.longest_step, objective.longest_step)
+
+
+def _sampled_curvature(
+    objective: Objective, point: Point, active: np.ndarray
+) -> tuple[np.ndarray, Callable[[np.ndarray, np.ndarray], Curvature]]:
+    """Over the active classes, the mass of a sample of the rows, and what makes a curvature of scale and diagonal."""
+    if point.sweep.plan is None and objective.on_device:
+        products, sampled = objective.products_of(point)
+        if len(active) < len(sampled):
+            products = products[active][:, active]
+        return sampled[active], functools.partial(DeviceCurvature, products)
+    plan = objective.plan_of(point)
+    root_weights = plan.sum(1)  # q sums to 1 but for the entries left out; over classes that are held too
+    plan = plan if len(active) == plan.shape[1] else plan[:, active]
+    kind = DenseCurvature if len(active) <= DENSE_CLASSES else SparseCurvature
+    return plan.T @ root_weights, functools.partial(kind, plan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -378,9 +410,7 @@ class Limits:
     level: Callable[[np.ndarray], float]  # the constant to add to a step, so that classes ask for what there is
 
 
-def _solve_within(
-    curvature: DenseCurvature | SparseCurvature, limits: Limits, mass: np.ndarray, residual: np.ndarray
-) -> np.ndarray:
+def _solve_within(curvature: Curvature, limits: Limits, mass: np.ndarray, residual: np.ndarray) -> np.ndarray:
     """The step to where each ranged class meets a limit, or has potential zero and a mass between.
 
     Source: Hintermueller, Ito, Kunisch, "The primal-dual active set strategy as a semismooth Newton method", SIAM
@@ -404,6 +434,18 @@ def _solve_within(
             y += limits.level(y)
         ahead = mass + curvature.apply(y)
     return y
+
+
+class Curvature(Protocol):
+    """diag(d) - S, however it is held."""
+
+    diagonal: np.ndarray
+
+    def apply(self, y: np.ndarray) -> np.ndarray:
+        """The product with y."""
+
+    def solve(self, residual: np.ndarray, free: np.ndarray) -> np.ndarray:
+        """What gives the residual over the free classes, the others being held."""
 
 
 class DenseCurvature:
@@ -432,6 +474,36 @@ class DenseCurvature:
                 return cho_solve(cho_factor(matrix, check_finite=False), residual, check_finite=False)
             except LinAlgError:  # rounding made it indefinite; its diagonal alone gives the Sinkhorn direction
                 return residual / self.diagonal[free]
+
+
+class DeviceCurvature:
+    """The same on a device, where a matrix of a few thousand classes is no burden."""
+
+    def __init__(self, products: torch.Tensor, scale: np.ndarray, diagonal: np.ndarray) -> None:
+        self.diagonal, self._device = diagonal, products.device
+        factors = self._there(scale)
+        self._matrix = -products * factors * factors[:, None]
+        self._matrix.diagonal().add_(self._there(diagonal))
+
+    def apply(self, y: np.ndarray) -> np.ndarray:
+        """The product with y."""
+        return (self._matrix @ self._there(y)).cpu().numpy() if y.any() else np.zeros_like(y)
+
+    def solve(self, residual: np.ndarray, free: np.ndarray) -> np.ndarray:
+        """By Cholesky, over the free classes."""
+        import torch
+
+        chosen = self._there(free)
+        matrix = self._matrix if free.all() else self._matrix[chosen][:, chosen]
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if int(failed):  # rounding made it indefinite, as above
+            return residual / self.diagonal[free]
+        return torch.cholesky_solve(self._there(residual)[:, None], factor)[:, 0].cpu().numpy()
+
+    def _there(self, array: np.ndarray) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(array).to(self._device)
 
 
 class SparseCurvature:

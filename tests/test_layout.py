@@ -24,7 +24,7 @@ LAYERS = (
     {"result", "labels_file"},
     {"semidual", "repair", "rounding"},
     {"assign"},
-    {"lp", "cluster", "metrics", "selflabel", "doctor", "path", "planning"},
+    {"lp", "cluster", "metrics", "selflabel", "doctor", "path", "planning", "soft"},
     {"training"},
     {"cli", "demo", "report", "__main__", "__init__"},
 )
@@ -38,7 +38,7 @@ ONLY_IN = {
     "ot": {"lp.py"},
 }
 EAGER = {
-    "torch": {"sweep/reference.py"}
+    "torch": {"sweep/reference.py", "sweep/cuda.py", "soft.py"}
     | {str(f.relative_to(PACKAGE)) for f in (PACKAGE / "selflabel").glob("*.py")}
     | {f"training/{name}.py" for name in ("augment", "networks", "run", "evaluate")},
     "sklearn": {"cluster.py"},

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import ITEM_BYTES, Batch, Scores, as_float, as_numbers, draw_rows, partition, row_blocks
+from otlabel.scores.base import ITEM_BYTES, Batch, Scores, as_float, draw_rows, partition, row_blocks
 from otlabel.scores.column import WithColumn
+from otlabel.scores.device import DeviceScores, on_device
 from otlabel.scores.factored import Features, LinearScores, checked_head
 from otlabel.scores.files import StoredScores
 from otlabel.scores.hdf5 import HDF5Scores
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "ITEM_BYTES", "ArrayScores", "Batch", "LinearScores", "Scores", "TensorScores", "WithColumn", "as_array",
-    "as_float", "default_limit", "draw_rows", "free_memory", "is_stored", "is_tensor", "keep", "keep_whole",
-    "linear_scores", "load_array", "matches", "open_scores", "partition", "row_blocks",
+    "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "LinearScores", "Scores", "TensorScores", "WithColumn",
+    "as_array", "as_float", "default_limit", "draw_rows", "free_memory", "is_stored", "is_tensor", "keep", "keep_whole",
+    "linear_scores", "load_array", "matches", "on_device", "open_scores", "partition", "row_blocks",
 ]  # fmt: skip
 
 
@@ -34,18 +36,21 @@ def open_scores(scores: Any, *, device: str = "auto") -> Scores:
     """Whatever holds an (N, K) matrix (array, tensor, nested lists, files) as a source, without copying if possible."""
     if device != "auto":
         chosen = _checked_device(device)
-        if is_tensor(scores):
+        if is_tensor(scores) and scores.device.type != "cpu":
             return open_tensor(scores.to(chosen))
-        if chosen.type != "cpu":
-            return open_tensor(_as_tensor(open_scores(scores)).to(chosen))
+        opened = open_scores(scores)
+        if chosen.type == "cpu" or not opened.on_cpu:
+            return opened
+        return opened.on(chosen) if isinstance(opened, LinearScores) else on_device(opened, chosen)
     if is_tensor(scores):
         return open_tensor(scores)
     source = _open_stored(scores)
     if source is None and isinstance(scores, (list, tuple)) and scores:
+        _check_same_device(scores)
         parts = [_open_stored(part) for part in scores]
         if any(part is not None for part in parts):
-            opened = [open_scores(rows) if part is None else part for rows, part in zip(scores, parts, strict=True)]
-            return Parts(opened, f"{len(parts)} parts")
+            sources = [open_scores(rows) if part is None else part for rows, part in zip(scores, parts, strict=True)]
+            return Parts(sources, f"{len(parts)} parts")
     return open_array(_as_matrix(scores)) if source is None else source
 
 
@@ -55,9 +60,13 @@ def keep(scores: Scores, rows: np.ndarray, memory_limit: int | None = None) -> S
     rows (sorted) are those that samples will be taken from. No limit: half of the memory that is free.
     """
     _check_limit(memory_limit)
+    limit = default_limit() if memory_limit is None else memory_limit
+    if isinstance(scores, DeviceScores):
+        return DeviceScores(keep(scores.source, rows, limit), scores.device)
+    if isinstance(scores, LinearScores) and not scores.on_cpu:
+        scores.keep_features(limit)
     if scores.random_access or not scores.on_cpu:
         return scores
-    limit = default_limit() if memory_limit is None else memory_limit
     whole = keep_whole(scores, limit)
     if whole is not scores:
         return whole
@@ -150,15 +159,17 @@ def _as_matrix(scores: Any) -> np.ndarray:
         raise InvalidScoresError(f"scores are no matrix (N, K): {error}") from error
 
 
-def _as_tensor(source: Scores) -> torch.Tensor:
-    """All scores of a source as one tensor."""
-    import torch
-
-    stored = source.read(0, source.shape[0])
-    if not isinstance(stored, np.ndarray):
-        return stored
-    tensor = torch.from_numpy(np.array(as_numbers(stored, source.dtype)))
-    return tensor.view(torch.bfloat16) if source.dtype == "bfloat16" else tensor
+def _check_same_device(parts: Sequence[Any]) -> None:
+    """Refuse parts that are tensors in different places, or on a device beside files, which are read to the host."""
+    places = [str(part.device) if is_tensor(part) else "cpu" for part in parts]
+    if set(places) != {"cpu"}:
+        other = next((number for number, place in enumerate(places) if place != places[0]), None)
+        if other is None:
+            raise InvalidScoresError(f"{len(parts)} parts are tensors on {places[0]}; pass one: torch.cat(parts)")
+        raise InvalidScoresError(
+            f"part 0 is on {places[0]}, part {other} on {places[other]}; move all parts to one device first, and pass "
+            "tensors on a device as one: torch.cat(parts)"
+        )
 
 
 def _checked_device(device: str) -> torch.device:
@@ -171,4 +182,10 @@ def _checked_device(device: str) -> torch.device:
     if chosen.type == "cuda" and not torch.cuda.is_available():
         reason = "this torch build has no CUDA" if torch.version.cuda is None else "no CUDA driver or card was found"
         raise ValueError(f"device {device!r} was asked for, but {reason}; use device='auto' or 'cpu'")
+    if chosen.type == "cuda":
+        index = chosen.index if ":" in str(chosen) else torch.cuda.current_device()
+        if index >= torch.cuda.device_count():
+            last = torch.cuda.device_count() - 1
+            raise ValueError(f"device {device!r} was asked for, but the last card is 'cuda:{last}'; use that or 'cuda'")
+        chosen = torch.device("cuda", index)
     return chosen

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
+
+if TYPE_CHECKING:
+    import torch
 
 BLOCK_ENTRIES = 1 << 16, 1 << 19  # fewest and most scores a block: a call's cost is hidden, the last one waits little
 FEW_BLOCKS = 16  # what threads need to share small matrices out evenly
@@ -46,7 +49,11 @@ class Scores(ABC):
 
     shape: tuple[int, int]
     dtype: str  # "float16", "bfloat16", "float32" or "float64"
-    on_cpu = True  # whether blocks are NumPy arrays for the compiled sweep, else tensors for the reference
+    on_cpu = True  # whether blocks are NumPy arrays, else tensors on `device`
+    device: torch.device  # of the blocks, where they are tensors
+    most_rows: int | None = (
+        None  # of a block that is reduced on a device, once its memory has proved too small for more
+    )
     random_access = False  # whether a few rows cost less than a pass over all
     reads_files = False  # whether the next pass will wait for files
     bytes_read = 0  # from files, so far
@@ -63,6 +70,10 @@ class Scores(ABC):
     def batches(self) -> list[Batch]:
         """The blocks in the groups that are read together, in order."""
         return [[block] for block in self.blocks()]
+
+    def device_batches(self) -> list[Batch]:
+        """The same for a pass on a device, where blocks may be larger."""
+        return self.batches()
 
     def reading(self) -> contextlib.AbstractContextManager[Any]:
         """To be entered around a pass: what must hold while it lasts."""

@@ -17,6 +17,8 @@ class WithColumn(Scores):
     def __init__(self, source: Scores) -> None:
         self._source = source
         self.shape, self.dtype, self.on_cpu = (source.shape[0], source.shape[1] + 1), source.dtype, source.on_cpu
+        if not source.on_cpu:
+            self.device = source.device
 
     @property
     def random_access(self) -> bool:  # type: ignore[override]

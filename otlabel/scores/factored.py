@@ -11,6 +11,7 @@ import numpy as np
 
 from otlabel.errors import InvalidScoresError
 from otlabel.scores.base import Batch, Scores, grouped
+from otlabel.scores.device import kept_in_host_memory, on_device
 from otlabel.scores.files import StoredScores
 from otlabel.scores.kept import KeptWhole
 from otlabel.scores.memory import ArrayScores, TensorScores, as_array
@@ -20,6 +21,7 @@ from otlabel.sweep.pool import blas_on_one_thread
 if TYPE_CHECKING:
     import torch
 
+DEVICE_ENTRIES = 1 << 26  # scores that a device makes at a time: products large enough to keep it busy
 FEATURE_BYTES = 1 << 20  # read at once: batches enough that all threads are done at about the same time
 
 
@@ -29,9 +31,10 @@ class Features:
     def __init__(self, source: Scores, torch_device: torch.device | None = None) -> None:
         self.source, self.torch_device = source, torch_device
         self._lock = threading.Lock()
+        self._moved: dict[torch.device, Features] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"source": self.source, "torch_device": self.torch_device}
+        return {"source": self.source, "torch_device": self.torch_device}  # copies on devices stay behind
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -41,6 +44,15 @@ class Features:
         with self._lock:
             if isinstance(self.source, StoredScores) and self.source.n_bytes <= memory_limit:
                 self.source = KeptWhole(self.source)
+            else:
+                self.source = kept_in_host_memory(self.source, memory_limit)
+
+    def on(self, device: torch.device) -> Features:
+        """The features on a device, the same for all heads: they stay there as long as these live."""
+        with self._lock:
+            if device not in self._moved:
+                self._moved[device] = Features(on_device(self.source, device), self.torch_device)
+            return self._moved[device]
 
 
 class LinearScores(Scores):
@@ -52,15 +64,23 @@ class LinearScores(Scores):
         self.shape = (source.shape[0], weight.shape[0])
         self.dtype = "float64" if source.dtype == "float64" else "float32"
         self.on_cpu = source.on_cpu
+        if not source.on_cpu:
+            self.device = source.device
         # Features get a last column of ones, so that the product adds the bias.
         last = np.zeros(self.shape[1]) if bias is None else bias
         self._weight = np.concatenate([weight.T, last[None]]).astype(self.dtype)  # (D + 1, K)
+        self._weight_on_device: torch.Tensor | None = None
         self._normalizers = np.full(self.shape[0], np.nan, self.dtype)  # log sum exp of each row seen so far
 
     @property
     def torch_device(self) -> torch.device | None:
         """Where the features are, if they are a tensor: results then are as well."""
         return self._features.torch_device
+
+    @property
+    def reads_files(self) -> bool:  # type: ignore[override]
+        """Whether a device waits for the features' file; on the CPU the products take longer than any."""
+        return not self.on_cpu and self._features.source.reads_files
 
     @property
     def bytes_read(self) -> int:  # type: ignore[override]
@@ -70,6 +90,17 @@ class LinearScores(Scores):
     def keep_features(self, memory_limit: int) -> None:
         """Let the next pass leave the features in memory if so many bytes hold them."""
         self._features.keep(memory_limit)
+
+    def on(self, device: torch.device) -> LinearScores:
+        """The same head on features that are moved to a device, or streamed to it, and made into scores there."""
+        return LinearScores(self._features.on(device), self._weight[:-1].T, self._weight[-1], self._normalize)
+
+    def blocks(self) -> Batch:
+        """Larger ones on a device, which makes them at once."""
+        if self.on_cpu:
+            return super().blocks()
+        size = max(1, DEVICE_ENTRIES // self.shape[1])
+        return [(start, min(start + size, self.shape[0])) for start in range(0, self.shape[0], size)]
 
     def batches(self) -> list[Batch]:
         """Blocks whose features are read together."""
@@ -109,6 +140,9 @@ class LinearScores(Scores):
 
     def take(self, rows: np.ndarray) -> Scores:
         """Scores of the given rows, as a matrix in memory."""
+        if not self.on_cpu:
+            features = self._features.source.take(rows)
+            return TensorScores(self._on_device(features.read(0, len(rows))))
         parts = []
         with self.reading():
             for batch in self.batches():
@@ -116,11 +150,14 @@ class LinearScores(Scores):
                     for (start, stop), block in zip(batch, self.read_blocks(batch), strict=True):
                         first, last = np.searchsorted(rows, (start, stop))
                         parts.append(block[rows[first:last] - start])
-        return ArrayScores(np.concatenate(parts), self.dtype) if self.on_cpu else TensorScores(_concatenated(parts))
+        return ArrayScores(np.concatenate(parts), self.dtype)
 
     def place(self, row: int) -> str:
         """The features' own."""
         return f"{self._features.source.place(row)} (of the features)"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_weight_on_device": None}
 
     def _block(self, rows: np.ndarray, start: int, stop: int, out: np.ndarray) -> np.ndarray:
         np.matmul(rows, self._weight, out=out)
@@ -134,8 +171,10 @@ class LinearScores(Scores):
     def _on_device(self, features: torch.Tensor) -> torch.Tensor:
         import torch
 
-        weight = torch.from_numpy(self._weight).to(features.device)
-        scores = features.to(weight.dtype) @ weight[:-1] + weight[-1]
+        if self._weight_on_device is None:
+            self._weight_on_device = torch.from_numpy(self._weight).to(features.device)
+        weight = self._weight_on_device
+        scores = torch.addmm(weight[-1], features.to(weight.dtype), weight[:-1])
         return torch.log_softmax(scores, 1) if self._normalize else scores
 
 

@@ -9,9 +9,12 @@ import numpy as np
 
 from otlabel.errors import InvalidScoresError
 from otlabel.scores.base import BLOCK_ENTRIES, Batch, Scores, check_shape, storage_type
+from otlabel.sweep import has_triton
 
 if TYPE_CHECKING:
     import torch
+
+SPAN_ENTRIES = 1 << 30  # scores that one call reduces on a device: few calls, and partial sums that stay small
 
 
 class ArrayScores(Scores):
@@ -33,20 +36,24 @@ class ArrayScores(Scores):
 
 
 class TensorScores(Scores):
-    """A torch tensor on a device that has no sweep of its own yet, reduced by the reference."""
+    """A torch tensor, reduced on the device that it is on."""
 
     on_cpu = False
     random_access = True
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
+        self.tensor, self.device = tensor, tensor.device
         self.shape = (tensor.shape[0], tensor.shape[1])
         self.dtype = str(tensor.dtype).removeprefix("torch.")
 
     def blocks(self) -> Batch:
         """Larger blocks than on a CPU: a device wants much work a call."""
-        size = max(1, 16 * BLOCK_ENTRIES[1] // self.shape[1])
-        return [(start, min(start + size, self.shape[0])) for start in range(0, self.shape[0], size)]
+        return self._cut(16 * BLOCK_ENTRIES[1])
+
+    def device_batches(self) -> list[Batch]:
+        """As much as a sweep that copies nothing can take; but scores in columns are copied to be read by rows."""
+        in_place = self.device.type == "cuda" and has_triton() and self.tensor.stride(1) == 1
+        return [[block] for block in (self._cut(SPAN_ENTRIES) if in_place else self.blocks())]
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """A view."""
@@ -56,7 +63,11 @@ class TensorScores(Scores):
         """A copy of the given rows on the same device."""
         import torch
 
-        return TensorScores(self.tensor[torch.from_numpy(rows).to(self.tensor.device)])
+        return TensorScores(self.tensor[torch.from_numpy(rows).to(self.device)])
+
+    def _cut(self, entries: int) -> Batch:
+        size = max(1, entries // self.shape[1])
+        return [(start, min(start + size, self.shape[0])) for start in range(0, self.shape[0], size)]
 
 
 def open_array(array: np.ndarray, what: str = "scores") -> ArrayScores:

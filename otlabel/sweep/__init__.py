@@ -6,7 +6,11 @@ pass gives the same bits at every thread count.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import itertools
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,10 +21,13 @@ from scipy.sparse import csr_array
 from otlabel.sweep.pool import run_tasks
 
 if TYPE_CHECKING:
-    from otlabel.scores import Scores
+    import torch
+
+    from otlabel.scores import Batch, Scores
 
 HASH_SEED = 20_200_427  # any constant: equal rows must get equal hashes in every process
 HASHED_SCORES = 32  # of each row, at a first look
+PRODUCT_ROWS, PRODUCT_ENTRIES = 1 << 14, 1 << 25  # of plans multiplied at once: halves hold sums of so many rows
 READERS = 1  # threads beyond the processors: while they wait for a file, the others compute
 
 
@@ -31,7 +38,7 @@ class Sweep:
     mass: np.ndarray  # (K,) c(g): what each class takes of the entropic plan
     linear: float  # mean over rows of max_k (s + g)
     entropic: float  # mean over rows of log sum_k exp((s + g - max) / epsilon)
-    labels: np.ndarray  # (N,) int32: the best class of s + g
+    labels: np.ndarray  # (N,) int32: the best class of s + g; empty where nobody asked for it
     counts: np.ndarray  # (K,) int64: how many units have that label
     row_mass: np.ndarray  # (N,) what each row takes where rows may leave their weight, else empty
     plan: csr_array | None = None  # (R, K) of the rows that were asked for, as from `sparse_plan`
@@ -63,14 +70,28 @@ def _backend(scores: Scores) -> ModuleType:
         from otlabel.sweep import cpu
 
         return cpu
+    if scores.device.type == "cuda" and has_triton():
+        from otlabel.sweep import cuda
+
+        return cuda
     from otlabel.sweep import reference
 
     return reference
 
 
+@functools.cache
+def has_triton() -> bool:
+    """Whether cards have a sweep of their own, which makes no copy of the scores; else the reference does it."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def _run_blocks(scores: Scores, reduce_block: Any) -> list[Any]:
     """reduce_block(backend, block, start, stop) for every block of rows; results in block order."""
-    backend, batches = _backend(scores), scores.batches()
+    backend = _backend(scores)
+    if not scores.on_cpu:
+        with scores.reading():
+            return _run_on_device(scores, functools.partial(reduce_block, backend))
+    batches = scores.batches()
     results: list[list[Any]] = [[] for _ in batches]
 
     def task(number: int) -> None:
@@ -79,12 +100,49 @@ def _run_blocks(scores: Scores, reduce_block: Any) -> list[Any]:
             results[number].append(reduce_block(backend, block, start, stop))
 
     with scores.reading():
-        if scores.on_cpu:
-            run_tasks(task, len(batches), READERS if scores.reads_files else 0)
-        else:
-            for number in range(len(batches)):
-                task(number)
+        run_tasks(task, len(batches), READERS if scores.reads_files else 0)
     return list(itertools.chain.from_iterable(results))
+
+
+def _run_on_device(scores: Scores, reduce_block: Any) -> list[Any]:
+    """Blocks one after the other, of half as many rows from where the device's memory does not suffice."""
+    import torch
+
+    waiting, results = deque(_no_longer_than(scores.most_rows, scores.device_batches())), list[Any]()
+    while waiting:
+        batch = waiting.popleft()
+        done = list[Any]()
+        try:
+            for (start, stop), block in zip(batch, scores.read_blocks(batch), strict=True):
+                done.append(reduce_block(block, start, stop))
+        except torch.cuda.OutOfMemoryError:
+            longest = max(stop - start for start, stop in batch)
+            if longest == 1:
+                raise
+        else:
+            longest = 0
+        results += done
+        if longest:  # outside of the handler, which would keep alive what takes the memory
+            block = None
+            scores.most_rows = -(-longest // 2)
+            torch.cuda.empty_cache()
+            left = [batch[len(done) :], *waiting]
+            waiting = deque(_no_longer_than(scores.most_rows, left))
+    return results
+
+
+def _no_longer_than(most_rows: int | None, batches: Iterable[Batch]) -> list[Batch]:
+    """The same blocks, but cut into pieces, each read by itself, where one has more rows."""
+    if most_rows is None:
+        return list(batches)
+    cut: list[Batch] = []
+    for batch in batches:
+        if all(stop - start <= most_rows for start, stop in batch):
+            cut.append(batch)
+            continue
+        for start, stop in batch:
+            cut += [[(first, min(first + most_rows, stop))] for first in range(start, stop, most_rows)]
+    return cut
 
 
 def sweep(
@@ -96,6 +154,8 @@ def sweep(
     plan_rows: np.ndarray | None = None,
     plan_share: float = 0.0,
     row_exponent: float = 0.0,
+    *,
+    with_labels: bool = True,
 ) -> Sweep:
     """One pass at potentials g (K,): everything that F(g), its gradient and the linear bound are made of.
 
@@ -105,7 +165,7 @@ def sweep(
     n_rows, n_classes = scores.shape
     g: np.ndarray = potentials.astype(precision)
     inverse = precision(1.0 / epsilon)
-    labels = np.empty(n_rows, np.int32)
+    labels = np.empty(n_rows if with_labels or scores.on_cpu else 0, np.int32)
     no_weights = np.empty(0)
     row_mass = np.empty(n_rows if row_exponent else 0)
 
@@ -125,7 +185,8 @@ def sweep(
     linear = entropic = 0.0
     mass, counts = np.zeros(n_classes), np.zeros(n_classes, np.int64)
     reduced = _run_blocks(scores, reduce_block)
-    for (block_linear, block_entropic), block_mass, block_counts, _ in reduced:
+    for sums, block_mass, block_counts, _ in reduced:
+        block_linear, block_entropic = sums() if callable(sums) else sums  # a device is waited for here only
         linear += block_linear
         entropic += block_entropic
         mass += block_mass
@@ -203,6 +264,34 @@ def sparse_plan(
         return backend.sparse_plan_block(block, _within(rows, start, stop), g, inverse, share)
 
     return _joined(_run_blocks(scores, keep), scores.shape[1])
+
+
+def products(
+    scores: Scores,
+    rows: np.ndarray,
+    weights: np.ndarray,
+    potentials: np.ndarray,
+    epsilon: float,
+    precision: type = np.float64,
+) -> tuple[torch.Tensor, np.ndarray]:
+    """On a device, sums of w q q^T, (K, K) left there, and of w q, (K,), over some rows (sorted) q of the plan."""
+    import torch
+
+    from otlabel.sweep import reference
+
+    n_classes, largest = scores.shape[1], float(weights.max()) or 1.0
+    g: np.ndarray = potentials.astype(precision)
+    inverse = precision(1.0 / epsilon)
+    total = torch.zeros((n_classes, n_classes), dtype=torch.float64, device=scores.device)
+    mass = torch.zeros(n_classes, dtype=torch.float64, device=scores.device)
+    size = max(1, min(PRODUCT_ROWS, PRODUCT_ENTRIES // n_classes))
+    for start in range(0, len(rows), size):
+        part = scores.take(rows[start : start + size])
+        roots = torch.from_numpy(np.sqrt(weights[start : start + size, None] / largest)).to(scores.device)
+        of_part, part_mass = reference.products_block(part.read(0, part.shape[0]), g, inverse, roots)
+        total += of_part
+        mass += part_mass
+    return total.mul_(largest), largest * mass.cpu().numpy()
 
 
 def _within(rows: np.ndarray, start: int, stop: int) -> np.ndarray:

@@ -36,15 +36,19 @@ def sweep_block(
     mass: np.ndarray,
     counts: np.ndarray,
 ) -> tuple[float, float]:
-    """Sums of weight * max u and weight * log sum exp((u - max u) / epsilon); the rest is written to the arrays."""
+    """Sums of weight * max u and weight * log sum exp((u - max u) / epsilon); the rest is written to the arrays.
+
+    Labels are left out where their array is empty.
+    """
     u = _u(block, potentials)
     top = u.amax(1, keepdim=True)
     e = torch.exp((u - top) * float(inverse_epsilon))
     total = e.sum(1, keepdim=True)
     weight = torch.ones(len(u), dtype=torch.float64) if weights.size == 0 else torch.from_numpy(weights)
     weight = weight.to(u.device)
-    best = _first_best(u)
-    labels[:] = best.cpu().numpy()
+    best = _first_best(u).cpu().numpy()
+    if labels.size:
+        labels[:] = best
     own_mass = weight
     if row_exponent:
         own_mass = weight * torch.exp(
@@ -52,7 +56,7 @@ def sweep_block(
         )
         row_mass[:] = own_mass.cpu().numpy()
     mass += (own_mass @ (e / total).double()).cpu().numpy()
-    counts += np.bincount(labels, weights.astype(np.int64) if weights.size else None, len(mass)).astype(np.int64)
+    counts += np.bincount(best, weights.astype(np.int64) if weights.size else None, len(mass)).astype(np.int64)
     return float(weight @ top[:, 0].double()), float(weight @ total[:, 0].double().log())
 
 
@@ -111,6 +115,20 @@ def inspect_block(
     constant = (u == top[:, None]).all(1).cpu().numpy()
     hashes[:] = np.where(constant, np.uint64(0), digest.cpu().numpy().view(np.uint64))
     return n_bad, int(forbidden.sum())
+
+
+def products_block(
+    block: torch.Tensor, potentials: np.ndarray, inverse_epsilon: float, roots: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of w q q^T, (K, K), and of w q, (K,), over the rows q of the plan, where w = roots^2 is at most 1.
+
+    On a card factors and blocks' sums are rounded to halves, whose products are ten times as fast as those of float32:
+    independent errors of 5e-4 each, far below what sampling the rows leaves open.
+    """
+    rows = torch.softmax(_u(block, potentials) * float(inverse_epsilon), 1)
+    rows *= roots.to(rows.dtype)
+    factors = rows.half() if block.device.type == "cuda" else rows
+    return (factors.T @ factors).double(), (rows * roots).sum(0, dtype=torch.float64)
 
 
 def sparse_plan_block(

@@ -1,0 +1,204 @@
+"""Scores that lie in host memory or in files and are swept on a device: moved there once, or block by block."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from otlabel.scores.base import ITEM_BYTES, Batch, Scores
+from otlabel.scores.files import StoredScores
+from otlabel.scores.kept import KeptWhole
+from otlabel.scores.memory import TensorScores
+from otlabel.sweep.pool import run_tasks
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK_BYTES = 256 << 20  # moved at once: a copy's fixed costs are hidden, and three blocks take little of a device
+MEMORY_SHARE = 0.75  # of the device's free memory may hold a copy of the scores; samples and sums need some, too
+
+
+class DeviceScores(Scores):
+    """A source whose blocks are moved to a device as a pass needs them, through two pinned buffers."""
+
+    on_cpu = False
+
+    def __init__(self, source: Scores, device: torch.device) -> None:
+        self.source, self.device = source, device
+        self.shape, self.dtype = source.shape, source.dtype
+
+    @property
+    def reads_files(self) -> bool:  # type: ignore[override]
+        """If the source does."""
+        return self.source.reads_files
+
+    @property
+    def bytes_read(self) -> int:  # type: ignore[override]
+        """By the source."""
+        return self.source.bytes_read
+
+    def blocks(self) -> Batch:
+        """Consecutive batches of the source until they make up BLOCK_BYTES."""
+        rows = max(1, BLOCK_BYTES // (self.shape[1] * ITEM_BYTES[self.dtype]))
+        blocks: Batch = []
+        for batch in self.source.batches():
+            start, stop = batch[0][0], batch[-1][1]
+            if blocks and stop - blocks[-1][0] <= rows:
+                blocks[-1] = blocks[-1][0], stop
+            else:
+                blocks.append((start, stop))
+        return blocks
+
+    def device_batches(self) -> list[Batch]:
+        """All in one, so that each block is on its way while the one before it is reduced."""
+        return [self.blocks()]
+
+    def reading(self) -> contextlib.AbstractContextManager[Any]:
+        """The source's own."""
+        return self.source.reading()
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Moved to the device."""
+        return next(self.read_blocks([(start, stop)]))
+
+    def read_blocks(self, batch: Batch) -> Iterator[torch.Tensor]:
+        """Moved to the device one after the other, each of them while the one before it is in use."""
+        import torch
+
+        longest = max(stop - start for start, stop in batch)
+        mover = _Mover(self.device, (longest, self.shape[1]), getattr(torch, self.dtype))
+        coming = self._send(mover, *batch[0])
+        for following in [*batch[1:], None]:
+            block = mover.received(coming)
+            if following is not None:
+                coming = self._send(mover, *following)
+            yield block
+
+    def take(self, rows: np.ndarray) -> TensorScores:
+        """The given rows, moved to the device."""
+        taken = self.source.take(rows)
+        return TensorScores(DeviceScores(taken, self.device).read(0, len(rows)))
+
+    def place(self, row: int) -> str:
+        """As the source names it."""
+        return self.source.place(row)
+
+    def _send(self, mover: _Mover, start: int, stop: int) -> _Parcel:
+        """Fill a buffer on all threads, and have it copied."""
+        buffer = mover.buffer(stop - start)
+        out = _as_stored(buffer, self.dtype)
+        batches = [batch for batch in self.source.batches() if start <= batch[0][0] and batch[-1][1] <= stop]
+        if not batches or (batches[0][0][0], batches[-1][-1][1]) != (start, stop):
+            out[:] = self.source.read(start, stop)  # a block that was cut because memory was short
+            return mover.send(buffer)
+
+        def fill(number: int) -> None:
+            batch = batches[number]
+            for (first, last), rows in zip(batch, self.source.read_blocks(batch), strict=True):
+                out[first - start : last - start] = rows
+
+        run_tasks(fill, len(batches), int(self.source.reads_files))
+        return mover.send(buffer)
+
+
+class _Parcel:
+    """A tensor on its way to a device, and the event of its arrival (None where it is there)."""
+
+    def __init__(self, tensor: torch.Tensor, arrived: torch.cuda.Event | None) -> None:
+        self.tensor, self.arrived = tensor, arrived
+
+
+class _Mover:
+    """Two buffers in pinned memory, filled and copied in turn on a stream of their own."""
+
+    def __init__(self, device: torch.device, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        self._device, self._shape, self._dtype = device, shape, dtype
+        self._buffers: list[torch.Tensor] = []
+        self._sent: list[_Parcel] = []
+        self._stream: torch.cuda.Stream | None = None
+
+    def buffer(self, n_rows: int) -> torch.Tensor:
+        """Room for so many rows, which no copy reads any more."""
+        import torch
+
+        on_card = self._device.type == "cuda"
+        if on_card and self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)
+        if len(self._buffers) < 2:
+            self._buffers.append(torch.empty(self._shape, dtype=self._dtype, pin_memory=on_card))
+            return self._buffers[-1][:n_rows]
+        arrived = self._sent[-2].arrived
+        if arrived is not None:
+            arrived.synchronize()
+        return self._buffers[len(self._sent) % 2][:n_rows]
+
+    def send(self, rows: torch.Tensor) -> _Parcel:
+        """Begin the copy."""
+        import torch
+
+        if self._stream is None:
+            parcel = _Parcel(rows.to(self._device, copy=True), None)
+        else:
+            with torch.cuda.stream(self._stream):
+                parcel = _Parcel(rows.to(self._device, non_blocking=True), self._stream.record_event())
+        self._sent = [*self._sent, parcel]
+        return parcel
+
+    def received(self, parcel: _Parcel) -> torch.Tensor:
+        """The tensor, for work that is asked for from now on."""
+        import torch
+
+        if parcel.arrived is not None:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(parcel.arrived)
+            parcel.tensor.record_stream(stream)
+        return parcel.tensor
+
+
+def on_device(source: Scores, device: torch.device) -> Scores:
+    """A source on the CPU as one on a device: copied whole if it fits there, else block by block in every pass."""
+    streamed = DeviceScores(source, device)
+    if source.n_bytes > MEMORY_SHARE * _free_memory(device):
+        return streamed
+    import torch
+
+    try:
+        whole = torch.empty(source.shape, dtype=getattr(torch, source.dtype), device=device)
+    except torch.cuda.OutOfMemoryError:  # free, but in pieces
+        return streamed
+    blocks = streamed.blocks()
+    with source.reading():
+        for (start, stop), block in zip(blocks, streamed.read_blocks(blocks), strict=True):
+            whole[start:stop] = block
+    return TensorScores(whole)
+
+
+def kept_in_host_memory(scores: Scores, limit: int) -> Scores:
+    """A file's scores that are streamed to a device such that the first pass leaves all in host memory, if they fit."""
+    if isinstance(scores, DeviceScores) and isinstance(scores.source, StoredScores) and scores.n_bytes <= limit:
+        return DeviceScores(KeptWhole(scores.source), scores.device)
+    return scores
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes that tensors on the device may still take."""
+    if device.type != "cuda":
+        return math.inf
+    import torch
+
+    free = torch.cuda.mem_get_info(device)[0]
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def _as_stored(tensor: torch.Tensor, dtype: str) -> np.ndarray:
+    """A view of a tensor in host memory in storage form."""
+    import torch
+
+    if dtype not in ("float16", "bfloat16"):
+        return tensor.numpy()
+    bits = tensor.view(torch.int16).numpy()
+    return bits.view(np.uint16) if dtype == "float16" else bits

@@ -1,0 +1,96 @@
+"""Soft assignments of one batch within a training step: what SwAV and DINO call distributed_sinkhorn."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from otlabel.errors import InvalidScoresError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@torch.no_grad()
+def soft_assign(
+    logits: torch.Tensor, epsilon: float, n_iterations: int = 3, group: ProcessGroup | None = None
+) -> torch.Tensor:
+    """Soft assignments of a batch whose classes take nearly the same mass, by a few Sinkhorn iterations.
+
+        Q_ik = exp((s_ik + g_k) / epsilon) / sum_j exp((s_ij + g_j) / epsilon)
+
+    Each iteration divides every class by its mass over the batch and then every row by its sum; it is the batch version
+    of the problem that `sinkhorn_assign` solves to the end. Everything stays on the device of the logits, nothing waits
+    for it, and a compiled training step may contain it. It works with logarithms, shifted by the largest logit of each
+    row: nothing overflows, and no class or row is lost to underflow.
+
+    Args:
+        logits: (B, K) scores of the samples of this process, of any floating type, the larger the better: for SwAV and
+            DINO the cosines with the prototypes, not yet divided by epsilon. A constant added to all of them changes
+            nothing; one added to a row gives it more weight in the first iteration, and in the limit changes nothing.
+            -inf forbids a pair; a row of nothing but -inf gives zeros.
+        epsilon: regularisation in the units of the logits (.05 in SwAV and DINO): the smaller, the harder the labels.
+        n_iterations: how often class masses are brought to 1/K; the default of 3 is SwAV's. Rows come last, so that
+            they sum to 1 in any case, and class masses are the nearer to 1/K the more iterations there are.
+        group: processes of `torch.distributed` whose rows together are the batch: all of them call this at the same
+            time, with as many rows each as they like. None: the batch is this process's alone. For all processes,
+            pass `torch.distributed.group.WORLD`.
+
+    Returns:
+        (B, K) float32 on the same device, without a gradient; rows are not negative and sum to 1.
+
+    Raises:
+        InvalidScoresError: logits that are no matrix of floating numbers.
+        ValueError: an epsilon that is not positive, or no iterations.
+
+    Source: Caron, Misra, Mairal, Goyal, Bojanowski, Joulin, "Unsupervised learning of visual features by contrasting
+        cluster assignments" (SwAV), NeurIPS 2020, section 3 and appendix A; the whole-data version: Asano, Rupprecht,
+        Vedaldi, ICLR 2020. The iterations: Cuturi, NeurIPS 2013.
+    """
+    if logits.ndim != 2 or not logits.is_floating_point():
+        raise InvalidScoresError(
+            f"logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; pass (B, K) floating numbers"
+        )
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise ValueError(f"epsilon is {epsilon}; it must be a positive number")
+    if n_iterations < 1:
+        raise ValueError(f"n_iterations is {n_iterations}; at least one is needed (3 in SwAV)")
+    numbers = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    top = _largest(numbers, 1)
+    scaled = (numbers - top.where(top > -torch.inf, 0)) / epsilon  # (B, K), at most 0 whatever the logits are
+    log_rows = (
+        top - _over_processes(_largest(top, 0), "MAX", group)
+    ) / epsilon  # so that the start is exp(s / epsilon)
+    for iteration in range(n_iterations):
+        log_classes = -_log_column_sums(scaled + log_rows, group)
+        shifted = scaled + log_classes.where(log_classes < torch.inf, 0)  # inf: of a class that all rows forbid
+        if iteration < n_iterations - 1:
+            log_rows = -torch.logsumexp(shifted, 1, keepdim=True)
+            log_rows = log_rows.where(log_rows < torch.inf, -torch.inf)  # inf: of a row without any class
+    return torch.softmax(shifted, 1).where(top > -torch.inf, 0).float()
+
+
+def _log_column_sums(values: torch.Tensor, group: ProcessGroup | None) -> torch.Tensor:
+    """Log of the sums of exponentials over the rows of all processes, (1, K)."""
+    if group is None:
+        return torch.logsumexp(values, 0, keepdim=True)
+    top = _over_processes(_largest(values, 0), "MAX", group)
+    top = top.where(top > -torch.inf, 0)
+    sums = torch.exp(values - top).sum(0, keepdim=True)
+    return _over_processes(sums, "SUM", group).log() + top
+
+
+def _over_processes(values: torch.Tensor, operation: str, group: ProcessGroup | None) -> torch.Tensor:
+    """Sums or largest values over all processes of a group."""
+    if group is not None:
+        torch.distributed.all_reduce(values, getattr(torch.distributed.ReduceOp, operation), group)
+    return values
+
+
+def _largest(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """Of rows or columns; -inf where a process has none."""
+    if values.shape[dim]:
+        return values.amax(dim, keepdim=True)
+    return values.new_full((1, values.shape[1]) if dim == 0 else (len(values), 1), -torch.inf)

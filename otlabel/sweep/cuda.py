@@ -1,0 +1,510 @@
+"""One block of rows on a CUDA device, by Triton: the functions of reference.py without temporaries of the block's size.
+
+Up to FUSED_CLASSES classes a sweep reads each score once: a program holds whole rows in registers, and the sums of
+its columns beside them. Beyond that, or where rows may leave their mass, a first kernel reads a row tile by tile with a
+running maximum (an online softmax), and a second one reads the scores again for the column sums.
+
+Nothing is added by atomic operations but whole numbers: each program writes the column sums of its own rows, and these
+are added in one order, in float64. Results have the same bits from run to run.
+
+Source: Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018 (arXiv:1805.02867).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from otlabel.sweep import reference
+
+FUSED_CLASSES = {torch.float32: 8192, torch.float64: 4096}  # by precision: what registers hold beside the column sums
+TILE = 2048  # scores that a program of four warps works on at a time
+ROWS_A_PROGRAM = 256  # at most, added up in working precision before the sum moves to float64
+PROGRAMS = 2048  # wanted at least: several for each multiprocessor
+CHUNK_ENTRIES = 1 << 24  # scores at a time where plain torch makes temporaries of them
+VECTOR = 16  # what Triton is told that strides are multiples of, at most: eight halves are one wide read
+FEW_CLASSES = 64  # up to here it is told nothing: time is short, and one compiled kernel serves for all
+NARROWEST = 16  # columns of a tile
+CUT = 128  # columns of a piece where a row is cut at all
+PIECES = 8  # of a row, at most
+MOST_ROWS = 256  # of narrow matrices at a time
+SIZES = ["n_rows", "n_classes", "stride"]  # arguments whose values no kernel is compiled for
+STAGES = 3  # rows that are on their way from memory, the present one counted
+
+
+class _Block(NamedTuple):
+    """A block as kernels take it: sizes in units of `vector`, so that they know what these are multiples of."""
+
+    scores: torch.Tensor
+    n_rows: int
+    n_classes: int
+    stride: int
+    vector: int
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """What every kernel is told after its pointers."""
+        return self.n_rows, self.n_classes // self.vector, self.stride // self.vector
+
+
+def sweep_block(block, potentials, inverse_epsilon, weights, row_exponent, labels, row_mass, mass, counts):
+    """As reference.sweep_block, but it does not wait: it returns a function that does, and then gives the two sums.
+
+    That function also writes to the arrays. Where `labels` is empty they stay on the device.
+    """
+    device, precision = block.device, _torch_type(potentials.dtype)
+    with _on(device):
+        view = _view(block)
+        scale = float(inverse_epsilon) * math.log2(math.e)
+        constants = _upload(np.append(potentials, scale).astype(potentials.dtype), device)
+        weight = None if weights.size == 0 else _upload(weights, device)
+        tops, totals = _per_row(view, precision, 2)
+        best = torch.empty(view.n_rows, dtype=torch.int32, device=device)
+        own_mass = None
+        if row_exponent or view.n_classes > FUSED_CLASSES[precision]:
+            _find_rows(view, constants, tops, totals, best)
+            log_totals = totals.double().log()
+            if row_exponent:
+                own_mass = torch.exp(row_exponent * (tops.double() + log_totals / float(inverse_epsilon)))
+                own_mass = own_mass if weight is None else weight * own_mass
+            shares = (1.0 if weight is None else weight) if own_mass is None else own_mass
+            partial = _add_columns(view, constants, tops, (shares / totals.double()).to(precision))
+        else:
+            partial = _reduce_once(view, constants, weight, tops, totals, best)
+            log_totals = totals.double().log()
+        tops = tops.double()
+        units = torch.ones_like(best, dtype=torch.int64) if weight is None else weight.long()
+        taken = torch.zeros(view.n_classes, dtype=torch.int64, device=device).scatter_add_(0, best.long(), units)
+        linear, entropic = (part if weight is None else weight * part for part in (tops, log_totals))
+        sums = torch.stack([linear.sum(), entropic.sum()])
+        found = [torch.cat([partial.sum(0, dtype=torch.float64), taken.double(), sums])]
+        found += [best] if labels.size else []
+        found += [own_mass] if row_exponent else []
+        fetched = _Fetched(found)
+
+    def finish() -> tuple[float, float]:
+        packed, *of_rows = fetched.arrays()
+        mass[:] += packed[: view.n_classes]
+        counts[:] += packed[view.n_classes : -2].astype(np.int64)
+        for array, values in zip(([labels] if labels.size else []) + [row_mass], of_rows, strict=False):
+            array[:] = values
+        return float(packed[-2]), float(packed[-1])
+
+    return finish
+
+
+def label_block(block, potentials, labels, best, own):
+    """As reference.label_block."""
+    with _on(block.device):
+        constants = np.append(potentials.astype(np.float64), [0.0, 0.0])
+        found = _find_labels(_view(block), constants, labels, may_correct=False)[:3]
+        for array, values in zip((labels, best, own), _Fetched(found).arrays(), strict=True):
+            array[:] = values
+
+
+def candidates_block(block, potentials, labels, slack, tie):
+    """As reference.candidates_block: one kernel counts classes, and only rows with several are looked at again."""
+    with _on(block.device):
+        constants = np.append(potentials.astype(np.float64), [slack, tie])
+        chosen, _, _, sizes = _find_labels(_view(block), constants, labels, may_correct=True)
+        (labels[:],) = _Fetched([chosen]).arrays()
+        rows = (sizes > 1).nonzero()[:, 0]
+        parts = []
+        for some in rows.split(max(1, CHUNK_ENTRIES // block.shape[1])):
+            given = labels[some.cpu().numpy()]
+            parts.append(reference.candidates_block(block[some], potentials, given, slack, tie)[1:])
+    return rows.cpu().numpy(), *(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+def inspect_block(block, multipliers, step, hashes, tops, bottoms):
+    """As reference.inspect_block."""
+    with _on(block.device):
+        view = _view(block)
+        device, number = block.device, _torch_type(tops.dtype)
+        chosen = np.where(np.arange(view.n_classes) % step == 0, multipliers.view(np.int64), 0)
+        digests = torch.empty(view.n_rows, dtype=torch.int64, device=device)
+        largest, smallest = _per_row(view, number, 2)
+        bad, forbidden = _per_row(view, torch.int32, 2)
+        width, rows = _tile(view.n_classes)
+        _inspect[(triton.cdiv(view.n_rows, rows),)](
+            view.scores, _upload(chosen, device), digests, largest, smallest, bad, forbidden, *view.sizes,
+            VECTOR=view.vector, ROWS=rows, WIDTH=width, DOUBLE=number == torch.float64,
+        )  # fmt: skip
+        found = _Fetched([digests, largest, smallest, torch.stack([bad.sum(), forbidden.sum()])])
+        digests, tops[:], bottoms[:], numbers = found.arrays()
+        hashes[:] = digests.view(np.uint64)
+        return int(numbers[0]), int(numbers[1])
+
+
+def plan_block(block, potentials, inverse_epsilon, plan):
+    """As reference.plan_block, some rows at a time."""
+    size = max(1, CHUNK_ENTRIES // block.shape[1])
+    for start in range(0, len(block), size):
+        part = slice(start, start + size)
+        reference.plan_block(block[part], potentials, inverse_epsilon, plan[part])
+
+
+def sparse_plan_block(block, rows, potentials, inverse_epsilon, share):
+    """As reference.sparse_plan_block, some rows at a time."""
+    size = max(1, CHUNK_ENTRIES // block.shape[1])
+    parts = [
+        reference.sparse_plan_block(block, rows[start : start + size], potentials, inverse_epsilon, share)
+        for start in range(0, max(len(rows), 1), size)
+    ]
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+class _Fetched:
+    """Tensors on their way to the host; asking for them waits."""
+
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        device = tensors[0].device
+        self._there = [tensor.to("cpu", non_blocking=True) for tensor in tensors]  # pinned, as torch makes them
+        self._arrived = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+    def arrays(self) -> list[np.ndarray]:
+        """All of them, complete."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [tensor.numpy() for tensor in self._there]
+
+
+def _upload(array, device):
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _on(device):
+    """Kernels run on the current device: the block's."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _torch_type(dtype):
+    return torch.float64 if dtype == np.float64 else torch.float32
+
+
+def _view(block):
+    n_rows, n_classes = block.shape
+    if block.stride(1) != 1 and n_classes > 1:
+        block = block.contiguous()
+    stride = block.stride(0) if n_rows > 1 else n_classes
+    vector = math.gcd(stride, n_classes, VECTOR) if n_classes > FEW_CLASSES else 1
+    return _Block(block, n_rows, n_classes, stride, vector)
+
+
+def _per_row(view, dtype, number):
+    """Room for results, each by itself: a kernel is compiled anew for a pointer that is aligned otherwise."""
+    return [torch.empty(view.n_rows, dtype=dtype, device=view.scores.device) for _ in range(number)]
+
+
+def _width(n_classes):
+    return max(triton.next_power_of_2(n_classes), NARROWEST)
+
+
+def _tile(n_classes):
+    """Columns and rows of a tile where rows are read piece by piece."""
+    width = min(_width(n_classes), TILE)
+    return width, TILE // width
+
+
+def _rows_each(n_rows, step):
+    """Rows of one program: a number of whole steps that depends on the shape alone, as sums do on it."""
+    wanted = min(triton.cdiv(n_rows, PROGRAMS), ROWS_A_PROGRAM)
+    return triton.cdiv(max(wanted, 1), step) * step
+
+
+class Shape(NamedTuple):
+    """How the kernel that reads once cuts its rows, and what it is given."""
+
+    width: int  # columns of a piece
+    pieces: int  # of a row
+    rows: int  # at a time
+    warps: int
+    stages: int  # rows on their way while one is worked on
+
+
+def fused_shape(n_classes, precision):
+    """Pieces that fill their columns best, the widest of those that do so alike."""
+    warps = 4 if n_classes <= FUSED_CLASSES[torch.float32] // 2 else 8
+    widest = 256 * warps  # eight scores a thread
+    widths = [min(_width(n_classes), widest)]
+    while widths[-1] > CUT and triton.cdiv(n_classes, widths[-1] // 2) <= PIECES:
+        widths.append(widths[-1] // 2)
+    width = min(widths, key=lambda width: triton.cdiv(n_classes, width) * width)
+    pieces = triton.cdiv(n_classes, width)
+    fitting = max(1, min(2 * widest // (pieces * width), MOST_ROWS))
+    rows = 1 << (fitting.bit_length() - 1)
+    return Shape(width, pieces, rows, 2 * warps if precision == torch.float64 else warps, STAGES)
+
+
+def _reduce_once(view, constants, weight, tops, totals, best):
+    """Write what there is to say of each row; return column sums of all programs (P, K)."""
+    shape = fused_shape(view.n_classes, constants.dtype)
+    each = _rows_each(view.n_rows, shape.rows)
+    n_programs = triton.cdiv(view.n_rows, each)
+    partial = torch.empty((n_programs, view.n_classes), dtype=constants.dtype, device=best.device)
+    _fused[(n_programs,)](
+        view.scores, constants, best if weight is None else weight, tops, totals, best, partial, *view.sizes, each,
+        VECTOR=view.vector, ROWS=shape.rows, WIDTH=shape.width, PIECES=shape.pieces, STAGES=shape.stages,
+        WEIGHTED=weight is not None, num_warps=shape.warps,
+    )  # fmt: skip
+    return partial
+
+
+def _find_rows(view, constants, tops, totals, best):
+    width, rows = _tile(view.n_classes)
+    _online[(triton.cdiv(view.n_rows, rows),)](
+        view.scores, constants, tops, totals, best, *view.sizes, VECTOR=view.vector, ROWS=rows, WIDTH=width
+    )
+
+
+def _add_columns(view, constants, tops, shares):
+    """Column sums (P, K) of shares * exp((u - top) / epsilon)."""
+    width, rows = _tile(view.n_classes)
+    each = _rows_each(view.n_rows, rows)
+    grid = triton.cdiv(view.n_rows, each), triton.cdiv(view.n_classes, width)
+    partial = torch.empty((grid[0], view.n_classes), dtype=constants.dtype, device=tops.device)
+    _columns[grid](
+        view.scores, constants, tops, shares, partial, *view.sizes, each,
+        VECTOR=view.vector, ROWS=rows, WIDTH=width, STAGES=STAGES,
+    )  # fmt: skip
+    return partial
+
+
+def _find_labels(view, constants, labels, *, may_correct):
+    """Labels, max u, u at the label, and how many classes are within the slack, of each row."""
+    device = view.scores.device
+    chosen = _upload(labels, device)
+    best, own = _per_row(view, torch.float64, 2)
+    sizes = torch.empty(view.n_rows, dtype=torch.int32, device=device)
+    width, rows = _tile(view.n_classes)
+    _label[(triton.cdiv(view.n_rows, rows),)](
+        view.scores, _upload(constants, device), chosen, best, own, sizes, *view.sizes,
+        VECTOR=view.vector, ROWS=rows, WIDTH=width, CORRECT=may_correct,
+    )  # fmt: skip
+    return chosen, best, own, sizes
+
+
+@triton.jit(do_not_specialize=[*SIZES, "rows_each"])
+def _fused(
+    scores, constants, weights, tops, totals, labels, partial, n_rows, n_classes, stride, rows_each,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+):  # fmt: skip
+    """Everything from one read: rows_each rows a program, ROWS at a time, each in PIECES of WIDTH columns.
+
+    Pieces of a row are brought together column by column before threads exchange anything, so that a row takes three
+    exchanges. Rows past the end are the last one again, without weight; only the last piece needs a mask.
+    """
+    n_classes = n_classes * VECTOR
+    precision = constants.dtype.element_ty
+    scale = tl.load(constants + n_classes)
+    program = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, WIDTH)
+    last: tl.constexpr = (PIECES - 1) * WIDTH
+    inside = last + columns < n_classes
+    potentials, sums = (), ()
+    for piece in tl.static_range(PIECES):
+        if piece == PIECES - 1:
+            potentials = potentials + (tl.load(constants + piece * WIDTH + columns, mask=inside, other=0.0),)
+        else:
+            potentials = potentials + (tl.load(constants + piece * WIDTH + columns),)
+        sums = sums + (tl.zeros([ROWS, WIDTH], precision),)
+    for step in tl.range(0, rows_each, ROWS, num_stages=STAGES):
+        numbers = program * rows_each + step + tl.arange(0, ROWS)
+        there = numbers < n_rows
+        rows = tl.minimum(numbers, n_rows - 1)
+        begin = scores + rows[:, None] * stride * VECTOR + columns[None, :]
+        u = ()
+        for piece in tl.static_range(PIECES):
+            if piece == PIECES - 1:
+                values = tl.load(begin + piece * WIDTH, mask=inside[None, :], other=-float("inf"))
+            else:
+                values = tl.load(begin + piece * WIDTH)
+            u = u + (values.to(precision) + potentials[piece][None, :],)
+        highest = u[0]
+        for piece in tl.static_range(1, PIECES):
+            highest = tl.maximum(highest, u[piece])
+        top = tl.max(highest, 1)
+        e = ()
+        for piece in tl.static_range(PIECES):
+            e = e + (tl.exp2((u[piece] - top[:, None]) * scale),)
+            at = tl.where(u[piece] == top[:, None], piece * WIDTH + columns[None, :], n_classes - 1)
+            if piece == 0:
+                lowest, added = at, e[0]
+            else:
+                lowest, added = tl.minimum(lowest, at), added + e[piece]
+        label, total = tl.min(lowest, 1), tl.sum(added, 1)
+        share = 1.0 / total
+        if WEIGHTED:
+            share = (tl.load(weights + rows) / total.to(tl.float64)).to(precision)
+        share = tl.where(there, share, 0.0)
+        grown = ()
+        for piece in tl.static_range(PIECES):
+            grown = grown + (sums[piece] + e[piece] * share[:, None],)
+        sums = grown
+        tl.store(tops + numbers, top, mask=there)
+        tl.store(totals + numbers, total, mask=there)
+        tl.store(labels + numbers, label.to(tl.int32), mask=there)
+    for piece in tl.static_range(PIECES):
+        at = partial + program * n_classes + piece * WIDTH + columns
+        if piece == PIECES - 1:
+            tl.store(at, tl.sum(sums[piece], 0), mask=inside)
+        else:
+            tl.store(at, tl.sum(sums[piece], 0))
+
+
+@triton.jit
+def _read(scores, constants, rows, columns, inside, stride, VECTOR: tl.constexpr):
+    """u = scores + potentials of a tile, -inf past the last column."""
+    precision = constants.dtype.element_ty
+    at = scores + rows[:, None] * stride * VECTOR + columns[None, :]
+    values = tl.load(at, mask=inside[None, :], other=-float("inf")).to(precision)
+    return values + tl.load(constants + columns, mask=inside, other=0.0)[None, :]
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _online(
+    scores, constants, tops, totals, labels, n_rows, n_classes, stride,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Maximum, its class and sum of exponentials of each row, tile by tile: what was added up shrinks as it rises."""
+    n_classes = n_classes * VECTOR
+    precision = constants.dtype.element_ty
+    scale = tl.load(constants + n_classes)
+    numbers = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = numbers < n_rows
+    rows = tl.minimum(numbers, n_rows - 1)
+    top = tl.full([ROWS], -float("inf"), precision)
+    total = tl.zeros([ROWS], precision)
+    label = tl.zeros([ROWS], tl.int32)
+    for start in range(0, n_classes, WIDTH):
+        columns = start + tl.arange(0, WIDTH)
+        u = _read(scores, constants, rows, columns, columns < n_classes, stride, VECTOR)
+        highest = tl.max(u, 1)
+        found = tl.min(tl.where(u == highest[:, None], columns[None, :], n_classes - 1), 1)
+        label = tl.where(highest > top, found, label)
+        higher = tl.maximum(top, highest)
+        base = tl.where(higher == -float("inf"), 0.0, higher).to(precision)  # or nothing but -inf would give NaN
+        total = total * tl.exp2((top - base) * scale) + tl.sum(tl.exp2((u - base[:, None]) * scale), 1)
+        top = higher
+    tl.store(tops + numbers, top, mask=there)
+    tl.store(totals + numbers, total, mask=there)
+    tl.store(labels + numbers, label, mask=there)
+
+
+@triton.jit(do_not_specialize=[*SIZES, "rows_each"])
+def _columns(
+    scores, constants, tops, shares, partial, n_rows, n_classes, stride, rows_each,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Column sums of rows_each rows in WIDTH columns, from the maxima and shares of the rows."""
+    n_classes = n_classes * VECTOR
+    scale = tl.load(constants + n_classes)
+    program = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    inside = columns < n_classes
+    precision = constants.dtype.element_ty
+    potentials = tl.load(constants + columns, mask=inside, other=0.0)
+    sums = tl.zeros([ROWS, WIDTH], precision)
+    for step in tl.range(0, rows_each, ROWS, num_stages=STAGES):
+        numbers = program * rows_each + step + tl.arange(0, ROWS)
+        rows = tl.minimum(numbers, n_rows - 1)
+        at = scores + rows[:, None] * stride * VECTOR + columns[None, :]
+        u = tl.load(at, mask=inside[None, :], other=-float("inf")).to(precision) + potentials[None, :]
+        share = tl.load(shares + numbers, mask=numbers < n_rows, other=0.0)
+        sums += tl.exp2((u - tl.load(tops + rows)[:, None]) * scale) * share[:, None]
+    tl.store(partial + program * n_classes + columns, tl.sum(sums, 0), mask=inside)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _label(
+    scores, constants, labels, best, own, sizes, n_rows, n_classes, stride,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, CORRECT: tl.constexpr,
+):  # fmt: skip
+    """In float64: the best class where labels are -1 (or, if CORRECT, fall short), max u and u at the label.
+
+    If CORRECT, a second read counts the classes within the slack of the label. Behind the potentials stand slack and
+    tie.
+    """
+    n_classes = n_classes * VECTOR
+    numbers = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = numbers < n_rows
+    rows = tl.minimum(numbers, n_rows - 1)
+    given = tl.load(labels + rows)
+    top = tl.full([ROWS], -float("inf"), tl.float64)
+    found = tl.zeros([ROWS], tl.int32)
+    for start in range(0, n_classes, WIDTH):
+        columns = start + tl.arange(0, WIDTH)
+        u = _read(scores, constants, rows, columns, columns < n_classes, stride, VECTOR)
+        highest = tl.max(u, 1)
+        at = tl.min(tl.where(u == highest[:, None], columns[None, :], n_classes - 1), 1)
+        found = tl.where(highest > top, at, found)
+        top = tl.maximum(top, highest)
+    known = tl.maximum(given, 0)
+    held = tl.load(scores + rows * stride * VECTOR + known).to(tl.float64) + tl.load(constants + known)
+    renew = given < 0
+    if CORRECT:
+        renew = renew | (held < top - tl.load(constants + n_classes + 1))
+    held = tl.where(renew, top, held)
+    tl.store(labels + numbers, tl.where(renew, found, given), mask=there)
+    tl.store(best + numbers, top, mask=there)
+    tl.store(own + numbers, held, mask=there)
+    if CORRECT:
+        floor = held - tl.load(constants + n_classes)
+        size = tl.zeros([ROWS], tl.int32)
+        for start in range(0, n_classes, WIDTH):
+            columns = start + tl.arange(0, WIDTH)
+            u = _read(scores, constants, rows, columns, columns < n_classes, stride, VECTOR)
+            size += tl.sum(((u >= floor[:, None]) & (u > -float("inf"))).to(tl.int32), 1)
+        tl.store(sizes + numbers, size, mask=there)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _inspect(
+    scores, multipliers, hashes, tops, bottoms, bad, forbidden, n_rows, n_classes, stride,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, DOUBLE: tl.constexpr,
+):  # fmt: skip
+    """A hash of each row, 0 where all its scores are equal; its extremes; how many scores are none, or -inf."""
+    n_classes = n_classes * VECTOR
+    number: tl.constexpr = tl.float64 if DOUBLE else tl.float32
+    numbers = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = numbers < n_rows
+    rows = tl.minimum(numbers, n_rows - 1)
+    infinity = float("inf")
+    top = tl.full([ROWS], -infinity, number)
+    bottom = tl.full([ROWS], infinity, number)
+    digest = tl.zeros([ROWS], tl.int64)
+    n_bad, n_forbidden = tl.zeros([ROWS], tl.int32), tl.zeros([ROWS], tl.int32)
+    for start in range(0, n_classes, WIDTH):
+        columns = start + tl.arange(0, WIDTH)
+        inside = columns < n_classes
+        at = scores + rows[:, None] * stride * VECTOR + columns[None, :]
+        u = tl.load(at, mask=inside[None, :], other=0.0).to(number)
+        is_bad = ((u != u) | (u == infinity)) & inside[None, :]
+        is_forbidden = (u == -infinity) & inside[None, :]
+        usable = (u == u) & inside[None, :]
+        top = tl.maximum(top, tl.max(tl.where(usable, u, -infinity), 1))
+        bottom = tl.minimum(bottom, tl.min(tl.where(usable & (u > -infinity), u, infinity), 1))
+        n_bad += tl.sum(is_bad.to(tl.int32), 1)
+        n_forbidden += tl.sum(is_forbidden.to(tl.int32), 1)
+        if DOUBLE:
+            bits = u.to(tl.uint64, bitcast=True)
+        else:
+            bits = u.to(tl.int32, bitcast=True).to(tl.int64).to(tl.uint64, bitcast=True)  # its sign fills the rest
+        bits = bits ^ (bits >> 32)
+        bits = bits ^ (bits >> 16)
+        times = tl.load(multipliers + columns, mask=inside, other=0)  # 0 for what is not hashed
+        digest += tl.sum(bits.to(tl.int64, bitcast=True) * times[None, :], 1)
+    constant = tl.where(n_forbidden == 0, top == bottom, n_forbidden == n_classes)
+    tl.store(hashes + numbers, tl.where(constant, 0, digest), mask=there)
+    tl.store(tops + numbers, top, mask=there)
+    tl.store(bottoms + numbers, bottom, mask=there)
+    tl.store(bad + numbers, n_bad, mask=there)
+    tl.store(forbidden + numbers, n_forbidden, mask=there)

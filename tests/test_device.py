@@ -1,0 +1,256 @@
+"""Scores on devices: what is moved and how, what is asked for in vain, and memory that does not suffice.
+
+A tensor on the CPU stands for one on a device here: it takes the same way, but for pinned memory and streams.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_array
+from scipy.special import softmax
+
+from otlabel import linear_scores, sinkhorn_assign, sweep
+from otlabel.errors import InvalidScoresError
+from otlabel.scores import DeviceScores, TensorScores, keep, on_device, open_scores
+from otlabel.scores.factored import LinearScores
+from otlabel.semidual import DenseCurvature, DeviceCurvature
+
+CPU = torch.device("cpu")
+DTYPES = ["float16", "bfloat16", "float32", "float64"]
+
+
+def drawn(shape: tuple[int, int], dtype: str = "float32", seed: int = 0) -> torch.Tensor:
+    numbers = np.random.default_rng([seed, *shape]).standard_normal(shape)
+    return torch.from_numpy(numbers).to(getattr(torch, dtype))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a few rows, of sources as on devices."""
+    monkeypatch.setattr("otlabel.scores.base.BLOCK_ENTRIES", (64, 256))
+    monkeypatch.setattr("otlabel.scores.device.BLOCK_BYTES", 1000)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device called cuda whose memory is the host's."""
+    monkeypatch.setattr("otlabel.scores._checked_device", lambda device: torch.device(device))
+    monkeypatch.setattr("otlabel.scores.on_device", lambda source, device: on_device(source, CPU))
+    monkeypatch.setattr("otlabel.scores.factored.on_device", lambda source, device: on_device(source, CPU))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_are_moved_as_they_are(dtype: str) -> None:
+    scores = drawn((211, 7), dtype)
+    source = DeviceScores(open_scores(scores), CPU)
+    blocks = source.blocks()
+    assert len(blocks) > 2
+    found = [block.clone() for batch in source.device_batches() for block in source.read_blocks(batch)]
+    assert torch.equal(torch.cat(found), scores)
+    assert [len(block) for block in found] == [stop - start for start, stop in blocks]
+    assert torch.equal(source.read(30, 101), scores[30:101])
+    rows = np.array([0, 5, 6, 210])
+    assert torch.equal(source.take(rows).tensor, scores[rows])
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_that_are_kept_may_be_used_after_the_next_one() -> None:
+    """The buffers are used again, the blocks are not."""
+    scores = drawn((300, 9), "float16")
+    source = DeviceScores(open_scores(scores), CPU)
+    (batch,) = source.device_batches()
+    assert torch.equal(torch.cat(list(source.read_blocks(batch))), scores)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("small_blocks")
+def test_what_fits_is_copied_whole(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = drawn((100, 6), dtype)
+    whole = on_device(open_scores(scores), CPU)
+    assert isinstance(whole, TensorScores)
+    assert torch.equal(whole.tensor, scores)
+    assert whole.tensor.data_ptr() != scores.data_ptr()
+    n_bytes = scores.nbytes
+    monkeypatch.setattr("otlabel.scores.device._free_memory", lambda device: n_bytes)
+    assert isinstance(on_device(open_scores(scores), CPU), DeviceScores)
+
+
+def write(path: Path, scores: np.ndarray) -> str:
+    with h5py.File(path, "w") as file:
+        file["scores"] = scores
+    return f"{path}::/scores"
+
+
+@pytest.mark.parametrize("memory_limit", [None, 0])
+@pytest.mark.usefixtures("small_blocks", "card")
+def test_files_stream_to_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_limit: int | None) -> None:
+    """The same sizes and the same optimum; a file that host memory may hold is read once."""
+    monkeypatch.setattr("otlabel.scores.device._free_memory", lambda device: 0)
+    scores = drawn((900, 8)).numpy()
+    name = write(tmp_path / "scores.h5", scores)
+    expected = sinkhorn_assign(scores)
+    found = sinkhorn_assign(name, device="cuda", memory_limit=memory_limit)
+    assert isinstance(found.labels, np.ndarray)
+    np.testing.assert_array_equal(found.counts, expected.counts)
+    assert found.value == pytest.approx(expected.value, abs=1e-12)
+    assert abs(found.gap) <= 1e-12
+    passes = found.bytes_read / scores.nbytes
+    assert passes == pytest.approx(1, abs=0.01) if memory_limit is None else passes > 2
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_rows_to_sample_from_stay_in_host_memory(tmp_path: Path) -> None:
+    name = write(tmp_path / "scores.h5", drawn((500, 8)).numpy())
+    rows = np.arange(0, 500, 7)
+    source = keep(DeviceScores(open_scores(name), CPU), rows, memory_limit=0)
+    sweep.sweep(source, np.zeros(8), 0.1)
+    before = source.bytes_read
+    assert torch.equal(source.take(rows).tensor, drawn((500, 8))[rows])
+    assert source.bytes_read == before
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("room", [0, 1 << 40])
+@pytest.mark.usefixtures("small_blocks", "card")
+def test_features_are_moved_and_scores_made_there(normalize: bool, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("otlabel.scores.device._free_memory", lambda device: room)
+    monkeypatch.setattr("otlabel.scores.factored.DEVICE_ENTRIES", 300)
+    features, weights = drawn((400, 5)).numpy(), [drawn((6, 5), seed=1).numpy(), drawn((9, 5), seed=2).numpy()]
+    biases = [np.linspace(0, 1, 6), np.zeros(9)]
+    heads = linear_scores(features, weights, biases, normalize=normalize)
+    moved = [open_scores(head, device="cuda") for head in heads]
+    for head, there, weight, bias in zip(heads, moved, weights, biases, strict=True):
+        assert isinstance(there, LinearScores)
+        assert not there.on_cpu
+        logits = torch.from_numpy(features.astype(np.float64) @ weight.T + bias)
+        exact = torch.log_softmax(logits, 1) if normalize else logits
+        torch.testing.assert_close(there.read(0, 400).double(), exact, atol=1e-5, rtol=0)
+        rows = np.array([3, 100, 399])
+        torch.testing.assert_close(there.take(rows).tensor.double(), exact[rows], atol=1e-5, rtol=0)
+        found, expected = sinkhorn_assign(head, device="cuda"), sinkhorn_assign(head)
+        np.testing.assert_array_equal(found.counts, expected.counts)
+        assert found.value == pytest.approx(expected.value, abs=1e-6)
+    assert moved[0]._features is moved[1]._features
+
+
+class Short:
+    """A backend whose device holds only so many rows of scores at once."""
+
+    def __init__(self, most_rows: int) -> None:
+        self.most_rows, self.longest, self.n_refused = most_rows, 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        from otlabel.sweep import reference
+
+        function = getattr(reference, name)
+
+        def reduce(block: torch.Tensor, *rest: Any) -> Any:
+            if len(block) > self.most_rows:
+                self.n_refused += 1
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            self.longest = max(self.longest, len(block))
+            return function(block, *rest)
+
+        return reduce
+
+
+@pytest.mark.parametrize("kind", ["tensor", "streamed", "factored"])
+@pytest.mark.usefixtures("card")
+def test_blocks_are_halved_where_memory_is_short(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = Short(40)
+    values = drawn((333, 6), "float64")
+    sources = {
+        "tensor": lambda: TensorScores(values),
+        "streamed": lambda: DeviceScores(open_scores(values), CPU),
+        "factored": lambda: open_scores(
+            linear_scores(values, np.eye(6), normalize=False), device="cuda"
+        ),
+    }  # fmt: skip
+    source = sources[kind]()
+    expected = sweep.sweep(open_scores(values), np.arange(6.0), 0.1)
+    monkeypatch.setattr(sweep, "_backend", lambda scores: backend)
+    found = sweep.sweep(source, np.arange(6.0), 0.1)
+    np.testing.assert_allclose(found.mass, expected.mass, rtol=1e-12)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_array_equal(found.counts, expected.counts)
+    assert found.linear == pytest.approx(expected.linear, rel=1e-12)
+    assert 20 <= backend.longest <= 40
+    refused = backend.n_refused
+    assert 1 <= refused <= 6
+    labels, best, _ = sweep.label(source, np.arange(6.0))
+    np.testing.assert_array_equal(labels, expected.labels)
+    np.testing.assert_allclose(best, (values.numpy() + np.arange(6.0)).max(1), rtol=1e-14)
+    assert backend.n_refused == refused  # the size that fits is remembered
+
+
+def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_backend", lambda scores: Short(0))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        sweep.sweep(TensorScores(drawn((9, 3))), np.zeros(3), 0.1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_a_card_that_is_not_there() -> None:
+    for scores in (np.eye(4), torch.eye(4)):
+        with pytest.raises(ValueError, match=r"'cuda' was asked for, but .*; use device='auto' or 'cpu'"):
+            sinkhorn_assign(scores, device="cuda")
+
+
+def test_devices_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="'gpu' is not one that torch knows; use 'auto', 'cpu' or 'cuda'"):
+        sinkhorn_assign(np.eye(4), device="gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="'cuda:2' was asked for, but the last card is 'cuda:1'"):
+        sinkhorn_assign(np.eye(4), device="cuda:2")
+
+
+def test_parts_in_different_places() -> None:
+    """The meta device has a place, but no numbers: that is all that is looked at."""
+    there = torch.empty(5, 3, device="meta")
+    with pytest.raises(InvalidScoresError, match="part 0 is on cpu, part 1 on meta; move all parts"):
+        open_scores([torch.zeros(5, 3), there])
+    with pytest.raises(InvalidScoresError, match="part 0 is on meta, part 1 on cpu; move all parts"):
+        open_scores([there, "scores.npy"])
+    with pytest.raises(InvalidScoresError, match=r"2 parts are tensors on meta; pass one: torch.cat\(parts\)"):
+        open_scores([there, there])
+
+
+def test_masses_and_potentials_may_be_elsewhere() -> None:
+    """NumPy or tensors, whatever the scores are."""
+    scores, shares = drawn((60, 4)), np.array([0.1, 0.2, 0.3, 0.4])
+    first = sinkhorn_assign(scores, class_mass=shares)
+    second = sinkhorn_assign(scores.numpy(), class_mass=torch.from_numpy(shares), init=first.plan_potentials)
+    np.testing.assert_array_equal(first.labels.numpy(), second.labels)
+
+
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+def test_curvature_made_on_a_device(precision: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of outer products against NumPy, in several parts; then the same steps as the curvature on the CPU gives."""
+    monkeypatch.setattr(sweep, "PRODUCT_ROWS", 17)
+    scores, g = drawn((200, 12), "float16"), np.random.default_rng(0).standard_normal(12)
+    rows, weights = np.arange(0, 200, 3), np.random.default_rng(1).uniform(0, 0.1, 67)
+    q = softmax((scores.double().numpy() + g)[rows] / 0.2, axis=1)
+    products, mass = sweep.products(TensorScores(scores), rows, weights, g, 0.2, precision)
+    tolerance = 1e-5 if precision is np.float32 else 1e-12
+    np.testing.assert_allclose(products.numpy(), (q.T * weights) @ q, atol=tolerance)
+    np.testing.assert_allclose(mass, weights @ q, atol=tolerance)
+
+    plan = csr_array(q * np.sqrt(weights)[:, None])
+    scale, diagonal = np.linspace(0.5, 1, 12), 1.1 * mass
+    there, here = DeviceCurvature(products, scale, diagonal), DenseCurvature(plan, scale, diagonal)
+    y = np.linspace(-1, 1, 12)
+    np.testing.assert_allclose(there.apply(y), here.apply(y), atol=10 * tolerance)
+    assert not there.apply(np.zeros(12)).any()
+    for free in (np.ones(12, bool), np.arange(12) % 3 > 0):
+        found, expected = there.solve(y[free], free), here.solve(y[free], free)
+        np.testing.assert_allclose(found, expected, rtol=1e-3 if precision is np.float32 else 1e-9)
+    indefinite = DeviceCurvature(products, 100 * scale, diagonal)
+    np.testing.assert_array_equal(indefinite.solve(y, y < 2), y / diagonal)

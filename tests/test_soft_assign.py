@@ -1,0 +1,166 @@
+"""Soft assignments of a batch: against the plain iterations in float64, by invariance, and over two processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import otlabel
+from otlabel import soft_assign
+from otlabel.errors import InvalidScoresError
+
+
+def plain_iterations(logits: np.ndarray, epsilon: float, n_iterations: int) -> np.ndarray:
+    """As SwAV states them: columns to 1/K, then rows to 1/B; in extended precision, which does not overflow here."""
+    plan = np.exp(logits.astype(np.longdouble) / epsilon)
+    n_rows, n_classes = plan.shape
+    plan /= plan.sum()
+    for _ in range(n_iterations):
+        plan /= plan.sum(0, keepdims=True) * n_classes
+        plan /= plan.sum(1, keepdims=True) * n_rows
+    return (plan * n_rows).astype(np.float64)
+
+
+def cosines(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).uniform(-1, 1, shape)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 30)),
+    epsilon=st.sampled_from([0.01, 0.05, 1.0]),
+    n_iterations=st.integers(1, 6),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_as_the_plain_iterations(shape, epsilon, n_iterations, dtype) -> None:
+    logits = torch.from_numpy(cosines(shape)).to(dtype)
+    found = soft_assign(logits, epsilon, n_iterations)
+    assert found.dtype == torch.float32
+    exact = plain_iterations(logits.numpy(), epsilon, n_iterations)
+    np.testing.assert_allclose(found.numpy(), exact, atol=4e-7 / epsilon)  # a rounding of a logit, divided by epsilon
+    np.testing.assert_allclose(found.sum(1).numpy(), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_read_exactly(dtype) -> None:
+    logits = torch.from_numpy(cosines((60, 11))).to(dtype)
+    assert torch.equal(soft_assign(logits, 0.05), soft_assign(logits.float(), 0.05))
+
+
+def test_more_iterations_bring_class_masses_to_their_share() -> None:
+    logits = torch.from_numpy(cosines((500, 20)) + np.linspace(0, 1, 20)).double()
+    errors = [(soft_assign(logits, 0.1, n).sum(0) / 500 - 1 / 20).abs().sum().item() for n in (1, 3, 10, 200)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-6
+
+
+def test_one_constant_changes_nothing() -> None:
+    logits = torch.from_numpy(cosines((50, 9)))
+    torch.testing.assert_close(soft_assign(logits + 1000, 0.05), soft_assign(logits, 0.05), atol=1e-6, rtol=0)
+
+
+def test_constants_in_rows_change_nothing_in_the_limit() -> None:
+    logits = torch.from_numpy(cosines((50, 9)))
+    shifted = logits + 1000 * torch.from_numpy(cosines((50, 1)))
+    limits = [soft_assign(rows, 0.5, 200) for rows in (shifted, logits)]
+    torch.testing.assert_close(*limits, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+def test_extreme_logits_do_not_overflow(dtype, scale: float) -> None:
+    logits = (scale * torch.from_numpy(cosines((64, 12)))).to(dtype)
+    found = soft_assign(logits, 0.01)
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found.sum(1), torch.ones(64))
+    constant = soft_assign(torch.full((4, 8), scale).to(dtype), 0.01)
+    torch.testing.assert_close(constant, torch.full((4, 8), 1 / 8))
+
+
+def test_forbidden_pairs_get_nothing() -> None:
+    logits = torch.from_numpy(cosines((30, 6)))
+    logits[:, 2] = -torch.inf
+    logits[3, :5] = -torch.inf
+    logits[7] = -torch.inf
+    found = soft_assign(logits, 0.05)
+    assert torch.isfinite(found).all()
+    assert (found[:, 2] == 0).all()
+    assert found[3, 5] == 1
+    assert (found[7] == 0).all()
+
+
+def test_there_is_no_gradient_and_the_logits_are_unchanged() -> None:
+    logits = torch.from_numpy(cosines((10, 4))).requires_grad_()
+    before = logits.detach().clone()
+    assert not soft_assign(logits, 0.05).requires_grad
+    assert torch.equal(logits, before)
+
+
+def test_compiled_in_one_graph() -> None:
+    """aot_eager traces as the compilers do, without the time that they take."""
+    compiled = torch.compile(soft_assign, fullgraph=True, backend="aot_eager")
+    logits = torch.from_numpy(cosines((20, 5)))
+    torch.testing.assert_close(compiled(logits, 0.05), soft_assign(logits, 0.05))
+
+
+def test_bad_arguments() -> None:
+    logits = torch.zeros(4, 3)
+    for epsilon in (0.0, -0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="epsilon is"):
+            soft_assign(logits, epsilon)
+    for n_iterations in (0, -1):
+        with pytest.raises(ValueError, match="n_iterations is"):
+            soft_assign(logits, 0.05, n_iterations)
+    for wrong in (torch.zeros(3), torch.zeros(4, 3, dtype=torch.int64)):
+        with pytest.raises(InvalidScoresError, match="logits have shape"):
+            soft_assign(wrong, 0.05)
+
+
+PROCESS = """
+import sys, torch
+import torch.distributed as dist
+from otlabel import soft_assign
+rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+rows = torch.load(f"{folder}/rows{rank}.pt", weights_only=True)
+torch.save(soft_assign(rows, 0.05, 3, dist.group.WORLD), f"{folder}/found{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("sizes", [(21, 12), (33, 0)])
+def test_processes_share_a_batch(sizes: tuple[int, int], tmp_path: Path) -> None:
+    """Shares of the batch of any size; none at all, too."""
+    logits = torch.from_numpy(30 * cosines((sum(sizes), 7)))
+    environment = {**os.environ, "PYTHONPATH": str(Path(otlabel.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    for rank, rows in enumerate(logits.split(list(sizes))):
+        torch.save(rows.clone(), tmp_path / f"rows{rank}.pt")
+    command = [sys.executable, "-c", PROCESS]
+    started = [
+        subprocess.Popen([*command, str(rank), "2", str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in started:
+        _, complaint = process.communicate(timeout=100)
+        assert process.returncode == 0, complaint
+    found = torch.cat([torch.load(tmp_path / f"found{rank}.pt", weights_only=True) for rank in range(2)])
+    torch.testing.assert_close(found, soft_assign(logits, 0.05), atol=1e-6, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_device_without_waiting_for_it() -> None:
+    logits = torch.from_numpy(cosines((256, 300))).float().cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = soft_assign(logits, 0.05)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found.cpu(), soft_assign(logits.cpu(), 0.05), atol=1e-5, rtol=0)
