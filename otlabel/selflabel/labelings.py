@@ -20,11 +20,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from otlabel.assign import sinkhorn_assign
-from otlabel.errors import MissingPackageError
 from otlabel.marginals import KL, Exact, Range
 from otlabel.problem import EXACT, Method, Rounding
 from otlabel.result import predict
 from otlabel.scores import Scores, as_array, open_scores, row_blocks
+from otlabel.selflabel.kmeans import k_means
 
 PCA_FLOOR = 1e-6  # of the largest variance: directions below it are noise, which whitening would blow up
 
@@ -119,51 +119,33 @@ class KMeans:
     """DeepCluster's labels: k-means on whitened features, and a fresh head each time, since clusters have no names.
 
     Features are centred, reduced and whitened by their principal components, and scaled to length 1. faiss does the
-    clustering, or scikit-learn where faiss is not installed. Where clusters stay empty in the end, as with many equal
-    samples, each gets half of the largest one, at random.
+    clustering, or scikit-learn where faiss is not installed, or plain torch where that is not either. Where clusters
+    stay empty in the end, as with many equal samples, each gets half of the largest one, at random.
 
     Args:
         n_components: principal components that are kept; fewer where features have fewer.
         n_iter: k-means iterations.
+        device: "auto": faiss's GPUs if it has any, else the CPU; "cpu"; or a device of torch's, such as "cuda".
 
     Raises:
         ValueError: more clusters than samples.
+        OtlabelError: faiss-cpu and faiss-gpu are both installed, which breaks either.
 
     Source: Caron, Bojanowski, Joulin, Douze, ECCV 2018, section 3 and 4.1.
     """
 
     n_components: int = 256
     n_iter: int = 20
+    device: str = "auto"
 
     def __call__(self, head: HeadView) -> NewLabels:
         """Labels of one head."""
         if head.n_classes > head.n_samples:
             raise ValueError(f"k-means cannot make {head.n_classes} clusters of {head.n_samples} samples; lower K")
         features = whitened(open_scores(head.rows), self.n_components)
-        labels, inertia = self._cluster(features, head.n_classes, head.seed)
+        labels, inertia = k_means(features, head.n_classes, self.n_iter, head.seed, self.device)
         labels = fill_empty(labels, head.n_classes, np.random.default_rng(head.seed))
         return NewLabels(labels, facts={"value": -inertia / head.n_samples}, new_classes=True)
-
-    def _cluster(self, features: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, float]:
-        try:
-            import faiss
-        except ImportError:
-            return self._cluster_slowly(features, n_clusters, seed)
-        kmeans = faiss.Kmeans(
-            features.shape[1], n_clusters, niter=self.n_iter, seed=seed % (1 << 31), gpu=faiss.get_num_gpus() > 0,
-            min_points_per_centroid=1, max_points_per_centroid=len(features),
-        )  # fmt: skip
-        kmeans.train(features)
-        distances, nearest = kmeans.index.search(features, 1)
-        return nearest[:, 0].astype(np.int64), float(distances.sum(dtype=np.float64))
-
-    def _cluster_slowly(self, features: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, float]:
-        try:
-            from sklearn.cluster import KMeans as Reference
-        except ImportError as error:
-            raise MissingPackageError("faiss (or scikit-learn)", "kmeans") from error
-        found = Reference(n_clusters, n_init=1, max_iter=self.n_iter, random_state=seed % (1 << 31)).fit(features)
-        return found.labels_.astype(np.int64), float(found.inertia_)
 
 
 @dataclass(frozen=True, eq=False)
