@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 import otlabel
 from otlabel import linear_scores, sinkhorn_assign
 from otlabel.errors import ExtractionError, FileFormatError, FingerprintError, InvalidScoresError
-from otlabel.scores import as_numbers, open_scores
+from otlabel.scores import open_scores
+from otlabel.scores.base import as_numbers
 from otlabel.selflabel import store as store_module
 from otlabel.selflabel.store import FeatureStore, Store, TensorStore
 
