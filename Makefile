@@ -4,10 +4,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test bench kernels lint clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: .venv/installed ## label scikit-learn's digits; writes otlabel-demo/
 	$(BIN)/otlabel demo
@@ -17,6 +17,9 @@ test: .venv/installed ## run the tests
 
 bench: .venv/bench ## time otlabel against other solvers, in one run
 	$(BIN)/python benchmarks/bench_solvers.py
+
+kernels: .venv/kernels ## test the GPU kernels without a GPU, through Triton's interpreter (1 GB)
+	$(BIN)/python -m pytest tests/test_cuda.py
 
 lint: .venv/installed ## check style, layout and types
 	$(BIN)/ruff check .
@@ -31,6 +34,10 @@ clean: ## remove .venv and all that the other targets wrote
 	@echo "Setting up .venv (a few minutes the first time)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install -c constraints.txt -e ".[dev,exact,report,kmeans]"
+	touch $@
+
+.venv/kernels: .venv/installed
+	$(PIP) install -c constraints.txt triton
 	touch $@
 
 .venv/bench: .venv/installed benchmarks/requirements.txt

@@ -32,6 +32,7 @@ def test_code_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "weight": rng.normal(size=(10, 16)),
         "bias": rng.normal(size=10),
         "torch": torch,
+        "logits": torch.from_numpy(rng.normal(size=(64, 10))),
         "DataLoader": DataLoader,
         "dataset": TensorDataset(torch.from_numpy(rng.normal(size=(600, 8)).astype(np.float32))),
         "backbone": torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16, affine=False)),
@@ -44,6 +45,8 @@ def test_code_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     if "result" in names:
         assert names["result"].counts.sum() in (800, 1000)  # a fifth may be left unlabelled
         assert abs(names["result"].gap) < 1e-12
+    elif "codes" in names:
+        np.testing.assert_allclose(names["codes"].sum(1), 1, atol=1e-6)
     elif "labeler" in names:
         assert all(np.bincount(labels).tolist() == [60] * 10 for labels in names["labeler"].labels)
     else:

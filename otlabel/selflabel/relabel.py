@@ -50,9 +50,10 @@ def relabel(
     """New labels of all heads from one read of the stored rows; nothing of the old ones is touched.
 
     Args:
-        labeling: makes labels of one head. Its `memory_limit`, if it has one, is how many bytes may hold a copy of
-            rows that lie in a file, and how many one head's scores; what does not fit is read or made again in each
-            pass. None: half of the free memory, and a quarter.
+        labeling: makes labels of one head. If it has a `device` other than "auto" and "cpu", scores of linear heads are
+            made there, block by block. If it has a `memory_limit`, so many bytes may hold a copy of rows that lie in a
+            file, and so many one head's scores; what does not fit is read or made again in each pass. None: half of
+            the free memory, and a quarter.
         seen: the model's heads.
         rows: (N, D) features or (N, sum of K) logits, as they were stored; None if only `recorded` is there.
         n_classes: K of each head.
@@ -63,9 +64,10 @@ def relabel(
         truth: (N,) true classes to compare with.
     """
     limit: int | None = getattr(labeling, "memory_limit", None)
+    on_host = getattr(labeling, "device", "auto") in ("auto", "cpu")
     source = None if rows is None else keep_whole(open_scores(rows), limit)
     found = []
-    for head, make_scores in enumerate(_scores_of_heads(seen, source, n_classes, limit)):
+    for head, make_scores in enumerate(_scores_of_heads(seen, source, n_classes, limit, kept=on_host)):
         started = time.perf_counter()
         shown = HeadView(
             number=head,
@@ -148,7 +150,7 @@ def _described(labels: np.ndarray, head: HeadView, truth: np.ndarray | None, new
 
 
 def _scores_of_heads(
-    seen: View, source: Scores | None, n_classes: list[int], limit: int | None = None
+    seen: View, source: Scores | None, n_classes: list[int], limit: int | None = None, *, kept: bool = True
 ) -> Iterator[Callable[[], Any]]:
     """For each head a function that gives its (N, K) log-probabilities; forget one before asking for the next."""
     if source is None:
@@ -163,7 +165,7 @@ def _scores_of_heads(
                 yield _Matrix(source, seen.heads[head], head, n_classes[head], limit)
             else:
                 scores = next(ready)
-                yield partial(_kept, scores, limit)
+                yield partial(_kept, scores, limit) if kept else partial(_as_it_is, scores)
     else:
         for head, k in enumerate(n_classes):
             yield _Matrix(source, _columns(head, n_classes), head, k, limit)
@@ -203,6 +205,10 @@ def _kept(scores: Scores, limit: int | None) -> Any:
     with scores.reading():
         run_tasks(make, len(batches))
     return made
+
+
+def _as_it_is(scores: Scores) -> Scores:
+    return scores
 
 
 def _fits(shape: tuple[int, int], limit: int | None) -> bool:
