@@ -6,6 +6,7 @@ import copy
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,7 @@ from otlabel.errors import (
     InvalidScoresError,
     SelfLabelWarning,
 )
-from otlabel.scores import load_array, open_scores
+from otlabel.scores import LinearScores, load_array, open_scores
 from otlabel.selflabel import (
     Argmax,
     AtTimes,
@@ -1176,3 +1177,20 @@ def test_save_labels_of_any_width(tmp_path: Path) -> None:
     assert (found.data, found.seed, found.records) == (None, 0, [])
     with h5py.File(tmp_path / "labels.hdf5") as handle:
         assert [handle[f"heads/{head}/labels"].dtype for head in range(2)] == [np.int32, np.int8]
+
+
+@pytest.mark.parametrize(("device", "kind"), [("cpu", np.ndarray), ("auto", np.ndarray), ("cuda", LinearScores)])
+def test_scores_are_made_where_the_labeling_wants_them(device: str, kind: type) -> None:
+    """In memory once for passes on the CPU; for a device the features, which are moved there, and the weights."""
+    seen = []
+
+    @dataclass
+    class Looking:
+        device: str
+
+        def __call__(self, head: HeadView) -> NewLabels:
+            seen.append(head.scores())
+            return NewLabels(np.arange(N) % head.n_classes)
+
+    make_labeler(labeling=Looking(device)).update(make_model(), batches(make_inputs()))
+    assert [type(scores) for scores in seen] == [kind] * len(HEADS)
