@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from otlabel.marginals import Exact as Exact
     from otlabel.marginals import Range as Range
     from otlabel.path import balance_path as balance_path
+    from otlabel.reporting.page import report as report
     from otlabel.result import Assignment as Assignment
     from otlabel.result import Certificate as Certificate
     from otlabel.result import Status as Status
@@ -71,6 +72,7 @@ _HOMES = {
     "lp_assign": "lp",
     "metrics": "metrics",
     "read_labels": "labels_file",
+    "report": "reporting.page",
     "sinkhorn_assign": "assign",
 }
 _NEEDED = {"BalancedKMeans": "sklearn"}  # where this is not installed, `import *` and `help` must not ask for the name

@@ -26,7 +26,7 @@ LAYERS = (
     {"assign"},
     {"lp", "cluster", "metrics", "selflabel", "doctor", "path", "planning"},
     {"training"},
-    {"cli", "demo", "report", "__main__", "__init__"},
+    {"cli", "demo", "reporting", "__main__", "__init__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
