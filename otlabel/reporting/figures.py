@@ -96,9 +96,7 @@ def price(path: BalancePath, own: tuple[float, float] | None) -> Figure:
     legend = [("own", "from no balance to equal sizes"), ("other", "knee")]
     if own is not None:
         at = x.at(own[0]), y.at(max(own[1], 0.0))
-        parts.append(
-            f'<path class="fill third" d="M{at[0]:.1f} {at[1] - 6:.1f}l6 6l-6 6l-6 -6z"><title>these labels</title></path>'
-        )
+        parts.append(f'<path class="fill third" d="M{at[0]:.1f} {at[1] - 6:.1f}l6 6l-6 6l-6 -6z"/>')
         legend.append(("third", "these labels"))
     where = "at equal sizes" if math.isinf(path.rho[knee]) else f"at rho = {path.rho[knee]:.3g}"
     told = (
@@ -132,7 +130,7 @@ def _course(key: str, title: str, points: list[tuple[float, float]], marked: lis
     marks = "".join(f"M{x.at(epoch):.1f} {y.start:.1f}v-7" for epoch in marked)
     parts = [
         _frame(x, y, "epoch", ""),
-        f'<path class="line other" d="{marks}"/>' if marks else "",
+        f'<path class="line other" d="{marks}"/>',
         _line(places, "own"),
     ]
     if len(places) < BARS:

@@ -174,7 +174,7 @@ class _Painter:
         finite = [one[np.isfinite(one)] for one in (as_array(self._images[i]) for i in indexes)]
         low = min(float(one.min(initial=np.inf)) for one in finite)
         high = max(float(one.max(initial=-np.inf)) for one in finite)
-        return (0.0, 1.0) if 0 <= low and high <= 1 else (low, high)
+        return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
     def data_uri(self, index: int) -> str:
         """PNG, or JPEG where that is much smaller."""
