@@ -75,9 +75,9 @@ def sizes(by_method: dict[str, np.ndarray]) -> Figure:
         else:
             places = np.unique(np.linspace(0, n_classes - 1, POINTS).astype(int))
             parts.append(_line([(x.at(place + 1), y.at(float(counts[place]))) for place in places], style))
-    told = " ".join(f"{name}: {one[-1]:,} to {one[0]:,}." for name, one in zip(by_method, ranked, strict=True))
+    told = "; ".join(f"{name}: {one[-1]:,} to {one[0]:,}" for name, one in zip(by_method, ranked, strict=True))
     return Figure(
-        "Class sizes", _capital(told), _svg(parts, "Class sizes"), tuple(zip(STYLES, by_method, strict=False))
+        "Class sizes", f"{_capital(told)}.", _svg(parts, "Class sizes"), tuple(zip(STYLES, by_method, strict=False))
     )
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 ALL_CLASSES, FIRST_CLASSES, RANDOM_CLASSES = 24, 16, 8  # with more than the first, so many of the best and at random
 PICTURES, LINES = (10, 6, 6), (5, 3, 3)  # typical, borderline and moved examples of a class
-SIDE = 56  # pixels of a picture, at most
+SIDE = 64  # pixels of a picture, at most
+COARSE = 32  # pixels of a side up to which they are not blurred
 SMALL_FILE = 1500  # bytes up to which a picture stays without loss
 QUALITY = 80  # of one that is not
 GROUPS = ("typical", "borderline", "moved")
@@ -52,6 +53,7 @@ class Montage:
 
     classes: list[ShownClass]
     told: str
+    coarse: bool = False  # whether pictures have so few pixels that these are to be seen
 
     @staticmethod
     def titles(summary: Summary) -> dict[str, str]:
@@ -87,7 +89,8 @@ def montage(summary: Summary, seed: int) -> Montage | None:
     starts = np.searchsorted(summary.labels[by_class], np.arange(summary.n_classes + 1))
     picked = {int(k): _picked(summary, by_class[starts[k] : starts[k + 1]], rng) for k in chosen}
     painter = None if summary.images is None else _Painter(summary.images, [i for g in picked.values() for i in g])
-    return Montage([_shown_class(summary, k, groups, painter) for k, groups in picked.items()], told)
+    coarse = painter is not None and painter.side <= COARSE
+    return Montage([_shown_class(summary, k, groups, painter) for k, groups in picked.items()], told, coarse)
 
 
 def _order(summary: Summary) -> tuple[np.ndarray, str]:
@@ -162,6 +165,7 @@ class _Painter:
         self._channels_first = len(shape) == 4 and shape[1] in (1, 3, 4)
         if len(shape) == 4 and not self._channels_first and shape[3] not in (1, 3, 4):
             raise ValueError(f"images have shape {shape}, but none of 1, 3 or 4 channels, first or last")
+        self.side = max(shape[2:] if self._channels_first else shape[1:3])
         self._low, self._high = self._range(indexes)
 
     def _range(self, indexes: list[int]) -> tuple[float, float]:

@@ -135,7 +135,7 @@ def sentences(summary: Summary) -> list[str]:
 def _proof(value: float, bound: float) -> list[str]:
     gap = bound - value
     proven = gap <= PROBABLY_ZERO * max(1.0, abs(value))
-    told = "rounding error, so that the labels are proven optimal" if proven else "so much could be won at most"
+    told = "rounding, so that the labels are proven optimal" if proven else "so much could be won at most"
     return [f"The mean score is {value:.9g}.", f"The bound is {bound:.9g}.", f"The gap is {gap:.2g}: {told}."]
 
 
