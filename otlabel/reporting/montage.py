@@ -175,7 +175,8 @@ class _Painter:
             raise ValueError(f"images have dtype {some.dtype}; pass real numbers")
         if some.dtype == np.uint8:
             return 0.0, 255.0
-        finite = [one[np.isfinite(one)] for one in (as_array(self._images[i]) for i in indexes)]
+        drawn = (as_array(self._images[i]).astype(np.float64) for i in indexes)
+        finite = [one[np.isfinite(one)] for one in drawn]
         low = min(float(one.min(initial=np.inf)) for one in finite)
         high = max(float(one.max(initial=-np.inf)) for one in finite)
         return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from otlabel import __version__
 from otlabel.errors import MissingPackageError
 from otlabel.files import replacing
@@ -110,26 +112,31 @@ def report(
 def sentences(summary: Summary) -> list[str]:
     """What is to be known first, one sentence each."""
     n_samples, sizes = len(summary.labels), summary.sizes
-    found = [*summary.about, f"{n_samples:,} samples in {summary.n_classes:,} classes."]
+    found = [f"{n_samples:,} samples in {summary.n_classes:,} classes."]
     if summary.n_unlabelled:
         found.append(f"{summary.n_unlabelled:,} samples are left unlabelled ({summary.n_unlabelled / n_samples:.1%}).")
-    found.append(f"Class sizes are {sizes.min():,} to {sizes.max():,}, with a median of {_median(sizes):,.10g}.")
+    low, high = int(sizes.min()), int(sizes.max())
+    told = f"are {low:,} to {high:,}, with a median of {float(np.median(sizes)):,.10g}"
+    found.append(f"Class sizes {told if low < high else f'are {low:,} each'}.")
     if summary.proof is not None:
         found += _proof(summary.proof.value, summary.proof.bound)
     fit = summary.fit
     if fit is not None:
         n_moved = int((fit.margin < 0).sum())
-        found.append(f"Balance changed {n_moved:,} labels against the best class ({n_moved / n_samples:.1%}).")
-        known = fit.confidence[summary.labels >= 0]
-        low, middle = _quantiles(known, (0.1, 0.5))
-        found.append(f"Confidence has a median of {middle:.3f}; for one label in ten it is below {low:.3f}.")
+        share = f" ({n_moved / n_samples:.1%}), for which another class has a larger score" if n_moved else ""
+        found.append(f"Balance changed {n_moved:,} labels{share}.")
+        tenth, middle = np.quantile(fit.confidence[summary.labels >= 0], (0.1, 0.5))
+        found.append(
+            f"Confidence, the softmax of the scores, has a median of {middle:.3f}; a tenth of the labels have less "
+            f"than {tenth:.3f}."
+        )
     if summary.agreement is not None:
         told = summary.agreement
         found.append(
             f"Against the truth: NMI {told['nmi']:.3f}, AMI {told['ami']:.3f}, ARI {told['ari']:.3f}, "
             f"accuracy {told['accuracy']:.3f}, purity {told['purity']:.3f} ({told['n_samples']:,} samples)."
         )
-    return found
+    return [*found, *summary.about]
 
 
 def _proof(value: float, bound: float) -> list[str]:
@@ -137,18 +144,6 @@ def _proof(value: float, bound: float) -> list[str]:
     proven = gap <= PROBABLY_ZERO * max(1.0, abs(value))
     told = "rounding, so that the labels are proven optimal" if proven else "so much could be won at most"
     return [f"The mean score is {value:.9g}.", f"The bound is {bound:.9g}.", f"The gap is {gap:.2g}: {told}."]
-
-
-def _median(values: Any) -> float:
-    import numpy as np
-
-    return float(np.median(values))
-
-
-def _quantiles(values: Any, shares: tuple[float, ...]) -> list[float]:
-    import numpy as np
-
-    return [float(one) for one in np.quantile(values, shares)]
 
 
 def _template() -> Any:
