@@ -603,3 +603,33 @@ def test_browser_shows_the_page_and_runs_only_our_script(data, tmp_path: Path, p
     assert re.search(r'<p class="tools"><input id="search"', dom)
     assert "<title>overrun" not in dom
     assert "Refused" not in done.stderr.decode()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_table_can_be_sorted_and_searched(data, tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    names = ["one", "two", "three", "two and a half", "five"]
+    page = report(data["labels"], scores=data["scores"], names=names)
+    user = """<script>
+        const press = (column) => document.querySelectorAll("th button")[column].click();
+        const show = (id) => {
+          const rows = Array.from(document.querySelectorAll("#classes tbody tr")).filter((row) => !row.hidden);
+          document.body.append(id + "=" + rows.map((row) => row.cells[0].textContent).join("") + ";");
+        };
+        press(4); show("downward"); press(4); show("upward"); press(1); press(1); show("names");
+        document.getElementById("search").value = "TWO";
+        document.getElementById("search").dispatchEvent(new Event("input")); show("search");
+    </script>"""
+    page = re.sub("<meta http-equiv.*?>", "", page).replace("</body>", f"{user}</body>")
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run(
+        [*command, "--dump-dom", (tmp_path / "page.html").as_uri()], capture_output=True, timeout=60, check=True
+    )
+    dom = done.stdout.decode()
+    confidence = summaries.summarise(Subject(data["labels"], scores=data["scores"])).confidences
+    upward = "".join(map(str, np.argsort(confidence)))
+    assert f"downward={upward[::-1]};" in dom
+    assert f"upward={upward};" in dom
+    assert "names=40213;" in dom
+    assert "search=13;" in dom

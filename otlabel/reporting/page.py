@@ -116,8 +116,8 @@ def sentences(summary: Summary) -> list[str]:
     if summary.n_unlabelled:
         found.append(f"{summary.n_unlabelled:,} samples are left unlabelled ({summary.n_unlabelled / n_samples:.1%}).")
     low, high = int(sizes.min()), int(sizes.max())
-    told = f"are {low:,} to {high:,}, with a median of {float(np.median(sizes)):,.10g}"
-    found.append(f"Class sizes {told if low < high else f'are {low:,} each'}.")
+    spread = f"{low:,} to {high:,}, with a median of {float(np.median(sizes)):,.10g}"
+    found.append(f"Class sizes are {spread if low < high else f'{low:,} each'}.")
     if summary.proof is not None:
         found += _proof(summary.proof.value, summary.proof.bound)
     fit = summary.fit
