@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from otlabel.assign import certify as certify
     from otlabel.assign import sinkhorn_assign as sinkhorn_assign
     from otlabel.cluster import BalancedKMeans as BalancedKMeans
+    from otlabel.curation import Curated as Curated
+    from otlabel.curation import curate as curate
     from otlabel.doctor import diagnose as diagnose
     from otlabel.labels_file import read_labels as read_labels
     from otlabel.lp import lp_assign as lp_assign
@@ -50,6 +52,7 @@ _HOMES = {
     "ClassUniformSampler": "selflabel",
     "EveryEpochs": "selflabel",
     "EverySteps": "selflabel",
+    "Curated": "curation",
     "Exact": "marginals",
     "FeatureStore": "selflabel",
     "IndexedDataset": "selflabel",
@@ -66,6 +69,7 @@ _HOMES = {
     "TensorStore": "selflabel",
     "balance_path": "path",
     "certify": "assign",
+    "curate": "curation",
     "diagnose": "doctor",
     "linear_scores": "scores",
     "load_labels": "selflabel",

@@ -120,6 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_doctor(commands)
     _add_demo(commands)
+    _add_curate(commands)
     add_report(commands)
     add_train(commands)
     add_transfer(commands)
@@ -238,6 +239,25 @@ def _add_demo(commands: Any) -> None:
         "-o", "--output", metavar="FOLDER", type=Path, default=Path("otlabel-demo"), help="default: %(default)s"
     )
     parser.set_defaults(command=_demo)
+
+
+def _add_curate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "curate",
+        help="choose samples that are spread evenly over all there is",
+        description="Choose samples evenly over the clusters of their features; writes their indices, ascending.",
+        epilog="example: otlabel curate features.h5::/features -n 50000 -o chosen.npy",
+        allow_abbrev=False,
+    )
+    parser.add_argument("features", metavar="FEATURES", help="(N, D) matrix, in such files as scores may be in")
+    add = parser.add_argument
+    add("-n", type=_count, required=True, metavar="COUNT", help="samples to choose")
+    add("-o", "--output", metavar="OUT.npy", type=Path, required=True, help="their indices (int64), ascending")
+    add("--clusters", type=_count, metavar="K", help="default: sqrt(N), but no more than COUNT")
+    add("--seed", type=int, default=0, help="of k-means and of the draws (%(default)s)")
+    add("--memory-limit", type=_byte_count, metavar="BYTES", help="for keeping features in memory (4e9, 4GB)")
+    add("--force", action="store_true", help="overwrite existing output")
+    parser.set_defaults(command=_curate)
 
 
 def _assign(arguments: argparse.Namespace) -> int:
@@ -423,6 +443,27 @@ def _demo(arguments: argparse.Namespace) -> int:
     from otlabel.demo import run_demo
 
     run_demo(arguments.output)
+    return 0
+
+
+def _curate(arguments: argparse.Namespace) -> int:
+    check_output(arguments.output, (".npy",), force=arguments.force)
+
+    import numpy as np
+
+    from otlabel import curate
+
+    chosen = curate(
+        arguments.features,
+        arguments.n,
+        n_clusters=arguments.clusters,
+        seed=arguments.seed,
+        memory_limit=arguments.memory_limit,
+    )
+    with replacing(arguments.output) as file:
+        np.save(file, _as_numpy(chosen.indices))
+    print(chosen.summary())
+    print(f"Indices written to {arguments.output}")
     return 0
 
 

@@ -24,7 +24,7 @@ LAYERS = (
     {"result", "labels_file"},
     {"semidual", "repair", "rounding"},
     {"assign"},
-    {"lp", "cluster", "metrics", "selflabel", "doctor", "path", "planning"},
+    {"lp", "cluster", "curation", "metrics", "selflabel", "doctor", "path", "planning"},
     {"training"},
     {"cli", "demo", "reporting", "__main__", "__init__"},
 )

@@ -25,7 +25,7 @@ pytest.importorskip("sklearn")
 from sklearn.cluster import KMeans
 
 import otlabel
-from otlabel import balance_path, certify, metrics, report, sinkhorn_assign
+from otlabel import balance_path, certify, curation, metrics, report, sinkhorn_assign
 from otlabel.cli import main
 from otlabel.errors import FileFormatError, FingerprintError, MissingPackageError
 from otlabel.reporting import summary as summaries
@@ -202,13 +202,13 @@ def test_price_is_left_out_where_it_takes_long(data, monkeypatch: pytest.MonkeyP
 
 def test_k_means_is_that_of_scikit_learn(data) -> None:
     found = summaries.summarise(Subject(data["labels"], features=data["features"]), seed=3).k_means_sizes
-    model = KMeans(K, n_init=1, max_iter=summaries.KMEANS_ITERATIONS, random_state=3).fit(data["features"])
+    model = KMeans(K, n_init=1, max_iter=curation.ITERATIONS, random_state=3).fit(data["features"])
     assert found is not None
     np.testing.assert_array_equal(found, np.sort(np.bincount(model.labels_))[::-1])
 
 
 def test_k_means_of_many_samples_takes_some(data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summaries, "KMEANS_ROWS", 60)
+    monkeypatch.setattr(curation, "ROWS", 60)
     text = report(data["labels"], features=data["features"])
     assert "k-means found its centres from 60 samples drawn at random." in text
     assert "k-means: " in text
@@ -547,6 +547,11 @@ def test_run_whose_data_are_gone_or_changed(run: Path, tmp_path: Path) -> None:
 def test_what_does_not_fit_together_is_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         report(**({"labels": [0, 1, 1]} | given))
+
+
+def test_scores_of_other_classes_than_the_labels_are_refused(data) -> None:
+    with pytest.raises(ValueError, match="5 classes, but scores have 6 columns"):
+        report(sinkhorn_assign(data["scores"]), scores=np.zeros((N, K + 1)))
 
 
 @pytest.mark.parametrize("package", ["jinja2", "PIL", "sklearn"])

@@ -49,28 +49,12 @@ class ShownClass:
 
 @dataclass(frozen=True)
 class Montage:
-    """The classes that are shown, and by which order."""
+    """The classes that are shown, and in which order."""
 
     classes: list[ShownClass]
+    titles: dict[str, str]  # what is written over the groups
     told: str
-    coarse: bool = False  # whether pictures have so few pixels that these are to be seen
-
-    @staticmethod
-    def titles(summary: Summary) -> dict[str, str]:
-        """What is written over the groups."""
-        if summary.fit is not None:
-            return {
-                "typical": "Most typical",
-                "borderline": "Borderline, with the second choice",
-                "moved": "Moved in by balance, with the class that scores higher",
-            }
-        if summary.closeness is not None:
-            return {
-                "typical": "Most typical, by features",
-                "borderline": "Borderline, with the next class",
-                "moved": "Nearer to another class",
-            }
-        return {"typical": "Drawn at random", "borderline": "", "moved": ""}
+    coarse: bool  # whether pictures have so few pixels that these are to be seen
 
 
 def montage(summary: Summary, seed: int) -> Montage | None:
@@ -90,7 +74,24 @@ def montage(summary: Summary, seed: int) -> Montage | None:
     picked = {int(k): _picked(summary, by_class[starts[k] : starts[k + 1]], rng) for k in chosen}
     painter = None if summary.images is None else _Painter(summary.images, [i for g in picked.values() for i in g])
     coarse = painter is not None and painter.side <= COARSE
-    return Montage([_shown_class(summary, k, groups, painter) for k, groups in picked.items()], told, coarse)
+    classes = [_shown_class(summary, k, groups, painter) for k, groups in picked.items()]
+    return Montage(classes, _titles(summary), told, coarse)
+
+
+def _titles(summary: Summary) -> dict[str, str]:
+    if summary.fit is not None:
+        return {
+            "typical": "Most typical",
+            "borderline": "Borderline, with the second choice",
+            "moved": "Moved in by balance, with the class that scores higher",
+        }
+    if summary.closeness is not None:
+        return {
+            "typical": "Most typical, by features",
+            "borderline": "Borderline, with the next class",
+            "moved": "Nearer to another class",
+        }
+    return {"typical": "Drawn at random"}
 
 
 def _order(summary: Summary) -> tuple[np.ndarray, str]:

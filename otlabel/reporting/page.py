@@ -15,7 +15,7 @@ from otlabel import __version__
 from otlabel.errors import MissingPackageError
 from otlabel.files import replacing
 from otlabel.reporting import figures
-from otlabel.reporting.montage import Montage, montage
+from otlabel.reporting.montage import montage
 from otlabel.reporting.sources import find, opened
 from otlabel.reporting.summary import PROBABLY_ZERO, Summary, summarise
 from otlabel.reporting.words import NAME_LENGTH, TITLE_LENGTH, shown
@@ -99,7 +99,6 @@ def report(
         courses=figures.courses(summary.history),
         montage=montage(summary, seed),
         summary=summary,
-        group_titles=Montage.titles(summary),
         version=__version__,
         **_parts(),
     )

@@ -123,7 +123,7 @@ def _of_stored(stored: labels_file.StoredLabels, title: str) -> Subject:
     return Subject(
         stored.labels,
         title,
-        n_classes=len(stored.counts),
+        n_classes=None if stored.potentials is None else len(stored.counts),  # .npy may lack the last ones
         value=None if receipt is None else receipt.value,
         bound=None if receipt is None else receipt.bound,
         potentials=stored.potentials,

@@ -12,16 +12,15 @@ from scipy.sparse import coo_array, csr_array
 
 from otlabel import metrics, sweep
 from otlabel.assign import certify
-from otlabel.errors import MissingPackageError, OtlabelWarning
+from otlabel.curation import k_means, nearest
+from otlabel.errors import OtlabelWarning
 from otlabel.path import BalancePath, balance_path
 from otlabel.reporting.sources import Subject
 from otlabel.result import Certificate
-from otlabel.scores import Scores, as_array, draw_rows, keep_whole, linear_scores, open_scores, row_blocks
+from otlabel.scores import Scores, as_array, keep_whole, linear_scores, open_scores, row_blocks
 from otlabel.validate import check_finite
 
 PATH_ENTRIES = 10_000_000  # scores up to which the price of balance is drawn: ten solves
-KMEANS_ROWS, KMEANS_ITERATIONS = 20_000, 20  # rows that k-means finds its centres from
-KMEANS_PRODUCTS = 3_000_000_000  # rows x clusters x features, at most: fewer rows where that is more
 COMMONEST = 3  # true classes that are named for each class
 PROBABLY_ZERO = 1e-9  # a gap up to this, relative to the value, is rounding
 
@@ -243,24 +242,8 @@ def _closeness(features: Scores, labels: np.ndarray, n_classes: int) -> Fit:
 
 def _k_means_sizes(features: Scores, n_clusters: int, seed: int) -> tuple[np.ndarray, int]:
     """Cluster sizes, from the largest, and from how many rows the centres are."""
-    try:
-        from sklearn.cluster import KMeans
-        from sklearn.exceptions import ConvergenceWarning
-    except ImportError as error:
-        raise MissingPackageError("scikit-learn", "report") from error
-    n_samples, n_features = features.shape
-    most = max(min(KMEANS_ROWS, KMEANS_PRODUCTS // (n_clusters * n_features)), 2 * n_clusters)
-    rows = draw_rows(n_samples, min(most, n_samples), np.random.default_rng(seed))
-    sample = np.concatenate([block for _, block in row_blocks(features.take(rows))])
-    model = KMeans(n_clusters, n_init=1, max_iter=KMEANS_ITERATIONS, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # equal rows: fewer clusters, which the sizes show
-        model.fit(sample)
-    sizes = np.zeros(n_clusters, np.int64)
-    with features.reading():
-        for _, block in row_blocks(features):
-            sizes += np.bincount(model.predict(np.ascontiguousarray(block, sample.dtype)), minlength=n_clusters)
-    return np.sort(sizes)[::-1], len(rows)
+    centres, n_rows = k_means(features, n_clusters, seed, "report")
+    return np.sort(np.bincount(nearest(features, centres), minlength=n_clusters))[::-1], n_rows
 
 
 def _truth(truth: np.ndarray, labels: np.ndarray, n_classes: int) -> Truth:
@@ -321,6 +304,10 @@ def _n_classes(subject: Subject, labels: np.ndarray, scores: Scores | None) -> i
     if scores is not None:
         if scores.shape[1] < needed:
             raise ValueError(f"labels go up to {needed - 1}, but scores have {scores.shape[1]} columns")
+        if subject.n_classes not in (None, scores.shape[1]):
+            raise ValueError(
+                f"the labels are of {subject.n_classes} classes, but scores have {scores.shape[1]} columns"
+            )
         return scores.shape[1]
     named = 0 if subject.names is None else len(subject.names)
     return max(needed, subject.n_classes or named)
