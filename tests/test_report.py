@@ -283,6 +283,7 @@ def test_images_of_all_shapes_and_types(data, shape: tuple[int, ...], dtype: typ
     assert page.count("img") == page.text.count("data:image/")
     tensor = torch.from_numpy(images)
     assert report(data["labels"], images=tensor) == page.text
+    assert report(data["labels"], images=list(images)) == page.text
 
 
 def test_pixels_are_those_of_the_images(data) -> None:

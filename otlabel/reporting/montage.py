@@ -159,7 +159,7 @@ class _Painter:
         except ImportError as error:
             raise MissingPackageError("Pillow", "report") from error
         self._new, self._smaller = Image.fromarray, Image.Resampling.BOX
-        self._images = images
+        self._images = images = images if hasattr(images, "shape") else np.asarray(images)
         shape = tuple(images.shape)
         if len(shape) not in (3, 4) or 0 in shape:
             raise ValueError(f"images have shape {shape}; pass (N, H, W), (N, C, H, W) or (N, H, W, C)")
