@@ -184,9 +184,7 @@ def _of_run(folder: Path, head: int) -> Subject:
         notes.append("There are no scores, for the network is not one of otlabel's: pass them to see more.")
     elif (folder / "checkpoint.pt").is_file():
         scores = _network_scores(config, images, stored.n_classes, folder / "checkpoint.pt", head)
-        about.append(
-            "Scores are the log-probabilities of the network as it was last saved, after the labels were made."
-        )
+        about.append("Scores are the log-probabilities of the network as last saved, after the labels were made.")
     return dataclasses.replace(
         subject,
         scores=scores,
