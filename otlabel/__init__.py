@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from otlabel.assign import certify as certify
     from otlabel.assign import sinkhorn_assign as sinkhorn_assign
     from otlabel.cluster import BalancedKMeans as BalancedKMeans
+    from otlabel.curation import Curated as Curated
+    from otlabel.curation import curate as curate
     from otlabel.doctor import diagnose as diagnose
     from otlabel.labels_file import read_labels as read_labels
     from otlabel.lp import lp_assign as lp_assign
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from otlabel.marginals import Exact as Exact
     from otlabel.marginals import Range as Range
     from otlabel.path import balance_path as balance_path
+    from otlabel.reporting.page import report as report
     from otlabel.result import Assignment as Assignment
     from otlabel.result import Certificate as Certificate
     from otlabel.result import Status as Status
@@ -50,6 +53,7 @@ _HOMES = {
     "ClassUniformSampler": "selflabel",
     "EveryEpochs": "selflabel",
     "EverySteps": "selflabel",
+    "Curated": "curation",
     "Exact": "marginals",
     "FeatureStore": "selflabel",
     "IndexedDataset": "selflabel",
@@ -66,12 +70,14 @@ _HOMES = {
     "TensorStore": "selflabel",
     "balance_path": "path",
     "certify": "assign",
+    "curate": "curation",
     "diagnose": "doctor",
     "linear_scores": "scores",
     "load_labels": "selflabel",
     "lp_assign": "lp",
     "metrics": "metrics",
     "read_labels": "labels_file",
+    "report": "reporting.page",
     "sinkhorn_assign": "assign",
     "soft_assign": "soft",
 }

@@ -1,4 +1,4 @@
-"""The command `otlabel`: assign, predict, certify, plan, doctor, demo; train and transfer are in `training`.
+"""The command `otlabel`: assign to demo; train and transfer are in `training`, report in `reporting`.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from otlabel import __version__
 from otlabel.errors import FileFormatError, InvalidMassError, MissingPackageError, OtlabelWarning
-from otlabel.files import check_writable, replacing
+from otlabel.files import check_output, replacing
+from otlabel.reporting.command import add_report
 from otlabel.training.command import add_train, add_transfer
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_doctor(commands)
     _add_demo(commands)
+    _add_curate(commands)
+    add_report(commands)
     add_train(commands)
     add_transfer(commands)
     return parser
@@ -238,11 +241,30 @@ def _add_demo(commands: Any) -> None:
     parser.set_defaults(command=_demo)
 
 
+def _add_curate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "curate",
+        help="choose samples that are spread evenly over all there is",
+        description="Choose samples evenly over the clusters of their features; writes their indices, ascending.",
+        epilog="example: otlabel curate features.h5::/features -n 50000 -o chosen.npy",
+        allow_abbrev=False,
+    )
+    parser.add_argument("features", metavar="FEATURES", help="(N, D) matrix, in such files as scores may be in")
+    add = parser.add_argument
+    add("-n", type=_count, required=True, metavar="COUNT", help="samples to choose")
+    add("-o", "--output", metavar="OUT.npy", type=Path, required=True, help="their indices (int64), ascending")
+    add("--clusters", type=_count, metavar="K", help="default: sqrt(N), but no more than COUNT")
+    add("--seed", type=int, default=0, help="of k-means and of the draws (%(default)s)")
+    add("--memory-limit", type=_byte_count, metavar="BYTES", help="for keeping features in memory (4e9, 4GB)")
+    add("--force", action="store_true", help="overwrite existing output")
+    parser.set_defaults(command=_curate)
+
+
 def _assign(arguments: argparse.Namespace) -> int:
     """Label, then write: every path is tried before the work starts."""
     _check_labels_output(arguments)
     if arguments.potentials is not None:
-        _check_output(arguments.potentials, (".npz",), force=arguments.force)
+        check_output(arguments.potentials, (".npz",), force=arguments.force)
         if arguments.potentials.resolve() == arguments.output.resolve():
             raise ValueError("--output and --potentials name the same file; give each its own")
 
@@ -373,7 +395,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     scores = open_scores(arguments.scores)
     if arguments.output is not None:
-        _check_output(arguments.output, _LABELS_ENDINGS, force=True)
+        check_output(arguments.output, _LABELS_ENDINGS, force=True)
     found = planning.estimate(
         scores.shape,
         scores.dtype,
@@ -396,7 +418,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     """Findings, however bad, are no failure; only what cannot be read is."""
     if arguments.plot is not None:
-        _check_output(arguments.plot, (".png",), force=arguments.force)
+        check_output(arguments.plot, (".png",), force=arguments.force)
 
     from otlabel import doctor
 
@@ -421,6 +443,27 @@ def _demo(arguments: argparse.Namespace) -> int:
     from otlabel.demo import run_demo
 
     run_demo(arguments.output)
+    return 0
+
+
+def _curate(arguments: argparse.Namespace) -> int:
+    check_output(arguments.output, (".npy",), force=arguments.force)
+
+    import numpy as np
+
+    from otlabel import curate
+
+    chosen = curate(
+        arguments.features,
+        arguments.n,
+        n_clusters=arguments.clusters,
+        seed=arguments.seed,
+        memory_limit=arguments.memory_limit,
+    )
+    with replacing(arguments.output) as file:
+        np.save(file, _as_numpy(chosen.indices))
+    print(chosen.summary())
+    print(f"Indices written to {arguments.output}")
     return 0
 
 
@@ -507,25 +550,9 @@ def _versions() -> dict[str, str]:
 
 def _check_labels_output(arguments: argparse.Namespace) -> None:
     """The same for labels and what goes beside them."""
-    _check_output(arguments.output, _LABELS_ENDINGS, force=arguments.force)
+    check_output(arguments.output, _LABELS_ENDINGS, force=arguments.force)
     if arguments.receipt and arguments.output.suffix.lower() == ".npy":
-        _check_output(arguments.output.with_name(f"{arguments.output.name}.json"), (".json",), force=arguments.force)
-
-
-def _check_output(path: Path, endings: tuple[str, ...], *, force: bool) -> None:
-    """Refuse what could not be written at the end, before any work is done for it."""
-    if path.suffix.lower() not in endings:
-        raise ValueError(f"{path} does not end in {' or '.join(endings)}, which is what is written; name it so")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; create it or write elsewhere")
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} exists already; pass --force to overwrite it")
-    try:
-        check_writable(path)
-    except OSError as error:
-        raise PermissionError(f"cannot write in the folder {path.parent}: {error.strerror}") from error
+        check_output(arguments.output.with_name(f"{arguments.output.name}.json"), (".json",), force=arguments.force)
 
 
 def _disk(path: Path) -> int:

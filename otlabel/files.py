@@ -48,6 +48,22 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         temporary.unlink()
 
 
+def check_output(path: Path, endings: tuple[str, ...], *, force: bool) -> None:
+    """Refuse what could not be written at the end, before any work is done for it."""
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"{path} does not end in {' or '.join(endings)}, which is what is written; name it so")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist; create it or write elsewhere")
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} exists already; pass --force to overwrite it")
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise PermissionError(f"cannot write in the folder {path.parent}: {error.strerror}") from error
+
+
 def clear_leftovers(target: Path) -> None:
     """Remove what processes that were killed while they wrote `target` have left beside it.
 

@@ -24,9 +24,9 @@ LAYERS = (
     {"result", "labels_file"},
     {"semidual", "repair", "rounding"},
     {"assign"},
-    {"lp", "cluster", "metrics", "selflabel", "doctor", "path", "planning", "soft"},
+    {"lp", "cluster", "curation", "metrics", "selflabel", "doctor", "path", "planning", "soft"},
     {"training"},
-    {"cli", "demo", "report", "__main__", "__init__"},
+    {"cli", "demo", "reporting", "__main__", "__init__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

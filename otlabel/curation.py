@@ -1,0 +1,168 @@
+"""`curate`: a smaller set of samples that is spread evenly over all there is, which may be crowded in places."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from otlabel import sweep
+from otlabel.errors import InvalidScoresError, MissingPackageError
+from otlabel.result import like
+from otlabel.scores import Scores, draw_rows, keep_whole, linear_scores, open_scores, row_blocks
+from otlabel.validate import check_finite
+
+ROWS, ITERATIONS = 20_000, 20  # rows that k-means finds its centres from
+PRODUCTS = 3_000_000_000  # rows x clusters x features, at most: fewer rows where that is more
+FEW = 64  # clusters that need no groups above them
+
+
+@dataclass(frozen=True, eq=False)
+class Curated:
+    """Which samples were chosen, and of which clusters."""
+
+    indices: Any  # (n,) int64, ascending and distinct; a tensor where features were one
+    clusters: np.ndarray  # (N,) int64: cluster of each sample
+    sizes: np.ndarray  # (K,) int64: samples in each cluster
+    quotas: np.ndarray  # (K,) int64: how many of them were chosen
+    groups: tuple[np.ndarray, ...]  # (K,): group of each cluster; then of each group; ... empty if clusters are few
+
+    def summary(self) -> str:
+        """What was chosen, in two lines of at most 80 columns."""
+        there, taken = self.sizes[self.sizes > 0], self.quotas[self.sizes > 0]
+        return (
+            f"chosen    {len(self.indices):,} of {len(self.clusters):,} samples\n"
+            f"clusters  {len(there):,} of {there.min():,} to {there.max():,}; chosen {taken.min():,} to {taken.max():,}"
+        )
+
+
+def curate(
+    features: Any, n: int, *, n_clusters: int | None = None, seed: int = 0, memory_limit: int | None = None
+) -> Curated:
+    """Choose n samples that are spread as evenly over clusters as these allow.
+
+    Samples go to the nearest of K centres, which k-means finds. Of cluster k, with size_k samples,
+
+        quota_k = min(size_k, t)    with t such that    sum_k quota_k = n
+
+    are drawn at random; quotas of clusters that are not used up differ by one at most. Beyond 64 clusters, their
+    centres are clustered in turn into about sqrt(K) groups, and so on; n is then shared out evenly among groups, in
+    each group among its clusters. That matters since k-means puts more centres where there are more samples.
+
+    Args:
+        features: (N, D), from any of the places that `sinkhorn_assign` takes scores from. Euclidean distances count.
+        n: samples to choose, 1 to N.
+        n_clusters: K, up to N. None: sqrt(N), rounded up, but no more than n.
+        seed: of k-means, of the rows that it sees (20,000, or fewer where K D is large), and of the draws.
+        memory_limit: bytes that may hold a copy of what is read from files, which else is read in each of three
+            passes. None: half of the memory that is free.
+
+    Returns:
+        Curated with the indices of the n samples, ascending.
+
+    Raises:
+        ValueError: n or n_clusters out of range.
+        InvalidScoresError: features that are no matrix, or hold NaN or infinity.
+        MissingPackageError: scikit-learn is not installed.
+
+    Source: Vo et al., "Automatic data curation for self-supervised learning: a clustering-based approach",
+        arXiv:2405.15613, 2024, sections 3.2 and 3.3; there each level is clustered anew a few times, which is left out.
+    """
+    source = keep_whole(open_scores(features), memory_limit)
+    n_rows = source.shape[0]
+    _check_number("n", n, n_rows)
+    if n_clusters is None:
+        n_clusters = min(int(np.ceil(np.sqrt(n_rows))), n)
+    _check_number("n_clusters", n_clusters, n_rows)
+    found = sweep.inspect(source)
+    check_finite(source, found)
+    if found.n_forbidden:
+        raise InvalidScoresError(f"{found.n_forbidden} features are -inf; pass finite numbers")
+    rng = np.random.default_rng(seed)
+    centres, _ = k_means(source, n_clusters, seed, "cluster")
+    clusters = nearest(source, centres)
+    sizes = np.bincount(clusters, minlength=n_clusters)
+    groups = _groups(centres, seed)
+    quotas = _quotas(n, sizes, groups, rng)
+    return Curated(like(_drawn(clusters, quotas, rng), features), clusters, sizes, quotas, groups)
+
+
+def k_means(features: Scores, n_clusters: int, seed: int, extra: str) -> tuple[np.ndarray, int]:
+    """(K, D) centres that k-means finds from a sample of the rows, and how many rows that are.
+
+    `extra` is what to install where scikit-learn is missing.
+    """
+    try:
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+    except ImportError as error:
+        raise MissingPackageError("scikit-learn", extra) from error
+    n_rows, n_features = features.shape
+    most = max(min(ROWS, PRODUCTS // (n_clusters * n_features)), 2 * n_clusters)
+    rows = draw_rows(n_rows, min(most, n_rows), np.random.default_rng(seed))
+    sample = np.concatenate([block for _, block in row_blocks(features.take(rows))])
+    model = KMeans(n_clusters, n_init=1, max_iter=ITERATIONS, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # where fewer rows are distinct, some centres are equal
+        model.fit(sample)
+    return model.cluster_centers_, len(rows)
+
+
+def nearest(features: Scores, centres: np.ndarray) -> np.ndarray:
+    """(N,) int64: the centre that each row is nearest to."""
+    by_centre = linear_scores(features, 2 * centres, -(centres.astype(np.float64) ** 2).sum(1), normalize=False)
+    labels, _, _ = sweep.label(by_centre, np.zeros(len(centres)))
+    return labels.astype(np.int64)
+
+
+def _groups(centres: np.ndarray, seed: int) -> tuple[np.ndarray, ...]:
+    """Upwards: the group of each cluster, the group of each group, until there are few."""
+    levels = []
+    while len(centres) > FEW:
+        below = open_scores(centres)
+        centres, _ = k_means(below, round(len(centres) ** 0.5), seed, "cluster")
+        levels.append(nearest(below, centres))
+    return tuple(levels)
+
+
+def _quotas(n: int, sizes: np.ndarray, groups: tuple[np.ndarray, ...], rng: np.random.Generator) -> np.ndarray:
+    """Of each cluster: n shared out among the groups at the top, then downwards."""
+    room = [sizes]
+    for level in groups:
+        room.append(np.bincount(level, room[-1], level.max() + 1).astype(np.int64))
+    quotas = _shared(n, room[-1], rng)
+    for level, below in zip(groups[::-1], room[-2::-1], strict=True):
+        upper, quotas = quotas, np.zeros(len(below), np.int64)
+        for group, quota in enumerate(upper.tolist()):
+            members = np.flatnonzero(level == group)
+            quotas[members] = _shared(quota, below[members], rng)
+    return quotas
+
+
+def _shared(n: int, room: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """n in whole parts, none larger than its room, and otherwise as equal as can be; what is left over by lot."""
+    low, high = 0, int(room.max(initial=0))  # the largest part that all can have, as far as there is room
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.minimum(room, middle).sum() <= n else (low, middle - 1)
+    parts = np.minimum(room, low)
+    more = np.flatnonzero(room > low)
+    parts[rng.permutation(more)[: n - int(parts.sum())]] += 1
+    return parts
+
+
+def _drawn(clusters: np.ndarray, quotas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As many rows of each cluster as its quota, at random, ascending."""
+    order = rng.permutation(len(clusters))
+    order = order[np.argsort(clusters[order], kind="stable")]
+    starts = np.searchsorted(clusters[order], np.arange(len(quotas)))
+    place = np.arange(len(order)) - starts[clusters[order]]
+    return np.sort(order[place < quotas[clusters[order]]])
+
+
+def _check_number(name: str, number: Any, most: int) -> None:
+    if not (isinstance(number, Integral) and 1 <= int(number) <= most):
+        raise ValueError(f"{name} is {number!r}, for {most:,} samples; pass a whole number from 1 to {most:,}")

@@ -1,0 +1,210 @@
+"""Examples of each class: those most typical of it, those on its border, and those that another class would fit."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from otlabel.errors import MissingPackageError
+from otlabel.reporting.words import NAME_LENGTH, TEXT_LENGTH, shown
+from otlabel.scores import as_array
+
+if TYPE_CHECKING:
+    from otlabel.reporting.summary import Summary
+
+ALL_CLASSES, FIRST_CLASSES, RANDOM_CLASSES = 24, 16, 8  # with more than the first, so many of the best and at random
+PICTURES, LINES = (10, 6, 6), (5, 3, 3)  # typical, borderline and moved examples of a class
+SIDE = 64  # pixels of a picture, at most
+COARSE = 32  # pixels of a side up to which they are not blurred
+SMALL_FILE = 1500  # bytes up to which a picture stays without loss
+QUALITY = 80  # of one that is not
+GROUPS = ("typical", "borderline", "moved")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample as it is shown."""
+
+    index: int
+    picture: str | None  # a data URI
+    text: str | None
+    other: str | None  # the class that it might also be in
+    true: str | None  # its true class
+    odd: bool  # whether that is not the commonest of its class
+
+
+@dataclass(frozen=True)
+class ShownClass:
+    """Examples of one class, by group."""
+
+    name: str
+    size: int
+    fact: str  # what classes are sorted by
+    groups: dict[str, list[Example]]
+
+
+@dataclass(frozen=True)
+class Montage:
+    """The classes that are shown, and in which order."""
+
+    classes: list[ShownClass]
+    titles: dict[str, str]  # what is written over the groups
+    told: str
+    coarse: bool  # whether pictures have so few pixels that these are to be seen
+
+
+def montage(summary: Summary, seed: int) -> Montage | None:
+    """Examples of all classes, or of some where there are many; None where there is nothing to show of a sample."""
+    if summary.images is None and summary.texts is None:
+        return None
+    rng = np.random.default_rng(seed)
+    order, told = _order(summary)
+    if len(order) > ALL_CLASSES:
+        drawn = np.sort(rng.choice(np.arange(FIRST_CLASSES, len(order)), RANDOM_CLASSES, replace=False))
+        chosen = np.append(order[:FIRST_CLASSES], order[drawn])
+        told += f" The first {FIRST_CLASSES} of {len(order):,} are shown, and {RANDOM_CLASSES} of the others at random."
+    else:
+        chosen = order
+    by_class = np.argsort(summary.labels, kind="stable")
+    starts = np.searchsorted(summary.labels[by_class], np.arange(summary.n_classes + 1))
+    picked = {int(k): _picked(summary, by_class[starts[k] : starts[k + 1]], rng) for k in chosen}
+    painter = None if summary.images is None else _Painter(summary.images, [i for g in picked.values() for i in g])
+    coarse = painter is not None and painter.side <= COARSE
+    classes = [_shown_class(summary, k, groups, painter) for k, groups in picked.items()]
+    return Montage(classes, _titles(summary), told, coarse)
+
+
+def _titles(summary: Summary) -> dict[str, str]:
+    if summary.fit is not None:
+        return {
+            "typical": "Most typical",
+            "borderline": "Borderline, with the second choice",
+            "moved": "Moved in by balance, with the class that scores higher",
+        }
+    if summary.closeness is not None:
+        return {
+            "typical": "Most typical, by features",
+            "borderline": "Borderline, with the next class",
+            "moved": "Nearer to another class",
+        }
+    return {"typical": "Drawn at random"}
+
+
+def _order(summary: Summary) -> tuple[np.ndarray, str]:
+    """Classes that are not empty, the best first, and a sentence on what that is."""
+    if summary.truth is not None:
+        by, told = summary.truth.purity, "Classes are sorted by purity."
+    elif (confidences := summary.confidences) is not None:
+        by, told = confidences, "Classes are sorted by confidence."
+    else:
+        by, told = np.zeros(summary.n_classes), "Classes are in the order of their numbers."
+    order = np.argsort(-np.nan_to_num(by, nan=-1.0), kind="stable")
+    return order[summary.sizes[order] > 0], told
+
+
+def _picked(summary: Summary, members: np.ndarray, rng: np.random.Generator) -> dict[int, str]:
+    """Which samples of a class are shown, in order, and in which group."""
+    n_typical, n_borderline, n_moved = LINES if summary.images is None else PICTURES
+    fit = summary.closeness if summary.fit is None else summary.fit
+    if fit is None:
+        n_all = min(n_typical + n_borderline, len(members))
+        return dict.fromkeys(np.sort(rng.choice(members, n_all, replace=False)).tolist(), "typical")
+    members = members[np.argsort(-fit.margin[members], kind="stable")]
+    n_fitting = int((fit.margin[members] >= 0).sum())
+    typical, rest = members[:n_fitting][:n_typical], members[:n_fitting][n_typical:]
+    moved = members[n_fitting:][::-1]  # the farthest first
+    picked = dict.fromkeys(typical.tolist(), "typical")
+    picked |= dict.fromkeys(rest[::-1][:n_borderline].tolist(), "borderline")
+    return picked | dict.fromkeys(moved[:n_moved].tolist(), "moved")
+
+
+def _shown_class(summary: Summary, k: int, picked: dict[int, str], painter: _Painter | None) -> ShownClass:
+    row = summary.rows[k]
+    if row.purity is not None:
+        fact = f"purity {row.purity:.2f}, most often {shown(row.commonest[0][0], NAME_LENGTH)}"
+    else:
+        fact = "" if row.confidence is None else f"confidence {row.confidence:.2f}"
+    groups: dict[str, list[Example]] = {name: [] for name in GROUPS}
+    for index, group in picked.items():
+        groups[group].append(_example(summary, k, index, group, painter))
+    return ShownClass(row.name, row.size, fact, {name: found for name, found in groups.items() if found})
+
+
+def _example(summary: Summary, k: int, index: int, group: str, painter: _Painter | None) -> Example:
+    fit = summary.closeness if summary.fit is None else summary.fit
+    true, odd = None, False
+    if summary.truth is not None and summary.true_classes is not None and summary.true_classes[index] >= 0:
+        true_class = int(summary.true_classes[index])
+        true, odd = summary.true_name(true_class), true_class != summary.truth.commonest[k][0][0]
+    return Example(
+        index,
+        None if painter is None else painter.data_uri(index),
+        None if summary.texts is None else shown(summary.texts[index], TEXT_LENGTH),
+        None if fit is None or group == "typical" else summary.name(int(fit.other[index])),
+        true,
+        odd,
+    )
+
+
+class _Painter:
+    """Samples as small pictures, all on one scale of brightness."""
+
+    def __init__(self, images: Any, indexes: list[int]) -> None:
+        try:
+            from PIL import Image
+        except ImportError as error:
+            raise MissingPackageError("Pillow", "report") from error
+        self._new, self._smaller = Image.fromarray, Image.Resampling.BOX
+        self._images = images = images if hasattr(images, "shape") else np.asarray(images)
+        shape = tuple(images.shape)
+        if len(shape) not in (3, 4) or 0 in shape:
+            raise ValueError(f"images have shape {shape}; pass (N, H, W), (N, C, H, W) or (N, H, W, C)")
+        self._channels_first = len(shape) == 4 and shape[1] in (1, 3, 4)
+        if len(shape) == 4 and not self._channels_first and shape[3] not in (1, 3, 4):
+            raise ValueError(f"images have shape {shape}, but none of 1, 3 or 4 channels, first or last")
+        self.side = max(shape[2:] if self._channels_first else shape[1:3])
+        self._low, self._high = self._range(indexes)
+
+    def _range(self, indexes: list[int]) -> tuple[float, float]:
+        """What is black and what is white: of bytes 0 and 255, of others 0 and 1, or what occurs."""
+        some = as_array(self._images[indexes[0]])
+        if some.dtype.kind not in "fiub":
+            raise ValueError(f"images have dtype {some.dtype}; pass real numbers")
+        if some.dtype == np.uint8:
+            return 0.0, 255.0
+        drawn = (as_array(self._images[i]).astype(np.float64) for i in indexes)
+        finite = [one[np.isfinite(one)] for one in drawn]
+        low = min(float(one.min(initial=np.inf)) for one in finite)
+        high = max(float(one.max(initial=-np.inf)) for one in finite)
+        return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+
+    def data_uri(self, index: int) -> str:
+        """PNG, or JPEG where that is much smaller."""
+        pixels = as_array(self._images[index])
+        if self._channels_first:
+            pixels = pixels.transpose(1, 2, 0)
+        if pixels.ndim == 3:
+            pixels = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels[:, :, :3]
+        if pixels.dtype != np.uint8:
+            scaled = (np.nan_to_num(pixels.astype(np.float64)) - self._low) / ((self._high - self._low) or 1.0)
+            pixels = np.rint(255 * scaled.clip(0, 1)).astype(np.uint8)
+        picture = self._new(np.ascontiguousarray(pixels))
+        height, width = pixels.shape[:2]
+        if max(height, width) > SIDE:
+            shrink = SIDE / max(height, width)
+            size = max(1, round(width * shrink)), max(1, round(height * shrink))
+            picture = picture.resize(size, self._smaller)
+        kind, content = "png", _encoded(picture, "PNG", optimize=True)
+        if len(content) > SMALL_FILE:
+            kind, content = "jpeg", _encoded(picture, "JPEG", quality=QUALITY)
+        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _encoded(picture: Any, kind: str, **options: Any) -> bytes:
+    image = io.BytesIO()
+    picture.save(image, kind, **options)
+    return image.getvalue()

@@ -1,0 +1,166 @@
+"""The page itself: what was found out, laid out by a template that escapes whatever comes from a user."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from otlabel import __version__
+from otlabel.errors import MissingPackageError
+from otlabel.files import replacing
+from otlabel.reporting import figures
+from otlabel.reporting.montage import montage
+from otlabel.reporting.sources import find, opened
+from otlabel.reporting.summary import PROBABLY_ZERO, Summary, summarise
+from otlabel.reporting.words import NAME_LENGTH, TITLE_LENGTH, shown
+
+if TYPE_CHECKING:
+    from otlabel.result import Assignment
+
+HERE = Path(__file__).parent
+
+
+def report(
+    labels: Assignment | Any,
+    *,
+    scores: Any = None,
+    images: Any = None,
+    texts: Any = None,
+    features: Any = None,
+    truth: Any = None,
+    history: Any = None,
+    names: Any = None,
+    true_names: Any = None,
+    head: int = 0,
+    title: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> str:
+    """Write one HTML page about labels: sizes and proof, the price of balance, examples and figures of classes.
+
+    The page needs no network, no script and no other file; what is known only from an argument that is not given is
+    left out. Text from arguments is shown, never run. Every argument about samples or classes may be a path as well, of
+    a matrix as `sinkhorn_assign` takes it, of images in a .npy file, or of a text file with a line for each.
+
+    Args:
+        labels: an Assignment; (N,) integers, -1 for a sample left unlabelled; or the path of a file of labels, of a
+            saved Assignment (.npz) or of the folder of a run of `otlabel train`, which brings history, images, truth
+            and the scores of the network as it was last saved.
+        scores: (N, K), anything that `sinkhorn_assign` takes: the proof, what balance changed, confidence (the softmax
+            of the scores) and the order of the examples. The price of balance is drawn up to ten million scores.
+        images: (N, H, W), (N, C, H, W) or (N, H, W, C), uint8 or real numbers: examples of each class.
+        texts: N texts, shown in place of images.
+        features: (N, D): sizes of k-means with as many clusters, and the order of the examples if there are no scores.
+        truth: (N,) integers, the true classes, -1 where unknown: agreement, and purity and entropy of each class.
+        history: dicts, one an epoch, as in a run's metrics.jsonl: what "loss", "nmi" and "churn" have been by "epoch",
+            and in which of them "relabellings" happened.
+        names: (K,) names of the classes. None: their numbers.
+        true_names: names of the true classes, by their number. None: their numbers.
+        head: which head's labels, where a file or a run has several.
+        title: of the page. None: what the labels are from.
+        path: where to write the page, whole or not at all. None: it is only returned.
+        seed: of the examples that are drawn at random, and of k-means.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: arguments that are not about the same N samples or K classes.
+        FileFormatError, FileNotFoundError: a path that cannot be read.
+        MissingPackageError: Jinja2, Pillow (for images) or scikit-learn (for features) is not installed.
+
+    Source: the price of balance: `balance_path`; agreement: `metrics.compare`; the proof: `certify`.
+    """
+    template = _template()  # asked for now, not after the work
+    given = opened(
+        scores=scores,
+        images=images,
+        texts=texts,
+        features=features,
+        truth=truth,
+        history=history,
+        names=names,
+        true_names=true_names,
+    )
+    subject = dataclasses.replace(find(labels, head), **given)
+    summary = summarise(subject, seed)
+    written = template.render(
+        title=shown(subject.title if title is None else title, TITLE_LENGTH),
+        sentences=sentences(summary),
+        notes=summary.notes,
+        sizes=figures.sizes(summary.sizes_by_method),
+        price=None if summary.path is None else figures.price(summary.path, summary.own_price),
+        courses=figures.courses(summary.history),
+        montage=montage(summary, seed),
+        summary=summary,
+        version=__version__,
+        **_parts(),
+    )
+    if path is not None:
+        with replacing(path) as file:
+            file.write(written.encode())
+    return written
+
+
+def sentences(summary: Summary) -> list[str]:
+    """What is to be known first, one sentence each."""
+    n_samples, sizes = len(summary.labels), summary.sizes
+    found = [f"{n_samples:,} samples in {summary.n_classes:,} classes."]
+    if summary.n_unlabelled:
+        found.append(f"{summary.n_unlabelled:,} samples are left unlabelled ({summary.n_unlabelled / n_samples:.1%}).")
+    low, high = int(sizes.min()), int(sizes.max())
+    spread = f"{low:,} to {high:,}, with a median of {float(np.median(sizes)):,.10g}"
+    found.append(f"Class sizes are {spread if low < high else f'{low:,} each'}.")
+    if summary.proof is not None:
+        found += _proof(summary.proof.value, summary.proof.bound)
+    fit = summary.fit
+    if fit is not None:
+        n_moved = int((fit.margin < 0).sum())
+        share = f" ({n_moved / n_samples:.1%}), for which another class has a larger score" if n_moved else ""
+        found.append(f"Balance changed {n_moved:,} labels{share}.")
+        tenth, middle = np.quantile(fit.confidence[summary.labels >= 0], (0.1, 0.5))
+        found.append(
+            f"Confidence, the softmax of the scores, has a median of {middle:.3f}; a tenth of the labels have less "
+            f"than {tenth:.3f}."
+        )
+    if summary.agreement is not None:
+        told = summary.agreement
+        found.append(
+            f"Against the truth: NMI {told['nmi']:.3f}, AMI {told['ami']:.3f}, ARI {told['ari']:.3f}, "
+            f"accuracy {told['accuracy']:.3f}, purity {told['purity']:.3f} ({told['n_samples']:,} samples)."
+        )
+    return [*found, *summary.about]
+
+
+def _proof(value: float, bound: float) -> list[str]:
+    gap = bound - value
+    proven = gap <= PROBABLY_ZERO * max(1.0, abs(value))
+    told = "rounding, so that the labels are proven optimal" if proven else "so much could be won at most"
+    return [f"The mean score is {value:.9g}.", f"The bound is {bound:.9g}.", f"The gap is {gap:.2g}: {told}."]
+
+
+def _template() -> Any:
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise MissingPackageError("Jinja2", "report") from error
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["name"] = lambda text: shown(text, NAME_LENGTH)
+    return environment.get_template("page.html.jinja")
+
+
+def _parts() -> dict[str, Any]:
+    """Style and script, and the hash by which the browser tells this script, the only one that may run."""
+    from markupsafe import Markup
+
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"style": Markup(style), "script": Markup(script), "script_hash": f"sha256-{digest}"}

@@ -1,0 +1,246 @@
+"""What a report is about: labels from anywhere, with all that their file or their run's folder knows of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from otlabel import labels_file
+from otlabel.errors import FileFormatError, FingerprintError
+from otlabel.result import Assignment
+from otlabel.scores import as_array, load_array
+
+if TYPE_CHECKING:
+    from otlabel.selflabel.labels import HeadLabels
+    from otlabel.training.config import Config
+    from otlabel.training.data import Images
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """Labels, and all that is known of the samples; None for what is not."""
+
+    labels: Any  # (N,) integers
+    title: str = "Labels"
+    n_classes: int | None = None
+    value: float | None = None
+    bound: float | None = None
+    potentials: Any = None  # (K,) that prove the labels
+    scores: Any = None
+    images: Any = None
+    texts: Any = None
+    features: Any = None
+    truth: Any = None
+    history: Any = None
+    names: Any = None
+    true_names: Any = None
+    about: tuple[str, ...] = ()  # sentences on where the labels are from
+    notes: tuple[str, ...] = ()  # sentences on what is missing, and why
+
+
+def find(labels: Any, head: int = 0) -> Subject:
+    """What there is to know of labels, of an Assignment, or of what a path leads to."""
+    if isinstance(labels, Assignment):
+        return _of_assignment(labels)
+    if isinstance(labels, (str, os.PathLike)):
+        return _of_path(os.fspath(labels), head)
+    return Subject(as_array(labels))
+
+
+def opened(**given: Any) -> dict[str, Any]:
+    """What was given, by name, without what was not; paths are opened, lines of texts and names are read."""
+    readers: dict[str, Callable[[str], Any]] = {
+        "images": _mapped,
+        "texts": _lines,
+        "names": _lines,
+        "true_names": _lines,
+        "truth": load_array,
+        "history": _json_lines,
+    }
+    return {
+        name: readers[name](os.fspath(one)) if name in readers and isinstance(one, (str, os.PathLike)) else one
+        for name, one in given.items()
+        if one is not None
+    }
+
+
+def _mapped(text: str) -> np.ndarray:
+    try:
+        return np.load(text, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise FileFormatError(f"{text} is no .npy file of numbers, or is damaged: {error}") from error
+
+
+def _lines(text: str) -> list[str]:
+    try:
+        return Path(text).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{text} is no UTF-8 text: {error}") from error
+
+
+def _json_lines(text: str) -> list[Any]:
+    return [_json(Path(text), line) for line in _lines(text) if line]
+
+
+def _of_assignment(result: Assignment, title: str = "Labels") -> Subject:
+    return Subject(
+        as_array(result.labels),
+        title,
+        n_classes=len(result.counts),
+        value=result.value,
+        bound=result.bound,
+        potentials=as_array(result.potentials),
+    )
+
+
+def _of_path(text: str, head: int) -> Subject:
+    path = Path(text)
+    if path.is_dir():
+        return _of_run(path, head)
+    match path.suffix.lower() if "::" not in text else "":
+        case ".npz":
+            return _of_assignment(Assignment.load(path), path.name)
+        case ".npy":
+            return _of_stored(labels_file.read_labels(path), path.name)
+        case ".h5" | ".hdf5":
+            if path.exists() and labels_file.holds_labels(path):
+                return _of_stored(labels_file.read_labels(path), path.name)
+            from otlabel.selflabel import load_labels
+
+            return _of_head(load_labels(path), head, path.name)
+    return Subject(load_array(text), path.name)
+
+
+def _of_stored(stored: labels_file.StoredLabels, title: str) -> Subject:
+    receipt = stored.receipt
+    return Subject(
+        stored.labels,
+        title,
+        n_classes=None if stored.potentials is None else len(stored.counts),  # .npy may lack the last ones
+        value=None if receipt is None else receipt.value,
+        bound=None if receipt is None else receipt.bound,
+        potentials=stored.potentials,
+    )
+
+
+def _of_head(stored: HeadLabels, head: int, title: str) -> Subject:
+    n_heads = len(stored.n_classes)
+    if not 0 <= head < n_heads:
+        raise ValueError(f"head is {head}; {title} has heads 0 to {n_heads - 1}")
+    about = []
+    if n_heads > 1:
+        about.append(f"The labels are those of head {head}, of {n_heads} heads.")
+    record = stored.records[head] if head < len(stored.records) else {}
+    if "gap" in record:
+        about.append(f"When they were made, their gap to the best labels of these sizes was {record['gap']:.2g}.")
+    return Subject(stored.labels[head], title, n_classes=stored.n_classes[head], about=tuple(about))
+
+
+# ---- a run of otlabel train ----
+
+
+def _of_run(folder: Path, head: int) -> Subject:
+    """Labels, course and data of a run, and the scores of its network."""
+    for name in ("config.json", "metrics.jsonl", "labels.h5"):
+        if not (folder / name).is_file():
+            remedy = "let the run come to its end first" if name == "labels.h5" else "give a folder of `otlabel train`"
+            raise FileNotFoundError(f"{folder} has no {name}; {remedy}")
+
+    from otlabel.selflabel import load_labels
+    from otlabel.training.config import config_of
+
+    asked = _json(folder / "config.json", "\n".join(_lines(str(folder / "config.json"))))
+    try:
+        given = {
+            section: {key: value for key, value in values.items() if value is not None}
+            for section, values in asked["config"].items()
+        }
+        fingerprint = asked["data"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FileFormatError(f"{folder / 'config.json'} is not that of a run: {error!r}") from error
+    config = config_of(given, str(folder / "config.json"))
+    stored = load_labels(folder / "labels.h5")
+    subject = dataclasses.replace(
+        _of_head(stored, head, folder.resolve().name),
+        history=_json_lines(str(folder / "metrics.jsonl")),
+    )
+    about, notes = [*subject.about, *_features_judged(folder)], list(subject.notes)
+    try:
+        images = _data(config)
+    except FileNotFoundError as error:
+        told = f"There are no pictures, truth or scores, for the data were not found: {error}"
+        return dataclasses.replace(subject, about=tuple(about), notes=(*notes, told))
+    if images.fingerprint != fingerprint:
+        raise FingerprintError(f"{folder} is a run on other data than {config.data.name} holds now")
+    scores = None
+    if ":" in config.model.backbone:
+        notes.append("There are no scores, for the network is not one of otlabel's: pass them to see more.")
+    elif (folder / "checkpoint.pt").is_file():
+        scores = _network_scores(config, images, stored.n_classes, folder / "checkpoint.pt", head)
+        about.append("Scores are the log-probabilities of the network as last saved, after the labels were made.")
+    return dataclasses.replace(
+        subject,
+        scores=scores,
+        images=images.train.numpy() if images.train.ndim == 4 else None,
+        features=images.train.numpy() if images.train.ndim == 2 else None,
+        truth=None if images.train_labels is None else images.train_labels.numpy(),
+        about=tuple(about),
+        notes=tuple(notes),
+    )
+
+
+def _json(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise FileFormatError(f"{path} is damaged: {error}") from error
+
+
+def _features_judged(folder: Path) -> list[str]:
+    """What result.json says of the features, in one sentence."""
+    path = folder / "result.json"
+    found = _json(path, path.read_text(encoding="utf-8")) if path.is_file() else {}
+    named = {"knn": "nearest neighbours", "probe": "a linear probe"}
+    told = [f"{named[key]} {found[key]:.3f}" for key in named if isinstance(found.get(key), float)]
+    return [f"Accuracy of the features on test data: {', '.join(told)}."] if told else []
+
+
+def _data(config: Config) -> Images:
+    from otlabel.training.data import load_images, thinned, validation
+
+    data = config.data
+    images = load_images(data.name, n_samples=data.n_samples, seed=data.seed, size=data.size)
+    if data.imbalance != "full":
+        images = thinned(images, data.imbalance, data.seed)
+    return validation(images, data.validation, data.seed) if data.validation else images
+
+
+def _network_scores(config: Config, images: Images, n_classes: Sequence[int], path: Path, head: int) -> np.ndarray:
+    """(N, K) log-probabilities of one head."""
+    import torch
+
+    from otlabel.selflabel import MultiHead
+    from otlabel.training.evaluate import features_of
+    from otlabel.training.networks import network
+
+    backbone: Any = network(config.model.backbone, images.train.shape[1], **config.model.options)
+    model = MultiHead(backbone, backbone.feature_dim, list(n_classes), hidden=config.model.hidden)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)["weights"]
+        model.load_state_dict({key[2:]: value for key, value in weights.items() if key.startswith("0.")})
+    except OSError:
+        raise
+    except Exception as error:  # damage may show up as nearly any of them
+        raise FileFormatError(f"{path} is damaged: {error}") from error
+    features = torch.from_numpy(features_of(model, images.train, torch.device("cpu")))
+    model.eval()
+    with torch.no_grad():
+        parts = [model.heads[head](part).log_softmax(1) for part in features.split(1 << 14)]
+    return torch.cat(parts).numpy()

@@ -1,0 +1,334 @@
+"""The figures of a report, all computed by the library's own functions or from one pass over scores or features."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.sparse import coo_array, csr_array
+
+from otlabel import metrics, sweep
+from otlabel.assign import certify
+from otlabel.curation import k_means, nearest
+from otlabel.errors import OtlabelWarning
+from otlabel.path import BalancePath, balance_path
+from otlabel.reporting.sources import Subject
+from otlabel.result import Certificate
+from otlabel.scores import Scores, as_array, keep_whole, linear_scores, open_scores, row_blocks
+from otlabel.validate import check_finite
+
+PATH_ENTRIES = 10_000_000  # scores up to which the price of balance is drawn: ten solves
+COMMONEST = 3  # true classes that are named for each class
+PROBABLY_ZERO = 1e-9  # a gap up to this, relative to the value, is rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """How well each sample fits its class, by scores."""
+
+    best: np.ndarray  # (N,) class with the largest score, the first of equal ones
+    other: np.ndarray  # (N,) class with the largest score but the sample's own
+    margin: np.ndarray  # (N,) own score less that of `other`; below zero: another class fits better; NaN: unlabelled
+    confidence: np.ndarray  # (N,) softmax of the scores at the label; NaN: unlabelled
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """The true classes of the samples in each class."""
+
+    purity: np.ndarray  # (K,) share of the commonest; NaN where none is known
+    entropy: np.ndarray  # (K,) in nats; NaN likewise
+    commonest: list[list[tuple[int, float]]]  # (K,) up to three true classes with their shares
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A line of the table of classes."""
+
+    number: int
+    name: str
+    size: int
+    best_size: int | None  # if each sample had its best class
+    confidence: float | None  # mean
+    purity: float | None
+    entropy: float | None
+    commonest: list[tuple[str, float]]
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """All that a report tells."""
+
+    labels: np.ndarray  # (N,) int64
+    n_classes: int
+    sizes: np.ndarray  # (K,) int64
+    names: Any  # (K,) or None
+    true_names: Any
+    proof: Certificate | None
+    fit: Fit | None  # by scores
+    closeness: Fit | None  # by features, where there are no scores
+    k_means_sizes: np.ndarray | None
+    path: BalancePath | None
+    true_classes: np.ndarray | None  # (N,) int64
+    truth: Truth | None
+    agreement: dict[str, float] | None
+    images: Any
+    texts: Any
+    history: list[dict[str, Any]]
+    about: tuple[str, ...]
+    notes: list[str]
+
+    @property
+    def n_unlabelled(self) -> int:
+        """Samples without a label."""
+        return len(self.labels) - int(self.sizes.sum())
+
+    @property
+    def sizes_by_method(self) -> dict[str, np.ndarray]:
+        """(K,) sizes, by who made them."""
+        found = {"these labels": self.sizes}
+        if self.fit is not None:
+            found["best class of each sample"] = np.bincount(self.fit.best, minlength=self.n_classes)
+        if self.k_means_sizes is not None:
+            found["k-means"] = self.k_means_sizes
+        return found
+
+    @property
+    def own_price(self) -> tuple[float, float] | None:
+        """Imbalance and what the mean score has lost, of these labels, as `path` measures them."""
+        if self.path is None or self.proof is None or self.n_unlabelled:
+            return None
+        imbalance = float(np.abs(self.sizes / len(self.labels) - 1 / self.n_classes).sum())
+        return imbalance, float(self.path.value[0]) - self.proof.value
+
+    @property
+    def confidences(self) -> np.ndarray | None:
+        """(K,) mean confidence of each class, NaN where it is empty."""
+        if self.fit is None:
+            return None
+        known = self.labels >= 0
+        sums = np.bincount(self.labels[known], self.fit.confidence[known], self.n_classes)
+        return sums / np.where(self.sizes, self.sizes, np.nan)
+
+    @functools.cached_property
+    def rows(self) -> list[Row]:
+        """The table of classes."""
+        best = self.sizes_by_method.get("best class of each sample")
+        confidences, truth = self.confidences, self.truth
+
+        def number(values: np.ndarray | None, k: int) -> float | None:
+            return None if values is None or np.isnan(values[k]) else float(values[k])
+
+        return [
+            Row(
+                k,
+                self.name(k),
+                int(self.sizes[k]),
+                None if best is None else int(best[k]),
+                number(confidences, k),
+                None if truth is None else number(truth.purity, k),
+                None if truth is None else number(truth.entropy, k),
+                [] if truth is None else [(self.true_name(c), share) for c, share in truth.commonest[k]],
+            )
+            for k in range(self.n_classes)
+        ]
+
+    def name(self, k: int) -> str:
+        """A class's name for people."""
+        return str(k) if self.names is None else str(self.names[k])
+
+    def true_name(self, c: int) -> str:
+        """A true class's name for people."""
+        known = self.true_names is not None and 0 <= c < len(self.true_names)
+        return str(self.true_names[c]) if known else str(c)
+
+
+def summarise(subject: Subject, seed: int = 0) -> Summary:
+    """Find out all that a report tells."""
+    labels = _checked_labels(subject.labels)
+    n_samples = len(labels)
+    scores = None if subject.scores is None else keep_whole(open_scores(subject.scores))
+    features = None if subject.features is None else open_scores(subject.features)
+    n_classes = _n_classes(subject, labels, scores)
+    _check_lengths(subject, n_samples, n_classes, scores, features)
+    sizes = np.bincount(labels[labels >= 0], minlength=n_classes)
+    notes = list(subject.notes)
+    fit = path = closeness = k_means = None
+    proof = _stated_proof(subject, sizes)
+    if scores is not None:
+        proof = _proof(subject, scores, labels, proof)
+        fit = look(scores, labels)
+        if n_samples * n_classes <= PATH_ENTRIES and n_classes > 1:
+            with warnings.catch_warnings():  # told of when the labels were made, if it concerns them
+                warnings.simplefilter("ignore", OtlabelWarning)
+                path = balance_path(scores, seed=seed)
+        elif n_classes > 1:
+            notes.append(f"The price of balance is drawn for up to {PATH_ENTRIES:,} scores; these are more.")
+    if features is not None:
+        if n_samples >= n_classes:
+            k_means, n_rows = _k_means_sizes(features, n_classes, seed)
+            if n_rows < n_samples:
+                notes.append(f"k-means found its centres from {n_rows:,} samples drawn at random.")
+        if scores is None and (subject.images is not None or subject.texts is not None):
+            closeness = _closeness(features, labels, n_classes)
+    truth = None if subject.truth is None else as_array(subject.truth).astype(np.int64)
+    return Summary(
+        labels=labels,
+        n_classes=n_classes,
+        sizes=sizes,
+        names=subject.names,
+        true_names=subject.true_names,
+        proof=proof,
+        fit=fit,
+        closeness=closeness,
+        k_means_sizes=k_means,
+        path=path,
+        true_classes=truth,
+        truth=None if truth is None else _truth(truth, labels, n_classes),
+        agreement=None if truth is None else metrics.compare(truth, labels),
+        images=subject.images,
+        texts=subject.texts,
+        history=[] if subject.history is None else [dict(line) for line in subject.history],
+        about=subject.about,
+        notes=notes,
+    )
+
+
+def look(scores: Scores, labels: np.ndarray) -> Fit:
+    """Each sample's best class, best other class, margin and confidence, in one pass."""
+    n_samples = len(labels)
+    best, other = np.empty(n_samples, np.int64), np.empty(n_samples, np.int64)
+    margin, confidence = np.empty(n_samples), np.empty(n_samples)
+    with scores.reading(), np.errstate(invalid="ignore", over="ignore"):
+        for (start, stop), block in row_blocks(scores):
+            rows, own_class = np.arange(stop - start), labels[start:stop]
+            block = block.astype(np.float64)
+            best[start:stop] = block.argmax(1)
+            own = block[rows, own_class]  # of -1 the last one, which is left out below
+            block[rows, own_class] = -np.inf
+            other[start:stop] = block.argmax(1)
+            top = block[rows, other[start:stop]]
+            margin[start:stop] = own - top
+            block -= np.where(np.isfinite(top), top, 0.0)[:, None]
+            others = np.exp(block, out=block).sum(1)
+            confidence[start:stop] = 1 / (1 + others * np.exp(top - own))
+    margin[np.isnan(margin)] = np.inf  # nothing else is allowed, nor compared with
+    confidence[np.isposinf(margin)] = 1.0
+    margin[labels < 0] = confidence[labels < 0] = np.nan
+    return Fit(best, other, margin, confidence)
+
+
+def _closeness(features: Scores, labels: np.ndarray, n_classes: int) -> Fit:
+    """The same by squared distances to the means of the classes, less each other."""
+    sums = np.zeros((n_classes, features.shape[1]))
+    with features.reading():
+        for (start, stop), block in row_blocks(features):
+            own_class = labels[start:stop]
+            known = own_class >= 0
+            members = csr_array(
+                (np.ones(known.sum()), (own_class[known], np.flatnonzero(known))), (n_classes, stop - start)
+            )
+            sums += members @ block.astype(np.float64)
+    present, compact = np.unique(labels[labels >= 0], return_inverse=True)
+    means = sums[present] / np.bincount(compact)[:, None]
+    places = np.full(len(labels), -1)
+    places[labels >= 0] = compact
+    near = look(linear_scores(features, 2 * means, -(means**2).sum(1), normalize=False), places)
+    return Fit(present[near.best], present[near.other], near.margin, near.confidence)
+
+
+def _k_means_sizes(features: Scores, n_clusters: int, seed: int) -> tuple[np.ndarray, int]:
+    """Cluster sizes, from the largest, and from how many rows the centres are."""
+    centres, n_rows = k_means(features, n_clusters, seed, "report")
+    return np.sort(np.bincount(nearest(features, centres), minlength=n_clusters))[::-1], n_rows
+
+
+def _truth(truth: np.ndarray, labels: np.ndarray, n_classes: int) -> Truth:
+    known = (truth >= 0) & (labels >= 0)
+    classes, codes = np.unique(truth[known], return_inverse=True)
+    table = coo_array((np.ones(len(codes), np.int64), (labels[known], codes)), (n_classes, len(classes))).tocsr()
+    purity, entropy = np.full(n_classes, np.nan), np.full(n_classes, np.nan)
+    commonest: list[list[tuple[int, float]]] = [[] for _ in range(n_classes)]
+    for k in range(n_classes):
+        row = slice(table.indptr[k], table.indptr[k + 1])
+        counts, codes_here = table.data[row], table.indices[row]
+        if len(counts):
+            shares = counts / counts.sum()
+            order = np.lexsort((codes_here, -counts))[:COMMONEST]
+            purity[k] = shares.max()
+            commonest[k] = [(int(classes[codes_here[j]]), float(shares[j])) for j in order]
+    mixed = metrics.class_entropy(truth, labels)
+    entropy[mixed.clusters] = mixed.entropy
+    return Truth(purity, entropy, commonest)
+
+
+# ---- the proof ----
+
+
+def _stated_proof(subject: Subject, sizes: np.ndarray) -> Certificate | None:
+    if subject.value is None or subject.bound is None:
+        return None
+    return Certificate(subject.value, subject.bound, sizes)
+
+
+def _proof(subject: Subject, scores: Scores, labels: np.ndarray, stated: Certificate | None) -> Certificate:
+    """As stated by whoever made the labels, else found."""
+    if stated is not None:
+        check_finite(scores, sweep.inspect(scores))
+        return stated
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OtlabelWarning)
+        return certify(scores, labels, potentials=subject.potentials)
+
+
+# ---- what fits together ----
+
+
+def _checked_labels(labels: Any) -> np.ndarray:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
+        raise ValueError(f"labels must be (N,) integers, at least one; got {labels.dtype} of shape {labels.shape}")
+    checked = labels.astype(np.int64)
+    if checked.min() < -1:
+        raise ValueError(f"labels hold {checked.min()}; they count from 0, and -1 stands for none")
+    if checked.max() < 0:
+        raise ValueError("all labels are -1: there is nothing to report on")
+    return checked
+
+
+def _n_classes(subject: Subject, labels: np.ndarray, scores: Scores | None) -> int:
+    """As scores have it, else as whoever made the labels said, else as many as names or labels show."""
+    needed = int(labels.max()) + 1
+    if scores is not None:
+        if scores.shape[1] < needed:
+            raise ValueError(f"labels go up to {needed - 1}, but scores have {scores.shape[1]} columns")
+        if subject.n_classes not in (None, scores.shape[1]):
+            raise ValueError(
+                f"the labels are of {subject.n_classes} classes, but scores have {scores.shape[1]} columns"
+            )
+        return scores.shape[1]
+    named = 0 if subject.names is None else len(subject.names)
+    return max(needed, subject.n_classes or named)
+
+
+def _check_lengths(
+    subject: Subject, n_samples: int, n_classes: int, scores: Scores | None, features: Scores | None
+) -> None:
+    found: dict[str, int] = {}
+    for name, source in (("scores", scores), ("features", features)):
+        if source is not None:
+            found[name] = source.shape[0]
+    for name in ("images", "texts", "truth"):
+        if (value := getattr(subject, name)) is not None:
+            found[name] = len(value)
+    for name, length in found.items():
+        if length != n_samples:
+            raise ValueError(f"there are {n_samples:,} labels, but {length:,} {name}; give one of each for a sample")
+    if subject.names is not None and len(subject.names) != n_classes:
+        raise ValueError(f"there are {n_classes:,} classes, but {len(subject.names):,} names")
+    if subject.truth is not None:
+        truth = as_array(subject.truth)
+        if truth.ndim != 1 or truth.dtype.kind not in "iu":
+            raise ValueError(f"truth must be (N,) integers; got {truth.dtype} of shape {truth.shape}")
