@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from otlabel import report
 from otlabel.errors import MissingPackageError
 from otlabel.files import replacing
 
@@ -27,7 +28,7 @@ K = 10
 SEEDS = range(5)
 RECIPE = "digits"
 TITLE = "# otlabel demo: a network labels handwritten digits for itself"
-FILES = ("demo.png", "labels.npy", "summary.md")
+FILES = ("demo.png", "labels.npy", "report.html", "summary.md")
 METHODS = ("k-means on pixels", "self-labelled")
 PACKAGES = {"sklearn": "scikit-learn"}  # by the name of the module
 
@@ -42,9 +43,15 @@ class Labelled:
     nmi: float
     accuracy: float
     seconds: float
-    sureness: np.ndarray | None = None  # (N,) probability that the network gives to each label
+    scores: np.ndarray | None = None  # (N, K) log-probabilities of the network
     course: tuple[tuple[float, float], ...] = ()  # NMI and accuracy of the labels after each epoch
     gap: float = 0.0  # how much better labels of these sizes could be; the last relabelling's
+
+    @property
+    def sureness(self) -> np.ndarray:
+        """(N,) probability that the network gives to each label."""
+        assert self.scores is not None
+        return np.exp(self.scores[np.arange(len(self.labels)), self.labels])
 
     @property
     def sizes(self) -> np.ndarray:
@@ -81,6 +88,15 @@ def run_demo(folder: Path, *, echo: Callable[[str], None] = print) -> Findings:
         figure.savefig(file, format="png", dpi=130)
     with replacing(folder / "labels.npy") as file:
         np.save(file, findings.shown.labels)
+    shown = findings.shown
+    report(
+        shown.labels,
+        scores=shown.scores,
+        images=findings.images,
+        truth=findings.truth,
+        title="The labels of the otlabel demo",
+        path=folder / "report.html",
+    )
     with replacing(folder / "summary.md") as file:
         file.write(page(findings).encode())
     echo(f"\nWritten to {folder}: {', '.join(FILES)}.\nAll of this took {time.perf_counter() - started:.1f} s.")
@@ -137,15 +153,16 @@ def self_labelled(seed: int) -> Labelled:
     run.model.eval()
     with torch.no_grad():
         logits = run.model(plain(run.images.train))
-    sure = [one.softmax(1).gather(1, own[:, None])[:, 0] for one, own in zip(logits, run.labeler.labels, strict=True)]
-    head = int(np.argmax([float(one.log().mean()) for one in sure]))  # the one that fits its labels best; no truth
+    scores = [one.double().log_softmax(1) for one in logits]
+    fit = [float(one.gather(1, own[:, None]).mean()) for one, own in zip(scores, run.labeler.labels, strict=True)]
+    head = int(np.argmax(fit))  # the one that fits its labels best, which takes no truth to see
     return _judged(
         METHODS[1],
         seed,
         run.labeler.labels[head].numpy(),
         truth,
         time.perf_counter() - started,
-        sureness=sure[head].numpy(),
+        scores=scores[head].numpy(),
         course=tuple(course[head] for course in courses),
         gap=run.labeler.history[head - len(logits)]["gap"],
     )
@@ -244,6 +261,7 @@ rounding is the proof that there are none.
 ## Files
 
 - `demo.png`: above, the labels' accuracy after each epoch; below, every class of the seed whose accuracy is the median.
+- `report.html`: the same labels looked at from all sides; `otlabel report` makes one of any labels.
 - `labels.npy`: the labels of that seed, int64, in the order of `otlabel.training.data.load_images("digits").train`.
 
 ## Your own data
@@ -307,7 +325,6 @@ def _draw_course(axes: Axes, findings: Findings, measure: str, title: str, place
 def _draw_montage(figure: Figure, findings: Findings) -> None:
     """One row a class: the images that the network is surest of, then those that it doubts most."""
     run = findings.shown
-    assert run.sureness is not None
     names = name_classes(run.labels, findings.truth)
     axes = figure.add_axes((0.035, 0.045, 0.95, 0.515))
     for line, k in enumerate(np.argsort(names)):

@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         return Run(demo.run_demo(folder, echo=printed.append), folder, "\n".join(printed))
 
 
-def test_it_writes_three_files_and_no_more(run: Run) -> None:
+def test_it_writes_its_files_and_no_more(run: Run) -> None:
     assert sorted(path.name for path in run.folder.iterdir()) == sorted(demo.FILES)
 
 
@@ -50,6 +50,14 @@ def test_labels_are_balanced_exactly_and_proven(run: Run) -> None:
     for one in run.findings.runs["self-labelled"]:
         np.testing.assert_array_equal(np.sort(one.sizes), [129] * 3 + [130] * 7)
         assert abs(one.gap) < 1e-9
+
+
+def test_report_tells_of_the_same_labels(run: Run) -> None:
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    shown = run.findings.shown
+    assert "1,297 samples in 10 classes" in page
+    assert f"NMI {shown.nmi:.3f}" in page
+    assert f"accuracy {shown.accuracy:.3f}" in page
 
 
 def test_labels_are_better_than_those_of_k_means(run: Run) -> None:
