@@ -207,7 +207,7 @@ def read_labels(path: str | os.PathLike[str]) -> StoredLabels:
         raise FileFormatError(f"{file} ends in {file.suffix!r}; labels are in files that end in {', '.join(ENDINGS)}")
     try:
         return _read_npy(file) if file.suffix.lower() == ".npy" else _read_hdf5(file)
-    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+    except (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError) as error:  # the last by HDF5
         if isinstance(error, (FileFormatError, PermissionError)):
             raise
         raise FileFormatError(f"{file} is no usable file of labels: {error}") from error
