@@ -1194,3 +1194,17 @@ def test_scores_are_made_where_the_labeling_wants_them(device: str, kind: type) 
 
     make_labeler(labeling=Looking(device)).update(make_model(), batches(make_inputs()))
     assert [type(scores) for scores in seen] == [kind] * len(HEADS)
+
+
+def test_features_are_whitened_once_for_all_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(*args: Any) -> np.ndarray:
+        calls.append(args)
+        return whitened(*args)
+
+    monkeypatch.setattr("otlabel.selflabel.labelings.whitened", counted)
+    labeler = make_labeler(labeling=KMeans())
+    for number in (1, 2):
+        labeler.update(make_model(), batches(make_inputs()))
+        assert len(calls) == number

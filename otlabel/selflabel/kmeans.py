@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from typing import Any
 
@@ -49,6 +50,7 @@ def _faiss() -> Any:
     return faiss
 
 
+@functools.cache  # a look at every package's metadata; nobody installs faiss while a model trains
 def _installed() -> set[str]:
     return {(one.metadata["Name"] or "").lower().replace("_", "-") for one in importlib.metadata.distributions()}
 

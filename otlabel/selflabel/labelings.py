@@ -42,6 +42,7 @@ class HeadView:
     rows: Any  # (N, D) features, or the logits of all heads where the model shows no features
     make_scores: Callable[[], Any]  # (N, K) log-probabilities of this head
     recorded: np.ndarray | None = None  # (N,) best class of each sample when it was last trained on, -1: it was not
+    shared: dict[str, Any] = field(default_factory=dict)  # the same for all heads: what need be worked out only once
 
     def scores(self) -> Any:
         """(N, K) log-probabilities of this head, as `sinkhorn_assign` takes them."""
@@ -142,8 +143,9 @@ class KMeans:
         """Labels of one head."""
         if head.n_classes > head.n_samples:
             raise ValueError(f"k-means cannot make {head.n_classes} clusters of {head.n_samples} samples; lower K")
-        features = whitened(open_scores(head.rows), self.n_components)
-        labels, inertia = k_means(features, head.n_classes, self.n_iter, head.seed, self.device)
+        if "whitened" not in head.shared:
+            head.shared["whitened"] = whitened(open_scores(head.rows), self.n_components)
+        labels, inertia = k_means(head.shared["whitened"], head.n_classes, self.n_iter, head.seed, self.device)
         labels = fill_empty(labels, head.n_classes, np.random.default_rng(head.seed))
         return NewLabels(labels, facts={"value": -inertia / head.n_samples}, new_classes=True)
 

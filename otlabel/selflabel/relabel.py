@@ -67,6 +67,7 @@ def relabel(
     on_host = getattr(labeling, "device", "auto") in ("auto", "cpu")
     source = None if rows is None else keep_whole(open_scores(rows), limit)
     found = []
+    shared: dict[str, Any] = {}
     for head, make_scores in enumerate(_scores_of_heads(seen, source, n_classes, limit, kept=on_host)):
         started = time.perf_counter()
         shown = HeadView(
@@ -79,6 +80,7 @@ def relabel(
             rows=source,
             make_scores=make_scores,
             recorded=None if recorded is None else recorded[head],
+            shared=shared,
         )
         new = labeling(shown)
         labels = _checked(new, shown)
@@ -165,7 +167,7 @@ def _scores_of_heads(
                 yield _Matrix(source, seen.heads[head], head, n_classes[head], limit)
             else:
                 scores = next(ready)
-                yield partial(_kept, scores, limit) if kept else partial(_as_it_is, scores)
+                yield partial(_kept, scores, limit if kept else 0)
     else:
         for head, k in enumerate(n_classes):
             yield _Matrix(source, _columns(head, n_classes), head, k, limit)
@@ -205,10 +207,6 @@ def _kept(scores: Scores, limit: int | None) -> Any:
     with scores.reading():
         run_tasks(make, len(batches))
     return made
-
-
-def _as_it_is(scores: Scores) -> Scores:
-    return scores
 
 
 def _fits(shape: tuple[int, int], limit: int | None) -> bool:
