@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 
 from otlabel import sweep
+from otlabel.distributed import Alone, ranks_of
 from otlabel.errors import ConvergenceWarning
 from otlabel.marginals import KL, Exact, Range, Rule, class_sizes
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.result import Assignment, Certificate, Status, like
 from otlabel.rounding import Placement, round_exact
-from otlabel.scores import keep, open_scores
+from otlabel.scores import Rows, keep, keep_whole, open_part, open_scores, take_rows
 from otlabel.semidual import EPSILON_STEP, SAMPLE_ENTRIES, Point, draw_sampled, sharpen, solve
 from otlabel.validate import check_finite, check_labels, check_mass, check_problem, check_solver, check_vector, warn
 
 DISTINCT_SHARE = 0.5  # solve equal rows as one where at most this share of the rows is distinct
+HASHES = 1 << 20  # of rows that are looked at to tell
 EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon is tried before moving them one by one
 SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
 SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer
@@ -46,6 +48,7 @@ def sinkhorn_assign(
     seed: int = 0,
     progress: bool | Callable[[dict[str, Any]], None] = False,
     memory_limit: int | None = None,
+    group: Any = None,
 ) -> Assignment:
     """Label every sample so that the total score is the largest possible under what each class may take.
 
@@ -90,19 +93,26 @@ def sinkhorn_assign(
             become smaller. Class sizes and proof are the same on all devices, values within the gaps.
         seed: of the row samples, and of the choice among equally good labels.
         progress: True for a bar, or a function called after each pass with a dict of stage, rows, epsilon, error,
-            seconds and n_sweeps.
+            seconds and n_sweeps, and while the plan is solved its potentials (K,), which `init` takes.
         memory_limit: bytes that may hold a copy of what is read from files, in the type that it is stored in. What
             does not fit is read anew in each pass; the labels are the same. None: half of the memory that is free.
+        group: a torch.distributed group whose ranks call this together: scores and sample_mass are of this rank's
+            rows, of which there may be none; all rows are those of rank 0, then rank 1, and so on. Everything else is
+            to be the same on all ranks. Labels are the same bits as one process would give for all rows (on GPUs, the
+            same value within the gaps). None: this process has all rows.
 
     Returns:
         Assignment with labels (N,), their class sizes, value, bound and gap, and the potentials that prove them.
-        torch in, torch out on the same device; everything else gives NumPy.
+        torch in, torch out on the same device; everything else gives NumPy. With a group, labels are of this rank's
+        rows, and bytes_read, bytes_sent and peak_memory its own; everything else is of all rows.
 
     Raises:
         InvalidScoresError: NaN, +inf, no matrix.
         FileFormatError: a file that is damaged, unfinished, or changed while it is read.
         InvalidMassError: class_mass, sample_mass or a Range of wrong length, sign or sum.
         InfeasibleError: forbidden pairs, or bounds that do not add up, leave no assignment.
+        RankError: another rank failed, was lost, was silent for half of the group's timeout, or was called with
+            something else; the message names it.
 
     Warns:
         ConvergenceWarning: the plan is not within tol. Exact labels are exact all the same.
@@ -113,52 +123,57 @@ def sinkhorn_assign(
         ICLR 2020, section 3.1; semi-dual: Cuturi, Peyre, "Semidual regularized optimal transport", SIAM Review 2018;
         unbalanced: Chizat, Peyre, Schmitzer, Vialard, Mathematics of Computation 2018.
     """
-    solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
-    opened = open_scores(scores, device=device)
-    read_before, sampled = opened.bytes_read, draw_sampled(*opened.shape, seed)
-    opened = keep(opened, sampled, memory_limit)
-    with observing(progress) as observer:
-        monitor = Monitor(opened.shape[0], observer)
+    with ranks_of(group) as team, observing(progress) as observer:
+        solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
+        opened = open_part(scores, device=device) if team.number > 1 else open_scores(scores, device=device)
+        rows = Rows(keep_whole(opened, memory_limit), team)
+        team.check_alike(
+            epsilon=epsilon, rounding=rounding, tol=tol, max_sweeps=max_sweeps, method=method, seed=seed,
+            class_mass=class_mass, classes=classes, samples=samples, abstain=abstain, init=init,
+            weighted=sample_mass is not None,
+        )  # fmt: skip
+        read_before, n_rows, n_classes = opened.bytes_read, rows.scores.share.n_rows, opened.shape[1]
+        sampled = draw_sampled(n_rows, n_classes, seed)
+        kept = keep(rows.scores, rows.scores.share.within(sampled), memory_limit)
+        monitor = Monitor(n_rows, n_classes, observer)
         problem, hashes = check_problem(
-            opened,
+            kept,
             sampled,
             monitor,
             class_mass=class_mass,
-            sample_mass=sample_mass,
+            sample_mass=rows.of_all("sample_mass", sample_mass),
             classes=classes,
             samples=samples,
             abstain=abstain,
         )
-        start = _start(init, problem.rule, epsilon, opened.shape[1])
+        start = _start(init, problem.rule, epsilon, n_classes)
 
         distinct, members = _merge_equal_rows(problem, hashes, monitor, seed)
-        monitor.n_rows = distinct.scores.shape[0]
+        monitor.n_rows = distinct.n_rows
         solution = solve(distinct, solver, start, monitor)
         exact = rounding == "exact" and math.isinf(problem.row_rho)
         if exact:
             point = _near_integer(distinct, solver, solution.point, monitor)
             rounded = round_exact(distinct, point.potentials, seed, monitor)
-            labels = _unmerge(rounded.placement, members, np.random.default_rng(seed))
+            labels = _unmerge(rounded.placement, members, distinct.team, np.random.default_rng(seed))
             potentials = rounded.potentials
         else:
             labels, potentials = None, solution.point.plan_potentials
-        monitor.n_rows = opened.shape[0]
-        labels, proof = _certified(problem, labels, potentials, monitor, by_rule=exact)
+        monitor.n_rows = n_rows
+        labels, proof, label_units = _certified(problem, labels, potentials, monitor, by_rule=exact)
+        labels = rows.returned(labels)
     if solution.status is not Status.CONVERGED:
         _warn_of_status(solution.status, solution.point.error, solver, monitor.n_sweeps)
-    n_classes = opened.shape[1]  # after them comes the class of those who abstain, if there is one
     thresholds = (-math.inf, -math.inf)
-    if len(potentials) > n_classes:
+    if len(potentials) > n_classes:  # after the classes comes that of those who abstain
         thresholds = float(potentials[-1]), float(solution.point.plan_potentials[-1])
-    units = np.ones(opened.shape[0]) if problem.weights is None else problem.weights
-    label_mass = np.bincount(labels, units, n_classes) / problem.n_units
     return Assignment(
         labels=like(np.where(labels < n_classes, labels, -1).astype(np.int64), scores),
         counts=like(np.asarray(proof.counts)[:n_classes], scores),
         class_mass=like(solution.point.sweep.mass[:n_classes], scores),
         potentials=like(potentials[:n_classes], scores),
         plan_potentials=like(solution.point.plan_potentials[:n_classes], scores),
-        label_mass=like(label_mass[:n_classes], scores),
+        label_mass=like(label_units[:n_classes] / problem.n_units, scores),
         value=proof.value,
         bound=proof.bound,
         epsilon=epsilon,
@@ -168,7 +183,9 @@ def sinkhorn_assign(
         history=tuple(monitor.history),
         seconds=monitor.seconds,
         bytes_read=opened.bytes_read - read_before,
+        bytes_sent=team.bytes_sent,
         peak_memory=monitor.peak_memory,
+        n_samples=n_rows,
         threshold=thresholds[0],
         plan_threshold=thresholds[1],
         sample_rho=problem.row_rho,
@@ -240,36 +257,50 @@ def _merge_equal_rows(
     Equal rows are tied in every class, so one by one they would make as many moves of cost zero. The distinct ones
     are to be in memory: more of them than that allows are left where they are, one by one.
     """
-    if problem.weights is not None or _mostly_distinct(hashes):
+    team, n_rows, n_classes = problem.team, problem.n_rows, problem.scores.shape[1]
+    if problem.weights is not None or _mostly_distinct(hashes, team, n_rows):
         return problem, None
     hashes = sweep.inspect(problem.scores, every_score=True).hashes
-    monitor.saw("inspect", len(hashes))
-    if _mostly_distinct(hashes):
+    monitor.saw("inspect", n_rows)
+    if _mostly_distinct(hashes, team, n_rows):
         return problem, None
-    _, first, members, times = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
-    n_distinct, n_classes = len(first), problem.scores.shape[1]
-    if not problem.scores.random_access and n_distinct * n_classes > SAMPLE_ENTRIES:
+    here, first, members, times = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
+    seen, first, times = team.joined("hashes", here, first + problem.scores.share.first, times)
+    seen, at, same = np.unique(seen, return_index=True, return_inverse=True)  # the first of equal ones
+    first, times = first[at], np.bincount(same, times, len(seen))
+    (from_files,) = team.largest("hashes", not problem.scores.random_access)
+    if from_files and len(first) * n_classes > SAMPLE_ENTRIES:
         return problem, None
     order = np.argsort(first)
-    distinct, weights = problem.scores.take(first[order]), times[order].astype(np.float64)
-    merged = replace(problem, scores=distinct, weights=weights, sampled=draw_sampled(n_distinct, n_classes, seed))
-    return merged, np.argsort(order)[members]
+    distinct = take_rows(problem.scores, first[order])
+    weights = times[order][distinct.share.first : distinct.share.stop]
+    merged = replace(problem, scores=distinct, weights=weights, sampled=draw_sampled(len(first), n_classes, seed))
+    return merged, np.argsort(order)[np.searchsorted(seen, here)[members]]
 
 
-def _mostly_distinct(hashes: np.ndarray) -> bool:
-    return int(np.count_nonzero(np.diff(np.sort(hashes)))) >= DISTINCT_SHARE * len(hashes)
+def _mostly_distinct(hashes: np.ndarray, team: Alone, n_rows: int) -> bool:
+    """Whether most rows of all ranks differ, judged where there are many by those with small hashes."""
+    share = min(1.0, HASHES / n_rows)
+    if share < 1:
+        hashes = hashes[hashes < np.uint64(share * 2**64)]
+    (some,) = team.joined("hashes", np.unique(hashes))
+    return len(np.unique(some)) > DISTINCT_SHARE * share * n_rows
 
 
-def _unmerge(placement: Placement, members: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-    """Labels of all rows: equal rows in random order take the classes of the row they were merged into."""
+def _unmerge(placement: Placement, members: np.ndarray | None, team: Alone, rng: np.random.Generator) -> np.ndarray:
+    """Labels of all rows here: equal rows in random order take the classes of the row they were merged into."""
     if members is None:
         return placement.labels
-    labels = placement.labels[members]
+    labels = team.joined("labels", placement.labels)[0][members]
     if len(placement.split_rows):
         split = np.flatnonzero(np.isin(members, placement.split_rows))
-        split = rng.permutation(split)
-        split = split[np.argsort(members[split], kind="stable")]
-        labels[split] = np.repeat(placement.split_classes, placement.split_units)
+        parts = [part["split"] for part in team.parts("labels", {"split": members[split]})]
+        all_split, before = np.concatenate(parts), sum(map(len, parts[: team.rank]))
+        order = rng.permutation(len(all_split))
+        order = order[np.argsort(all_split[order], kind="stable")]
+        classes = np.empty(len(order), labels.dtype)
+        classes[order] = np.repeat(placement.split_classes, placement.split_units)
+        labels[split] = classes[before : before + len(split)]
     return labels
 
 
@@ -278,7 +309,7 @@ def _near_integer(problem: Problem, solver: Solver, point: Point, monitor: Monit
     takers = problem.bounds[1] > 0
     integer = replace(problem, rule=problem.rule.with_units(problem.n_units))
     epsilon, excess = solver.epsilon, _excess(point, integer)
-    enough = max(EXCESS_SHARE, np.count_nonzero(takers) / problem.scores.shape[0])
+    enough = max(EXCESS_SHARE, np.count_nonzero(takers) / problem.n_rows)
     best, least = point, excess
     while excess > enough and epsilon > SMALLEST_EPSILON * problem.spread > 0:
         epsilon /= EPSILON_STEP
@@ -301,26 +332,29 @@ def _excess(point: Point, problem: Problem) -> float:
 
 def _certified(
     problem: Problem, labels: np.ndarray | None, potentials: np.ndarray, monitor: Monitor, *, by_rule: bool
-) -> tuple[np.ndarray, Certificate]:
-    """Labels (the argmax where none are given) with value and bound from one pass in float64.
+) -> tuple[np.ndarray, Certificate, np.ndarray]:
+    """Labels (the argmax where none are given), value and bound from one pass in float64, and units of each class.
 
     The bound holds for all labels that the problem's rule allows, or for all of the same class sizes.
     """
     labels, best, own = sweep.label(problem.scores, potentials, labels)
-    n_rows, n_classes = problem.scores.shape
-    monitor.saw("certify", n_rows)
+    n_classes = problem.scores.shape[1]
+    monitor.saw("certify", problem.n_rows)
     scored = own - potentials[labels]
     if problem.weights is not None:
         best, scored = problem.weights * best, problem.weights * scored
-    sizes = np.bincount(labels, problem.weights, n_classes)
+    here = np.array([best.sum(), scored.sum()]), np.bincount(labels, problem.weights, n_classes)
+    (total_best, total_scored), sizes, counts = problem.team.total(
+        "certify", *here, np.bincount(labels, minlength=n_classes)
+    )
     if by_rule:
         offset = problem.rule.bound(potentials, problem.n_units)
     else:
         offset = -float(sizes[sizes > 0] @ potentials[sizes > 0])
-    bound = (float(best.sum()) + offset) / problem.n_units
+    bound = (float(total_best) + offset) / problem.n_units
     if by_rule:
         bound += problem.rule.charge(sizes / problem.n_units)
-    return labels, Certificate(float(scored.sum()) / problem.n_units, bound, np.bincount(labels, minlength=n_classes))
+    return labels, Certificate(float(total_scored) / problem.n_units, bound, counts), sizes
 
 
 def _warn_of_status(status: Status, error: float, solver: Solver, n_sweeps: int) -> None:

@@ -24,9 +24,9 @@ from otlabel.marginals import Range
 from otlabel.result import Assignment, predict
 from otlabel.scores import (
     ArrayScores,
-    Batch,
     Scores,
     TensorScores,
+    WrappedScores,
     as_array,
     as_float,
     draw_rows,
@@ -242,52 +242,22 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         return UnitRows(source) if self.metric == "cosine" else source
 
 
-class UnitRows(Scores):
+class UnitRows(WrappedScores):
     """Rows of another source, each divided by its length; a row of zeros stays as it is."""
 
     def __init__(self, source: Scores) -> None:
-        self._source = source
-        self.shape, self.on_cpu = source.shape, source.on_cpu
-        if not source.on_cpu:
-            self.device = source.device
+        super().__init__(source)
         self.dtype = "float64" if source.dtype == "float64" else "float32"
         self.least_rows = getattr(source, "least_rows", 1)
 
-    @property
-    def random_access(self) -> bool:  # type: ignore[override]
-        """As the source has it."""
-        return self._source.random_access
-
-    @property
-    def reads_files(self) -> bool:  # type: ignore[override]
-        """If the source does."""
-        return self._source.reads_files
-
-    @property
-    def bytes_read(self) -> int:  # type: ignore[override]
-        """By the source."""
-        return self._source.bytes_read
-
-    def batches(self) -> list[Batch]:
-        """As the source reads them."""
-        return self._source.batches()
-
-    def reading(self) -> contextlib.AbstractContextManager[Any]:
-        """The source's own."""
-        return self._source.reading()
-
     def read(self, start: int, stop: int) -> Any:
         """By the source, then divided."""
-        return self._divided(self._source.read(start, stop))
+        return self._divided(self.source.read(start, stop))
 
     def take(self, rows: np.ndarray) -> Scores:
         """The given rows, divided."""
-        taken = self._divided(self._source.take(rows).read(0, len(rows)))
+        taken = self._divided(self.source.take(rows).read(0, len(rows)))
         return ArrayScores(taken, self.dtype) if self.on_cpu else TensorScores(taken)
-
-    def place(self, row: int) -> str:
-        """As the source names it."""
-        return self._source.place(row)
 
     def _divided(self, rows: Any) -> Any:
         if not self.on_cpu:
@@ -296,7 +266,7 @@ class UnitRows(Scores):
             wide = rows.to(getattr(torch, self.dtype))
             lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
             return wide / lengths.where(lengths > 0, 1)
-        numbers = as_float(rows, self._source.dtype)
+        numbers = as_float(rows, self.source.dtype)
         # In float64, where squares of float32 numbers neither overflow nor vanish.
         lengths = np.sqrt(np.einsum("ij,ij->i", numbers, numbers, dtype=np.float64))
         return (numbers / np.where(lengths > 0, lengths, 1)[:, None]).astype(self.dtype)

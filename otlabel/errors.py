@@ -34,6 +34,10 @@ class ExtractionError(OtlabelError, RuntimeError):
     """Rows were asked for before they were extracted, or written to a store that does not take any now."""
 
 
+class RankError(OtlabelError, RuntimeError):
+    """Another process of the group failed, was lost, or was called with something else."""
+
+
 class MissingPackageError(OtlabelError, ImportError):
     """An optional package is needed here; the message is the line that installs it."""
 

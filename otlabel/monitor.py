@@ -8,7 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Observer = Callable[[dict[str, Any]], None]
 
@@ -18,19 +21,27 @@ class Monitor:
     """Counts passes over the rows, keeps the history, and tells whoever watches."""
 
     n_rows: int  # a pass over so many rows reads everything
+    n_classes: int | None = None  # of which potentials are told
     observer: Observer | None = None
     n_sweeps: int = 0  # passes that read everything
     history: list[dict[str, Any]] = field(default_factory=list)
     begun: float = field(default_factory=time.perf_counter)
 
-    def saw(self, stage: str, rows: int, epsilon: float | None = None, error: float | None = None) -> None:
-        """Record one pass over so many rows."""
+    def saw(
+        self,
+        stage: str,
+        rows: int,
+        epsilon: float | None = None,
+        error: float | None = None,
+        potentials: np.ndarray | None = None,
+    ) -> None:
+        """Record one pass over so many rows; potentials are only told to whoever watches."""
         self.n_sweeps += rows == self.n_rows
         record = {"stage": stage, "rows": rows, "epsilon": epsilon, "error": error, "seconds": self.seconds}
         record["n_sweeps"] = self.n_sweeps
         self.history.append(record)
         if self.observer is not None:
-            self.observer(record)
+            self.observer(record if potentials is None else {**record, "potentials": potentials[: self.n_classes]})
 
     @property
     def seconds(self) -> float:

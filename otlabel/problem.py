@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from otlabel.marginals import Exact, Rule
 
 if TYPE_CHECKING:
+    from otlabel.distributed import Alone
     from otlabel.scores import Scores
 
 EXACT = Exact()
@@ -21,7 +22,10 @@ Method = Literal["auto", "sinkhorn"]
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Scores (N, K) to be maximised, how much each row counts, and what each class may take."""
+    """Scores (N, K) to be maximised, how much each row counts, and what each class may take.
+
+    Where several ranks have rows, scores and weights are of those here, and all other numbers of all.
+    """
 
     scores: Scores
     rule: Rule  # on class masses, which are shares of all units
@@ -29,14 +33,19 @@ class Problem:
     spread: float  # how far apart a row's scores typically are
     extent: float  # how far apart a row's finite scores are at most
     magnitude: float  # the largest score of any row, by size: what rounding is relative to
-    sampled: np.ndarray  # (R,) sorted: rows from which all samples are taken, in memory whatever the source is
-    weights: np.ndarray | None = None  # (N,) whole numbers as float64: how many units a row has; None for one each
+    sampled: np.ndarray  # (R,) sorted: rows of all from which samples are taken, in memory whatever the source is
+    weights: np.ndarray | None = None  # (N,) of the rows here: their units, whole numbers as float64; None for one each
     row_rho: float = math.inf  # price of leaving a row's mass, KL; inf where rows are exact
 
-    def sample(self, rows: np.ndarray) -> Problem:
-        """The same problem on some of the rows."""
-        weights = None if self.weights is None else self.weights[rows]
-        return replace(self, scores=self.scores.take(rows), weights=weights, sampled=np.arange(len(rows)))
+    @property
+    def n_rows(self) -> int:
+        """N."""
+        return self.scores.share.n_rows
+
+    @property
+    def team(self) -> Alone:
+        """Who has rows."""
+        return self.scores.share.team
 
     @functools.cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,7 @@ FLOATS = ("value", "bound", "epsilon", "marginal_error", "seconds", "threshold",
 DAMAGED = (  # what a damaged archive may raise, by where the damage is
     zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, TypeError, AttributeError, RuntimeError,
 )  # fmt: skip
-WHOLES = ("n_sweeps", "bytes_read", "peak_memory")
+WHOLES = ("n_sweeps", "bytes_read", "bytes_sent", "peak_memory", "n_samples")
 
 
 class Status(enum.Enum):
@@ -118,10 +118,12 @@ class Assignment:
     history: tuple[dict[str, Any], ...]  # one record a pass: stage, rows, epsilon, error, seconds since the start
     seconds: float
     bytes_read: int = 0  # from files
+    bytes_sent: int = 0  # to other ranks
     peak_memory: int = 0  # the most bytes that the process has held up to the end of the solve
     threshold: float = -math.inf  # a sample whose best score + potential is below it is left unlabelled
     plan_threshold: float = -math.inf  # potential of staying unlabelled in the entropic plan, where the score is zero
     sample_rho: float = math.inf  # price at which samples may leave their mass; inf where they may not
+    n_samples: int = 0  # of all ranks, with a group; 0: as many as there are labels
     notes: tuple[str, ...] = ()  # what was noticed on the way, in plain sentences
 
     @property
@@ -221,9 +223,11 @@ class Assignment:
             header["status"] = Status(header["status"])
             header["history"] = tuple(map(dict, header["history"]))
             header["notes"] = tuple(map(str, header["notes"]))
-            header |= {name: float(header[name]) for name in FLOATS} | {name: int(header[name]) for name in WHOLES}
+            header |= {name: float(header[name]) for name in FLOATS} | {
+                name: int(header.get(name, 0)) for name in WHOLES
+            }
             loaded = cls(**arrays, **header)
-            _check_arrays(arrays)
+            _check_arrays(arrays, is_part=loaded.n_samples not in (0, len(loaded.labels)))
         except DAMAGED as error:
             raise FileFormatError(f"{path} is not a saved Assignment: {error}") from error
         return loaded
@@ -232,13 +236,16 @@ class Assignment:
         """What came out, in a few lines of at most 80 columns."""
         sizes = _to_numpy(self.counts)
         lines = Certificate(self.value, self.bound, self.counts).summary().split("\n")
-        if unlabelled := len(self.labels) - int(sizes.sum()):
+        n_samples = self.n_samples or len(self.labels)
+        if unlabelled := n_samples - int(sizes.sum()):
             lines[0] += f"; {unlabelled:,} left unlabelled"
         lines += [
             f"plan      epsilon {self.epsilon:g}, class-mass error {self.marginal_error:.2g}, {self.status.value}",
-            f"work      {self.n_sweeps} passes over {len(self.labels):,} x {len(sizes):,} scores, {self.seconds:.2f} s",
+            f"work      {self.n_sweeps} passes over {n_samples:,} x {len(sizes):,} scores, {self.seconds:.2f} s",
             f"memory    {bytes_text(self.peak_memory)} at its peak, {bytes_text(self.bytes_read)} read from files",
         ]
+        if n_samples != len(self.labels):
+            lines.append(f"ranks     {len(self.labels):,} rows here, {bytes_text(self.bytes_sent)} sent to other ranks")
         if self.status in (Status.MAX_SWEEPS, Status.STALLED):
             lines.append(f"to do     {self.status.remedy}")
         lines += [f"note      {note}" for note in self.notes]
@@ -277,17 +284,17 @@ def like(array: np.ndarray, scores: Any) -> Array:
     return torch.from_numpy(array).to(device)
 
 
-def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
-    """Raise ValueError unless labels, sizes and potentials belong together."""
+def _check_arrays(arrays: dict[str, np.ndarray], *, is_part: bool) -> None:
+    """Raise ValueError unless labels, sizes and potentials belong together; a rank's labels are only a part."""
     labels, counts = arrays["labels"], arrays["counts"]
     n_classes = len(counts)
     for name, array in arrays.items():
         kinds = "iu" if name in ("labels", "counts") else "f"
         if array.ndim != 1 or array.dtype.kind not in kinds or (name != "labels" and len(array) != n_classes):
             raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, for {n_classes} classes")
-    if len(labels) == 0 or labels.min() < -1 or labels.max() >= n_classes:
+    if (len(labels) == 0 and not is_part) or labels.min(initial=0) < -1 or labels.max(initial=0) >= n_classes:
         raise ValueError(f"labels are not from 0 to {n_classes - 1}, or -1")
-    if not np.array_equal(np.bincount(labels[labels >= 0], minlength=n_classes), counts):
+    if not is_part and not np.array_equal(np.bincount(labels[labels >= 0], minlength=n_classes), counts):
         raise ValueError("counts are not those of the labels")
 
 

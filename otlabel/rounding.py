@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from otlabel import sweep
+from otlabel.distributed import Share
 from otlabel.errors import InfeasibleError
 from otlabel.marginals import Rule
 from otlabel.monitor import Monitor
@@ -34,12 +35,23 @@ SLACK_STEP = 2.0  # how much wider the next pass looks where the candidates did 
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """Where every unit of every row goes: a label a row, and a list for the rows whose units are split."""
+    """Where every unit of every row goes: a label a row here, and a list for the rows of all that are split."""
 
     labels: np.ndarray  # (N,) int32; of a split row, the class that has most of it
     split_rows: np.ndarray  # (S,) int64, sorted: one entry for each class of each split row
     split_classes: np.ndarray  # (S,) int32
     split_units: np.ndarray  # (S,) int64
+
+
+@dataclass(frozen=True, eq=False)
+class Movable:
+    """What all ranks need know of the rows that may still move, and of the others."""
+
+    found: sweep.Candidates  # rows are numbered over all ranks
+    labels: np.ndarray  # (R,) of these rows
+    weights: np.ndarray  # (R,) int64
+    fixed: np.ndarray  # (K,) units of all other rows with each label
+    row_of: np.ndarray  # (E,) which of these rows each entry belongs to
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,25 +69,24 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
     Any start will do; the nearer the argmax comes to the sizes, the less is left to move. Raises InfeasibleError
     where forbidden pairs leave no assignment.
     """
-    n_rows, n_classes = problem.scores.shape
+    n_classes = problem.scores.shape[1]
     rng = np.random.default_rng(seed)
     most = problem.bounds[1]
     g = np.where(most > 0, np.where(np.isfinite(potentials), potentials, 0.0), -np.inf)
     tie = TIE * (problem.magnitude + float(np.abs(g[np.isfinite(g)]).max()))
-    weights = np.ones(n_rows, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
-    no_rows = np.empty(0, np.int64)
-    placement = Placement(np.full(n_rows, -1, np.int32), no_rows, no_rows.astype(np.int32), no_rows)
+    n_here, no_rows = problem.scores.shape[0], np.empty(0, np.int64)
+    weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
+    placement = Placement(np.full(n_here, -1, np.int32), no_rows, no_rows.astype(np.int32), no_rows)
     slack = min(_first_slack(problem, g, rng), SOFT_SLACK * float(problem.rule.rho.min()))
     n_paths, first = 0, True
     widest = problem.extent + float(np.ptp(g[np.isfinite(g)]))  # potentials that fall by slack must not move it
     while True:
-        found = sweep.candidates(problem.scores, g, placement.labels, slack, tie)
-        monitor.saw("round", n_rows)
-        row_of = np.repeat(np.arange(len(found.rows)), found.sizes)
-        units = _units(found, row_of, placement, weights, n_classes)
-        counts = _counts(found, units, placement.labels, weights, n_classes)
+        movable = _movable(problem, g, placement.labels, weights, slack, tie)
+        monitor.saw("round", problem.n_rows)
+        units = _units(movable, placement, n_classes)
+        counts = movable.fixed + np.bincount(movable.found.classes, units, n_classes).astype(np.int64)
         spare = spare_room(problem, g, counts, slack, tie)
-        board = _board(found, row_of, units, spare, g, counts)
+        board = _board(movable, units, spare, g, counts)
         if first:
             spread_ties(board, rng.permutation(len(board.start) - 1), tie)
             first = False
@@ -83,17 +94,33 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         monitor.saw("repair", 0)
         done = np.array_equal(board.counts, board.targets)
         if not done and slack == np.inf:
-            filled = np.bincount(spare.classes, board.units[len(row_of) :: 2], n_classes).astype(np.int64)
+            filled = np.bincount(spare.classes, board.units[len(units) :: 2], n_classes).astype(np.int64)
             raise _infeasible(board, board.counts[:-1] - filled, *problem.bounds)
-        units = board.units[: len(row_of)]
+        units = board.units[: len(units)]
         g = board.potentials[:-1] - (board.potentials[-1] if spare.any_room else 0.0)
-        placement = _placed(found, row_of, units, placement.labels, g)
+        placement = _placed(movable, units, placement.labels, g, problem.scores.share)
         if done:
             g = centred(problem.rule, g)
             return Rounded(placement, np.where(np.abs(g) <= tie, 0.0, g), n_paths)  # less is left of rounding
         slack *= SLACK_STEP
         if slack > widest:
             slack = np.inf
+
+
+def _movable(
+    problem: Problem, g: np.ndarray, labels: np.ndarray, weights: np.ndarray, slack: float, tie: float
+) -> Movable:
+    """One pass over the rows here, then what other ranks found; labels that fall short are replaced."""
+    scores, n_classes = problem.scores, problem.scores.shape[1]
+    found = sweep.candidates(scores, g, labels, slack, tie)
+    fixed = np.ones(len(labels), bool)
+    fixed[found.rows] = False
+    rows = found.rows + scores.share.first
+    told = rows, found.sizes, found.classes, found.scores, labels[found.rows], weights[found.rows]
+    rows, sizes, classes, values, own_labels, own_weights = problem.team.joined("round", *told)
+    (counts,) = problem.team.total("round", np.bincount(labels[fixed], weights[fixed], n_classes).astype(np.int64))
+    row_of = np.repeat(np.arange(len(rows)), sizes)
+    return Movable(sweep.Candidates(rows, sizes, classes, values), own_labels, own_weights, counts, row_of)
 
 
 def _repair(board: Board, dropped: np.ndarray, slack: float, tie: float) -> int:
@@ -110,17 +137,17 @@ def _repair(board: Board, dropped: np.ndarray, slack: float, tie: float) -> int:
 
 def _first_slack(problem: Problem, g: np.ndarray, rng: np.random.Generator) -> float:
     """How far below its label a class may be to count as a candidate: judged by a sample, so that they stay few."""
-    n_rows, n_takers = problem.scores.shape[0], int(np.count_nonzero(problem.bounds[1]))
+    share, n_takers = problem.scores.share, int(np.count_nonzero(problem.bounds[1]))
     size = min(len(problem.sampled), max(SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS * n_takers))
-    sample = problem.scores.take(problem.sampled[draw_rows(len(problem.sampled), size, rng)])
-    wanted = int(size * max(MOVES_A_ROW, MOVES_A_CLASS * n_takers / n_rows)) + 1
+    sample = problem.scores.take(share.within(problem.sampled[draw_rows(len(problem.sampled), size, rng)]))
+    wanted = int(size * max(MOVES_A_ROW, MOVES_A_CLASS * n_takers / share.n_rows)) + 1
     slack = max(problem.spread, 1e-300) * FIRST_SLACK
     while True:
-        found = sweep.candidates(sample, g, np.full(size, -1, np.int32), slack, 0.0)
+        found = sweep.candidates(sample, g, np.full(sample.shape[0], -1, np.int32), slack, 0.0)
         u = found.scores + g[found.classes]
         starts = np.cumsum(found.sizes) - found.sizes
         costs = np.repeat(np.maximum.reduceat(u, starts), found.sizes) - u if len(u) else u
-        costs = np.sort(costs[costs > 0])
+        costs = np.sort(share.team.joined("slack", costs[costs > 0])[0])
         if len(costs) >= wanted:
             return float(costs[wanted - 1])
         if slack > problem.extent + np.ptp(g[np.isfinite(g)]):
@@ -128,12 +155,11 @@ def _first_slack(problem: Problem, g: np.ndarray, rng: np.random.Generator) -> f
         slack *= SLACK_STEP
 
 
-def _units(
-    found: sweep.Candidates, row_of: np.ndarray, placement: Placement, weights: np.ndarray, n_classes: int
-) -> np.ndarray:
+def _units(movable: Movable, placement: Placement, n_classes: int) -> np.ndarray:
     """How many units of its row each candidate has: all at the label, but for rows that were split before."""
+    found, row_of = movable.found, movable.row_of
     rows = found.rows[row_of]
-    units = np.where(found.classes == placement.labels[rows], weights[rows], 0)
+    units = np.where(found.classes == movable.labels[row_of], movable.weights[row_of], 0)
     if len(placement.split_rows):
         keys = rows * n_classes + found.classes
         split_keys = placement.split_rows * n_classes + placement.split_classes
@@ -145,33 +171,25 @@ def _units(
     return units
 
 
-def _counts(
-    found: sweep.Candidates, units: np.ndarray, labels: np.ndarray, weights: np.ndarray, n_classes: int
-) -> np.ndarray:
-    """Class sizes: fixed rows by their label, the others by their units."""
-    fixed = np.ones(len(labels), bool)
-    fixed[found.rows] = False
-    counts = np.bincount(labels[fixed], weights[fixed], n_classes) + np.bincount(found.classes, units, n_classes)
-    return counts.astype(np.int64)
-
-
-def _placed(
-    found: sweep.Candidates, row_of: np.ndarray, units: np.ndarray, labels: np.ndarray, potentials: np.ndarray
-) -> Placement:
+def _placed(movable: Movable, units: np.ndarray, labels: np.ndarray, potentials: np.ndarray, share: Share) -> Placement:
     """Labels after a repair, and the rows that it left in several classes."""
+    found, row_of = movable.found, movable.row_of
     taken = np.flatnonzero(units)
-    labels = labels.copy()
-    labels[found.rows[row_of[taken]]] = found.classes[taken]
+    chosen_classes = movable.labels.copy()
+    chosen_classes[row_of[taken]] = found.classes[taken]
     times = np.bincount(row_of[taken], minlength=len(found.rows))
     idle = times == 0  # rows without mass, which no repair moves
     if idle.any():
         u = found.scores + potentials[found.classes]
         best = np.maximum.reduceat(u, np.cumsum(found.sizes) - found.sizes)
         chosen = np.flatnonzero(idle[row_of] & (u == best[row_of]))
-        labels[found.rows[row_of[chosen]]] = found.classes[chosen]
+        chosen_classes[row_of[chosen]] = found.classes[chosen]
     split = taken[times[row_of[taken]] > 1]
     rising = split[np.argsort(units[split], kind="stable")]
-    labels[found.rows[row_of[rising]]] = found.classes[rising]  # the last to be written counts: most units
+    chosen_classes[row_of[rising]] = found.classes[rising]  # the last to be written counts: most units
+    here = (found.rows >= share.first) & (found.rows < share.stop)
+    labels = labels.copy()
+    labels[found.rows[here] - share.first] = chosen_classes[here]
     return Placement(labels, found.rows[row_of[split]], found.classes[split], units[split])
 
 
@@ -226,15 +244,9 @@ def _running(classes: np.ndarray, units: np.ndarray) -> np.ndarray:
     return total - before
 
 
-def _board(
-    found: sweep.Candidates,
-    row_of: np.ndarray,
-    units: np.ndarray,
-    spare: Spare,
-    potentials: np.ndarray,
-    counts: np.ndarray,
-) -> Board:
+def _board(movable: Movable, units: np.ndarray, spare: Spare, potentials: np.ndarray, counts: np.ndarray) -> Board:
     """Samples that may move, then the room that may, with the hub as one more class."""
+    found = movable.found
     hub, n_rows, n_spare = len(counts), len(found.rows), len(spare.classes)
     sizes = np.concatenate([found.sizes, np.full(n_spare, 2)])
     classes = np.concatenate([found.classes, np.stack([spare.classes, np.full(n_spare, hub)], 1).ravel()])
@@ -244,7 +256,7 @@ def _board(
     total = counts.sum() + spare.units.sum()
     return Board(
         start=np.concatenate([[0], np.cumsum(sizes)]),
-        row_of=np.concatenate([row_of, np.repeat(np.arange(n_rows, n_rows + n_spare), 2)]),
+        row_of=np.concatenate([movable.row_of, np.repeat(np.arange(n_rows, n_rows + n_spare), 2)]),
         classes=classes.astype(np.int32),
         scores=scores,
         units=np.concatenate([units, np.stack([spare.inside, in_hub], 1).ravel()]),

@@ -29,7 +29,7 @@ from otlabel.marginals import Rule
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem, Solver
 from otlabel.result import Status
-from otlabel.scores import Scores, draw_rows
+from otlabel.scores import Scores, draw_rows, take_rows
 from otlabel.sweep.pool import blas_on_one_thread
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Point:
     sweep: sweep.Sweep
     residual: np.ndarray  # (K,) demand - c(g) = -grad F
     error: float  # sum_k |c_k - demand_k|, of what all classes take
-    curvature_rows: np.ndarray  # sorted: rows to take the curvature from
+    curvature_rows: np.ndarray  # sorted: rows here to take the curvature from
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ class Objective:
             of_rows = self.row_scale * (total - 1)
         error = float(np.abs(residual).sum()) / total
         self.n_passes += 1
-        self.monitor.saw("solve", problem.scores.shape[0], self.epsilon, error)
+        self.monitor.saw("solve", problem.n_rows, self.epsilon, error, shifted)
         value = of_rows + rule.term(potentials)
         return Point(potentials, shifted, swept, value, found, residual, error, rows)
 
@@ -154,18 +154,23 @@ class Objective:
         return rule.level(potentials, total, 1.0 / self.row_scale) if 0 < total < math.inf else 0.0
 
     def plan_of(self, point: Point) -> csr_array:
-        """Rows sqrt(a_i) q_i of a sample of the rows at a point of Newton's, weighing 1 or so in total."""
+        """Rows sqrt(a_i) q_i of a sample of all ranks' rows at a point of Newton's, weighing 1 or so in total."""
         rows, plan = point.curvature_rows, point.sweep.plan
         if plan is None:
             plan = self._sparse_plan(self.problem.scores, rows, point.swept_potentials)
-        roots = np.sqrt(self._shares(point)).astype(np.float32)
-        data = plan.data * np.repeat(roots, np.diff(plan.indptr))
-        return csr_array((data, plan.indices, plan.indptr), shape=plan.shape)
+        sizes, roots = np.diff(plan.indptr), np.sqrt(self._shares(point)).astype(np.float32)
+        here = plan.data * np.repeat(roots, sizes), plan.indices, sizes
+        data, indices, sizes = self.problem.team.joined("curvature", *here)
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        return csr_array((data, indices, starts), shape=(len(sizes), plan.shape[1]))
 
     def products_of(self, point: Point) -> tuple[torch.Tensor, np.ndarray]:
         """Sums of a_i q_i q_i^T, left on the device, and of a_i q_i over the same rows."""
-        scores, g = self.problem.scores, point.swept_potentials
-        return sweep.products(scores, point.curvature_rows, self._shares(point), g, self.epsilon, self.precision)
+        scores, g, team = self.problem.scores, point.swept_potentials, self.problem.team
+        products, mass = sweep.products(
+            scores, point.curvature_rows, self._shares(point), g, self.epsilon, self.precision
+        )
+        return team.total_tensor("curvature", products), team.total("curvature", mass)[0]
 
     @property
     def on_device(self) -> bool:
@@ -174,10 +179,10 @@ class Objective:
         return not scores.on_cpu and not scores.reads_files and scores.shape[1] <= DEVICE_CLASSES
 
     def _shares(self, point: Point) -> np.ndarray:
-        """What the curvature's rows weigh, 1 or so in total."""
+        """What the curvature's rows here weigh, 1 or so in total over all ranks."""
         rows, weights = point.curvature_rows, self.problem.weights
         units = np.ones(len(rows)) if weights is None else weights[rows]
-        total = units.sum()
+        (total,) = self.problem.team.total("curvature", units.sum())
         return (point.sweep.row_mass[rows] / self.size_of(point) if len(point.sweep.row_mass) else units) / total
 
     def size_of(self, point: Point) -> float:
@@ -185,20 +190,22 @@ class Objective:
         return float(point.sweep.mass.sum()) if math.isfinite(self.row_scale) else 1.0
 
     def _curvature_rows(self, potentials: np.ndarray) -> np.ndarray:
-        """Rows for the curvature: so many a class, but fewer where plans are so flat that they would take much room."""
-        n_rows, n_classes = self.problem.scores.shape
+        """Rows here for the curvature: so many a class, but fewer where flat plans would take much room."""
+        share, n_rows, n_classes = self.problem.scores.share, self.problem.n_rows, self.problem.scores.shape[1]
         size = min(n_rows, max(FEWEST_ROWS, self.rows_a_class * n_classes))
         if size * n_classes > CURVATURE_ENTRIES and not self.on_device:
             n_probed = self._probe.shape[0]
-            entries_a_row = self._sparse_plan(self._probe, np.arange(n_probed), potentials).nnz / n_probed
+            n_entries = self._sparse_plan(self._probe, np.arange(n_probed), potentials).nnz
+            n_probed, n_entries = self.problem.team.total("probe", np.array([n_probed, n_entries]))[0]
+            entries_a_row = n_entries / n_probed
             size = min(size, max(FEWEST_ROWS // 4, int(CURVATURE_ENTRIES / entries_a_row)))
-        return draw_rows(n_rows, size, self.rng)
+        return share.within(draw_rows(n_rows, size, self.rng))
 
     @functools.cached_property
     def _probe(self) -> Scores:
         """A few rows, evenly spread."""
         sampled = self.problem.sampled
-        return self.problem.scores.take(sampled[draw_rows(len(sampled), PROBE_ROWS, np.random.default_rng(0))])
+        return take_rows(self.problem.scores, sampled[draw_rows(len(sampled), PROBE_ROWS, np.random.default_rng(0))])
 
     def _sparse_plan(self, scores: Scores, rows: np.ndarray, potentials: np.ndarray) -> csr_array:
         return sweep.sparse_plan(scores, rows, potentials, self.epsilon, CURVATURE_SHARE, self.precision)
@@ -283,8 +290,17 @@ def draw_sampled(n_rows: int, n_classes: int, seed: int) -> np.ndarray:
 
 def _samples(problem: Problem, rng: np.random.Generator) -> Iterator[Problem]:
     """Ever larger samples of the rows."""
-    for size in sample_sizes(*problem.scores.shape):
-        yield problem.sample(problem.sampled[draw_rows(len(problem.sampled), size, rng)])
+    for size in sample_sizes(problem.n_rows, problem.scores.shape[1]):
+        yield _restricted(problem, problem.sampled[draw_rows(len(problem.sampled), size, rng)])
+
+
+def _restricted(problem: Problem, rows: np.ndarray) -> Problem:
+    """The same problem on some of the rows (sorted)."""
+    scores, weights = take_rows(problem.scores, rows), problem.weights
+    if weights is not None:
+        (taken,) = problem.team.joined("sample", weights[problem.scores.share.within(rows)])
+        weights = taken[scores.share.first : scores.share.stop]
+    return replace(problem, scores=scores, weights=weights, sampled=np.arange(len(rows)))
 
 
 def _minimise(objective: Objective, g: np.ndarray, max_passes: int) -> Solution:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from otlabel import sweep
+from otlabel.distributed import Share
 from otlabel.errors import (
     DegenerateScoresWarning,
     FewSamplesWarning,
@@ -61,10 +62,15 @@ def check_problem(
     samples: Exact | KL = EXACT,
     abstain: float = 0.0,
 ) -> tuple[Problem, np.ndarray]:
-    """The problem, after a first look at every score; and a hash of each row. Samples will be taken from `sampled`."""
-    n_rows, n_classes = scores.shape
+    """The problem, after a first look at every score; and a hash of each row. Samples will be taken from `sampled`.
+
+    Of several ranks, scores are those worked on here, and sample_mass is of all rows.
+    """
+    share, team, n_classes = scores.share, scores.share.team, scores.shape[1]
+    n_rows = share.n_rows
     shares = check_mass(class_mass, n_rows, n_classes)
     weights, n_units = check_sample_mass(sample_mass, n_rows)
+    weights = None if weights is None else weights[share.first : share.stop]
     if not isinstance(samples, (Exact, KL)):
         raise TypeError(f"samples is {samples!r}; pass Exact() or KL(rho)")
     if not 0 <= abstain < 1:
@@ -82,23 +88,30 @@ def check_problem(
     tops, bottoms = inspection.tops.astype(np.float64), inspection.bottoms.astype(np.float64)
     open_rows = tops > -np.inf
     extents = np.where(open_rows, tops - bottoms, 0.0)
+    wide = np.where(open_rows, np.maximum(tops, 0) - np.minimum(bottoms, 0), np.maximum(tops, 0))  # with a score of 0
+    magnitude, extent, extent_of_all, top, below = team.largest(
+        "extents",
+        np.abs(tops[open_rows]).max(initial=0.0),
+        extents.max(initial=0.0),
+        wide.max(initial=0.0),
+        tops.max(initial=-np.inf),
+        -bottoms.min(initial=np.inf),
+    )
     if n_rows < n_classes and class_mass is None and isinstance(classes, Exact):
         warn(FewSamplesWarning, f"{n_rows} samples for {n_classes} classes: sizes are 0 or 1")
-    if n_classes > 1 and not inspection.n_forbidden and not extents.any():
+    if n_classes > 1 and not inspection.n_forbidden and not extent:
         warn(DegenerateScoresWarning, "every row's scores are all equal: they carry no information, labels are random")
-    elif n_classes > 1 and tops.max() <= 1 and bottoms.min() >= 0 and _look_like_probabilities(scores, sampled):
+    elif n_classes > 1 and top <= 1 and below <= 0 and _look_like_probabilities(scores, sampled):
         warn(DegenerateScoresWarning, "rows are in [0, 1] and sum to 1, like probabilities: pass the logarithm of them")
-    extent = float(extents.max())
     if abstain > 0:
-        scores, rule = WithColumn(scores), with_abstention(rule, abstain)
-        extent = float((np.maximum(tops, 0) - np.where(open_rows, np.minimum(bottoms, 0), 0)).max())
+        scores, rule, extent = WithColumn(scores), with_abstention(rule, abstain), extent_of_all
     problem = Problem(
         scores=scores,
         rule=rule,
         n_units=n_units,
-        spread=float(np.median(extents)),
+        spread=team.median("spread", extents),
         extent=extent,
-        magnitude=float(np.abs(tops[open_rows]).max(initial=0.0)),
+        magnitude=magnitude,
         sampled=sampled,
         weights=weights,
         row_rho=samples.rho if isinstance(samples, KL) else math.inf,
@@ -135,17 +148,21 @@ def check_finite(scores: Scores, inspection: sweep.Inspection) -> None:
     """Raise InvalidScoresError that names the first NaN or +inf, if there is one."""
     if not inspection.n_bad:
         return
+    share, found = scores.share, ""
     for start, stop in scores.blocks():
         block = scores.read(start, stop)
         values = as_float(block, scores.dtype)
         bad = np.isnan(values) | (values == np.inf)
         if bad.any():
             row, cls = np.argwhere(bad)[0]
-            where = f"{scores.place(start + int(row))}, class {cls} ({values[row, cls]})"
-            share = f"{inspection.n_bad} of {scores.shape[0] * scores.shape[1]} scores"
-            raise InvalidScoresError(
-                f"{share} are NaN or +inf, the first at {where}; mend them, or use -inf to forbid a pair"
-            )
+            found = f"{scores.place(start + int(row))}, class {cls} ({values[row, cls]})"
+            break
+    first, where = share.team.first("bad scores", found)
+    whose = f" of rank {first}" if share.team.number > 1 else ""
+    raise InvalidScoresError(
+        f"{inspection.n_bad} of {share.n_rows * scores.shape[1]} scores are NaN or +inf, the first at {where}{whose}; "
+        "mend them, or use -inf to forbid a pair"
+    )
 
 
 def check_mass(class_mass: Any, n_rows: int, n_classes: int) -> np.ndarray:
@@ -157,24 +174,28 @@ def _check_forbidden(
     scores: Scores, inspection: sweep.Inspection, rule: Rule, monitor: Monitor, *, may_abstain: bool
 ) -> Rule:
     """Refuse rows without any class, and classes that must have samples but may have none; others of these are shut."""
-    closed_rows = np.flatnonzero(inspection.tops == -np.inf)
-    if len(closed_rows) and not may_abstain:
+    share = scores.share
+    n_closed, first = _counted(inspection.tops == -np.inf, share)
+    if n_closed and not may_abstain:
         raise InfeasibleError(
-            f"{len(closed_rows)} rows have no class allowed (all scores are -inf), the first is row {closed_rows[0]}; "
+            f"{n_closed} rows have no class allowed (all scores are -inf), the first is row {first}; "
             "leave these rows out or allow at least one class"
         )
     if not rule.wanted.all() and not may_abstain:
         check_open_rows(scores, rule.wanted)
-        monitor.saw("inspect", scores.shape[0])
-    allowed = np.zeros(len(rule.mass), bool)
+        monitor.saw("inspect", share.n_rows)
+    allowed, n_read = np.zeros(len(rule.mass), bool), 0
     for start, stop in scores.blocks():
         allowed |= (as_float(scores.read(start, stop), scores.dtype) > -np.inf).any(0)
+        n_read = stop
         if allowed.all():
             break
-    monitor.saw("inspect", stop)
+    n_allowing, read = share.team.total("allowed", allowed.astype(np.int64), np.array(n_read))
+    allowed = n_allowing > 0
+    monitor.saw("inspect", int(read))
     closed = np.flatnonzero(~allowed & (rule.lo > 0))
     if len(closed):
-        least = rule.lo[closed[0]] * scores.shape[0]
+        least = rule.lo[closed[0]] * share.n_rows
         raise InfeasibleError(
             f"class {closed[0]} is to take {least:.6g} samples, but its scores are all -inf "
             f"({len(closed)} such classes); give it mass 0 or allow some pairs"
@@ -187,21 +208,31 @@ def check_open_rows(scores: Scores, takers: np.ndarray) -> None:
     if takers.all():
         return
     _, best, _ = sweep.label(scores, np.where(takers, 0.0, -np.inf))
-    closed = np.flatnonzero(best == -np.inf)
-    if len(closed):
+    n_closed, first = _counted(best == -np.inf, scores.share)
+    if n_closed:
         raise InfeasibleError(
-            f"{len(closed)} rows are only allowed classes that are to take nothing, the first is row {closed[0]}; give "
+            f"{n_closed} rows are only allowed classes that are to take nothing, the first is row {first}; give "
             "those classes mass or allow other pairs"
         )
 
 
+def _counted(chosen: np.ndarray, share: Share) -> tuple[int, int]:
+    """How many rows of all ranks are chosen, and the first of them."""
+    rows = np.flatnonzero(chosen) + share.first
+    (number,) = share.team.total("rows", np.array(len(rows)))
+    first = -share.team.largest("rows", -float(rows[0]) if len(rows) else -math.inf)[0]
+    return int(number), int(first) if number else -1
+
+
 def _look_like_probabilities(scores: Scores, sampled: np.ndarray) -> bool:
     """Whether a few rows, all within [0, 1], sum to 1."""
-    sample = scores.take(sampled[draw_rows(len(sampled), LOOK_ROWS, np.random.default_rng(0))])
-    sums = np.concatenate(
-        [as_float(sample.read(*block), scores.dtype).astype(np.float64).sum(1) for block in sample.blocks()]
-    )
-    return bool((np.abs(sums - 1) < 1e-3 if scores.dtype in ("float32", "float64") else np.abs(sums - 1) < 2e-2).all())
+    rows = sampled[draw_rows(len(sampled), LOOK_ROWS, np.random.default_rng(0))]
+    sample, near = scores.take(scores.share.within(rows)), 1e-3 if scores.dtype in ("float32", "float64") else 2e-2
+    farthest = 0.0
+    for block in sample.blocks():
+        sums = as_float(sample.read(*block), scores.dtype).astype(np.float64).sum(1)
+        farthest = max(farthest, float(np.abs(sums - 1).max()))
+    return scores.share.team.largest("look", farthest)[0] < near
 
 
 def check_labels(labels: Any, n_rows: int, n_classes: int) -> np.ndarray:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import ITEM_BYTES, Batch, Scores, as_float, draw_rows, partition, row_blocks
+from otlabel.scores.base import (
+    ITEM_BYTES,
+    Batch,
+    Scores,
+    WrappedScores,
+    as_float,
+    draw_rows,
+    partition,
+    row_blocks,
+)
 from otlabel.scores.column import WithColumn
 from otlabel.scores.device import DeviceScores, on_device
 from otlabel.scores.factored import Features, LinearScores, checked_head
@@ -21,14 +30,16 @@ from otlabel.scores.kept import KeptRows, KeptWhole, default_limit, free_memory
 from otlabel.scores.memory import ArrayScores, TensorScores, as_array, is_tensor, open_array, open_tensor
 from otlabel.scores.parts import Parts
 from otlabel.scores.paths import load_array, matches, open_path
+from otlabel.scores.sharded import Rows, take_rows
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "LinearScores", "Scores", "TensorScores", "WithColumn",
-    "as_array", "as_float", "default_limit", "draw_rows", "free_memory", "is_stored", "is_tensor", "keep", "keep_whole",
-    "linear_scores", "load_array", "matches", "on_device", "open_scores", "partition", "row_blocks",
+    "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "LinearScores", "Rows", "Scores", "TensorScores",
+    "WithColumn", "WrappedScores", "as_array", "as_float", "default_limit", "draw_rows", "free_memory", "is_stored",
+    "is_tensor", "keep", "keep_whole", "linear_scores", "load_array", "matches", "on_device", "open_part",
+    "open_scores", "partition", "row_blocks", "take_rows",
 ]  # fmt: skip
 
 
@@ -54,32 +65,37 @@ def open_scores(scores: Any, *, device: str = "auto") -> Scores:
     return open_array(_as_matrix(scores)) if source is None else source
 
 
+def open_part(scores: Any, *, device: str = "auto") -> Scores:
+    """The same for one rank's rows, of which there may be none."""
+    shape: tuple[int, ...] = tuple(getattr(scores, "shape", ()))
+    if len(shape) != 2 or shape[0] or not shape[1] or isinstance(scores, Scores):
+        return open_scores(scores, device=device)
+    return open_scores(np.zeros((1, shape[1]), np.float32)).take(np.empty(0, np.int64))
+
+
 def keep(scores: Scores, rows: np.ndarray, memory_limit: int | None = None) -> Scores:
     """Scores for many passes: kept in memory by the first if `memory_limit` bytes hold them, else but for `rows`.
 
     rows (sorted) are those that samples will be taken from. No limit: half of the memory that is free.
     """
-    _check_limit(memory_limit)
-    limit = default_limit() if memory_limit is None else memory_limit
+    limit = _checked_limit(memory_limit)
     if isinstance(scores, DeviceScores):
-        return DeviceScores(keep(scores.source, rows, limit), scores.device)
-    if isinstance(scores, LinearScores) and not scores.on_cpu:
-        scores.keep_features(limit)
-    if scores.random_access or not scores.on_cpu:
-        return scores
+        kept = DeviceScores(keep(scores.source, rows, limit), scores.device)
+        kept.own_share = scores.own_share
+        return kept
     whole = keep_whole(scores, limit)
-    if whole is not scores:
+    if whole.random_access or whole.keeps_all or not whole.on_cpu:
         return whole
-    if isinstance(scores, LinearScores):
-        scores.keep_features(limit)
-    return KeptRows(scores, rows)
+    return KeptRows(whole, rows)
 
 
 def keep_whole(scores: Scores, memory_limit: int | None = None) -> Scores:
-    """A file's scores such that the first pass leaves all of them in memory, if so many bytes hold them."""
+    """A file's scores, or features, such that the first pass leaves all in memory, if so many bytes hold them."""
+    limit = _checked_limit(memory_limit)
+    if isinstance(scores, LinearScores):
+        scores.keep_features(limit)
     if not isinstance(scores, StoredScores):
         return scores
-    limit = default_limit() if memory_limit is None else memory_limit
     return KeptWhole(scores) if scores.n_bytes <= limit else scores
 
 
@@ -113,7 +129,7 @@ def linear_scores(
     Raises:
         InvalidScoresError: shapes that do not fit together.
     """
-    source = open_scores(features)
+    source = open_part(features)
     shared = Features(source, features.device if is_tensor(features) else None)
 
     def head(weight: Any, bias: Any) -> LinearScores:
@@ -146,9 +162,13 @@ def _open_stored(scores: Any) -> Scores | None:
     return HDF5Scores(scores) if h5py is not None and isinstance(scores, h5py.Dataset) else None
 
 
-def _check_limit(limit: Any) -> None:
-    if limit is not None and not (isinstance(limit, Real) and float(limit) >= 0):
+def _checked_limit(limit: Any) -> int:
+    """Bytes that may hold a copy of scores; half of what is free where nobody says."""
+    if limit is None:
+        return default_limit()
+    if not (isinstance(limit, Real) and float(limit) >= 0):
         raise ValueError(f"memory_limit is {limit!r}; pass a number of bytes, 0 to keep nothing, or None")
+    return limit  # type: ignore[return-value]
 
 
 def _as_matrix(scores: Any) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from otlabel.distributed import ALONE, Share
 from otlabel.errors import InvalidScoresError
 
 if TYPE_CHECKING:
@@ -22,10 +23,19 @@ ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 Batch = list[tuple[int, int]]  # consecutive blocks, each from row `start` up to row `stop`
 
 
-def partition(n_rows: int, n_classes: int) -> Batch:
-    """Blocks of up to half a million scores, fewer and larger ones where there would be too many."""
+def block_rows(n_rows: int, n_classes: int) -> int:
+    """Rows of a block: up to half a million scores, more where there would be too many blocks."""
     entries = min(max(n_rows * n_classes // FEW_BLOCKS, BLOCK_ENTRIES[0]), BLOCK_ENTRIES[1])
-    size = max(1, entries // n_classes, -(-n_rows // MAX_BLOCKS))
+    return max(1, entries // n_classes, -(-n_rows // MAX_BLOCKS))
+
+
+def partition(n_rows: int, n_classes: int) -> Batch:
+    """All rows in blocks."""
+    return cut(n_rows, block_rows(n_rows, n_classes))
+
+
+def cut(n_rows: int, size: int) -> Batch:
+    """Rows in blocks of one size; the last may be smaller."""
     return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
 
 
@@ -41,7 +51,7 @@ def grouped(blocks: Batch, n_rows: int) -> list[Batch]:
 
 
 class Scores(ABC):
-    """An opened (N, K) matrix of scores.
+    """An opened (N, K) matrix of scores; of several ranks, the rows that this one works on.
 
     Blocks are what a sweep reduces one at a time; they depend on (N, K) alone, so that sums have the same bits
     wherever the scores are. Batches are blocks that are read together.
@@ -56,7 +66,19 @@ class Scores(ABC):
     )
     random_access = False  # whether a few rows cost less than a pass over all
     reads_files = False  # whether the next pass will wait for files
+    keeps_all = False  # whether the first pass leaves all scores in memory
     bytes_read = 0  # from files, so far
+    own_share: Share | None = None  # where other ranks have rows, too
+
+    @property
+    def share(self) -> Share:
+        """Which rows of all ranks' these are."""
+        return self.own_share or Share(ALONE, 0, self.shape[0], self.shape[0])
+
+    @property
+    def block_columns(self) -> int:
+        """The classes that blocks are made for."""
+        return self.shape[1]
 
     @property
     def n_bytes(self) -> int:
@@ -64,8 +86,8 @@ class Scores(ABC):
         return self.shape[0] * self.shape[1] * ITEM_BYTES[self.dtype]
 
     def blocks(self) -> Batch:
-        """The partition of the rows."""
-        return partition(*self.shape)
+        """The partition of the rows; ranks have whole blocks of the partition of all rows."""
+        return cut(self.shape[0], block_rows(self.share.n_rows, self.block_columns))
 
     def batches(self) -> list[Batch]:
         """The blocks in the groups that are read together, in order."""
@@ -97,6 +119,62 @@ class Scores(ABC):
     def place(self, row: int) -> str:
         """A row's name for people."""
         return f"row {row}"
+
+
+class WrappedScores(Scores):
+    """A source made of another one, which moves the bytes."""
+
+    def __init__(self, source: Scores) -> None:
+        self.source = source
+        self.shape, self.dtype, self.on_cpu = source.shape, source.dtype, source.on_cpu
+        if not source.on_cpu:
+            self.device = source.device
+
+    @property
+    def random_access(self) -> bool:  # type: ignore[override]
+        """As the source."""
+        return self.source.random_access
+
+    @property
+    def reads_files(self) -> bool:  # type: ignore[override]
+        """If the source does."""
+        return self.source.reads_files
+
+    @property
+    def keeps_all(self) -> bool:  # type: ignore[override]
+        """If the source does."""
+        return self.source.keeps_all
+
+    @property
+    def bytes_read(self) -> int:  # type: ignore[override]
+        """By the source."""
+        return self.source.bytes_read
+
+    @property
+    def share(self) -> Share:
+        """As the source has it."""
+        return self.own_share or self.source.share
+
+    @property
+    def block_columns(self) -> int:
+        """As the source."""
+        return self.source.block_columns
+
+    def blocks(self) -> Batch:
+        """Those of the source."""
+        return self.source.blocks()
+
+    def batches(self) -> list[Batch]:
+        """As the source reads them."""
+        return self.source.batches()
+
+    def reading(self) -> contextlib.AbstractContextManager[Any]:
+        """The source's own."""
+        return self.source.reading()
+
+    def place(self, row: int) -> str:
+        """As the source names it."""
+        return self.source.place(row)
 
 
 def draw_rows(n_rows: int, size: int, rng: np.random.Generator) -> np.ndarray:

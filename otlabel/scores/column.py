@@ -2,66 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from otlabel.scores.base import Batch, Scores
+from otlabel.scores.base import Batch, Scores, WrappedScores
 
 
-class WithColumn(Scores):
+class WithColumn(WrappedScores):
     """A source with a last column of zeros."""
 
     def __init__(self, source: Scores) -> None:
-        self._source = source
-        self.shape, self.dtype, self.on_cpu = (source.shape[0], source.shape[1] + 1), source.dtype, source.on_cpu
-        if not source.on_cpu:
-            self.device = source.device
-
-    @property
-    def random_access(self) -> bool:  # type: ignore[override]
-        """As the source."""
-        return self._source.random_access
-
-    @property
-    def reads_files(self) -> bool:  # type: ignore[override]
-        """As the source."""
-        return self._source.reads_files
-
-    @property
-    def bytes_read(self) -> int:  # type: ignore[override]
-        """By the source."""
-        return self._source.bytes_read
-
-    def blocks(self) -> Batch:
-        """Those of the source."""
-        return self._source.blocks()
-
-    def batches(self) -> list[Batch]:
-        """Those of the source."""
-        return self._source.batches()
-
-    def reading(self) -> contextlib.AbstractContextManager[Any]:
-        """The source's own."""
-        return self._source.reading()
+        super().__init__(source)
+        self.shape = (source.shape[0], source.shape[1] + 1)
 
     def read(self, start: int, stop: int) -> Any:
         """The source's rows, and a zero, which has the same bits in every storage form."""
-        return _widened(self._source.read(start, stop))
+        return _widened(self.source.read(start, stop))
 
     def read_blocks(self, batch: Batch) -> Iterator[Any]:
         """The source's blocks, widened one by one."""
-        return map(_widened, self._source.read_blocks(batch))
+        return map(_widened, self.source.read_blocks(batch))
 
     def take(self, rows: np.ndarray) -> Scores:
         """The given rows of the source."""
-        return WithColumn(self._source.take(rows))
-
-    def place(self, row: int) -> str:
-        """As the source names it."""
-        return self._source.place(row)
+        return WithColumn(self.source.take(rows))
 
 
 def _widened(block: Any) -> Any:

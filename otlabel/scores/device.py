@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from otlabel.scores.base import ITEM_BYTES, Batch, Scores
+from otlabel.scores.base import ITEM_BYTES, Batch, Scores, WrappedScores
 from otlabel.scores.files import StoredScores
 from otlabel.scores.kept import KeptWhole
 from otlabel.scores.memory import TensorScores
@@ -22,24 +21,14 @@ BLOCK_BYTES = 256 << 20  # moved at once: a copy's fixed costs are hidden, and t
 MEMORY_SHARE = 0.75  # of the device's free memory may hold a copy of the scores; samples and sums need some, too
 
 
-class DeviceScores(Scores):
+class DeviceScores(WrappedScores):
     """A source whose blocks are moved to a device as a pass needs them, through two pinned buffers."""
 
-    on_cpu = False
+    random_access = False
 
     def __init__(self, source: Scores, device: torch.device) -> None:
-        self.source, self.device = source, device
-        self.shape, self.dtype = source.shape, source.dtype
-
-    @property
-    def reads_files(self) -> bool:  # type: ignore[override]
-        """If the source does."""
-        return self.source.reads_files
-
-    @property
-    def bytes_read(self) -> int:  # type: ignore[override]
-        """By the source."""
-        return self.source.bytes_read
+        super().__init__(source)
+        self.on_cpu, self.device = False, device
 
     def blocks(self) -> Batch:
         """Consecutive batches of the source until they make up BLOCK_BYTES."""
@@ -56,10 +45,6 @@ class DeviceScores(Scores):
     def device_batches(self) -> list[Batch]:
         """All in one, so that each block is on its way while the one before it is reduced."""
         return [self.blocks()]
-
-    def reading(self) -> contextlib.AbstractContextManager[Any]:
-        """The source's own."""
-        return self.source.reading()
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Moved to the device."""
@@ -82,10 +67,6 @@ class DeviceScores(Scores):
         """The given rows, moved to the device."""
         taken = self.source.take(rows)
         return TensorScores(DeviceScores(taken, self.device).read(0, len(rows)))
-
-    def place(self, row: int) -> str:
-        """As the source names it."""
-        return self.source.place(row)
 
     def _send(self, mover: _Mover, start: int, stop: int) -> _Parcel:
         """Fill a buffer on all threads, and have it copied."""

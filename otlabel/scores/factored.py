@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from otlabel.distributed import Share
 from otlabel.errors import InvalidScoresError
 from otlabel.scores.base import Batch, Scores, grouped
 from otlabel.scores.device import kept_in_host_memory, on_device
@@ -60,7 +61,7 @@ class LinearScores(Scores):
 
     def __init__(self, features: Features, weight: np.ndarray, bias: np.ndarray | None, normalize: bool) -> None:
         source = features.source
-        self._features, self._normalize = features, normalize
+        self.features, self._normalize = features, normalize
         self.shape = (source.shape[0], weight.shape[0])
         self.dtype = "float64" if source.dtype == "float64" else "float32"
         self.on_cpu = source.on_cpu
@@ -75,25 +76,37 @@ class LinearScores(Scores):
     @property
     def torch_device(self) -> torch.device | None:
         """Where the features are, if they are a tensor: results then are as well."""
-        return self._features.torch_device
+        return self.features.torch_device
 
     @property
     def reads_files(self) -> bool:  # type: ignore[override]
         """Whether a device waits for the features' file; on the CPU the products take longer than any."""
-        return not self.on_cpu and self._features.source.reads_files
+        return not self.on_cpu and self.features.source.reads_files
 
     @property
     def bytes_read(self) -> int:  # type: ignore[override]
         """Of the features."""
-        return self._features.source.bytes_read
+        return self.features.source.bytes_read
 
     def keep_features(self, memory_limit: int) -> None:
         """Let the next pass leave the features in memory if so many bytes hold them."""
-        self._features.keep(memory_limit)
+        self.features.keep(memory_limit)
 
     def on(self, device: torch.device) -> LinearScores:
         """The same head on features that are moved to a device, or streamed to it, and made into scores there."""
-        return LinearScores(self._features.on(device), self._weight[:-1].T, self._weight[-1], self._normalize)
+        return self._on(self.features.on(device))
+
+    def with_rows(self, source: Scores) -> LinearScores:
+        """The same head on other features."""
+        return self._on(Features(source, self.torch_device))
+
+    def _on(self, features: Features) -> LinearScores:
+        return LinearScores(features, self._weight[:-1].T, self._weight[-1], self._normalize)
+
+    @property
+    def share(self) -> Share:
+        """As the features have it."""
+        return self.features.source.share
 
     def blocks(self) -> Batch:
         """Larger ones on a device, which makes them at once."""
@@ -104,20 +117,20 @@ class LinearScores(Scores):
 
     def batches(self) -> list[Batch]:
         """Blocks whose features are read together."""
-        source = self._features.source
-        rows = max(getattr(source, "least_rows", 1), FEATURE_BYTES * source.shape[0] // source.n_bytes)
+        source = self.features.source
+        rows = max(getattr(source, "least_rows", 1), FEATURE_BYTES * source.shape[0] // max(source.n_bytes, 1))
         return grouped(self.blocks(), rows)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """Products on one thread each: blocks are what threads share, and sums then have the same bits everywhere."""
-        with self._features.source.reading(), blas_on_one_thread():
+        with self.features.source.reading(), blas_on_one_thread():
             yield
 
     def read_blocks(self, batch: Batch) -> Iterator[Any]:
         """Scores of each block, in memory that the next block uses again."""
         first = batch[0][0]
-        features = self._features.source.read(first, batch[-1][1])
+        features = self.features.source.read(first, batch[-1][1])
         longest = max(stop - start for start, stop in batch)
         if not self.on_cpu:
             yield from (self._on_device(features[start - first : stop - first]) for start, stop in batch)
@@ -141,7 +154,7 @@ class LinearScores(Scores):
     def take(self, rows: np.ndarray) -> Scores:
         """Scores of the given rows, as a matrix in memory."""
         if not self.on_cpu:
-            features = self._features.source.take(rows)
+            features = self.features.source.take(rows)
             return TensorScores(self._on_device(features.read(0, len(rows))))
         parts = []
         with self.reading():
@@ -150,11 +163,11 @@ class LinearScores(Scores):
                     for (start, stop), block in zip(batch, self.read_blocks(batch), strict=True):
                         first, last = np.searchsorted(rows, (start, stop))
                         parts.append(block[rows[first:last] - start])
-        return ArrayScores(np.concatenate(parts), self.dtype)
+        return ArrayScores(np.concatenate(parts) if parts else np.empty((0, self.shape[1]), self.dtype), self.dtype)
 
     def place(self, row: int) -> str:
         """The features' own."""
-        return f"{self._features.source.place(row)} (of the features)"
+        return f"{self.features.source.place(row)} (of the features)"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_weight_on_device": None}

@@ -1,7 +1,7 @@
 """One pass over all rows: blocks go to the CPU's or the reference's reduction, and sums come back in float64.
 
-The only place that chooses a device. Blocks depend on (N, K) alone and partial sums are added in block order, so a
-pass gives the same bits at every thread count.
+The only place that chooses a device. Blocks depend on (N, K) alone, and sums of them are rounded once, so that a pass
+gives the same bits whoever reduces which blocks: at every thread count, and over any number of ranks.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from otlabel.sweep.pool import run_tasks
 if TYPE_CHECKING:
     import torch
 
+    from otlabel.distributed import Arrays
     from otlabel.scores import Batch, Scores
 
 HASH_SEED = 20_200_427  # any constant: equal rows must get equal hashes in every process
 HASHED_SCORES = 32  # of each row, at a first look
 PRODUCT_ROWS, PRODUCT_ENTRIES = 1 << 14, 1 << 25  # of plans multiplied at once: halves hold sums of so many rows
+ADDED_PARTS = 64  # sums of blocks that are added at once
 READERS = 1  # threads beyond the processors: while they wait for a file, the others compute
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """The semi-dual's sums at one g, over rows that weigh 1 in total."""
+    """The semi-dual's sums at one g over the rows of all ranks, which weigh 1 in total; by row, of the rows here."""
 
     mass: np.ndarray  # (K,) c(g): what each class takes of the entropic plan
     linear: float  # mean over rows of max_k (s + g)
@@ -46,7 +48,7 @@ class Sweep:
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What a first look at the scores shows, row by row and in total."""
+    """What a first look at the scores shows, of the rows here and in total over all ranks."""
 
     n_bad: int  # scores that are NaN or +inf
     n_forbidden: int  # scores that are -inf
@@ -170,29 +172,43 @@ def sweep(
     row_mass = np.empty(n_rows if row_exponent else 0)
 
     def reduce_block(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
-        mass, counts = np.zeros(n_classes), np.zeros(n_classes, np.int64)
+        counted, counts = np.zeros(n_classes + 3), np.zeros(n_classes, np.int64)
         block_weights = no_weights if weights is None else weights[start:stop]
         rows = slice(start, stop)
         sums = backend.sweep_block(
-            block, g, inverse, block_weights, row_exponent, labels[rows], row_mass[rows], mass, counts
+            block, g, inverse, block_weights, row_exponent, labels[rows], row_mass[rows], counted[3:], counts
         )
         plan = None
         if plan_rows is not None:
             plan = backend.sparse_plan_block(block, _within(plan_rows, start, stop), g, inverse, plan_share)
-        return sums, mass, counts, plan
+        return sums, counted, counts, plan
 
-    total = float(n_rows if weights is None else weights.sum())
-    linear = entropic = 0.0
-    mass, counts = np.zeros(n_classes), np.zeros(n_classes, np.int64)
     reduced = _run_blocks(scores, reduce_block)
-    for sums, block_mass, block_counts, _ in reduced:
-        block_linear, block_entropic = sums() if callable(sums) else sums  # a device is waited for here only
-        linear += block_linear
-        entropic += block_entropic
-        mass += block_mass
-        counts += block_counts
+    all_counts = np.zeros(n_classes, np.int64)
+    for sums, counted, counts, _ in reduced:
+        counted[:2] = sums() if callable(sums) else sums  # a device is waited for here only
+        all_counts += counts
+    here = np.zeros(n_classes + 3)
+    here[2] = n_rows if weights is None else weights.sum()
+    (linear, entropic, total, *mass), counts = _summed(scores, [here, *(one for _, one, *_ in reduced)], all_counts)
     plan = None if plan_rows is None else _joined([part for *_, part in reduced], n_classes)
-    return Sweep(mass / total, linear / total, entropic / total, labels, counts, row_mass, plan)
+    return Sweep(np.array(mass) / total, linear / total, entropic / total, labels, counts, row_mass, plan)
+
+
+def _summed(scores: Scores, parts: list[np.ndarray], counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of all parts, and of the counts, over all ranks."""
+    from otlabel.sweep.cpu import add_up
+
+    sums = np.zeros((2, len(parts[0])))  # with what their rounding left
+    for first in range(0, len(parts), ADDED_PARTS):
+        sums = add_up(np.concatenate([sums, parts[first : first + ADDED_PARTS]]))
+
+    def merge(ranks: list[Arrays]) -> Arrays:
+        added = add_up(np.concatenate([rank["sums"] for rank in ranks]))
+        return {"sums": added[0], "counts": np.sum([rank["counts"] for rank in ranks], 0)}
+
+    told = scores.share.team.agree("sweep", {"sums": sums, "counts": counts}, merge)
+    return told["sums"], told["counts"]
 
 
 def inspect(scores: Scores, *, every_score: bool = False) -> Inspection:
@@ -211,7 +227,8 @@ def inspect(scores: Scores, *, every_score: bool = False) -> Inspection:
         rows = slice(start, stop)
         return backend.inspect_block(block, multipliers, step, hashes[rows], tops[rows], bottoms[rows])
 
-    found = np.array(_run_blocks(scores, look)).sum(0)
+    here = np.array(_run_blocks(scores, look), np.int64).reshape(-1, 2).sum(0)
+    (found,) = scores.share.team.total("inspect", here)
     return Inspection(int(found[0]), int(found[1]), hashes, tops, bottoms)
 
 
@@ -231,13 +248,14 @@ def label(
 
 
 def candidates(scores: Scores, potentials: np.ndarray, labels: np.ndarray, slack: float, tie: float) -> Candidates:
-    """The rows with more than one class within `slack` of their label; labels that fall short are replaced."""
+    """The rows here with more than one class within `slack` of their label; labels that fall short are replaced."""
 
     def find(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
         rows, *rest = backend.candidates_block(block, potentials, labels[start:stop], slack, tie)
         return rows + start, *rest
 
-    return Candidates(*(np.concatenate(part) for part in zip(*_run_blocks(scores, find), strict=True)))
+    found = _run_blocks(scores, find) or [(np.empty(0, np.int64),) * 2 + (np.empty(0, np.int32), np.empty(0))]
+    return Candidates(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
 
 def plan(scores: Scores, potentials: np.ndarray, epsilon: float, precision: type = np.float64) -> np.ndarray:
@@ -274,12 +292,12 @@ def products(
     epsilon: float,
     precision: type = np.float64,
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """On a device, sums of w q q^T, (K, K) left there, and of w q, (K,), over some rows (sorted) q of the plan."""
+    """On a device, sums of w q q^T, (K, K) left there, and of w q, (K,), over some rows here (sorted) q of the plan."""
     import torch
 
     from otlabel.sweep import reference
 
-    n_classes, largest = scores.shape[1], float(weights.max()) or 1.0
+    n_classes, largest = scores.shape[1], float(weights.max(initial=0.0)) or 1.0
     g: np.ndarray = potentials.astype(precision)
     inverse = precision(1.0 / epsilon)
     total = torch.zeros((n_classes, n_classes), dtype=torch.float64, device=scores.device)
@@ -302,6 +320,7 @@ def _within(rows: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 def _joined(parts: list[Any], n_classes: int) -> csr_array:
     """Sparse rows of all blocks as one matrix."""
+    parts = parts or [(np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))]
     sizes, classes, values = (np.concatenate(part) for part in zip(*parts, strict=True))
     starts = np.concatenate([[0], np.cumsum(sizes)])
     return csr_array((values, classes, starts), shape=(len(sizes), n_classes))

@@ -22,6 +22,29 @@ LOWEST = -float(np.finfo(np.float64).max)  # above it everything is a legal scor
 FLUSH_ROWS = 256  # rows added up in working precision before the sum moves to float64
 
 
+@njit(cache=True, nogil=True)
+def add_up(rows):
+    """Sums of columns, (M, L), and what their rounding left over, as (2, L): rounded once, whatever the order of rows.
+
+    Source: Ogita, Rump, Oishi, "Accurate sum and dot product", SIAM Journal on Scientific Computing 26 (2005).
+    """
+    result = np.zeros((2, rows.shape[1]))
+    sums, rests = result
+    for row in range(rows.shape[0]):
+        for at in range(rows.shape[1]):
+            more = rows[row, at]
+            total = sums[at] + more
+            if math.isfinite(total):
+                shown = total - sums[at]
+                rests[at] += (sums[at] - (total - shown)) + (more - shown)
+            sums[at] = total
+    for at in range(rows.shape[1]):
+        total = sums[at] + rests[at]
+        rests[at] = rests[at] - (total - sums[at]) if math.isfinite(total) else 0.0
+        sums[at] = total
+    return result
+
+
 def _bitcast(source, target, llvm_type):
     @intrinsic
     def cast(typing_context, value):
