@@ -319,6 +319,7 @@ class Ranks(Alone):
                 error.known_to_ranks = True  # type: ignore[attr-defined]
         if self._listener is not None:
             self._listener.close()
+            self._listener = None
 
     def _patiently(self, other: int) -> _Message:
         """A message, or TimeoutError while the others can still be told.
@@ -385,7 +386,9 @@ class _Listener:
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._told: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+        self._is_stuck = False
 
     def _listen(self) -> None:
         while (wanted := self._asked.get()) is not None:
@@ -400,6 +403,7 @@ class _Listener:
         try:
             found, error = self._told.get(timeout=seconds)
         except queue.Empty:
+            self._is_stuck = True
             raise TimeoutError(f"no word from it for {seconds:.3g} s") from None
         if error is not None:
             raise error
@@ -407,6 +411,8 @@ class _Listener:
 
     def close(self) -> None:
         self._asked.put(None)
+        if not self._is_stuck:
+            self._thread.join()
 
 
 @dataclass(frozen=True, eq=False)
