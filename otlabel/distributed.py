@@ -33,6 +33,7 @@ Arrays = dict[str, np.ndarray]
 TAG = 20_200_427  # any number: keeps these messages apart from others of the same group
 FRAME = 1 << 13  # bytes that are sent at once; most messages need no second part
 PATIENCE_SHARE = 0.5  # of the group's timeout, after which rank 0 gives up a silent rank and can still tell the others
+FEW_NUMBERS = 1 << 14  # that are joined to find the one in the middle
 DIGIT_BITS = 12  # of a number, found in one round when ranks look for the one in the middle
 
 
@@ -188,8 +189,10 @@ class Ranks(Alone):
 
     def median(self, name: str, values: np.ndarray) -> float:
         """The median of all values (float64, not negative) of all ranks, digit by digit of what stands for them."""
+        number = int(self.total(name, np.array(len(values)))[0])
+        if number <= FEW_NUMBERS:
+            return float(np.median(self.joined(name, values)[0]))
         keys = np.sort(values + 0.0).view(np.uint64)  # of the same order as the numbers, -0 being 0
-        number = int(self.total(name, np.array(len(keys)))[0])
         below, behind, bits = 0, (number - 1) // 2, 63  # what the digits so far make, and how many are before it there
         while bits:
             width = min(DIGIT_BITS, bits)

@@ -25,6 +25,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import LinearOperator, cg
 
 from otlabel import sweep
+from otlabel.errors import InvalidScoresError
 from otlabel.marginals import Rule
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem, Solver
@@ -63,6 +64,7 @@ TRUST_STEP = 4.0  # ... and how much farther after a step of that length that he
 HALVINGS = 6  # before a Newton step is given up for a plain Sinkhorn step
 STALL_STEPS = 12  # Newton steps without a smaller error: the working precision is used up
 RESOLUTION_SHARE = 0.05  # of the tolerance that float32's rounding may take before float64 is used
+LARGEST_EXPONENT = 40.0  # of row masses in float32
 FINE_TOLERANCE = 1e-5  # from here down float64 is used in any case
 
 
@@ -106,6 +108,7 @@ class Objective:
         self.magnitude = problem.magnitude + float(np.abs(finite).max(initial=0.0))
         rounding = float(np.finfo(np.float32).eps) * self.magnitude / epsilon
         double = problem.scores.dtype == "float64" or rounding > RESOLUTION_SHARE * tol or tol < FINE_TOLERANCE
+        double |= problem.magnitude > LARGEST_EXPONENT * (problem.row_rho + epsilon)  # or masses of rows would overflow
         self.precision: type = np.float64 if double else np.float32
         self.noise = 8 * float(np.finfo(self.precision).eps) * max(epsilon, self.magnitude)  # of a value of F
         self.problem, self.epsilon, self.tol, self.least, self.monitor = problem, epsilon, tol, least, monitor
@@ -133,6 +136,11 @@ class Objective:
             None if later else rows, CURVATURE_SHARE, 1.0 / self.row_scale, with_labels=False,
         )  # fmt: skip
         swept = shifted
+        if not np.isfinite(found.mass).all():
+            raise InvalidScoresError(
+                f"scores of up to {problem.magnitude:.3g} at rho={problem.row_rho:g} ask for a plan of more mass than "
+                "numbers can hold; raise rho, or divide the scores by a constant"
+            )
         level = 0.0 if self.centred else self._level(rule, potentials, found)
         if level:  # what a constant does is known without another sweep
             potentials, shifted, factor = potentials + level, shifted + level, math.exp(level / self.row_scale)

@@ -412,3 +412,19 @@ def test_kl_between_the_softmax_and_the_balanced_plan() -> None:
     np.testing.assert_allclose(100 * cheap.plan(scores), 100 * softmax, rtol=0, atol=1e-4)
     far = [np.abs(planned(scores, classes=KL(rho), epsilon=0.5).class_mass - 0.25).sum() for rho in PRICES]
     assert far == sorted(far, reverse=True)
+
+
+@pytest.mark.parametrize("size", [100.0, 250.0, 600.0])
+def test_masses_beyond_float32(size: float) -> None:
+    scores = size * np.random.default_rng(0).random((40, 4))
+    rules = dict(classes=KL(1.0), samples=KL(1.0))
+    result = sinkhorn_assign(scores, **rules, epsilon=1.0, tol=1e-8)
+    assert result.status is Status.CONVERGED
+    expected, _ = scaling(scores, np.full(4, 1 / 4), 1.0, **rules)
+    np.testing.assert_allclose(result.plan(scores) / expected.sum(), expected / expected.sum(), atol=1e-8)
+
+
+def test_masses_beyond_all_numbers_are_refused() -> None:
+    scores = 3000 * np.random.default_rng(0).random((40, 4))
+    with pytest.raises(otlabel.errors.InvalidScoresError, match="more mass than numbers can hold; raise rho, or divide"):
+        sinkhorn_assign(scores, classes=KL(1.0), samples=KL(1.0))
