@@ -112,7 +112,9 @@ class _Message:
 
     def packed(self) -> bytes:
         header = [self.step, self.name, self.trouble, self.kind, self.gone]
-        told = json.dumps([header, [[key, array.dtype.str, array.shape] for key, array in self.arrays.items()]]).encode()
+        told = json.dumps(
+            [header, [[key, array.dtype.str, array.shape] for key, array in self.arrays.items()]]
+        ).encode()
         body = b"".join([told, *(array.tobytes() for array in self.arrays.values())])
         return struct.pack("<QQ", len(body), len(told)) + body
 

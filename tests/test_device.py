@@ -137,7 +137,7 @@ def test_features_are_moved_and_scores_made_there(normalize: bool, room: int, mo
         found, expected = sinkhorn_assign(head, device="cuda"), sinkhorn_assign(head)
         np.testing.assert_array_equal(found.counts, expected.counts)
         assert found.value == pytest.approx(expected.value, abs=1e-6)
-    assert moved[0]._features is moved[1]._features
+    assert moved[0].features is moved[1].features
 
 
 class Short:

@@ -382,7 +382,11 @@ def test_every_status_says_what_to_do() -> None:
 def test_progress_callable_hears_of_every_pass(scores: np.ndarray) -> None:
     heard: list[dict] = []
     result = sinkhorn_assign(scores, progress=heard.append)
+    told = [record.pop("potentials", None) for record in heard]
     assert heard == list(result.history)
+    last = next(potentials for potentials in reversed(told) if potentials is not None)
+    assert last.shape == (scores.shape[1],)
+    assert sinkhorn_assign(scores, init=last).n_sweeps < result.n_sweeps
 
 
 def test_progress_bar_writes_to_stderr_only(scores: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
