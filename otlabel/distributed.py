@@ -72,9 +72,9 @@ class Alone:
         """The largest of each number over ranks."""
         return tuple(map(float, numbers))
 
-    def first(self, name: str, text: str) -> tuple[int, str]:
-        """The first rank that has something to tell, and what."""
-        return 0, text
+    def first(self, name: str, text: str) -> str:
+        """What the first rank that has something to tell says."""
+        return text
 
     def median(self, name: str, values: np.ndarray) -> float:
         """The median of all values (float64, not negative) of all ranks."""
@@ -183,11 +183,11 @@ class Ranks(Alone):
         (found,) = self._merged(name, (np.array(numbers, np.float64),), lambda parts: np.max(parts, 0))
         return tuple(map(float, found))
 
-    def first(self, name: str, text: str) -> tuple[int, str]:
-        """The first rank that has something to tell, and what."""
+    def first(self, name: str, text: str) -> str:
+        """What the first rank that has something to tell says."""
         told = self.parts(name, {"text": np.frombuffer(text.encode(), np.uint8)})
         texts = [part["text"].tobytes().decode() for part in told]
-        return next(((rank, found) for rank, found in enumerate(texts) if found), (0, ""))
+        return next(filter(None, texts), "")
 
     def median(self, name: str, values: np.ndarray) -> float:
         """The median of all values (float64, not negative) of all ranks, digit by digit of what stands for them."""
@@ -256,8 +256,8 @@ class Ranks(Alone):
         self.n_rounds += 1
         own = _Message(self._step, name, arrays)
         if self.rank:
-            self._send(0, own)
             try:
+                self._send(0, own)
                 answer = self._receive(0)
             except RuntimeError as error:
                 self._ended = True
@@ -331,7 +331,7 @@ class Ranks(Alone):
 
         A wait that times out within gloo closes the connections to all ranks, so it goes on in a thread of its own.
         """
-        if self._listener is None:
+        if self._listener is None or self._listener.is_stuck:
             self._listener = _Listener()
         return self._listener.result(lambda: self._receive(other), self._patience)
 
@@ -393,7 +393,7 @@ class _Listener:
         self._told: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
-        self._is_stuck = False
+        self.is_stuck = False
 
     def _listen(self) -> None:
         while (wanted := self._asked.get()) is not None:
@@ -408,7 +408,7 @@ class _Listener:
         try:
             found, error = self._told.get(timeout=seconds)
         except queue.Empty:
-            self._is_stuck = True
+            self.is_stuck = True
             raise TimeoutError(f"no word from it for {seconds:.3g} s") from None
         if error is not None:
             raise error
@@ -416,7 +416,7 @@ class _Listener:
 
     def close(self) -> None:
         self._asked.put(None)
-        if not self._is_stuck:
+        if not self.is_stuck:
             self._thread.join()
 
 
@@ -453,6 +453,11 @@ class Layout:
         self.first, self.stop = int(self._ends[rank]), int(self._ends[rank + 1])  # what this rank has
         self.skip = min(self.share.first, self.stop) - self.first  # rows at its beginning that another works on
         self.n_more = max(self.share.stop - max(self.stop, self.share.first), 0)  # that come from others
+
+    def origin(self, row: int) -> tuple[int, int]:
+        """The rank that has a row of all, and its number there."""
+        rank = int(np.searchsorted(self._ends, row, side="right")) - 1
+        return rank, row - int(self._ends[rank])
 
     def moved(self, name: str, head: np.ndarray) -> np.ndarray:
         """The rows that come from others, once they have been sent, for the `skip` first rows here."""
