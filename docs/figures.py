@@ -133,9 +133,7 @@ def bound(scores: np.ndarray) -> Figure:
     for epsilon, line in ((0.04, "-"), (0.01, "--")):
         gaps, passes = [], []
         for limit in (3, 5, 9, 17, 33, 65, 129):
-            result = quietly(
-                scores, epsilon=epsilon, method="sinkhorn", rounding="argmax", tol=1e-9, max_sweeps=limit
-            )
+            result = quietly(scores, epsilon=epsilon, method="sinkhorn", rounding="argmax", tol=1e-9, max_sweeps=limit)
             passes.append(result.n_sweeps - 1)  # without the one that certifies
             gaps.append(certify(scores, exact.labels, potentials=result.plan_potentials).gap)
         axes.loglog(passes, gaps, line, color=OTHER, linewidth=2, label=f"plain Sinkhorn, epsilon {epsilon:g}")
