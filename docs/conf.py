@@ -48,7 +48,8 @@ sphinx_gallery_conf = {
 
 html_theme = "furo"
 html_title = f"otlabel {release}"
-html_static_path: list[str] = []
+html_static_path = ["static"]
+html_css_files = ["otlabel.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}

@@ -139,9 +139,10 @@ def bound(scores: np.ndarray) -> Figure:
         axes.loglog(passes, gaps, line, color=OTHER, linewidth=2, label=f"plain Sinkhorn, epsilon {epsilon:g}")
         result = quietly(scores, epsilon=epsilon, rounding="argmax")
         gap = certify(scores, exact.labels, potentials=result.plan_potentials).gap
+        shape, style = ("o", "full") if line == "-" else ("D", "none")
         axes.loglog(
-            result.n_sweeps - 1, gap, "o" if line == "-" else "D", color=OWN, fillstyle="full" if line == "-" else "none",
-            markersize=8, linestyle="none", label=f"Newton, epsilon {epsilon:g}, tol 0.01",
+            result.n_sweeps - 1, gap, shape, color=OWN, fillstyle=style, markersize=8, linestyle="none",
+            label=f"Newton, epsilon {epsilon:g}, tol 0.01",
         )  # fmt: skip
     floor = 1e-7
     axes.loglog(exact.n_sweeps, floor, "v", color=MARK, markersize=11, linestyle="none")

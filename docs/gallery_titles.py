@@ -38,6 +38,8 @@ def titled(code: str) -> str:
         if not set(second) - set("=-~"):
             return code
         title = f"{first} {' '.join(second.split())}"
-    title = title.rstrip(".")
+    title, colon, more = title.rstrip(".").partition(": ")  # what comes after a colon is too long for a title
+    if colon:
+        text = f"{more[0].upper()}{more[1:]}.\n\n{text}"
     rest = code.splitlines(keepends=True)[tree.body[0].end_lineno :]
     return f'"""\n{title}\n{"=" * len(title)}\n\n{text}\n"""\n{"".join(rest)}'

@@ -33,6 +33,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  # and what it prints
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 NEEDED = {"ot": "POT", "faiss": "faiss", "sklearn": "scikit-learn", "transformers": "transformers"}
 UNPROMISED = re.compile(r"^(work|memory|time|reading|disk) .*\n(?: +.*\n)*", re.MULTILINE)
@@ -70,7 +71,7 @@ def run(page: Path) -> Iterator[Shown]:
             told = following.kind == "text" and printed.getvalue()
             yield Shown(block.text, printed.getvalue(), following.text if told else None)
         elif block.kind == "console":
-            for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block.text, re.MULTILINE):
+            for command, expected in COMMAND.findall(block.text):
                 yield Shown(command, output_of(command), expected)
 
 
@@ -78,7 +79,7 @@ def output_of(command: str) -> str:
     """What `otlabel ...` prints in a terminal of 80 columns."""
     from otlabel.cli import main
 
-    program, *arguments = shlex.split(command)
+    program, *arguments = shlex.split(command.replace("\\\n", " "))
     assert program == "otlabel", command
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
