@@ -33,6 +33,7 @@ autodoc_typehints = "none"  # the docstrings say types, shapes and units
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+strip_signature_backslash = True  # so that `labels_` keeps its underscore
 toc_object_entries_show_parents = "hide"
 
 sphinx_gallery_conf = {

@@ -19,9 +19,14 @@ NAMED = re.compile(r"^\s*\w+:")
 MARKUP = re.compile(r"[*|]|_(?!\w)")  # what reStructuredText would take for its own
 
 
+COLON = "\ue000"  # stands for one that napoleon would take for the end of a type
+LETTER = re.compile(r"^(\s*(?:\w+: )?)([A-Z]\.(?:\s|$))")  # "K." begins no list
+
+
 def setup(app: Any) -> dict[str, Any]:
-    """Run before napoleon, which makes fields of the sections."""
+    """Run before napoleon, which makes fields of the sections, and again after it."""
     app.connect("autodoc-process-docstring", process, priority=100)
+    app.connect("autodoc-process-docstring", finish, priority=900)
     return {"parallel_read_safe": True}
 
 
@@ -30,6 +35,16 @@ def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
     if dataclasses.is_dataclass(obj) and isinstance(obj, type) and not any(line in SECTIONS for line in lines):
         lines += ["", *attributes(obj)]
     lines[:] = with_literal_blocks(lines)
+    in_sentence = what == "property"
+    for k, line in enumerate(lines):
+        if in_sentence:
+            lines[k] = line.replace(":", COLON)
+        in_sentence = line == "Returns:" or (in_sentence and bool(line.strip()))
+
+
+def finish(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Put colons back."""
+    lines[:] = [line.replace(COLON, ":") for line in lines]
 
 
 def with_literal_blocks(lines: list[str]) -> list[str]:
@@ -54,6 +69,7 @@ def with_literal_blocks(lines: list[str]) -> list[str]:
 
 def plain(line: str) -> str:
     """Asterisks, bars and underscores at the end of a word stand for themselves, but in code and in a field's name."""
+    line = LETTER.sub(r"\1\\\2", line)
     name = NAMED.match(line)
     start = name.end() if name else 0
     parts = CODED.split(line[start:])
