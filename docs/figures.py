@@ -2,6 +2,7 @@
 
 python docs/figures.py          the figures of how.md and choose.md (20 s on one core)
 python docs/figures.py --demo   the README's docs/images/demo.png too: trains five networks (under a minute)
+make docs FIGURES=1             the same, and then the pages; without FIGURES the pictures stay as they are
 
 All figures are seeded. They have a white ground on purpose: they are read on light and dark pages alike.
 """

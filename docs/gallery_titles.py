@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from docstrings import with_literal_blocks
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WORDS = "Complete programs; each runs as it stands. The pages show them without having run them: the tests do that.\n"
 
@@ -42,4 +44,5 @@ def titled(code: str) -> str:
     if colon:
         text = f"{more[0].upper()}{more[1:]}.\n\n{text}"
     rest = code.splitlines(keepends=True)[tree.body[0].end_lineno :]
-    return f'"""\n{title}\n{"=" * len(title)}\n\n{text}\n"""\n{"".join(rest)}'
+    text = "\n".join(with_literal_blocks(text.split("\n")))
+    return f'r"""\n{title}\n{"=" * len(title)}\n\n{text}\n"""\n{"".join(rest)}'
