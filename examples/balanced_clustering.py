@@ -2,8 +2,8 @@
 Clusters of equal size
 ======================
 
-k-means whose assignment step is the exact balanced one. The least inertia that is possible grows with every bound
-on the sizes, but from a single start k-means ends in all kinds of local minima, and with bounds nearly always in the same one.
+k-means whose assignment step is the exact balanced one. The least inertia that is possible grows with every bound on
+the sizes, but from a single start k-means ends in all kinds of local minima, and with bounds mostly in the same one.
 Digits come in nearly equal numbers, and clusters that have to be as large follow them better; elsewhere they may not.
 The features may lie in a file, and new samples are labelled by the same rule.
 
