@@ -37,7 +37,7 @@ clean: ## remove .venv and all that the other targets wrote
 .venv/installed: pyproject.toml constraints.txt
 	@echo "Setting up .venv (a few minutes the first time)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install -c constraints.txt -e ".[dev,exact,report,kmeans]"
+	$(PIP) install -c constraints.txt -e ".[dev,docs,exact,examples,kmeans,report]"
 	touch $@
 
 .venv/docs: .venv/installed
