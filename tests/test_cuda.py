@@ -143,6 +143,21 @@ def test_many_classes_are_read_in_pieces(dtype, precision, monkeypatch) -> None:
 
 
 @kernels
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("n_classes", [1, 12, 40])
+def test_sums_of_many_programs(n_classes: int, weighted: bool, monkeypatch) -> None:
+    """Rows and programs that are no multiple of what is added at a time; labels counted first, or added one by one."""
+    module = cuda_module()
+    monkeypatch.setattr(module, "ADDED", (256, 16))
+    monkeypatch.setattr(module, "COUNTED_CLASSES", 20)
+    monkeypatch.setattr(module, "ROWS_A_PROGRAM", 16)
+    scores, g = stored((1300, n_classes), torch.float32), potentials_of(n_classes, np.float32)
+    weights = np.random.default_rng(3).integers(0, 5, 1300).astype(np.float64) if weighted else NO_WEIGHTS
+    for precision in (np.float32, np.float64):
+        Found(scores, g.astype(precision), 0.1, weights).assert_is_formula(scores, g.astype(precision), 0.1, weights)
+
+
+@kernels
 def test_65536_classes() -> None:
     scores, g = stored((3, 65536), torch.float16), potentials_of(65536, np.float32)
     Found(scores, g, 0.5).assert_is_formula(scores, g, 0.5)
