@@ -21,13 +21,24 @@ _context.set_forkserver_preload(["torch.distributed", "otlabel.assign", "otlabel
 
 def on_ranks(function: Callable[..., Any], number: int, *arguments: Any, timeout: float = SECONDS) -> list[Any]:
     """function(group, *arguments) on so many processes; KILLED for one that died, an exception for one that raised."""
+    return _launched(_in_group, number, function, arguments, timeout)
+
+
+def as_torchrun(function: Callable[..., Any], number: int, *arguments: Any) -> list[Any]:
+    """function(rank, *arguments) on processes that have the environment which torchrun gives its own, and no group."""
+    return _launched(_in_environment, number, function, arguments, SECONDS)
+
+
+def _launched(
+    run: Callable[..., None], number: int, function: Callable[..., Any], arguments: tuple[Any, ...], timeout: float
+) -> list[Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ends = []
     for rank in range(number):
         here, there = _context.Pipe(duplex=False)
-        process = _context.Process(target=_run, args=(there, function, rank, number, port, timeout, arguments))
+        process = _context.Process(target=run, args=(there, function, rank, number, port, timeout, arguments))
         process.start()
         there.close()
         ends.append((process, here))
@@ -42,17 +53,31 @@ def on_ranks(function: Callable[..., Any], number: int, *arguments: Any, timeout
     return found
 
 
-def _run(answer: Any, function: Callable[..., Any], rank: int, number: int, port: int, timeout: float, given: Any):
+def _in_environment(
+    answer: Any, function: Callable[..., Any], rank: int, number: int, port: int, timeout: float, given: Any
+) -> None:
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in told.items()})
+    _answered(answer, function, rank, *given)
+
+
+def _in_group(
+    answer: Any, function: Callable[..., Any], rank: int, number: int, port: int, timeout: float, given: Any
+) -> None:
     import torch.distributed as dist
 
-    os.environ["OTLABEL_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group(
         "gloo", init_method=address, rank=rank, world_size=number, timeout=timedelta(seconds=timeout)
     )
+    _answered(answer, function, dist.group.WORLD, *given)
+
+
+def _answered(answer: Any, function: Callable[..., Any], *arguments: Any) -> None:
+    os.environ["OTLABEL_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
     try:
-        answer.send(function(dist.group.WORLD, *given))
+        answer.send(function(*arguments))
     except Exception as error:
         traceback.print_exc()
         answer.send(error)
