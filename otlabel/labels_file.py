@@ -179,7 +179,8 @@ def create_labels(group: h5py.Group, labels: np.ndarray, counts: np.ndarray) -> 
     """Labels in chunks with checksums, and class sizes."""
     stored = labels.astype(_label_type(len(counts)))
     n_chunks = max(1, -(-stored.nbytes // CHUNK_BYTES))  # of equal size: a chunk is stored in full
-    group.create_dataset("labels", data=stored, chunks=(max(1, -(-len(stored) // n_chunks)),), fletcher32=True)
+    chunked = {"chunks": (-(-len(stored) // n_chunks),), "fletcher32": True} if len(stored) else {}
+    group.create_dataset("labels", data=stored, **chunked)
     group.create_dataset("counts", data=counts.astype(np.int64))
 
 
