@@ -130,7 +130,8 @@ def sinkhorn_assign(
         rows = Rows(keep_whole(opened, memory_limit), team)
         team.check_alike(
             epsilon=epsilon, rounding=rounding, tol=tol, max_sweeps=max_sweeps, method=method, seed=seed,
-            class_mass=class_mass, classes=classes, samples=samples, abstain=abstain, init=init,
+            class_mass=class_mass, classes=classes, lo=getattr(classes, "lo", None), hi=getattr(classes, "hi", None),
+            samples=samples, abstain=abstain, init=getattr(init, "plan_potentials", init),
             weighted=sample_mass is not None,
         )  # fmt: skip
         n_rows, n_classes = rows.scores.share.n_rows, opened.shape[1]

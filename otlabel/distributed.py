@@ -34,6 +34,7 @@ TAG = 20_200_427  # any number: keeps these messages apart from others of the sa
 FRAME = 1 << 13  # bytes that are sent at once; most messages need no second part
 PATIENCE_SHARE = 0.5  # of the group's timeout, after which rank 0 gives up a silent rank and can still tell the others
 FEW_NUMBERS = 1 << 14  # that are joined to find the one in the middle
+MOST_SHOWN = 8  # numbers of a setting in an error
 DIGIT_BITS = 12  # of a number, found in one round when ranks look for the one in the middle
 
 
@@ -71,6 +72,10 @@ class Alone:
     def largest(self, name: str, *numbers: float) -> tuple[float, ...]:
         """The largest of each number over ranks."""
         return tuple(map(float, numbers))
+
+    def least(self, name: str, array: np.ndarray) -> np.ndarray:
+        """The smallest of each number over ranks."""
+        return array
 
     def first(self, name: str, text: str) -> str:
         """What the first rank that has something to tell says."""
@@ -182,6 +187,10 @@ class Ranks(Alone):
         """The largest of each number over ranks."""
         (found,) = self._merged(name, (np.array(numbers, np.float64),), lambda parts: np.max(parts, 0))
         return tuple(map(float, found))
+
+    def least(self, name: str, array: np.ndarray) -> np.ndarray:
+        """The smallest of each number over ranks."""
+        return self._merged(name, (array,), lambda parts: np.min(parts, 0))[0]
 
     def first(self, name: str, text: str) -> str:
         """What the first rank that has something to tell says."""
@@ -527,7 +536,7 @@ def _first_line(error: BaseException) -> str:
 
 def _text(value: Any) -> str:
     """A setting in a few words; large arrays by their shape and a digest."""
-    if hasattr(value, "tobytes") and getattr(value, "size", 0) > 8:
-        digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-        return f"array {tuple(value.shape)} {value.dtype} {digest[:12]}"
-    return str(value)
+    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    if array.size > MOST_SHOWN:
+        return f"array {array.shape} {array.dtype} {hashlib.sha256(array.tobytes()).hexdigest()[:12]}"
+    return str(array.tolist() if array.dtype.kind in "iuf" else value)

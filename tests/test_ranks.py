@@ -189,6 +189,69 @@ def test_without_a_group_nothing_is_asked_of_torch_distributed(monkeypatch: pyte
     assert result.bytes_sent == ALONE.bytes_sent == 0
 
 
+# ---- what is made of it ----
+
+
+def cluster_rows(group: Any, metric: str, bounds: dict[str, int]) -> dict[str, Any]:
+    """Balanced clusters of this rank's rows, which are none for rank 1; also where a rank's rows hold NaN."""
+    from otlabel import BalancedKMeans
+
+    ends = np.array([0, 700, 700, 2000])
+    rows = slice(int(ends[group.rank()]), int(ends[group.rank() + 1]))
+    features = drawn_features()[0][:2000][rows]
+    model = BalancedKMeans(12, metric=metric, random_state=group.rank(), **bounds).fit(features, group=group)
+    found = {name: getattr(model, name) for name in ("labels_", "sizes_", "inertia_", "cluster_centers_", "n_iter_")}
+    bad = features.copy()
+    bad[5:6] = np.nan
+    model = BalancedKMeans(12, metric=metric, **bounds)
+    try:
+        model.fit(torch.from_numpy(bad if group.rank() == 2 else features), group=group)
+    except InvalidScoresError as error:
+        found["error"] = str(error)
+    return found
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("bounds", [{}, {"size_min": 100, "size_max": 300}], ids=["equal", "bounds"])
+def test_balanced_clusters_over_ranks(metric: str, bounds: dict[str, int]) -> None:
+    cluster = pytest.importorskip("otlabel.cluster")
+    found = on_ranks(cluster_rows, 3, metric, bounds)
+    for answer in found:
+        assert not isinstance(answer, Exception), answer
+    model = cluster.BalancedKMeans(12, metric=metric, random_state=0, **bounds).fit(drawn_features()[0][:2000])
+    np.testing.assert_array_equal(np.concatenate([part["labels_"] for part in found]), model.labels_)
+    for part in found:
+        np.testing.assert_array_equal(part["sizes_"], model.sizes_)
+        np.testing.assert_allclose(part["cluster_centers_"], model.cluster_centers_, rtol=1e-5, atol=1e-6)
+        assert part["inertia_"] == pytest.approx(model.inertia_, rel=1e-9)
+        assert part["n_iter_"] == model.n_iter_
+        assert part["error"].startswith("features hold NaN or infinity, the first at row 5")
+
+
+def curate_rows(group: Any) -> tuple[Any, ...]:
+    from otlabel import curate
+
+    rows = [slice(0, 1000), slice(1000, 1000), slice(1000, 6000)][group.rank()]
+    found = curate(drawn_features()[0][:6000][rows], 500, n_clusters=90, group=group)
+    return found.indices + rows.start, found.clusters, found.sizes, found.quotas, found.summary()
+
+
+def test_curate_over_ranks() -> None:
+    pytest.importorskip("sklearn")
+    from otlabel import curate
+
+    found = on_ranks(curate_rows, 3)
+    for answer in found:
+        assert not isinstance(answer, Exception), answer
+    one = curate(drawn_features()[0][:6000], 500, n_clusters=90)
+    np.testing.assert_array_equal(np.concatenate([part[0] for part in found]), one.indices)
+    np.testing.assert_array_equal(np.concatenate([part[1] for part in found]), one.clusters)
+    for _, _, sizes, quotas, summary in found:
+        np.testing.assert_array_equal(sizes, one.sizes)
+        np.testing.assert_array_equal(quotas, one.quotas)
+        assert summary == one.summary()
+
+
 # ---- what is sent ----
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,17 @@ class Shards:
             scores = ArrayScores(storage_array(scores.shape, self.dtype), self.dtype)
         tail = self.layout.moved("shards", np.ascontiguousarray(scores.read(0, self.layout.skip)))
         return ShardedScores(scores, tail, self.layout)
+
+
+def part_of_all(scores: Scores, team: Alone) -> Scores:
+    """A rank's rows, all of them and no others, that know which rows of all they are."""
+    if team.number == 1:
+        return scores
+    (counts,) = team.joined("rows", np.array([scores.shape[0]]))
+    first = int(counts[: team.rank].sum())
+    part = copy.copy(scores)  # the caller's may be of use elsewhere
+    part.own_share = Share(team, first, first + scores.shape[0], int(counts.sum()))
+    return part
 
 
 def take_rows(scores: Scores, rows: np.ndarray) -> Scores:
