@@ -29,7 +29,7 @@ import numpy as np
 
 from otlabel.errors import FileFormatError
 from otlabel.files import replacing
-from otlabel.scores import Scores, matches
+from otlabel.scores import Scores, load_array, matches
 
 if TYPE_CHECKING:
     import h5py
@@ -214,7 +214,7 @@ def read_labels(path: str | os.PathLike[str]) -> StoredLabels:
 
 
 def _read_npy(file: Path) -> StoredLabels:
-    labels = np.load(file, allow_pickle=False)
+    labels = load_array(str(file))
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < -1:
         raise ValueError(f"it holds {labels.dtype} of shape {labels.shape}, not (N,) whole numbers from 0 up, or -1")
     labels = np.ascontiguousarray(labels, np.int64)

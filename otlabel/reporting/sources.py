@@ -76,7 +76,7 @@ def opened(**given: Any) -> dict[str, Any]:
 
 def _mapped(text: str) -> np.ndarray:
     try:
-        return np.load(text, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(text, "r")
     except (ValueError, EOFError) as error:
         raise FileFormatError(f"{text} is no .npy file of numbers, or is damaged: {error}") from error
 
