@@ -144,7 +144,10 @@ def _described(labels: np.ndarray, head: HeadView, truth: np.ndarray | None, new
         "entropy": float(-(shares * np.log(shares)).sum()),
     }
     if truth is not None:
+        mixed = metrics.class_entropy(truth, labels)
+        lower, upper = np.quantile(mixed.entropy, (0.25, 0.75)).tolist()
         told["nmi"] = metrics.nmi(truth, labels)
+        told |= {"class_entropy": mixed.mean, "class_entropy_lower": lower, "class_entropy_upper": upper}
     return told
 
 
