@@ -246,6 +246,7 @@ def _network_scores(
     import torch
 
     from otlabel.selflabel import MultiHead
+    from otlabel.selflabel.model import forward_only
     from otlabel.training.evaluate import features_of
     from otlabel.training.networks import network
 
@@ -256,7 +257,6 @@ def _network_scores(
     except RuntimeError as error:
         raise FileFormatError(f"the checkpoint's weights are of another network than its run's: {error}") from error
     features = torch.from_numpy(features_of(model, images.train, torch.device("cpu")))
-    model.eval()
-    with torch.no_grad():
+    with forward_only(model):
         parts = [model.heads[head](part).log_softmax(1) for part in features.split(1 << 14)]
     return torch.cat(parts).numpy()
