@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 FORMAT = "otlabel.labels"
 FORMAT_VERSION = 1
+CLUSTERED = "clustered"  # status of labels whose scores are made of features and centres
 ENDINGS = (".npy", ".h5", ".hdf5")
 FINGERPRINT_ROWS = 64  # rows of the scores that a fingerprint hashes, evenly spaced from the first to the last
 CHUNK_BYTES = 1 << 20

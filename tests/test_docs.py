@@ -37,7 +37,7 @@ COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 NEEDED = {"ot": "POT", "faiss": "faiss", "sklearn": "scikit-learn", "transformers": "transformers"}
 UNPROMISED = re.compile(r"^(work|memory|time|reading|disk) .*\n(?: +.*\n)*", re.MULTILINE)
-TRAINING = re.compile(r"otlabel (train|transfer|curate) ")  # or k-means
+TRAINING = re.compile(r"otlabel (train|transfer|curate|cluster) ")  # or k-means
 
 
 class Block(NamedTuple):

@@ -14,6 +14,7 @@ import numpy as np
 
 from otlabel import labels_file
 from otlabel.errors import FileFormatError, FingerprintError
+from otlabel.labels_file import CLUSTERED
 from otlabel.result import Assignment
 from otlabel.scores import as_array, load_array
 
@@ -122,7 +123,9 @@ def _of_path(text: str, head: int) -> Subject:
 
 
 def _of_stored(stored: labels_file.StoredLabels, title: str) -> Subject:
-    receipt = stored.receipt
+    receipt, about = stored.receipt, []
+    if receipt is not None and receipt.status == CLUSTERED:
+        about.append("Scores are minus the distances of k-means; the bound is for the centres that k-means came to.")
     return Subject(
         stored.labels,
         title,
@@ -130,6 +133,7 @@ def _of_stored(stored: labels_file.StoredLabels, title: str) -> Subject:
         value=None if receipt is None else receipt.value,
         bound=None if receipt is None else receipt.bound,
         potentials=stored.potentials,
+        about=tuple(about),
     )
 
 
