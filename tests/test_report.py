@@ -428,7 +428,7 @@ def test_course_of_relabellings_is_that_of_the_metrics(data) -> None:
             np.testing.assert_allclose(around[:, 0], [*x, *x[::-1]], atol=0.06)
             slope, start = np.polyfit(wanted, y, 1)
             np.testing.assert_allclose(around[:, 1], start + slope * np.array([*upper, *lower[::-1]]), atol=0.2)
-            assert f"half of the classes from {lower[-1]:.3g} to {upper[-1]:.3g}." in figure
+            assert f"; the middle half of the classes {lower[-1]:.3g} to {upper[-1]:.3g}." in figure
     (marks,) = re.findall(r'<path class="mark other" d="(.*?)"', figure)
     assert [float(mark.split()[0]) for mark in marks.split("M")[1:]] == x.tolist()
     for title in ("Loss", "Churn", "NMI with the truth"):

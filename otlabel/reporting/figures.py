@@ -163,7 +163,7 @@ def _course(
     if quartiles:
         around = [(at, upper) for at, _, upper in quartiles] + [(at, lower) for at, lower, _ in reversed(quartiles)]
         parts.append(_band([(x.at(at), y.at(value)) for at, value in around], "own"))
-        told += f" on average; half of the classes from {quartiles[-1][1]:.3g} to {quartiles[-1][2]:.3g}"
+        told += f"; the middle half of the classes {quartiles[-1][1]:.3g} to {quartiles[-1][2]:.3g}"
         legend.insert(0, ("own", "mean; shaded: the middle half of the classes"))
     parts.append(_line(places, "own"))
     if len(places) < BARS:
