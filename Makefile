@@ -15,14 +15,14 @@ demo: .venv/installed ## label scikit-learn's digits; writes otlabel-demo/
 test: .venv/installed ## run the tests
 	$(BIN)/python -m pytest
 
-docs: .venv/docs ## build these pages into docs/_build/html; FIGURES=1 redraws all pictures first
+docs: .venv/installed ## build docs/_build/html; FIGURES=1 redraws all pictures first
 	$(if $(FIGURES),$(BIN)/python docs/figures.py --demo)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 bench: .venv/bench ## time otlabel against other solvers, in one run
 	$(BIN)/python benchmarks/bench_solvers.py
 
-kernels: .venv/kernels ## test the GPU kernels without a GPU, through Triton's interpreter (1 GB)
+kernels: .venv/kernels ## test the GPU kernels without a GPU, in Triton's interpreter
 	$(BIN)/python -m pytest tests/test_cuda.py
 
 lint: .venv/installed ## check style, layout and types
@@ -38,10 +38,6 @@ clean: ## remove .venv and all that the other targets wrote
 	@echo "Setting up .venv (a few minutes the first time)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install -c constraints.txt -e ".[dev,docs,exact,examples,kmeans,report]"
-	touch $@
-
-.venv/docs: .venv/installed
-	$(PIP) install -c constraints.txt -e ".[docs]"
 	touch $@
 
 .venv/kernels: .venv/installed

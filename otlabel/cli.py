@@ -1,4 +1,4 @@
-"""The command `otlabel`: assign to demo; train and transfer are in `training`, report in `reporting`.
+"""The command `otlabel`: assign to curate; train, transfer, cluster and report are in files of their own.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from otlabel import __version__
+from otlabel.clustering_command import add_cluster
 from otlabel.errors import FileFormatError, InvalidMassError, MissingPackageError, OtlabelWarning, RankError
 from otlabel.files import check_output, replacing, save_array
 from otlabel.reporting.command import add_report
@@ -121,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_assign(commands)
+    add_cluster(commands)
     _add_predict(commands)
     _add_certify(commands)
     _add_plan(commands)

@@ -30,13 +30,14 @@ import numpy as np
 
 from otlabel.errors import FileFormatError
 from otlabel.files import replacing, save_array
-from otlabel.scores import Scores, matches
+from otlabel.scores import Scores, load_array, matches
 
 if TYPE_CHECKING:
     import h5py
 
 FORMAT = "otlabel.labels"
 FORMAT_VERSION = 1
+CLUSTERED = "clustered"  # status of labels whose scores are made of features and centres
 ENDINGS = (".npy", ".h5", ".hdf5")
 PART_NAME = re.compile(r"part-(\d{5,})-of-(\d{5,})\.h5")  # in a folder that several processes wrote
 FINGERPRINT_ROWS = 64  # rows of the scores that a fingerprint hashes, evenly spaced from the first to the last
@@ -236,7 +237,7 @@ def read_labels(path: str | os.PathLike[str]) -> StoredLabels:
 
 
 def _read_npy(file: Path) -> StoredLabels:
-    labels = np.load(file, allow_pickle=False)
+    labels = load_array(str(file))
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < -1:
         raise ValueError(f"it holds {labels.dtype} of shape {labels.shape}, not (N,) whole numbers from 0 up, or -1")
     labels = np.ascontiguousarray(labels, np.int64)

@@ -8,6 +8,7 @@ import os
 import re
 import select
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -381,6 +382,10 @@ def test_broken_histories_are_drawn_as_far_as_they_go(data) -> None:
 def drawn(figure: str) -> list[tuple[float, float]]:
     """The points of the curve of a figure, in the units of its drawing."""
     (path,) = re.findall(r'<path class="line own" d="M(.*?)"', figure)
+    return points(path)
+
+
+def points(path: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in (point.split() for point in path.split("L"))]
 
 
@@ -394,22 +399,36 @@ def test_course_of_relabellings_is_that_of_the_metrics(data) -> None:
     model = torch.nn.Linear(D, K)
     labeler = SelfLabeler(N, [K], truth=data["truth"], features=lambda _, x: x, heads=lambda m: [m])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    wanted = []
+    wanted, quartiles = [], []
     for _ in range(8):
         labeler.update(model, [(torch.arange(N), features)])
         wanted.append(metrics.mean_class_entropy(data["truth"], labeler.labels[0]))
+        of_classes = metrics.class_entropy(data["truth"], labeler.labels[0]).entropy
+        quartiles.append(statistics.quantiles(of_classes, method="inclusive")[::2])
         for index in torch.arange(N).split(40):
             optimizer.zero_grad()
             labeler.loss(model(features[index]), index).backward()
             optimizer.step()
-    found = summaries.summarise(Subject(labeler.labels[0].numpy(), truth=data["truth"], history=labeler.history))
-    np.testing.assert_allclose([line["class_entropy"] for line in found.relabellings], wanted, atol=1e-12)
-    text = report(labeler.labels[0], truth=data["truth"], history=labeler.history)
-    (figure,) = re.findall(r"<figure>\s*<figcaption><h3>Entropy of true classes.*?</figure>", text, re.DOTALL)
-    assert f"{wanted[-1]:.3g} after 7 epochs." in figure
-    x, y = np.array(drawn(figure)).T
-    assert np.corrcoef(x, np.arange(8))[0, 1] > 0.999
-    assert np.corrcoef(y, wanted)[0, 1] < -0.999  # upwards is less
+    # Histories of earlier versions have neither the entropy nor its quartiles; the mean follows from what they have.
+    old = [{name: line[name] for name in line if "class_entropy" not in name} for line in labeler.history]
+    for lines in (labeler.history, old):
+        found = summaries.summarise(Subject(labeler.labels[0].numpy(), truth=data["truth"], history=lines))
+        np.testing.assert_allclose([line["class_entropy"] for line in found.relabellings], wanted, atol=1e-12)
+        text = report(labeler.labels[0], truth=data["truth"], history=lines)
+        (figure,) = re.findall(r"<figure>\s*<figcaption><h3>Entropy of true classes.*?</figure>", text, re.DOTALL)
+        assert f"{wanted[-1]:.3g} after 7 epochs" in figure
+        x, y = np.array(drawn(figure)).T
+        assert np.corrcoef(x, np.arange(8))[0, 1] > 0.999
+        assert np.corrcoef(y, wanted)[0, 1] < -0.999  # upwards is less
+        band = [points(path) for path in re.findall(r'<path class="fill band own" d="M(.*?)Z"', figure)]
+        assert len(band) == (lines is not old)
+        if band:
+            around = np.array(band[0])
+            lower, upper = np.array(quartiles).T
+            np.testing.assert_allclose(around[:, 0], [*x, *x[::-1]], atol=0.06)
+            slope, start = np.polyfit(wanted, y, 1)
+            np.testing.assert_allclose(around[:, 1], start + slope * np.array([*upper, *lower[::-1]]), atol=0.2)
+            assert f"; the middle half of the classes {lower[-1]:.3g} to {upper[-1]:.3g}." in figure
     (marks,) = re.findall(r'<path class="mark other" d="(.*?)"', figure)
     assert [float(mark.split()[0]) for mark in marks.split("M")[1:]] == x.tolist()
     for title in ("Loss", "Churn", "NMI with the truth"):
@@ -417,8 +436,8 @@ def test_course_of_relabellings_is_that_of_the_metrics(data) -> None:
     # Where a sample has no label or no true class, it does not follow.
     unknown = data["truth"].copy()
     unknown[0] = -1
-    assert "Entropy of true classes" not in report(labeler.labels[0], truth=unknown, history=labeler.history)
-    left_out = [{**record, "unlabelled": 1} for record in labeler.history]
+    assert "Entropy of true classes" not in report(labeler.labels[0], truth=unknown, history=old)
+    left_out = [{**record, "unlabelled": 1} for record in old]
     assert "Entropy of true classes" not in report(labeler.labels[0], truth=data["truth"], history=left_out)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import torch
 from oracles import FLOAT64_EPS, entropic_plan, value_of
 from problems import clusters, dead_class, normal
 
+import otlabel
 from otlabel import Assignment, Status, lp_assign, sinkhorn_assign
 from otlabel.errors import FileFormatError
 
@@ -216,7 +220,7 @@ def test_pickled_array_in_a_saved_file_is_refused(result: Assignment, tmp_path: 
     for name in entries:
         bomb = np.array([Bomb(tmp_path / "exploded")], dtype=object)
         np.savez(tmp_path / "bad.npz", **{**entries, name: bomb})
-        with pytest.raises(FileFormatError, match=r"bad\.npz"):
+        with pytest.raises(FileFormatError, match=r"bad\.npz is not .* pickled objects, which are never loaded$"):
             Assignment.load(tmp_path / "bad.npz")
     assert not (tmp_path / "exploded").exists()
 
@@ -225,6 +229,7 @@ def foreign_files(folder: Path) -> list[Path]:
     """Files that are no saved Assignment, of many kinds."""
     (folder / "empty.npz").write_bytes(b"")
     (folder / "text.npz").write_text("labels: 1 2 3")
+    (folder / "junk.npz").write_bytes(np.random.default_rng(0).bytes(300))
     (folder / "pickle.npz").write_bytes(pickle.dumps({"labels": [1, 2]}))
     np.save(folder / "array.npy", np.arange(5))
     np.savez(folder / "other.npz", labels=np.arange(5))
@@ -235,8 +240,9 @@ def foreign_files(folder: Path) -> list[Path]:
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
     for path in foreign_files(tmp_path):
-        with pytest.raises(FileFormatError, match=path.name):
+        with pytest.raises(FileFormatError, match=path.name) as caught:
             Assignment.load(path)
+        assert "pickle" not in str(caught.value).replace(path.name, "")  # NumPy's advice is how to unpickle them
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9, 0.99])
@@ -394,3 +400,21 @@ def test_progress_bar_writes_to_stderr_only(scores: np.ndarray, capsys: pytest.C
     assert capsys.readouterr().out == ""
     sinkhorn_assign(scores)
     assert capsys.readouterr() == ("", "")
+
+
+PEAK = "from otlabel.monitor import Monitor; print(Monitor(1).peak_memory)"
+LARGE = f"""
+import subprocess, sys
+held = b"." * 600_000_000
+subprocess.run([sys.executable, "-c", {PEAK!r}], check=True)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells it without the parent's")
+def test_peak_memory_is_without_that_of_the_parent() -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(otlabel.__file__).parents[1])}
+    alone, child = (
+        int(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout)
+        for code in (PEAK, LARGE)
+    )
+    assert 0.9 * alone < child < min(1.1 * alone, 600_000_000)

@@ -124,7 +124,7 @@ def courses(epochs: list[dict[str, Any]], relabellings: list[dict[str, Any]]) ->
         by_epoch, by_relabelling = _values(epochs, "epoch", key), _values(relabellings, "epochs_trained", key)
         points = by_epoch or by_relabelling if key == "loss" else by_relabelling or by_epoch
         if points:
-            found.append(_course(key, title, points, last, times, marks))
+            found.append(_course(key, title, points, _quartiles(relabellings, key), last, times, marks))
     return found
 
 
@@ -133,11 +133,23 @@ def _values(lines: list[dict[str, Any]], at: str, key: str) -> list[tuple[float,
     return [(float(line[at]), float(line[key])) for line in lines if _finite(line.get(at)) and _finite(line.get(key))]
 
 
+def _quartiles(lines: list[dict[str, Any]], key: str) -> list[tuple[float, float, float]]:
+    """Times, lower and upper quartiles over the classes; histories of earlier versions have none."""
+    lower, upper = (dict(_values(lines, "epochs_trained", f"{key}_{side}")) for side in ("lower", "upper"))
+    return [(at, lower[at], upper[at]) for at in lower if at in upper]
+
+
 def _course(
-    key: str, title: str, points: list[tuple[float, float]], last: float, marked: list[float], marks: str
+    key: str,
+    title: str,
+    points: list[tuple[float, float]],
+    quartiles: list[tuple[float, float, float]],
+    last: float,
+    marked: list[float],
+    marks: str,
 ) -> Figure:
     epochs, values = zip(*points, strict=True)
-    high = 1.0 if key == "nmi" else max(*values, 0.0) * 1.08 or 1.0
+    high = 1.0 if key == "nmi" else max(*values, *(upper for *_, upper in quartiles), 0.0) * 1.08 or 1.0
     x = _Axis(min(0.0, *epochs, *marked), last, LEFT, WIDTH - RIGHT)
     y = _Axis(min(0.0, *values), high, HEIGHT - BOTTOM, TOP)
     places = [(x.at(epoch), y.at(value)) for epoch, value in points]
@@ -145,12 +157,18 @@ def _course(
     parts = [
         _frame(x, y, "epoch", ""),
         f'<path class="mark other" d="{ticks}"/>',
-        _line(places, "own"),
     ]
+    told = f"{values[-1]:.3g} after {epochs[-1]:.4g} epochs"
+    legend = [("other", marks)] if marked else []
+    if quartiles:
+        around = [(at, upper) for at, _, upper in quartiles] + [(at, lower) for at, lower, _ in reversed(quartiles)]
+        parts.append(_band([(x.at(at), y.at(value)) for at, value in around], "own"))
+        told += f"; the middle half of the classes {quartiles[-1][1]:.3g} to {quartiles[-1][2]:.3g}"
+        legend.insert(0, ("own", "mean; shaded: the middle half of the classes"))
+    parts.append(_line(places, "own"))
     if len(places) < BARS:
         parts += [_dot(place, 2.6, "fill own") for place in places]
-    told = f"{values[-1]:.3g} after {epochs[-1]:.4g} epochs."
-    return Figure(title, told, _svg(parts, title), (("other", marks),) if marked else ())
+    return Figure(title, f"{told}.", _svg(parts, title), tuple(legend))
 
 
 def _finite(value: Any) -> bool:
@@ -182,6 +200,11 @@ def _number(value: float) -> str:
 
 def _line(points: list[tuple[float, float]], style: str) -> str:
     return f'<path class="line {style}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>'
+
+
+def _band(points: list[tuple[float, float]], style: str) -> str:
+    """The area that points go around."""
+    return f'<path class="fill band {style}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}Z"/>'
 
 
 def _dot(point: tuple[float, float], radius: float, style: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from otlabel import labels_file
 from otlabel.errors import FileFormatError, FingerprintError
+from otlabel.labels_file import CLUSTERED
 from otlabel.result import Assignment
 from otlabel.scores import as_array, load_array
 
@@ -76,7 +77,7 @@ def opened(**given: Any) -> dict[str, Any]:
 
 def _mapped(text: str) -> np.ndarray:
     try:
-        return np.load(text, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(text, "r")
     except (ValueError, EOFError) as error:
         raise FileFormatError(f"{text} is no .npy file of numbers, or is damaged: {error}") from error
 
@@ -122,7 +123,9 @@ def _of_path(text: str, head: int) -> Subject:
 
 
 def _of_stored(stored: labels_file.StoredLabels, title: str) -> Subject:
-    receipt = stored.receipt
+    receipt, about = stored.receipt, []
+    if receipt is not None and receipt.status == CLUSTERED:
+        about.append("Scores are minus the distances of k-means; the bound is for the centres that k-means came to.")
     return Subject(
         stored.labels,
         title,
@@ -130,6 +133,7 @@ def _of_stored(stored: labels_file.StoredLabels, title: str) -> Subject:
         value=None if receipt is None else receipt.value,
         bound=None if receipt is None else receipt.bound,
         potentials=stored.potentials,
+        about=tuple(about),
     )
 
 
@@ -246,6 +250,7 @@ def _network_scores(
     import torch
 
     from otlabel.selflabel import MultiHead
+    from otlabel.selflabel.model import forward_only
     from otlabel.training.evaluate import features_of
     from otlabel.training.networks import network
 
@@ -256,7 +261,6 @@ def _network_scores(
     except RuntimeError as error:
         raise FileFormatError(f"the checkpoint's weights are of another network than its run's: {error}") from error
     features = torch.from_numpy(features_of(model, images.train, torch.device("cpu")))
-    model.eval()
-    with torch.no_grad():
+    with forward_only(model):
         parts = [model.heads[head](part).log_softmax(1) for part in features.split(1 << 14)]
     return torch.cat(parts).numpy()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from otlabel.selflabel.model import Modes, View, to_device
+from otlabel.selflabel.model import View, forward_only, to_device
 from otlabel.selflabel.ranks import Batch, Ranks
 
 if TYPE_CHECKING:
@@ -55,14 +55,11 @@ def extract(
     """
     ranks = ranks or Ranks()
     present = np.zeros(n_samples, bool)  # rows that an interrupted extraction has left, once the store has told
-    modes = Modes(seen.model)
-    seen.model.train(mode == "train")
     try:
-        with ranks.together(), torch.no_grad():
+        with forward_only(seen.model, training=mode == "train"), ranks.together():
             parts = _rows(seen, _bar(loader, progress and ranks.is_first), amp, present)
             _fill(store, ranks.gathered(parts), about, present, ranks)
     finally:
-        modes.restore()
         store.close()
 
 
