@@ -169,7 +169,7 @@ class Objective:
         if plan is None:
             plan = self._sparse_plan(self.problem.scores, rows, point.swept_potentials)
         sizes, roots = np.diff(plan.indptr), np.sqrt(self._shares(point)).astype(np.float32)
-        here = plan.data * np.repeat(roots, sizes), plan.indices, sizes
+        here = plan.data * np.repeat(roots, sizes), plan.indices.astype(np.int32), sizes
         data, indices, sizes = self.problem.team.joined("curvature", *here)
         starts = np.concatenate([[0], np.cumsum(sizes)])
         return csr_array((data, indices, starts), shape=(len(sizes), plan.shape[1]))

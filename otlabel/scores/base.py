@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 
 BLOCK_ENTRIES = 1 << 16, 1 << 19  # fewest and most scores a block: a call's cost is hidden, the last one waits little
 FEW_BLOCKS = 16  # what threads need to share small matrices out evenly
-MAX_BLOCKS = 2048  # bounds the partial sums (K float64 each) that wait to be added
+MANY_BLOCKS = 2048  # from which on larger blocks spare more calls than smaller ones spare memory ...
+LARGEST_BLOCK = 1 << 24  # ... up to so many scores
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 Batch = list[tuple[int, int]]  # consecutive blocks, each from row `start` up to row `stop`
 
 
 def block_rows(n_rows: int, n_classes: int) -> int:
-    """Rows of a block: up to half a million scores, more where there would be too many blocks."""
+    """Rows of a block: up to half a million scores, more where there would be very many blocks."""
     entries = min(max(n_rows * n_classes // FEW_BLOCKS, BLOCK_ENTRIES[0]), BLOCK_ENTRIES[1])
-    return max(1, entries // n_classes, -(-n_rows // MAX_BLOCKS))
+    return max(1, entries // n_classes, min(-(-n_rows // MANY_BLOCKS), LARGEST_BLOCK // n_classes))
 
 
 def partition(n_rows: int, n_classes: int) -> Batch:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import itertools
+import threading
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 HASH_SEED = 20_200_427  # any constant: equal rows must get equal hashes in every process
 HASHED_SCORES = 32  # of each row, at a first look
 PRODUCT_ROWS, PRODUCT_ENTRIES = 1 << 14, 1 << 25  # of plans multiplied at once: halves hold sums of so many rows
-ADDED_PARTS = 64  # sums of blocks that are added at once
+WAITING_PARTS = 64  # sums of blocks that are added at once
 READERS = 1  # threads beyond the processors: while they wait for a file, the others compute
 
 
@@ -170,6 +171,7 @@ def sweep(
     labels = np.empty(n_rows if with_labels or scores.on_cpu else 0, np.int32)
     no_weights = np.empty(0)
     row_mass = np.empty(n_rows if row_exponent else 0)
+    added, waiting = _Sums(n_classes + 3, n_classes), deque[Any]()
 
     def reduce_block(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
         counted, counts = np.zeros(n_classes + 3), np.zeros(n_classes, np.int64)
@@ -181,34 +183,65 @@ def sweep(
         plan = None
         if plan_rows is not None:
             plan = backend.sparse_plan_block(block, _within(plan_rows, start, stop), g, inverse, plan_share)
-        return sums, counted, counts, plan
+        if callable(sums):  # a device is to have more to do when it is waited for
+            waiting.append((sums, counted, counts))
+        else:
+            counted[:2] = sums
+            added.add(counted, counts)
+        if len(waiting) > WAITING_PARTS:
+            add_first()
+        return plan
 
-    reduced = _run_blocks(scores, reduce_block)
-    all_counts = np.zeros(n_classes, np.int64)
-    for sums, counted, counts, _ in reduced:
-        counted[:2] = sums() if callable(sums) else sums  # a device is waited for here only
-        all_counts += counts
+    def add_first() -> None:
+        sums, counted, counts = waiting.popleft()
+        counted[:2] = sums()
+        added.add(counted, counts)
+
+    plans = _run_blocks(scores, reduce_block)
+    while waiting:
+        add_first()
     here = np.zeros(n_classes + 3)
     here[2] = n_rows if weights is None else weights.sum()
-    (linear, entropic, total, *mass), counts = _summed(scores, [here, *(one for _, one, *_ in reduced)], all_counts)
-    plan = None if plan_rows is None else _joined([part for *_, part in reduced], n_classes)
+    added.add(here, np.zeros(n_classes, np.int64))
+    (linear, entropic, total, *mass), counts = added.over_ranks(scores)
+    plan = None if plan_rows is None else _joined(plans, n_classes)
     return Sweep(np.array(mass) / total, linear / total, entropic / total, labels, counts, row_mass, plan)
 
 
-def _summed(scores: Scores, parts: list[np.ndarray], counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of all parts, and of the counts, over all ranks."""
-    from otlabel.sweep.cpu import add_up
+class _Sums:
+    """Sums of the parts that blocks give, of which few wait at a time; rounded once, whatever their order."""
 
-    sums = np.zeros((2, len(parts[0])))  # with what their rounding left
-    for first in range(0, len(parts), ADDED_PARTS):
-        sums = add_up(np.concatenate([sums, parts[first : first + ADDED_PARTS]]))
+    def __init__(self, length: int, n_classes: int) -> None:
+        self._sums = np.zeros((2, length))  # with what their rounding left
+        self._counts = np.zeros(n_classes, np.int64)
+        self._parts: list[np.ndarray] = []
+        self._lock = threading.Lock()
 
-    def merge(ranks: list[Arrays]) -> Arrays:
-        added = add_up(np.concatenate([rank["sums"] for rank in ranks]))
-        return {"sums": added[0], "counts": np.sum([rank["counts"] for rank in ranks], 0)}
+    def add(self, part: np.ndarray, counts: np.ndarray) -> None:
+        """Add one block's."""
+        with self._lock:
+            self._parts.append(part)
+            self._counts += counts
+            if len(self._parts) == WAITING_PARTS:
+                self._add_up()
 
-    told = scores.share.team.agree("sweep", {"sums": sums, "counts": counts}, merge)
-    return told["sums"], told["counts"]
+    def over_ranks(self, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+        """The sums, and the counts, of all ranks."""
+        from otlabel.sweep.cpu import add_up
+
+        def merge(ranks: list[Arrays]) -> Arrays:
+            sums = add_up(np.concatenate([rank["sums"] for rank in ranks]))
+            return {"sums": sums[0], "counts": np.sum([rank["counts"] for rank in ranks], 0)}
+
+        self._add_up()
+        told = scores.share.team.agree("sweep", {"sums": self._sums, "counts": self._counts}, merge)
+        return told["sums"], told["counts"]
+
+    def _add_up(self) -> None:
+        from otlabel.sweep.cpu import add_up
+
+        self._sums = add_up(np.concatenate([self._sums, self._parts]))
+        self._parts = []
 
 
 def inspect(scores: Scores, *, every_score: bool = False) -> Inspection:
