@@ -4,7 +4,15 @@ passes    those that were counted on problems of many kinds: the usual number an
 reading   the matrix once if it fits into the memory limit, else once a pass
 memory    the interpreter, the cache or the blocks in flight, some bytes a row, samples of the rows, K vectors
 time      a pass takes what a measured sweep of its scores takes, or reading them where that is slower; samples
-and the algebra on them add a share
+          and the algebra on them add a share
+
+Over several ranks, `estimate_ranks` adds what travels:
+
+a pass    each rank sends 24 K bytes to rank 0, which answers each with 16 K: O(ranks K) there, O(K) elsewhere
+once      hashes of a million rows, the curvature's rows at each Newton step, and with exact labels the candidates to
+          move, which are O(N): each rank gets all of them from rank 0, and repairs them like all others
+time      the slowest rank's part of a pass; the messages over rank 0's link, one rank after the other; and what is
+          not shared out: Newton's equations and the repair
 """
 
 from __future__ import annotations
@@ -12,22 +20,34 @@ from __future__ import annotations
 import math
 import textwrap
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from otlabel import sweep
+from otlabel.assign import HASHES
+from otlabel.distributed import DIGIT_BITS, FEW_NUMBERS, FRAME
 from otlabel.problem import Rounding
 from otlabel.result import bytes_text
-from otlabel.scores import ITEM_BYTES, ArrayScores, Scores, default_limit, partition
-from otlabel.semidual import CURVATURE_ENTRIES, DENSE_CLASSES, sample_sizes
+from otlabel.rounding import MOVES_A_CLASS, MOVES_A_ROW, SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS
+from otlabel.scores import ITEM_BYTES, ArrayScores, Scores, default_limit, free_memory, linear_scores, partition
+from otlabel.semidual import (
+    COARSE_ROWS,
+    CURVATURE_ENTRIES,
+    CURVATURE_ROWS,
+    DENSE_CLASSES,
+    DEVICE_CLASSES,
+    FEWEST_ROWS,
+    sample_sizes,
+)
 from otlabel.sweep.pool import thread_count
 
 PASSES: dict[Rounding, tuple[int, int]] = {"argmax": (6, 12), "exact": (7, 20)}  # the usual number, the largest
 
 INTERPRETER_BYTES = 300 << 20  # Python, NumPy, SciPy and the compiled sweep
-ROW_BYTES = {"argmax": 64, "exact": 160}  # hashes, labels, bests; with exact labels also the candidates to move
+ROW_BYTES = 64  # hashes, labels, bests
+CANDIDATE_BYTES = 96  # a row, with exact labels: the candidates to move, and the arcs between classes that they make
 BLOCKS_A_THREAD = 3  # one that is reduced, and some that are read ahead
 CURVATURE_BYTES = 24 * CURVATURE_ENTRIES  # the sampled plan and its transpose
 SAMPLE_PASSES = 12  # over each sample of the rows
@@ -123,27 +143,32 @@ def estimate(
         cached=cached,
         memory_limit=limit,
         bytes_read=matrix * (1 if cached else passes),
-        peak_memory=_peak_memory(n_rows, n_classes, ITEM_BYTES[dtype], rounding, cached),
+        peak_memory=sum(_memory_parts(n_rows, n_classes, ITEM_BYTES[dtype], rounding, cached).values()),
         sweep_rate=sweep_rate,
         read_rate=read_rate,
         seconds=seconds,
     )
 
 
-def _peak_memory(n_rows: int, n_classes: int, item: int, rounding: Rounding, cached: bool) -> int:
+def _memory_parts(
+    n_rows: int, n_classes: int, item: int, rounding: Rounding, cached: bool, n_ranks: int = 1
+) -> dict[str, int]:
+    """What a process takes of its memory, by what it is for; of several ranks, the one with most rows."""
     blocks = partition(n_rows, n_classes)
     longest = max(stop - start for start, stop in blocks)
-    curvature = min(CURVATURE_BYTES, 24 * n_rows * n_classes)
-    return (
-        INTERPRETER_BYTES
-        + (n_rows * n_classes * item if cached else 0)
-        + BLOCKS_A_THREAD * thread_count() * longest * n_classes * item
-        + ROW_BYTES[rounding] * n_rows
-        + sum(sample_sizes(n_rows, n_classes)) * n_classes * item
-        + curvature
-        + 16 * len(blocks) * n_classes  # partial sums, added up at the end of a pass
-        + (24 * n_classes**2 if n_classes <= DENSE_CLASSES or rounding == "exact" else 0)  # curvature, residual graph
-    )
+    here = -(-len(blocks) // n_ranks)
+    rows = min(here * longest, n_rows)
+    return {
+        "interpreter": INTERPRETER_BYTES,
+        "scores that are kept": rows * n_classes * item if cached else 0,
+        "blocks in flight": BLOCKS_A_THREAD * thread_count() * longest * n_classes * item,
+        "rows": ROW_BYTES * rows,
+        "candidates": CANDIDATE_BYTES * n_rows if rounding == "exact" else 0,
+        "samples": -(-sum(sample_sizes(n_rows, n_classes)) // n_ranks) * n_classes * item,
+        "curvature": min(CURVATURE_BYTES, 24 * n_rows * n_classes)
+        + (24 * n_classes**2 if n_classes <= DENSE_CLASSES else 0),
+        "partial sums": 16 * here * n_classes,  # added up at the end of a pass
+    }
 
 
 def measure_sweep_rate(n_classes: int, dtype: str) -> float:
