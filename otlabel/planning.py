@@ -32,7 +32,10 @@ from otlabel.problem import Rounding
 from otlabel.result import bytes_text
 from otlabel.rounding import MOVES_A_CLASS, MOVES_A_ROW, SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS
 from otlabel.scores import ITEM_BYTES, ArrayScores, Scores, default_limit, free_memory, partition
-from otlabel.scores.factored import Features, LinearScores
+from otlabel.scores.device import BLOCK_BYTES, MEMORY_SHARE
+from otlabel.scores.factored import DEVICE_ENTRIES, Features, LinearScores
+from otlabel.scores.kept import CACHE_SHARE
+from otlabel.scores.memory import SPAN_ENTRIES
 from otlabel.semidual import (
     COARSE_ROWS,
     CURVATURE_ENTRIES,
@@ -81,9 +84,7 @@ NEWTON_SECONDS = 1e-6  # an entry of the curvature and Newton step, not shared o
 CARD_SHARE = 0.5  # of a data sheet's rates is counted on: assumed, no card has been timed
 SCORE_BYTES = 16, 20  # through a card's memory for each score that is made: product, log-softmax, and 1 or 2 reads
 FUSED_CLASSES = 8192  # up to here a sweep on a card reads a score once, beyond that twice
-CARD_BLOCKS = 1 << 26, 1 << 30  # scores of a block on a card: made of features, or lying there
 CARD_PARTIAL_BYTES = 32  # a class and block on a card: sums that wait in host memory for the end of a pass
-CARD_KEPT = 0.75  # of a card's memory may hold scores or features
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ class RanksEstimate:
     pass_bytes_others: float  # and each other rank
     bytes_first: float  # that rank 0 sends in all
     bytes_others: float
-    kept: str  # where a rank's part stays between passes: "memory", "card", or "" if each pass reads it anew
+    kept: str  # where a rank's part stays between passes: "memory", "card", "host", or "" if each pass reads it anew
     bytes_read: float  # by a rank from its files, in all
     memory: dict[str, int]  # a rank, of its host's, by what it is for
     memory_suffices: bool
@@ -315,7 +316,13 @@ class RanksEstimate:
 
     def _reading(self) -> str:
         read = "" if not self.bytes_read else f": {bytes_text(self.bytes_read)} a rank in all"
-        return (f"read once, then kept in {self.kept}" if self.kept else "streamed from files in every pass") + read
+        how = {
+            "memory": "read once, then kept in memory",
+            "card": "read once, then kept in the card's memory",
+            "host": "read once, then kept in the host's memory and moved to the card in every pass",
+            "": "streamed from files in every pass",
+        }
+        return how[self.kept] + read
 
     def _memory(self) -> str:
         host = _memory_text(self.memory, self.memory_suffices)
@@ -365,8 +372,8 @@ def estimate_ranks(
             the scores themselves are given.
         card: what each rank computes on, of `CARDS`. None: the CPUs of a machine like this one.
         rounding: "exact" or "argmax" labels.
-        memory_limit: bytes of a rank that may hold a copy of what it reads. None: half of this machine's free memory,
-            or with a card what that holds.
+        memory_limit: bytes of a rank's memory that may hold a copy of what it reads, with a card if that has too little
+            of its own. None: half of this machine's free memory, or of that of a card's host.
         sweep_rate: scores a second of a CPU rank, as `measure_sweep_rate` finds. None: no time is told. A card's is
             half of what its data sheet allows.
         read_rate: bytes a second of a rank's files, as `measure_read_rate` finds. None: reading costs nothing where a
@@ -387,8 +394,12 @@ def estimate_ranks(
         rows = -(-n_rows // n_ranks)
     part = rows * width * item
     if memory_limit is None:
-        memory_limit = default_limit() if card is None else int(CARD_KEPT * card.memory)
-    kept = part <= memory_limit
+        memory_limit = default_limit() if card is None else int(CACHE_SHARE * card.host_memory)
+    kept = "memory" if card is None else "host"
+    if card is not None and part <= MEMORY_SHARE * card.memory:
+        kept = "card"
+    elif part > memory_limit:
+        kept = ""
     memory, card_memory = _ranks_memory(shape, item, n_ranks, rows, dim, card, rounding, kept)
     host = free_memory() if card is None else card.host_memory
     fits = sum(memory.values()) <= host, card is None or sum(card_memory.values()) <= card.memory
@@ -399,18 +410,16 @@ def estimate_ranks(
     if card is not None:
         sweep_rate = CARD_SHARE / _card_score_seconds(n_classes, dim, item, card)
         least = max(part / card.bandwidth, 2 * rows * n_classes * (dim or 0) / card.bfloat16)
-        if not kept:
-            read_rate, least = min(read_rate or card.link, card.link), None
+    read_again = read_rate if kept == "" else card.link if kept == "host" and card is not None else math.inf
     on_host = card is None or n_classes > DEVICE_CLASSES
     serial = NEWTON_STEPS * NEWTON_SECONDS * _curvature_entries(n_rows, n_classes)[0] if on_host else 0.0
     serial += REPAIR_SECONDS * _moves(n_rows, n_classes) / MOVES_A_ROW if rounding == "exact" else 0.0
     pass_seconds = seconds = None
-    if sweep_rate is not None and all(fits) and (kept or read_rate is not None):
+    if sweep_rate is not None and all(fits) and read_again is not None:
         computing = rows * n_classes / sweep_rate
-        one_read = 0.0 if read_rate is None else part / read_rate
-        pass_seconds = computing if kept else max(computing, one_read)
+        pass_seconds = max(computing, part / read_again)
+        reading = 0.0 if read_rate is None else max(part / read_rate - pass_seconds, 0.0)  # the first pass waits longer
         sampling = SAMPLE_PASSES * sum(sample_sizes(n_rows, n_classes)) * n_classes / n_ranks / sweep_rate
-        reading = max(one_read - computing, 0.0) if kept else 0.0  # the first pass waits for what it reads
         seconds = passes * pass_seconds + reading + sampling + serial + message_seconds
     return RanksEstimate(
         n_rows=n_rows,
@@ -429,7 +438,7 @@ def estimate_ranks(
         pass_bytes_others=swept.others / swept.times,
         bytes_first=sum(step.first for step in steps),
         bytes_others=sum(step.others for step in steps),
-        kept="" if not kept else "memory" if card is None else "the card's memory",
+        kept=kept,
         bytes_read=float(part * (1 if kept else passes)),
         memory=memory,
         memory_suffices=fits[0],
@@ -444,7 +453,7 @@ def estimate_ranks(
         message_seconds=message_seconds,
         serial_seconds=serial,
         seconds=seconds,
-        least_pass_seconds=least,
+        least_pass_seconds=least if kept == "card" else None,
         findings=tuple(_findings(shape, n_ranks, rows, memory, host, card_memory, card, kept, len(blocks))),
     )
 
@@ -581,12 +590,12 @@ def _ranks_memory(
     dim: int | None,
     card: Card | None,
     rounding: Rounding,
-    kept: bool,
+    kept: str,
 ) -> tuple[dict[str, int], dict[str, int]]:
     """What a rank takes of its host's memory and of its card's, by what it is for."""
     n_rows, n_classes = shape
     made = item if dim is None else 4  # bytes of a score in flight
-    host = _memory_parts(n_rows, n_classes, made, rounding, kept and dim is None, n_ranks)
+    host = _memory_parts(n_rows, n_classes, made, rounding, bool(kept) and dim is None, n_ranks)
     host["interpreter"] += TORCH_BYTES
     if n_ranks > 1 and rounding == "exact":
         host["candidates"] += int(MOVE_BYTES * _moves(n_rows, n_classes))  # as they came
@@ -594,18 +603,14 @@ def _ranks_memory(
         host["features and head"] = (rows * dim * item if kept else 0) + 4 * n_classes * (dim + 1) + 4 * rows
     if card is None:
         return host, {}
-    on_card = {"scores that are kept": 0, "blocks in flight": 0, "samples": host.pop("samples")}
-    if dim is None:
-        streamed = max(256 << 20, partition(n_rows, n_classes)[0][1] * n_classes * item)
-        on_card["scores that are kept"] = host.pop("scores that are kept")
-        on_card["blocks in flight"] = 0 if kept else 3 * streamed
-        host["blocks in flight"] = 0 if kept else 2 * streamed
-        block_rows = CARD_BLOCKS[1] // n_classes
-    else:
-        on_card["features and head"] = host.pop("features and head")
-        on_card["blocks in flight"] = 3 * 4 * max(CARD_BLOCKS[0], n_classes)
-        host["blocks in flight"] = 0
-        block_rows = CARD_BLOCKS[0] // n_classes
+    own = "scores that are kept" if dim is None else "features and head"
+    on_card = {own: host[own] if kept == "card" else 0, "samples": host.pop("samples")}
+    if kept == "card":
+        del host[own]
+    moved = max(BLOCK_BYTES, partition(n_rows, n_classes)[0][1] * (dim or n_classes) * item)  # at a time
+    host["blocks in flight"] = 0 if kept == "card" else 2 * moved
+    on_card["blocks in flight"] = (0 if kept == "card" else 3 * moved) + (3 * 4 * DEVICE_ENTRIES if dim else 0)
+    block_rows = (SPAN_ENTRIES if dim is None else DEVICE_ENTRIES) // n_classes
     if n_classes <= DEVICE_CLASSES:
         on_card["curvature"] = 4 * 8 * n_classes**2
         host["curvature"] = 0
@@ -623,7 +628,7 @@ def _findings(
     host: float,
     card_memory: dict[str, int],
     card: Card | None,
-    kept: bool,
+    kept: str,
     n_blocks: int,
 ) -> list[str]:
     """What does not fit and why, and where the figures are less sure."""
@@ -638,11 +643,10 @@ def _findings(
             )
     if card is None and n_blocks < n_ranks:
         found.append(f"rows are in {n_blocks:,} blocks, so that {n_ranks - n_blocks:,} ranks have nothing to do")
-    if card is not None and not kept and not found:
-        found.append(
-            "a rank's part is more than its card may keep; the time is that of the host's link, where the host's "
-            "memory holds it, and longer from files"
-        )
+    if card is not None and kept == "host":
+        found.append("a rank's part is more than its card may keep: each pass waits for the host's link to the card")
+    if kept == "":
+        found.append("a rank's part is more than its memory may keep: each pass reads its files again")
     samples = sample_sizes(n_rows, n_classes)
     if samples and samples[0] < COARSE_ROWS * n_classes:
         found.append(

@@ -245,9 +245,13 @@ def test_what_is_left_out_is_said() -> None:
     assert any("ranks have nothing to do" in finding for finding in idle)
     coarse = estimate_ranks((10**9, 10**5), "float16", 64, dim=256, card=CARDS["h200"]).findings
     assert any("it may take more passes" in finding for finding in coarse)
-    unkept = estimate_ranks((10**9, 1000), "float16", 8, card=CARDS["a100"], rounding="argmax")
-    assert unkept.pass_seconds == pytest.approx(10**12 * 2 / 8 / CARDS["a100"].link)
-    assert any("host's link" in finding for finding in unkept.findings)
+    moved = estimate_ranks((4 * 10**8, 1000), "float16", 8, card=CARDS["a100"], rounding="argmax")
+    assert moved.pass_seconds == pytest.approx(4 * 10**11 * 2 / 8 / CARDS["a100"].link)
+    assert any("host's link" in finding for finding in moved.findings)
+    read = estimate_ranks((10**9, 1000), "float16", 8, card=CARDS["a100"], rounding="argmax")
+    assert read.pass_seconds is None  # nobody knows how fast its files are
+    assert "a rate is not known" in read.summary()
+    assert any("reads its files again" in finding for finding in read.findings)
 
 
 def test_small_matrices_are_read_once_and_large_ones_each_pass() -> None:
