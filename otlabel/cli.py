@@ -207,12 +207,22 @@ def _add_plan(commands: Any) -> None:
     parser = commands.add_parser(
         "plan",
         help="what assign will take: passes, memory, time, disk",
-        description="Tell what assign will take before it starts; reads only the beginning of the scores.",
-        epilog="example: otlabel plan scores.npy -o labels.npy",
+        description="Tell what assign will take before it starts; reads only the beginning of the scores, or nothing "
+        "where sizes are stated.",
+        epilog="example: otlabel plan scores.npy -o labels.npy; or, with no file yet: "
+        "otlabel plan --rows 1e9 --classes 1e5 --dim 256 --ranks 64 --device h200",
         allow_abbrev=False,
     )
-    parser.add_argument("scores", metavar="SCORES", help=_SCORES_HELP)
+    parser.add_argument("scores", metavar="SCORES", nargs="?", help=_SCORES_HELP)
     add = parser.add_argument
+    add("--rows", type=_large_count, metavar="N", help="samples, in place of a file: 1e9")
+    add("--classes", type=_large_count, metavar="K", help="classes, in place of a file")
+    add("--dim", type=_large_count, metavar="D", help="scores are made of features so long by a linear head")
+    add("--dtype", choices=("float16", "bfloat16", "float32", "float64"), help="in place of a file: default float16")
+    add("--ranks", type=_large_count, default=1, metavar="R", help="processes that share the rows (%(default)s)")
+    add("--device", choices=("cpu", "h200", "h100", "a100"), default="cpu", help="of each rank: processors like these, "
+        "measured now, or a card by its data sheet (%(default)s)")  # fmt: skip
+    add("--network", type=_byte_count, metavar="BYTES", help="a second and direction between ranks (25GB)")
     add("-o", "--output", metavar="LABELS", type=Path, help="see whether there is room for these labels")
     add("--rounding", choices=("exact", "argmax"), default="exact", help="as for assign (%(default)s)")
     add("--memory-limit", type=_byte_count, metavar="BYTES", help=_MEMORY_HELP)
@@ -485,28 +495,45 @@ def _certify(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     """Room that is missing is told, not a failure: assign is what refuses to start."""
+    stated = arguments.rows, arguments.classes
+    if (arguments.scores is None) == (None in stated) or (arguments.scores is not None and any(stated)):
+        raise ValueError("plan needs SCORES, or both --rows and --classes in place of a file")
+    if arguments.scores is not None and (arguments.dim or arguments.dtype):
+        raise ValueError("--dim and --dtype are for sizes stated by --rows and --classes; a file says them itself")
+
     from otlabel import planning
     from otlabel.labels_file import stored_bytes
     from otlabel.scores import open_scores
 
-    scores = open_scores(arguments.scores)
     if arguments.output is not None:
         check_output(arguments.output, _LABELS_ENDINGS, force=True)
-    found = planning.estimate(
-        scores.shape,
-        scores.dtype,
-        rounding=arguments.rounding,
-        memory_limit=arguments.memory_limit,
-        sweep_rate=planning.measure_sweep_rate(scores.shape[1], scores.dtype),
-        read_rate=planning.measure_read_rate(scores),
-    )
-    output = Path("labels.npy") if arguments.output is None else arguments.output
-    needed, free = stored_bytes(output, *scores.shape), shutil.disk_usage(output.parent).free
-    if arguments.json:
-        _print_json(**found.to_dict(), output_bytes=needed, disk_free=free, disk_suffices=needed <= free)
+    shape, dtype, read_rate = stated, arguments.dtype or "float16", None
+    on_card = arguments.device != "cpu"
+    if arguments.scores is not None:
+        scores = open_scores(arguments.scores)
+        shape, dtype = scores.shape, scores.dtype
+        read_rate = planning.measure_read_rate(scores)
+    sweep_rate = None if on_card else planning.measure_sweep_rate(shape[1], dtype, arguments.dim)
+    limits: dict[str, Any] = {"rounding": arguments.rounding, "memory_limit": arguments.memory_limit}
+    limits |= {"sweep_rate": sweep_rate, "read_rate": read_rate}
+    found: planning.Estimate | planning.RanksEstimate
+    if arguments.ranks == 1 and not on_card and arguments.dim is None:
+        found = planning.estimate(shape, dtype, **limits)
     else:
-        print(found.summary())
-        room = "there is room" if needed <= free else "TOO LITTLE ROOM, write elsewhere"
+        limits["network"] = arguments.network or planning.NETWORK
+        limits |= {"dim": arguments.dim, "card": planning.CARDS[arguments.device] if on_card else None}
+        found = planning.estimate_ranks(shape, dtype, arguments.ranks, **limits)
+    disk: dict[str, Any] = {}
+    if arguments.scores is not None or arguments.output is not None:
+        output = Path("labels.npy") if arguments.output is None else arguments.output
+        needed, free = stored_bytes(output, *shape), shutil.disk_usage(output.parent).free
+        disk = {"output_bytes": needed, "disk_free": free, "disk_suffices": needed <= free}
+    if arguments.json:
+        _print_json(**found.to_dict(), **disk)
+        return 0
+    print(found.summary())
+    if disk:
+        room = "there is room" if disk["disk_suffices"] else "TOO LITTLE ROOM, write elsewhere"
         print(f"disk      labels take {needed:,} bytes of {free:,} free: {room}")
     return 0
 
@@ -707,6 +734,17 @@ def _count(text: str) -> int:
     if not (text.isdecimal() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _large_count(text: str) -> int:
+    """The same, also as 1e9."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (1 <= value < 1e15 and value == int(value)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1, such as 1000000 or 1e6")
+    return int(value)
 
 
 def _print_json(**values: Any) -> None:

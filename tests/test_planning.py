@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 from problems import clusters, normal
 from scipy.special import log_softmax
 
 import otlabel
 from otlabel import planning, semidual, sinkhorn_assign
 from otlabel.cli import main
-from otlabel.planning import estimate, measure_read_rate, measure_sweep_rate
+from otlabel.distributed import ALONE, Ranks, Share
+from otlabel.planning import CARDS, conversation, estimate, estimate_ranks, measure_read_rate, measure_sweep_rate
 from otlabel.problem import Problem, Rounding
 from otlabel.scores import ArrayScores, free_memory, open_scores
 
@@ -63,6 +70,7 @@ def test_the_usual_number_of_passes_is_usual(rounding: Rounding) -> None:
 def test_samples_are_those_that_the_solver_draws(n_rows, n_classes) -> None:
     class Nothing:
         shape = (n_rows, n_classes)
+        share = Share(ALONE, 0, n_rows, n_rows)
 
         def take(self, rows: np.ndarray) -> int:
             return len(rows)
@@ -99,7 +107,152 @@ def test_memory_stays_under_the_planned_peak_but_not_far(tmp_path, rounding: Rou
     assert 0.25 * peak <= int(done.stdout) <= peak
 
 
+# ---- against what ranks told each other ----
+
+RANKED = {"few": (30_000, 100, "exact"), "probed": (20_000, 500, "exact"), "argmax": (30_000, 40, "argmax")}
+SECONDS = 60
+
+
+def _count_messages(rank: int, port: int, folder: str) -> None:
+    """In a process of its own: rounds and bytes of each problem on two ranks, and of one on one rank."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", timedelta(seconds=SECONDS), world_size=2, rank=rank)
+    rounds: collections.Counter[str] = collections.Counter()
+    agree = Ranks.agree
+
+    def counted(self: Ranks, name: str, *rest: Any) -> Any:
+        rounds[name] += 1
+        return agree(self, name, *rest)
+
+    Ranks.agree = counted  # type: ignore[method-assign]
+    found = {}
+    alone = dist.new_group([0])
+    for name, (n_rows, n_classes, rounding) in RANKED.items():
+        rounds.clear()
+        part = slice(rank * n_rows // 2, (rank + 1) * n_rows // 2)
+        result = sinkhorn_assign(
+            _problem("clusters", n_rows, n_classes)[part], rounding=rounding, group=dist.group.WORLD
+        )
+        found[name] = {
+            "bytes": result.bytes_sent,
+            "rounds": rounds.total(),
+            "solves": sum(seen["stage"] == "solve" and seen["rows"] == n_rows for seen in result.history),
+            "samples": sum(seen["stage"] == "solve" and seen["rows"] < n_rows for seen in result.history),
+            "repairs": sum(seen["stage"] == "round" for seen in result.history),
+            "steps": rounds["curvature"] // 2,
+        }
+    if rank == 0:
+        found["alone"] = {"bytes": sinkhorn_assign(_problem("clusters", 500, 5), group=alone).bytes_sent}
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, int]]]:
+    """What was counted on each of two ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_count_messages, args=(rank, port, str(folder))) for rank in range(2)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + SECONDS
+    for process in processes:
+        process.join(max(0.1, deadline - time.monotonic()))
+    hanging = [process for process in processes if process.is_alive()]
+    for process in hanging:
+        process.kill()
+    assert not hanging
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", RANKED)
+def test_bytes_and_rounds_are_as_planned(case: str, told) -> None:
+    n_rows, n_classes, rounding = RANKED[case]
+    first, other = told[0][case], told[1][case]
+    planned = estimate_ranks((n_rows, n_classes), "float32", 2, rounding=rounding)  # type: ignore[arg-type]
+    assert first["rounds"] == other["rounds"]
+    assert 1 / 1.5 <= planned.rounds / first["rounds"] <= 1.5
+    assert 1 / 1.6 <= planned.bytes_first / first["bytes"] <= 1.6
+    assert 1 / 1.6 <= planned.bytes_others / other["bytes"] <= 1.6
+
+
+@pytest.mark.parametrize("case", RANKED)
+def test_messages_follow_from_the_passes(case: str, told) -> None:
+    n_rows, n_classes, rounding = RANKED[case]
+    first, other = told[0][case], told[1][case]
+    steps = conversation(
+        (n_rows, n_classes), 4 * n_classes, 2, rounding,  # type: ignore[arg-type]
+        solve_passes=first["solves"], sample_passes=first["samples"], newton_steps=first["steps"],
+        repairs=first["repairs"],
+    )  # fmt: skip
+    assert sum(step.times * step.rounds for step in steps) == pytest.approx(first["rounds"], abs=4)
+    assert sum(step.first for step in steps) == pytest.approx(first["bytes"], rel=0.3)
+    assert sum(step.others for step in steps) == pytest.approx(other["bytes"], rel=0.3)
+
+
+def test_one_rank_sends_nothing(told) -> None:
+    planned = estimate_ranks((500, 5), "float32", 1)
+    assert told[0]["alone"]["bytes"] == planned.bytes_first == planned.bytes_others == 0
+
+
 # ---- the model ----
+
+
+def test_a_card_s_pass_is_of_its_data_sheet() -> None:
+    card = CARDS["h200"]
+    given = estimate_ranks((64 * 10**6, 1000), "float16", 64, card=card)
+    assert given.pass_seconds == pytest.approx(10**9 * 2 / (card.bandwidth / 2))  # reads each score once, at half speed
+    made = estimate_ranks((64 * 10**6, 1000), "float16", 64, card=card, dim=4096)
+    assert made.operations == 2 * 64 * 10**9 * 4096
+    assert made.pass_seconds == pytest.approx(made.operations / 64 / (card.float32 / 2), rel=0.1)
+    assert made.least_pass_seconds == pytest.approx(made.operations / 64 / card.bfloat16)
+    assert given.card_suffices
+    assert made.card_suffices
+
+
+def test_rank_0_sends_in_proportion_to_ranks_and_classes() -> None:
+    sent = [estimate_ranks((10**8, k), "float16", r) for k, r in ((10**4, 8), (10**4, 57), (4 * 10**4, 8))]
+    first, others = [one.pass_bytes_first for one in sent], [one.pass_bytes_others for one in sent]
+    assert first[1] / first[0] == pytest.approx(8)
+    assert first[2] / first[0] == pytest.approx(4, rel=0.01)
+    assert others[1] == others[0] == pytest.approx(24 * 10**4, rel=0.01)
+
+
+def test_more_ranks_take_less_time_and_memory_each(monkeypatch) -> None:
+    monkeypatch.setattr(planning, "free_memory", lambda: 100 * GB)
+    settings: dict[str, Any] = {"sweep_rate": 1e9, "memory_limit": 10**12, "dim": 128}
+    few, many = (estimate_ranks((10**8, 1000), "float16", n_ranks, **settings) for n_ranks in (2, 64))
+    assert few.pass_seconds == pytest.approx(32 * many.pass_seconds, rel=0.05)
+    assert many.seconds < few.seconds
+    assert sum(many.memory.values()) < sum(few.memory.values())
+
+
+def test_what_does_not_fit_is_said_and_has_no_time(monkeypatch) -> None:
+    monkeypatch.setattr(planning, "free_memory", lambda: 100 * GB)
+    planned = estimate_ranks((10**9, 10**5), "float16", 64, dim=256, sweep_rate=1e9)
+    assert not planned.memory_suffices
+    assert planned.pass_seconds is planned.seconds is None
+    assert "488,282 rows x 100,000 classes" in " ".join(planned.findings)
+    told = planned.summary()
+    assert "DOES NOT FIT" in told
+    assert "not told" in told
+
+
+def test_what_is_left_out_is_said() -> None:
+    idle = estimate_ranks((1000, 10), "float32", 400).findings
+    assert any("ranks have nothing to do" in finding for finding in idle)
+    coarse = estimate_ranks((10**9, 10**5), "float16", 64, dim=256, card=CARDS["h200"]).findings
+    assert any("it may take more passes" in finding for finding in coarse)
+    moved = estimate_ranks((4 * 10**8, 1000), "float16", 8, card=CARDS["a100"], rounding="argmax")
+    assert moved.pass_seconds == pytest.approx(4 * 10**11 * 2 / 8 / CARDS["a100"].link)
+    assert any("host's link" in finding for finding in moved.findings)
+    read = estimate_ranks((10**9, 1000), "float16", 8, card=CARDS["a100"], rounding="argmax")
+    assert read.pass_seconds is None  # nobody knows how fast its files are
+    assert "a rate is not known" in read.summary()
+    assert any("reads its files again" in finding for finding in read.findings)
 
 
 def test_small_matrices_are_read_once_and_large_ones_each_pass() -> None:
@@ -149,8 +302,9 @@ def test_time_is_told_in_words_that_promise_no_more_than_is_known(seconds: float
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("n_classes", [1, 7, 4000])
-def test_sweep_rate_is_that_of_real_sweeps(dtype, n_classes) -> None:
-    assert 1e5 < measure_sweep_rate(n_classes, dtype) < 1e12
+@pytest.mark.parametrize("dim", [None, 16])
+def test_sweep_rate_is_that_of_real_sweeps(dtype, n_classes, dim) -> None:
+    assert 1e5 < measure_sweep_rate(n_classes, dtype, dim) < 1e12
 
 
 class Watched(ArrayScores):
@@ -233,6 +387,53 @@ def test_too_little_room_is_told(run, file, monkeypatch) -> None:
     assert ran.code == 0
     assert "TOO LITTLE ROOM" in ran.out
     assert max(map(len, ran.out.splitlines())) <= 80
+
+
+BILLION = ("--rows", "1e9", "--classes", "1e5", "--dim", "256", "--ranks", "64", "--device", "h200")
+
+
+def test_sizes_without_a_file(run) -> None:
+    ran = run(*BILLION)
+    assert (ran.code, ran.err) == (0, "")
+    assert max(map(len, ran.out.splitlines())) <= 80
+    for words in (
+        "1,000,000,000 samples x 100,000 classes",
+        "64 ranks on H200 cards",
+        "rank 0 sends",
+        "rounds",
+        "a pass",
+    ):
+        assert words in ran.out
+    told = json.loads(run(*BILLION, "--json", "--network", "1GB").out)
+    assert (told["n_ranks"], told["network"], told["dim"]) == (64, 10**9, 256)
+    assert {step["name"] for step in told["steps"]} >= {"sweeps", "curvature", "candidates", "proof"}
+    assert json.loads(run("--rows", 1e6, "--classes", 10, "--json").out)["n_rows"] == 10**6
+
+
+def test_ranks_of_a_file(run, file) -> None:
+    told = json.loads(run(file, "--ranks", 2, "--json").out)
+    assert (told["n_rows"], told["n_ranks"], told["kept"]) == (500, 2, "memory")
+    assert told["bytes_first"] > 0
+    assert told["seconds"] > 0
+    assert told["disk_suffices"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (),
+        ("--rows", "5"),
+        ("scores.npy", "--rows", "5", "--classes", "2"),
+        ("scores.npy", "--dim", "5"),
+        ("--rows", "1.5", "--classes", "2"),
+        ("--rows", "0", "--classes", "2"),
+        ("--rows", "9", "--classes", "2", "--device", "abacus"),
+    ],
+)
+def test_sizes_that_make_no_sense(run, argv) -> None:
+    ran = run(*argv)
+    assert ran.code == 2
+    assert ran.err.startswith("otlabel: error: ")
 
 
 def test_scores_that_are_no_matrix(run, file) -> None:
