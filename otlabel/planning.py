@@ -45,6 +45,7 @@ from otlabel.semidual import (
     FEWEST_ROWS,
     sample_sizes,
 )
+from otlabel.sweep import WAITING_PARTS
 from otlabel.sweep.pool import thread_count
 
 PASSES: dict[Rounding, tuple[int, int]] = {"argmax": (6, 12), "exact": (7, 20)}  # the usual number, the largest
@@ -74,7 +75,7 @@ NEWTON_STEPS = 4  # about half of them on the smallest sample: counted
 ENTRIES_A_ROW = (
     3  # of the plan at epsilon .04, above the curvature's threshold: counted, 2 to 4 on clusters of Zipf size
 )
-ENTRY_BYTES, ENTRY_ROW_BYTES = 12, 8  # of the curvature as it travels
+ENTRY_BYTES, ENTRY_ROW_BYTES = 8, 8  # of the curvature as it travels
 MOVE_BYTES = 52  # a candidate move as it travels: 28 for its row, 12 for each of two classes
 SLACK_SHARE = 0.5  # costs told for each row of the sample that the first slack is judged by: counted
 REPAIR_SECONDS = (
@@ -84,7 +85,7 @@ NEWTON_SECONDS = 1e-6  # an entry of the curvature and Newton step, not shared o
 CARD_SHARE = 0.5  # of a data sheet's rates is counted on: assumed, no card has been timed
 SCORE_BYTES = 16, 20  # through a card's memory for each score that is made: product, log-softmax, and 1 or 2 reads
 FUSED_CLASSES = 8192  # up to here a sweep on a card reads a score once, beyond that twice
-CARD_PARTIAL_BYTES = 32  # a class and block on a card: sums that wait in host memory for the end of a pass
+CARD_PARTIAL_BYTES = 32  # a class and block on a card: sums that wait in host memory to be added up
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def _memory_parts(
         "samples": -(-sum(sample_sizes(n_rows, n_classes)) // n_ranks) * n_classes * item,
         "curvature": min(CURVATURE_BYTES, 24 * n_rows * n_classes)
         + (24 * n_classes**2 if n_classes <= DENSE_CLASSES else 0),
-        "partial sums": 16 * here * n_classes,  # added up at the end of a pass
+        "partial sums": 16 * min(here, WAITING_PARTS) * n_classes,  # that wait to be added up
     }
 
 
@@ -616,7 +617,7 @@ def _ranks_memory(
         host["curvature"] = 0
     host["interpreter"] += CUDA_BYTES
     host["rows"] = ROW_BYTES * rows
-    host["partial sums"] = CARD_PARTIAL_BYTES * n_classes * -(-rows // max(block_rows, 1))
+    host["partial sums"] = CARD_PARTIAL_BYTES * n_classes * min(-(-rows // max(block_rows, 1)), WAITING_PARTS)
     return host, on_card
 
 
@@ -663,7 +664,7 @@ def _cause(name: str, shape: tuple[int, int], rows: int) -> str:
     n_rows, n_classes = shape
     if name == "blocks in flight":
         longest = partition(n_rows, n_classes)[0][1]
-        return f", as a block has {longest:,} rows x {n_classes:,} classes; rows are in at most 2,048 blocks"
+        return f", as a block has {longest:,} rows x {n_classes:,} classes"
     if name == "candidates":
         return ", since each rank repairs with those of all; --rounding argmax has none"
     if name == "rows":
