@@ -345,7 +345,7 @@ class RanksEstimate:
             else (f"{_brief(self.message_seconds)} messages and {serial}")
         )
         return (
-            f"a pass {_brief(self.pass_seconds)}{least}{messages}; in all about {_duration(self.seconds)}, of which "
+            f"a pass {_brief(self.pass_seconds)}{least}{messages}; in all about {_plain(self.seconds)}, of which "
             f"{shares}"
         )
 
@@ -679,7 +679,7 @@ def _memory_text(parts: dict[str, int], suffices: bool) -> str:
 
 
 def _brief(seconds: float) -> str:
-    return f"{1000 * seconds:.2g} ms" if seconds < 0.1 else _duration(seconds)
+    return f"{1000 * seconds:.2g} ms" if seconds < 0.1 else _plain(seconds)
 
 
 def measure_sweep_rate(n_classes: int, dtype: str, dim: int | None = None) -> float:
@@ -727,9 +727,11 @@ def measure_read_rate(scores: Scores) -> float:
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 1:  # less than what a process takes to start
-        return "under a second"
+    return "under a second" if seconds < 1 else f"about {_plain(seconds)}"  # less than what a process takes to start
+
+
+def _plain(seconds: float) -> str:
     if seconds < 90:
-        return f"about {seconds:.2g} s" if seconds < 10 else f"about {seconds:.0f} s"
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = math.ceil(seconds / 60)
-    return f"about {minutes} minutes" if minutes < 90 else f"about {minutes / 60:.1f} hours"
+    return f"{minutes} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
