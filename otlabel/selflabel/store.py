@@ -553,7 +553,10 @@ def _journal_path(path: Path) -> Path:
 def _tell_of_others(path: Path, n_parts: int) -> None:
     """Warn of what another number of processes has left of an extraction."""
     pattern = rf"\.{re.escape(path.stem)}\.rank\d+-of-(\d+){re.escape(path.suffix)}\.journal"
-    left = {int(one[1]) for one in (re.fullmatch(pattern, entry.name) for entry in os.scandir(path.parent)) if one}
+    left = set()
+    with contextlib.suppress(OSError):  # a folder that may be written but not listed
+        found = [re.fullmatch(pattern, entry.name) for entry in os.scandir(path.parent)]
+        left = {int(one[1]) for one in found if one is not None}
     if _journal_path(path).exists():
         left.add(0)
     for number in sorted(left - {n_parts}):
