@@ -560,12 +560,13 @@ def _tell_of_others(path: Path, n_parts: int) -> None:
     if _journal_path(path).exists():
         left.add(0)
     for number in sorted(left - {n_parts}):
+        name = _part_path(path, "*", str(number)).name if number else path.name
         warnings.warn(
             f"an extraction to {path} by {number or 'one'} process{'es' if number else ''} was left unfinished; it is "
-            f"not gone on with by {n_parts or 'one'}: rows are extracted anew. Its files .{path.stem}*.rows and "
-            ".journal can be removed",
+            f"not gone on with by {n_parts or 'one'}: rows are extracted anew. Its files .{name}.rows and "
+            f".{name}.journal can be removed",
             SelfLabelWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
 
 
