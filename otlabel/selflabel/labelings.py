@@ -38,7 +38,7 @@ PCA_FLOOR = 1e-6  # of the largest variance: directions below it are noise, whic
 class HeadView:
     """What a labeling may look at for one head; nothing is read before it is asked for.
 
-    Over ranks, everything is of the samples that this process has, of which there may be none.
+    Over ranks, it is of the samples that this process has, of which there may be none.
     """
 
     number: int  # of the head, from 0
@@ -68,7 +68,7 @@ class HeadView:
         return values if self.holders is None else self.holders.joined("values", values)
 
     def scores(self) -> Any:
-        """(N, K) log-probabilities of this head, as `sinkhorn_assign` takes them."""
+        """(N, K) log-probabilities of this head, as `sinkhorn_assign` takes them; all ranks are to call this."""
         return self.make_scores()
 
     def read_features(self) -> np.ndarray:
@@ -197,10 +197,9 @@ class Argmax:
         """Labels of one head."""
         if head.recorded is not None:
             labels = np.where(head.recorded >= 0, head.recorded, head.before)
-        elif head.n_samples:
-            labels = as_array(predict(head.scores(), np.zeros(head.n_classes)))
         else:
-            labels = np.zeros(0, np.int64)
+            scores = head.scores()
+            labels = as_array(predict(scores, np.zeros(head.n_classes))) if head.n_samples else np.zeros(0, np.int64)
         filled = fill_empty(head.joined(labels), head.n_classes, np.random.default_rng(head.seed))
         return NewLabels(filled[head.index])
 

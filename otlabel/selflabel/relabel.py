@@ -134,7 +134,7 @@ def _checked(new: NewLabels, head: HeadView) -> np.ndarray:
             f"the labeling gave {labels.dtype} of shape {labels.shape} for head {head.number}; it must give "
             f"({head.n_samples},) whole numbers"
         )
-    if labels.min() < -1 or labels.max() >= head.n_classes:
+    if len(labels) and (labels.min() < -1 or labels.max() >= head.n_classes):
         raise ValueError(
             f"the labeling gave labels from {labels.min()} to {labels.max()} for head {head.number}; they must be from "
             f"0 to {head.n_classes - 1}, or -1"
