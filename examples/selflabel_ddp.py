@@ -3,11 +3,10 @@ Self-labelling on several processes
 ===================================
 
 What ``DistributedDataParallel`` asks for, and nothing more: each process has its part of the data, for training and for
-labelling, and calls ``labeler.update`` when the others do. It extracts and keeps the features of its own part; what
-processes tell each other to find the best labels of all the data together is a few numbers a class, and the labels. They
-are those of one process with the same features: ``epochs=0`` labels by the untrained model, and ``labels.h5`` is the
-same however many processes there are. (With batch statistics in the model, as here, training itself is not: each
-process has those of its own batches.)
+labelling, and calls ``labeler.update`` when the others do. It extracts and keeps the features of its own part; to find
+the best labels of all the data together, processes tell each other a few numbers a class, and the labels. These are the
+ones that one process would find from the same features: ``labels.h5`` is the same however many processes there are, if
+the number of epochs is 0. (Training itself differs a little: each process normalizes by its own batches.)
 
 Run: python examples/selflabel_ddp.py    (needs scikit-learn; some seconds)
      torchrun --nproc-per-node 2 examples/selflabel_ddp.py
