@@ -4,13 +4,18 @@
     python benchmarks/gpu_check.py --quick              # tiny sizes on the CPU: tests this script itself
 
 Needs neither POT nor faiss. A part that fails, or for which no time is left, says so in its row; the others go on.
+At the end stands what was to be reached, and whether it was. Peers run where they are installed:
+pip install ott-jax 'jax[cuda12]' flash-sinkhorn.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import math
+import os
 import statistics
+import subprocess
 import sys
 import time
 import traceback
@@ -25,16 +30,19 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from machine import describe_machine, machine_line, number, table, write_json  # noqa: E402
+from machine import describe_machine, failure_text, machine_line, number, read_json, table, write_json  # noqa: E402
+from peers import CARD_METHODS, CardOutcome, CardProblem, Settings  # noqa: E402
 from problems import KINDS, draw  # noqa: E402
 
 import otlabel  # noqa: E402
 from otlabel import sweep  # noqa: E402
 from otlabel.scores import TensorScores  # noqa: E402
 
-PACKAGES = ["torch", "triton", "numba", "numpy", "scipy"]
+PACKAGES = ["torch", "triton", "numba", "numpy", "scipy", "jax", "ott-jax", "flash-sinkhorn"]
 EPSILON, TOL = 0.04, 1e-2
+SETTINGS = Settings(EPSILON, TOL, max_iterations=3000)
 IMAGENET = 1_281_167
+APART = ("OTT-JAX", "flash-sinkhorn")  # in processes of their own: what they break or keep is theirs
 
 
 @dataclass(frozen=True)
@@ -62,8 +70,8 @@ QUICK = Plan("cpu", 1, (2000, 30), ((2000, 10), (3000, 30)), (2, 1500, 16, 20), 
 class Check:
     """Runs parts one after the other within a budget of time, and keeps what they found."""
 
-    def __init__(self, plan: Plan, budget: float) -> None:
-        self.plan, self.budget, self.begun = plan, budget, time.perf_counter()
+    def __init__(self, plan: Plan, budget: float, out: Path) -> None:
+        self.plan, self.budget, self.out, self.begun = plan, budget, out, time.perf_counter()
         self.parts: dict[str, Any] = {}
 
     @property
@@ -83,8 +91,7 @@ class Check:
             found = {"failure": f"{type(error).__name__}: {error}"[:500]}
         self.parts[name] = {"seconds": time.perf_counter() - begun, "found": found}
         print(f"{name}: {time.perf_counter() - begun:.1f} s, {self.left:.0f} s left", flush=True)
-        if self.plan.device == "cuda":
-            torch.cuda.empty_cache()
+        _free(self.plan.device)
 
 
 def wait(device: str) -> None:
@@ -180,7 +187,7 @@ def time_copy(check: Check) -> dict:
     return {"copy_gb_s": 2 * size / copy["median"] / 1e9, "read_gb_s": size / read["median"] / 1e9}
 
 
-def zipf_log_probabilities(shape: tuple[int, int], device: str, seed: int = 0) -> torch.Tensor:
+def zipf_problem(shape: tuple[int, int], device: str, seconds: float = math.inf, seed: int = 0) -> CardProblem:
     """Log-probabilities (float16) of a random linear head on Zipf-distributed clusters, made on the device."""
     n_rows, n_classes = shape
     generator = torch.Generator(device).manual_seed(seed)
@@ -190,12 +197,14 @@ def zipf_log_probabilities(shape: tuple[int, int], device: str, seed: int = 0) -
     weight = torch.randn(dim, n_classes, device=device, generator=generator) / math.sqrt(dim)
     offset = 0.5 * torch.randn(n_classes, device=device, generator=generator)
     scores = torch.empty(shape, dtype=torch.float16, device=device)
+    features = torch.empty(n_rows, dim, device=device)
     for part in _parts(n_rows, max(1, (1 << 28) // n_classes)):
         size = part.stop - part.start
         clusters = torch.multinomial(shares, size, replacement=True, generator=generator)
         noise = torch.randn(size, dim, device=device, generator=generator)
-        scores[part] = torch.log_softmax((centres[clusters] + 0.5 * noise) @ weight + offset, 1)
-    return scores
+        features[part] = centres[clusters] + 0.5 * noise
+        scores[part] = torch.log_softmax(features[part] @ weight + offset, 1)
+    return CardProblem(scores, features, weight, offset, seconds)
 
 
 def _parts(n_rows: int, size: int) -> Iterator[slice]:
@@ -205,7 +214,7 @@ def _parts(n_rows: int, size: int) -> Iterator[slice]:
 def time_sweep(check: Check) -> dict:
     """One sweep of everything against reading the matrix once; and the other passes of a solve."""
     plan, (n_rows, n_classes) = check.plan, check.plan.sweep
-    scores = zipf_log_probabilities(plan.sweep, plan.device)
+    scores = zipf_problem(plan.sweep, plan.device).scores
     source, g = TensorScores(scores), np.random.default_rng(0).standard_normal(n_classes)
     n_bytes = scores.numel() * scores.element_size()
     flat = scores.view(-1)
@@ -259,7 +268,7 @@ def tune_sweep(check: Check) -> dict:
 
 def solve_row(scores: Any, plan: Plan, rounding: str) -> dict:
     """One solve from scores in the device's memory to labels in its memory, and where its time went."""
-    wait(plan.device)
+    _begin_peak(plan.device)
     begun = time.perf_counter()
     found = otlabel.sinkhorn_assign(scores, epsilon=EPSILON, tol=TOL, rounding=rounding)
     wait(plan.device)
@@ -273,6 +282,7 @@ def solve_row(scores: Any, plan: Plan, rounding: str) -> dict:
     counts = np.asarray(found.counts.cpu() if isinstance(found.counts, torch.Tensor) else found.counts)
     return {
         "seconds": seconds,
+        "peak_gb": _peak_gb(plan.device),
         "sweeps": found.n_sweeps,
         "class_error": found.marginal_error,
         "value": found.value,
@@ -284,51 +294,110 @@ def solve_row(scores: Any, plan: Plan, rounding: str) -> dict:
 
 
 def time_solves(check: Check) -> dict:
-    """Entropic and exact at two sizes, each twice: compiled before the second."""
+    """Entropic and exact at two sizes, each twice: compiled before the second; then the peers that are torch alone."""
     found = {}
     for shape in check.plan.solves:
-        scores = zipf_log_probabilities(shape, check.plan.device)
+        problem = zipf_problem(shape, check.plan.device, check.plan.loop_seconds)
         name = f"{shape[0]} x {shape[1]}"
-        for rounding in ("argmax", "exact"):
+        made = otlabel.linear_scores(problem.features, problem.weight.T, problem.offset)
+        for how, scores in (("argmax", problem.scores), ("exact", problem.scores), ("argmax from features", made)):
+            rounding = how.split()[0]
             first = solve_row(scores, check.plan, rounding)
-            again = solve_row(scores, check.plan, rounding) if first["seconds"] < 0.15 * check.left else first
-            found[f"otlabel {rounding}, {name}"] = again | {"first_seconds": first["seconds"]}
-        sela = sela_loop(scores, check.plan)
-        found[f"SeLa's loop, {name}"] = sela
-        del scores
-        if check.plan.device == "cuda":
-            torch.cuda.empty_cache()
+            again = solve_row(scores, check.plan, rounding) if first["seconds"] < 0.1 * check.left else first
+            found[f"otlabel {how}, {name}"] = again | {"first_seconds": first["seconds"]}
+        for peer in (peer for peer in CARD_METHODS if peer not in APART):
+            found[f"{peer}, {name}"] = peer_row(peer, problem, check.plan)
+        del problem
+        _free(check.plan.device)
     return found
 
 
-def sela_loop(log_probabilities: torch.Tensor, plan: Plan) -> dict:
-    """SeLa's iterations on softmax ** (1 / epsilon) in float64, stopped at our class error; then the argmax."""
-    n_rows, n_classes = log_probabilities.shape
-    wait(plan.device)
-    begun = time.perf_counter()
-    plan_rows = log_probabilities.double().div_(EPSILON).exp_()
-    rows = torch.full((n_rows, 1), 1.0 / n_rows, dtype=torch.float64, device=log_probabilities.device)
-    columns = torch.full((n_classes, 1), 1.0 / n_classes, dtype=torch.float64, device=log_probabilities.device)
-    iterations, error = 0, math.inf
-    while not error <= TOL and time.perf_counter() - begun < plan.loop_seconds:
-        for _ in range(10):
-            columns = (1.0 / n_classes) / (plan_rows.T @ rows)
-            rows = (1.0 / n_rows) / (plan_rows @ columns)
-        iterations += 10
-        error = float((columns * (plan_rows.T @ rows) - 1.0 / n_classes).abs().sum())
-        if math.isnan(error):
-            break
-    plan_rows *= columns.T
-    labels = plan_rows.argmax(1)
-    wait(plan.device)
-    seconds = time.perf_counter() - begun
-    counts = torch.bincount(labels, minlength=n_classes)
-    status = "NOT FINITE" if math.isnan(error) else ("CONVERGED" if error <= TOL else "OUT OF TIME")
-    value = float(log_probabilities.gather(1, labels[:, None]).double().mean())
+def run_peers(check: Check) -> dict:
+    """The peers that bring their own ways to take the card's memory."""
+    found = {}
+    for position, peer in enumerate(APART):
+        room = (check.left - 10) / (len(APART) - position)
+        result = check.out / f"peer-{position}.json"
+        result.unlink(missing_ok=True)
+        rows = str(check.plan.solves[-1][0])
+        command = [sys.executable, __file__, "--peer", peer, "--rows", rows, "--out", str(result)]
+        command += ["--quick"] if check.plan.device == "cpu" else []
+        environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=room)
+            ended = failure_text(done) if done.returncode else ""
+        except subprocess.TimeoutExpired:
+            ended = f"out of time: ended after {room:.0f} s"
+        known = read_json(result)
+        for shape in check.plan.solves:
+            name = f"{peer}, {shape[0]} x {shape[1]}"
+            found[name] = known.get(name, {"status": ended or "nothing was written"})
+    return found
+
+
+def run_peer(peer: str, plan: Plan, result: Path) -> None:
+    """Rows of one peer at all sizes, written as they come."""
+    rows = {}
+    for shape in plan.solves:
+        rows[f"{peer}, {shape[0]} x {shape[1]}"] = peer_row(
+            peer, zipf_problem(shape, plan.device, plan.loop_seconds), plan
+        )
+        write_json(result, rows)
+        _free(plan.device)
+
+
+def peer_row(peer: str, problem: CardProblem, plan: Plan) -> dict:
+    """Time, peak memory and quality of a peer's answer, or why there is none."""
+    prepare, packages = CARD_METHODS[peer]
+    try:
+        call = prepare(problem, SETTINGS)
+        _begin_peak(plan.device)
+        begun = time.perf_counter()
+        outcome = call()
+        wait(plan.device)
+        row = {"seconds": time.perf_counter() - begun, "peak_gb": _peak_gb(plan.device, outcome.peak_bytes)}
+        return row | judge(outcome, problem)
+    except ModuleNotFoundError:
+        return {"status": f"not installed: pip install {packages}"}
+    except Exception as error:
+        lines = str(error).splitlines() or [""]
+        is_memory = isinstance(error, torch.cuda.OutOfMemoryError) or "RESOURCE_EXHAUSTED" in lines[0]
+        return {"status": "out of memory" if is_memory else f"{type(error).__name__}: {lines[0]}"[:200]}
+
+
+def judge(outcome: CardOutcome, problem: CardProblem) -> dict:
+    """Sizes, value and class error of a peer's answer, computed here whatever it says of itself."""
+    n_classes = problem.scores.shape[1]
+    mass = outcome.class_mass
+    if outcome.potentials is not None:
+        mass = problem.class_mass(outcome.potentials, EPSILON, factored=outcome.factored)
+    error = float((mass - 1 / n_classes).abs().sum())
+    value = float(problem.scores.gather(1, outcome.labels[:, None]).mean(dtype=torch.float64))
+    counts = torch.bincount(outcome.labels, minlength=n_classes)
     return {
-        "seconds": seconds, "sweeps": iterations, "class_error": error, "value": value, "status": status,
+        "sweeps": outcome.iterations,
+        "class_error": error,
+        "value": value,
         "sizes": [int(counts.min()), int(counts.max())],
-    }  # fmt: skip
+        "status": "CONVERGED" if error <= 1.01 * TOL else "above tolerance",
+    }
+
+
+def _begin_peak(device: str) -> None:
+    wait(device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_gb(device: str, of_peer: int | None = None) -> float | None:
+    """The most that tensors took since `_begin_peak`, the scores included; with what a peer took beside torch."""
+    return (torch.cuda.max_memory_allocated() + (of_peer or 0)) / 1e9 if device == "cuda" else None
+
+
+def _free(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def time_factored(check: Check) -> dict:
@@ -396,7 +465,39 @@ PARTS: dict[str, tuple[Callable[[Check], Any], float]] = {  # in order; seconds 
     "shapes of the kernel": (tune_sweep, 15),
     "solves": (time_solves, 60),
     "factored": (time_factored, 30),
+    "peers": (run_peers, 30),
 }
+
+
+def targets(parts: dict[str, Any], plan: Plan) -> list[tuple[str, str, str]]:
+    """What was to be reached, what was measured, and "pass" or "miss"."""
+    found = {name: part.get("found", {}) for name, part in parts.items()}
+    size, swept_size = ("{} x {}".format(*shape) for shape in (plan.solves[-1], plan.sweep))
+    solves, heads = found.get("solves", {}), found.get("factored", {}).get("heads", [])
+    entropic, exact = (solves.get(f"otlabel {rounding}, {size}", {}) for rounding in ("argmax", "exact"))
+    copied, swept = found.get("copy", {}).get("copy_gb_s"), found.get("one sweep", {})
+    n_heads, batch = plan.factored[0], found.get("soft_assign", {}).get("soft_assign")
+    ratio = swept["sweep"] * copied / swept["gb"] if swept.get("sweep") and copied else None
+    all_heads = n_heads * sum(head["seconds"] for head in heads) / len(heads) if heads else None
+    wrong = found.get("problems right", {}).get("wrong")
+    gap = abs(exact.get("gap", math.inf)) <= 1e-9 * max(1.0, abs(exact.get("value", 0.0)))
+    error = entropic.get("class_error", math.inf) <= TOL
+    rows = [
+        (f"one sweep, {swept_size} float16: at most 2x reading it once at the copy's bandwidth", ratio, 2.0, True),
+        (f"entropic, {size}, class error {TOL:g}: under 0.5 s", entropic.get("seconds"), 0.5, error),
+        (f"exact and certified, {size}: under 10 s", exact.get("seconds"), 10.0, gap),
+        (f"{n_heads} heads on {plan.factored[1:]}, entropic: under 20 s ({len(heads)} ran)", all_heads, 20.0, True),
+        (f"soft_assign of {plan.batch[0]} x {plan.batch[1]}, 3 iterations: under 1 ms", batch, 1e-3, True),
+        ("values of the CPU within both gaps: no problem apart", None if wrong is None else len(wrong), 0, True),
+    ]
+    return [
+        (what, "not measured" if value is None else _text(value), "pass" if _reached(value, most, holds) else "miss")
+        for what, value, most, holds in rows
+    ]
+
+
+def _reached(value: float | None, most: float, holds: bool) -> bool:
+    return value is not None and value <= most and holds
 
 
 def to_markdown(report: dict) -> str:
@@ -407,24 +508,29 @@ def to_markdown(report: dict) -> str:
         lines += [f"## {name}" + (f" ({part['seconds']:.1f} s)" if "seconds" in part else ""), ""]
         if "failure" in found:
             lines += [f"**Failed**: {found['failure']}", ""]
-        elif name == "solves":
+        elif name in ("solves", "peers"):
             lines += [*_solve_table(found), ""]
         elif name == "factored":
             heads = {f"head {number}": head for number, head in enumerate(found["heads"])}
             lines += [f"{found['shape']}, {len(heads)} of {found['heads_asked']} heads", "", *_solve_table(heads), ""]
         else:
             lines += [*_figures(found), ""]
+    if report["targets"]:
+        lines += ["## what was to be reached", "", *table(("target", "measured", "verdict"), report["targets"]), ""]
     return "\n".join(lines)
 
 
 def _solve_table(rows: dict[str, dict]) -> list[str]:
-    header = ("solve", "s", "sweeps", "class error", "value", "gap", "sizes", "status", "where the time went, s")
+    header = (
+        "solve", "s", "peak GB", "sweeps", "class error", "value", "gap", "sizes", "status", "where the time went, s",
+    )  # fmt: skip
     cells = []
     for name, row in rows.items():
         stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in row.get("stages", {}).items())
         cells.append((
-            name, f"{row['seconds']:.3f}", str(row["sweeps"]), number(row["class_error"], ".2g"), f"{row['value']:.6f}",
-            number(row.get("gap"), ".1e"), "{} to {}".format(*row["sizes"]), row["status"], stages,
+            name, number(row.get("seconds"), ".3f"), number(row.get("peak_gb"), ".1f"), str(row.get("sweeps", "")),
+            number(row.get("class_error"), ".2g"), number(row.get("value"), ".6f"), number(row.get("gap"), ".1e"),
+            "{} to {}".format(*row["sizes"]) if "sizes" in row else "", row["status"], stages,
         ))  # fmt: skip
     return table(header, cells)
 
@@ -451,6 +557,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=440.0, help="seconds (%(default)s)")
     parser.add_argument("--parts", nargs="*", choices=PARTS, metavar="PART", help=f"some of: {', '.join(PARTS)}")
     parser.add_argument("--out", type=Path, default=Path("gpu_check"), help="folder for the results (%(default)s)")
+    parser.add_argument("--peer", choices=APART, help="only the rows of this one, to the file that --out names")
     return parser.parse_args()
 
 
@@ -466,12 +573,16 @@ def main() -> int:
     if plan.device == "cuda" and not torch.cuda.is_available():
         print("torch sees no card here; --quick runs tiny sizes on the CPU", file=sys.stderr)
         return 2
-    check = Check(plan, arguments.budget)
+    if arguments.peer:
+        run_peer(arguments.peer, plan, arguments.out)
+        return 0
+    check = Check(plan, arguments.budget, arguments.out)
     arguments.out.mkdir(parents=True, exist_ok=True)
     card = torch.cuda.get_device_name() if plan.device == "cuda" else "none (--quick)"
     report = {"machine": describe_machine(PACKAGES), "card": card, "plan": asdict(plan), "parts": check.parts}
     for name in arguments.parts or PARTS:
         check.run(name, *PARTS[name])
+        report["targets"] = targets(check.parts, plan)
         write_json(arguments.out / "gpu_check.json", report)  # what is known so far, should this process be ended
         (arguments.out / "gpu_check.md").write_text(to_markdown(report), encoding="utf-8")
     print(to_markdown(report))

@@ -3,16 +3,23 @@
 A solver is a function `prepare(scores, settings)` that brings the scores into the form it is used to (not timed) and
 returns the call that is timed. That call ends with hard labels, because labels are what everybody wants in the end.
 Packages are imported inside `prepare`, so that a missing one costs only its own rows.
+
+`CARD_METHODS` are the same for a card, on tensors that are there: prepare(problem, settings) gives the call.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -169,21 +176,10 @@ def _ott(scores: np.ndarray, settings: Settings, *, lse_mode: bool) -> Call:
 
     jax.config.update("jax_platforms", "cpu")
     import jax.numpy as jnp
-    from ott.geometry import geometry
-    from ott.problems.linear import linear_problem
-    from ott.solvers.linear import sinkhorn
 
     # Cost 0 at a row's best class: a row shift changes no plan, and without it kernel mode underflows at once.
     cost = jnp.asarray(scores.max(axis=1, keepdims=True) - scores)
-    solver = sinkhorn.Sinkhorn(
-        lse_mode=lse_mode, threshold=settings.tol, norm_error=1, max_iterations=settings.max_iterations
-    )
-
-    def solve(cost: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        problem = linear_problem.LinearProblem(geometry.Geometry(cost_matrix=cost, epsilon=settings.epsilon))
-        solution = solver(problem)
-        return jnp.argmax(solution.g - cost, axis=1), solution.g, jnp.asarray(solution.n_iters)
-
+    solve = _ott_solver(settings, lse_mode=lse_mode)
     start = time.perf_counter()
     compiled = jax.jit(solve).lower(cost).compile()
     compile_seconds = time.perf_counter() - start
@@ -198,6 +194,25 @@ def _ott(scores: np.ndarray, settings: Settings, *, lse_mode: bool) -> Call:
         )
 
     return call
+
+
+def _ott_solver(settings: Settings, *, lse_mode: bool) -> Callable[[Any], tuple[Any, Any, Any]]:
+    """A function from costs to labels, class potentials and the number of iterations, to be compiled."""
+    import jax.numpy as jnp
+    from ott.geometry import geometry
+    from ott.problems.linear import linear_problem
+    from ott.solvers.linear import sinkhorn
+
+    solver = sinkhorn.Sinkhorn(
+        lse_mode=lse_mode, threshold=settings.tol, norm_error=1, max_iterations=settings.max_iterations
+    )
+
+    def solve(cost: Any) -> tuple[Any, Any, Any]:
+        problem = linear_problem.LinearProblem(geometry.Geometry(cost_matrix=cost, epsilon=settings.epsilon))
+        solution = solver(problem)
+        return jnp.argmax(solution.g - cost, axis=1), solution.g, jnp.asarray(solution.n_iters)
+
+    return solve
 
 
 # ------------------------------------------------------------------------- the loops people copy from papers
@@ -253,13 +268,7 @@ def swav_three(scores: np.ndarray, settings: Settings) -> Call:
     matrix = torch.from_numpy(scores)
 
     def call() -> Outcome:
-        n, k = matrix.shape
-        # SwAV's own scores are cosines; on log-probabilities its bare exp() underflows, hence the row maximum.
-        plan = torch.exp((matrix - matrix.amax(dim=1, keepdim=True)) / settings.epsilon)
-        plan /= plan.sum()
-        for _ in range(3):
-            plan /= plan.sum(dim=0, keepdim=True) * k
-            plan /= plan.sum(dim=1, keepdim=True) * n
+        plan = _swav_plan(matrix, settings.epsilon)
         return Outcome(
             labels=plan.argmax(dim=1).numpy(),
             iterations=3,
@@ -267,6 +276,18 @@ def swav_three(scores: np.ndarray, settings: Settings) -> Call:
         )
 
     return call
+
+
+def _swav_plan(matrix: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """After three iterations, (N, K), sum 1."""
+    n, k = matrix.shape
+    # SwAV's own scores are cosines; on log-probabilities its bare exp() underflows, hence the row maximum.
+    plan = (matrix.float() - matrix.float().amax(dim=1, keepdim=True)).div_(epsilon).exp_()
+    plan /= plan.sum()
+    for _ in range(3):
+        plan /= plan.sum(dim=0, keepdim=True) * k
+        plan /= plan.sum(dim=1, keepdim=True) * n
+    return plan
 
 
 METHODS: dict[str, Method] = {
@@ -311,4 +332,168 @@ METHODS: dict[str, Method] = {
         "torch float32, always three iterations, so it does not reach the tolerance; rows shifted by their maximum, "
         "without which it underflows",
     ),
+}
+
+
+# ------------------------------------------------------------------------------------------------- on a card
+
+
+CARD_CHUNK = 1 << 26  # scores at a time where an answer is judged
+
+
+@dataclass(frozen=True)
+class CardProblem:
+    """One problem in two forms, all of it on the device: the matrix, and the linear head that it came from."""
+
+    scores: torch.Tensor  # (N, K) float16: log_softmax(features @ weight + offset)
+    features: torch.Tensor  # (N, D) float32
+    weight: torch.Tensor  # (D, K) float32
+    offset: torch.Tensor  # (K,) float32
+    seconds: float  # that a loop without a limit of its own may take
+
+    def class_mass(self, potentials: torch.Tensor, epsilon: float, *, factored: bool) -> torch.Tensor:
+        """Column sums (K,) of the plan softmax((s + g) / epsilon) / N in float64, s rounded as stored or not at all."""
+        import torch
+
+        n, k = self.scores.shape
+        total = torch.zeros(k, dtype=torch.float64, device=self.scores.device)
+        for start in range(0, n, size := max(1, CARD_CHUNK // k)):
+            part = slice(start, start + size)
+            rows = self.features[part] @ self.weight + self.offset if factored else self.scores[part]
+            total += torch.softmax((rows.double() + potentials) / epsilon, 1).sum(0)
+        return total / n
+
+
+@dataclass(frozen=True)
+class CardOutcome:
+    """What comes back, on the device; the plan is told by `potentials` or by `class_mass`, as in Outcome."""
+
+    labels: torch.Tensor  # (N,)
+    iterations: int
+    potentials: torch.Tensor | None = None
+    class_mass: torch.Tensor | None = None
+    peak_bytes: int | None = None  # where it was not torch that took the memory
+    factored: bool = False  # whether the problem was solved for unrounded scores, from the features
+
+
+CardCall = Callable[[], CardOutcome]
+
+
+def sela_on_card(problem: CardProblem, settings: Settings) -> CardCall:
+    """SeLa's iterations on softmax ** (1 / epsilon) in float64, stopped at our class error; then the argmax."""
+    import torch
+
+    scores = problem.scores
+    n, k = scores.shape
+
+    def call() -> CardOutcome:
+        begun = time.perf_counter()
+        plan = scores.double().div_(settings.epsilon).exp_()
+        rows = torch.full((n,), 1.0 / n, dtype=torch.float64, device=scores.device)
+        iterations, error = 0, math.inf
+        mass = rows @ plan
+        while error > settings.tol and time.perf_counter() - begun < problem.seconds:
+            for _ in range(10):
+                columns = 1.0 / (k * mass)
+                rows = 1.0 / (n * (plan @ columns))
+                mass = rows @ plan
+            iterations += 10
+            error = float((columns * mass - 1.0 / k).abs().sum())
+            if math.isnan(error):
+                raise FloatingPointError(f"not finite in iteration {iterations}: softmax ** (1/epsilon) underflowed")
+        plan *= columns
+        return CardOutcome(plan.argmax(1), iterations, potentials=settings.epsilon * columns.log())
+
+    return call
+
+
+def swav_on_card(problem: CardProblem, settings: Settings) -> CardCall:
+    """SwAV's loop: three iterations in float32, no stopping test."""
+    import torch
+
+    def call() -> CardOutcome:
+        plan = _swav_plan(problem.scores, settings.epsilon)
+        return CardOutcome(plan.argmax(1), 3, class_mass=plan.sum(0, dtype=torch.float64))
+
+    return call
+
+
+def ott_on_card(problem: CardProblem, settings: Settings) -> CardCall:
+    """OTT's Sinkhorn by log-sum-exp updates in float32, compiled ahead of time; the costs are handed over in place."""
+    import jax
+    import torch
+
+    device = jax.devices()[0]
+    if (device.platform == "gpu") != problem.scores.is_cuda:
+        raise RuntimeError(f"JAX computes on {device.platform}: pip install 'jax[cuda12]'")
+    cost = problem.scores.float().neg_()
+    cost -= cost.amin(1, keepdim=True)
+    costs = jax.numpy.from_dlpack(cost)
+    compiled = jax.jit(_ott_solver(settings, lse_mode=True)).lower(costs).compile()
+
+    def call() -> CardOutcome:
+        labels, potentials, iterations = jax.block_until_ready(compiled(costs))
+        peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+        back = [torch.from_numpy(np.array(part)).to(cost.device) for part in (labels, potentials)]
+        return CardOutcome(back[0].long(), int(iterations), potentials=back[1], peak_bytes=peak)
+
+    return call
+
+
+def flash_sinkhorn_on_card(problem: CardProblem, settings: Settings) -> CardCall:
+    """Streaming Sinkhorn for squared distances, on the features: half the squared distance is minus the product.
+
+        -||x_i - w_k||^2 / 2 = <x_i, w_k> - ||x_i||^2 / 2 - ||w_k||^2 / 2
+
+    The last two terms, the offset and the normalisation are constant in a row or a class, so that the balanced plan is
+    that of the scores. It takes no other costs. It stops where potentials no longer change, which is later than asked
+    for here: the fewest tens of iterations that reach the class error are looked for first, and these are timed.
+    """
+    import torch
+    from flash_sinkhorn.sinkhorn_solvers import sinkhorn_flashstyle_alternating
+
+    if not problem.features.is_cuda:
+        raise RuntimeError("flash-sinkhorn computes on cards only")
+    x, w = problem.features, problem.weight.T.contiguous()
+    masses = [torch.full((len(points),), 1.0 / len(points), device=x.device) for points in (x, w)]
+
+    def solve(n_iterations: int) -> torch.Tensor:
+        _, potentials = sinkhorn_flashstyle_alternating(
+            x, w, *masses, eps=settings.epsilon, n_iters=n_iterations, cost_scale=0.5, allow_tf32=False
+        )
+        return potentials - 0.5 * w.square().sum(1) - problem.offset
+
+    def reached(n_iterations: int) -> bool:
+        mass = problem.class_mass(solve(n_iterations), settings.epsilon, factored=True)
+        return float((mass - 1 / len(w)).abs().sum()) <= settings.tol
+
+    tens = _fewest(lambda tens: reached(10 * tens), settings.max_iterations // 10, problem.seconds)
+
+    def call() -> CardOutcome:
+        potentials = solve(10 * tens)
+        shift = potentials + problem.offset
+        labels = torch.cat([(part @ problem.weight + shift).argmax(1) for part in x.split(CARD_CHUNK // len(w))])
+        return CardOutcome(labels, 10 * tens, potentials=potentials, factored=True)
+
+    return call
+
+
+def _fewest(is_enough: Callable[[int], bool], most: int, seconds: float) -> int:
+    """The least number that is enough, by doubling and halving; the largest one tried where time runs out."""
+    begun, low, high = time.perf_counter(), 0, 1
+    while not is_enough(high):
+        if high >= most or time.perf_counter() - begun > seconds:
+            return high
+        low, high = high, min(2 * high, most)
+    while high - low > 1 and time.perf_counter() - begun < seconds:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
+
+
+CARD_METHODS: dict[str, tuple[Callable[[CardProblem, Settings], CardCall], str]] = {  # and what to install
+    "SeLa's loop": (sela_on_card, "torch"),
+    "SwAV's three iterations": (swav_on_card, "torch"),
+    "OTT-JAX": (ott_on_card, "ott-jax 'jax[cuda12]'"),
+    "flash-sinkhorn": (flash_sinkhorn_on_card, "flash-sinkhorn"),
 }

@@ -1,4 +1,8 @@
-"""Deep clustering of uneven classes in small: label the surest tenth first, then more and more, sizes only preferred.
+"""
+Labelling more and more, the surest first
+=========================================
+
+Deep clustering of uneven classes in small: label the surest tenth first, then more and more, sizes only preferred.
 
 The schedule is that of Zhang, Ren, He, "P2OT: Progressive partial optimal transport for deep imbalanced clustering"
 (ICLR 2024): the mass that is labelled ramps up from a tenth to all, classes keep to their mass at a price (KL).
@@ -29,16 +33,16 @@ def long_tailed_digits(ratio: float = 10.0) -> tuple[np.ndarray, np.ndarray]:
     return features / np.linalg.norm(features, axis=1, keepdims=True), digits[rows]
 
 
-def main() -> dict[str, float]:
+def main(n_rounds: int = ROUNDS) -> dict[str, float]:
     """Cluster with and without the ramp and compare with the truth."""
     features, digits = long_tailed_digits()
     kmeans = KMeans(10, n_init=1, random_state=0).fit(features)
     centres, result = kmeans.cluster_centers_, None
 
-    for step in range(ROUNDS):
+    for step in range(n_rounds):
         scores = features @ centres.T
         # The three lines: how much to label now, label it, start the next round from here.
-        mass = 0.1 + 0.9 * math.exp(-5 * (1 - step / (ROUNDS - 1)) ** 2)
+        mass = 0.1 + 0.9 * math.exp(-5 * (1 - step / (n_rounds - 1)) ** 2)
         result = sinkhorn_assign(scores, classes=KL(0.05), abstain=1 - mass, init=result, epsilon=0.02)
         labels = result.labels  # -1: not yet
 

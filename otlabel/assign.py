@@ -126,13 +126,15 @@ def sinkhorn_assign(
     with ranks_of(group) as team, observing(progress) as observer:
         solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
         opened = open_part(scores, device=device) if team.number > 1 else open_scores(scores, device=device)
+        read_before = opened.bytes_read
         rows = Rows(keep_whole(opened, memory_limit), team)
         team.check_alike(
             epsilon=epsilon, rounding=rounding, tol=tol, max_sweeps=max_sweeps, method=method, seed=seed,
-            class_mass=class_mass, classes=classes, samples=samples, abstain=abstain, init=init,
+            class_mass=class_mass, classes=classes, lo=getattr(classes, "lo", None), hi=getattr(classes, "hi", None),
+            samples=samples, abstain=abstain, init=getattr(init, "plan_potentials", init),
             weighted=sample_mass is not None,
         )  # fmt: skip
-        read_before, n_rows, n_classes = opened.bytes_read, rows.scores.share.n_rows, opened.shape[1]
+        n_rows, n_classes = rows.scores.share.n_rows, opened.shape[1]
         sampled = draw_sampled(n_rows, n_classes, seed)
         kept = keep(rows.scores, rows.scores.share.within(sampled), memory_limit)
         monitor = Monitor(n_rows, n_classes, observer)

@@ -1,4 +1,4 @@
-"""The command `otlabel`: assign to demo; train and transfer are in `training`, report in `reporting`.
+"""The command `otlabel`: assign to curate; train, transfer, cluster and report are in files of their own.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
@@ -14,24 +14,31 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from otlabel import __version__
-from otlabel.errors import FileFormatError, InvalidMassError, MissingPackageError, OtlabelWarning
-from otlabel.files import check_output, replacing
+from otlabel.clustering_command import add_cluster
+from otlabel.errors import FileFormatError, InvalidMassError, MissingPackageError, OtlabelWarning, RankError
+from otlabel.files import check_output, replacing, save_array
 from otlabel.reporting.command import add_report
 from otlabel.training.command import add_train, add_transfer
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from otlabel import Assignment
+    from otlabel.distributed import Alone
     from otlabel.labels_file import Receipt
+    from otlabel.scores import Scores
 
 USAGE, FAILURE, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
+CHECKPOINT_SECONDS = 1.0  # between two writes of the potentials
 REPEAT_SECONDS = 0.3  # after which an interrupt that was not heard is raised again
 
 _SCORES_HELP = (
@@ -41,7 +48,7 @@ _SCORES_HELP = (
 _RANGE_HELP = "class sizes between these, shares (0.005 0.02) or counts (50 200)"
 _MEMORY_HELP = "for keeping scores in memory (4e9, 4GB); default half of the free; beyond it they are streamed"
 _MASS_HELP = "shares (sum 1) or counts (sum N): 10,20,30 or a file; default equal"
-_OUTPUT_HELP = "FILE.npy (int64), or FILE.h5 with class sizes, potentials and a receipt"
+_OUTPUT_HELP = "FILE.npy (int64), or FILE.h5 with class sizes, potentials and a receipt; under torchrun also FOLDER/"
 _RECEIPT_HELP = "beside FILE.npy, write where its labels come from to FILE.npy.json"
 _LABELS_ENDINGS = (".npy", ".h5", ".hdf5")
 _BAD_PATHS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -60,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return BROKEN_PIPE
         except KeyboardInterrupt:
             return _complain("interrupted", INTERRUPTED)
-        except MissingPackageError as error:
+        except (MissingPackageError, RankError) as error:
             return _complain(error, FAILURE)
         except MemoryError as error:
             return _complain(f"not enough memory: {error}" if str(error) else "not enough memory", FAILURE)
@@ -115,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_assign(commands)
+    add_cluster(commands)
     _add_predict(commands)
     _add_certify(commands)
     _add_plan(commands)
@@ -152,6 +160,7 @@ def _add_assign(commands: Any) -> None:
     add("--device", default="auto", help="auto, cpu or cuda; auto: where the scores are (%(default)s)")
     add("--memory-limit", type=_byte_count, metavar="BYTES", help=_MEMORY_HELP)
     add("--potentials", metavar="OUT.npz", type=Path, help="save the whole result too, for certify and predict")
+    add("--checkpoint", metavar="FILE.npy", type=Path, help="keep potentials there; go on from them if killed")
     add("--progress", action="store_true", help="show a progress bar on stderr")
     add("--receipt", action="store_true", help=_RECEIPT_HELP)
     add("--force", action="store_true", help="overwrite existing output")
@@ -261,65 +270,153 @@ def _add_curate(commands: Any) -> None:
 
 
 def _assign(arguments: argparse.Namespace) -> int:
-    """Label, then write: every path is tried before the work starts."""
-    _check_labels_output(arguments)
-    if arguments.potentials is not None:
-        check_output(arguments.potentials, (".npz",), force=arguments.force)
-        if arguments.potentials.resolve() == arguments.output.resolve():
-            raise ValueError("--output and --potentials name the same file; give each its own")
+    """Label, then write: every path is tried before the work starts. Under torchrun, each process does its share."""
+    from otlabel.torchrun import process_group
 
-    from otlabel import KL, Exact, Range, labels_file, sinkhorn_assign
-    from otlabel.scores import open_scores
+    with process_group(arguments.device) as group:
+        return _assign_share(arguments, group)
 
-    rule: Exact | KL | Range = Exact()
-    if arguments.range is not None:
-        rule = Range(*arguments.range)
-    elif arguments.kl is not None:
-        rule = KL(arguments.kl)
 
-    class_mass = None if arguments.class_mass is None else read_class_mass(arguments.class_mass)
-    scores = open_scores(arguments.scores)
-    size = labels_file.stored_bytes(arguments.output, *scores.shape)
+def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
+    from otlabel.distributed import ranks_of
+
+    with ranks_of(group) as team:
+        in_parts = team.number > 1 and arguments.output.suffix.lower() not in _LABELS_ENDINGS
+        if team.rank:
+            warnings.simplefilter("ignore", OtlabelWarning)  # rank 0 says it
+        else:
+            _check_assign_outputs(arguments, in_parts=in_parts)
+
+        from otlabel import KL, Exact, Range, labels_file, sinkhorn_assign
+        from otlabel.scores import open_scores, rows_between
+        from otlabel.torchrun import own_device, share_of_rows, write_part
+
+        rule: Exact | KL | Range = Exact()
+        if arguments.range is not None:
+            rule = Range(*arguments.range)
+        elif arguments.kl is not None:
+            rule = KL(arguments.kl)
+
+        class_mass = None if arguments.class_mass is None else read_class_mass(arguments.class_mass)
+        scores = open_scores(arguments.scores)
+        n_rows, n_classes = scores.shape
+        if team.rank == 0:
+            _check_assign_space(arguments, scores)
+        origin = labels_file.fingerprint(scores, arguments.scores)
+        if team.number > 1:
+            first, stop = share_of_rows(scores, team)
+            scores = rows_between(scores, first, stop)
+            origin |= {"rows": [first, stop]} if in_parts else {}
+        with _watched(arguments, team) as (start, watch):
+            result = sinkhorn_assign(
+                scores,
+                class_mass=class_mass,
+                classes=rule,
+                abstain=arguments.abstain,
+                epsilon=arguments.epsilon,
+                rounding=arguments.rounding,
+                tol=arguments.tol,
+                max_sweeps=arguments.max_sweeps,
+                method=arguments.method,
+                init=start,
+                device=own_device(arguments.device),
+                seed=arguments.seed,
+                progress=watch,
+                memory_limit=arguments.memory_limit,
+                group=group,
+            )
+        names = ("class_mass", "range", "kl", "abstain", "epsilon", "rounding", "tol", "max_sweeps", "method", "device")
+        receipt = labels_file.Receipt(
+            input=origin,
+            parameters={name: getattr(arguments, name) for name in names},
+            versions=_versions(),
+            value=result.value,
+            bound=result.bound,
+            gap=result.gap,
+            seed=arguments.seed,
+            status=result.status.value,
+        )
+        labels, counts, potentials = map(_as_numpy, (result.labels, result.counts, result.potentials))
+        if in_parts:
+
+            def write(path: Path, meet: Callable[[], None]) -> None:
+                own = labels_file.sizes_of(labels, n_classes)
+                labels_file.write_labels(path, labels, own, potentials, receipt, result.threshold, meet)
+
+            write_part(arguments.output, team, write)
+        else:
+            (labels,) = team.joined("labels", labels)
+            if team.rank == 0:
+                _write(arguments, labels, counts, potentials, result.threshold, receipt)
+        if arguments.potentials is not None and team.rank == 0:
+            replace(result, labels=labels).save(arguments.potentials)
+        team.total("output")  # nobody is content before all has been written
+    if team.rank == 0:
+        _tell_assignment(arguments, result, n_rows)
+    return 0
+
+
+def _check_assign_outputs(arguments: argparse.Namespace, *, in_parts: bool) -> None:
+    """Every path that will be written to."""
+    if in_parts:
+        from otlabel.torchrun import check_folder
+
+        check_folder(arguments.output, force=arguments.force)
+    else:
+        _check_labels_output(arguments)
+    others = [(arguments.potentials, "--potentials", ".npz"), (arguments.checkpoint, "--checkpoint", ".npy")]
+    for path, name, ending in others:
+        if path is not None:
+            check_output(path, (ending,), force=arguments.force or name == "--checkpoint")
+            if path.resolve() == arguments.output.resolve():
+                raise ValueError(f"--output and {name} name the same file; give each its own")
+
+
+def _check_assign_space(arguments: argparse.Namespace, scores: Scores) -> None:
+    from otlabel.labels_file import stored_bytes
+
+    n_rows, n_classes = scores.shape
+    size = stored_bytes(arguments.output, n_rows, n_classes)
     _check_space(arguments.output, size)
     if arguments.potentials is not None:
-        n_rows, n_classes = scores.shape
         shared = size if _disk(arguments.potentials) == _disk(arguments.output) else 0
         _check_space(arguments.potentials, 8 * n_rows + 32 * n_classes + shared)
-    origin = labels_file.fingerprint(scores, arguments.scores)
-    result = sinkhorn_assign(
-        scores,
-        class_mass=class_mass,
-        classes=rule,
-        abstain=arguments.abstain,
-        epsilon=arguments.epsilon,
-        rounding=arguments.rounding,
-        tol=arguments.tol,
-        max_sweeps=arguments.max_sweeps,
-        method=arguments.method,
-        device=arguments.device,
-        seed=arguments.seed,
-        progress=arguments.progress,
-        memory_limit=arguments.memory_limit,
-    )
-    names = ("class_mass", "range", "kl", "abstain", "epsilon", "rounding", "tol", "max_sweeps", "method", "device")
-    receipt = labels_file.Receipt(
-        input=origin,
-        parameters={name: getattr(arguments, name) for name in names},
-        versions=_versions(),
-        value=result.value,
-        bound=result.bound,
-        gap=result.gap,
-        seed=arguments.seed,
-        status=result.status.value,
-    )
-    labels, counts, potentials = map(_as_numpy, (result.labels, result.counts, result.potentials))
-    _write(arguments, labels, counts, potentials, result.threshold, receipt)
-    if arguments.potentials is not None:
-        result.save(arguments.potentials)
+
+
+@contextmanager
+def _watched(arguments: argparse.Namespace, team: Alone) -> Iterator[tuple[np.ndarray | None, Callable[..., None]]]:
+    """Where to start from, and who is told of each pass: a bar, and a checkpoint that goes once all went well."""
+    from otlabel.monitor import observing
+
+    path, last_saved = arguments.checkpoint, -math.inf
+    start = None
+    if path is not None and path.exists():
+        from otlabel.scores import load_array
+
+        start = load_array(str(path))
+    with observing(arguments.progress and team.rank == 0) as bar:
+
+        def watch(record: dict[str, Any]) -> None:
+            nonlocal last_saved
+            if bar is not None:
+                bar(record)
+            potentials = record.get("potentials")
+            if path is not None and team.rank == 0 and potentials is not None:
+                now = time.monotonic()
+                if now - last_saved > CHECKPOINT_SECONDS:
+                    last_saved = now
+                    save_array(path, potentials)
+
+        yield start, watch
+    if path is not None and team.rank == 0:
+        path.unlink(missing_ok=True)
+
+
+def _tell_assignment(arguments: argparse.Namespace, result: Assignment, n_rows: int) -> None:
     if arguments.json:
         _print_json(
             labels=str(arguments.output),
-            n_samples=len(result.labels),
+            n_samples=n_rows,
             n_classes=len(result.counts),
             counts=result.counts,
             value=result.value,
@@ -336,7 +433,6 @@ def _assign(arguments: argparse.Namespace) -> int:
         print(f"Labels written to {arguments.output}")
         if arguments.potentials is not None:
             print(f"Potentials written to {arguments.potentials}")
-    return 0
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -515,10 +611,10 @@ def _read_potentials(path: Path) -> tuple[np.ndarray, float]:
 
 
 def _read_labels(text: str) -> np.ndarray:
-    """Labels from a file of our own, or any array in a file of the kinds that scores may be in."""
+    """Labels from a file or folder of our own, or any array in a file of the kinds that scores may be in."""
     from otlabel import labels_file
 
-    if text.lower().endswith((".h5", ".hdf5")) and labels_file.holds_labels(text):
+    if Path(text).is_dir() or (text.lower().endswith((".h5", ".hdf5")) and labels_file.holds_labels(text)):
         return labels_file.read_labels(text).labels
     from otlabel.scores import load_array
 

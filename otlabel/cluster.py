@@ -19,6 +19,7 @@ from scipy.sparse import csc_array
 
 from otlabel import sweep
 from otlabel.assign import sinkhorn_assign
+from otlabel.distributed import Alone, ranks_of
 from otlabel.errors import InvalidScoresError, MissingPackageError, OtlabelWarning
 from otlabel.marginals import Range
 from otlabel.result import Assignment, predict
@@ -34,7 +35,9 @@ from otlabel.scores import (
     is_tensor,
     keep_whole,
     linear_scores,
+    open_part,
     open_scores,
+    part_of_all,
     row_blocks,
 )
 from otlabel.sweep.pool import blas_on_one_thread, run_tasks
@@ -135,7 +138,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         self.random_state = random_state
         self.device = device
 
-    def fit(self, X: Any, y: Any = None) -> BalancedKMeans:
+    def fit(self, X: Any, y: Any = None, *, group: Any = None) -> BalancedKMeans:
         """Find centres and labels.
 
         Args:
@@ -143,23 +146,30 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
                 `sinkhorn_assign` takes scores from: a tensor, an h5py dataset, "features.h5::/features", shards. A
                 file is kept in memory if half of what is free holds it, else each pass reads it. Never modified.
             y: ignored.
+            group: a torch.distributed group whose ranks call this together, each with its own rows (maybe none). Then
+                `labels_` are of this rank's rows, and everything else is of all rows and the same on all ranks; sums
+                are rounded differently than in one process. None: this process has all rows.
 
         Returns:
             The estimator itself. Whatever X is, all attributes are NumPy's.
         """
+        with ranks_of(group) as team:
+            return self._fitted(X, team, group)
+
+    def _fitted(self, X: Any, team: Alone, group: Any) -> BalancedKMeans:
         _check_settings(self)
-        source = self._opened(X, reset=True)
-        n_rows, n_features = source.shape
+        source = part_of_all(self._opened(X, reset=True, may_be_empty=team.number > 1), team)
+        n_rows, n_features = source.share.n_rows, source.shape[1]
         if n_rows < self.n_clusters:
             raise ValueError(f"n_samples={n_rows} should be >= n_clusters={self.n_clusters}")
         demand = _demand(self, n_rows)
         given = None if isinstance(self.init, str) else _checked_centres(self.init, self.n_clusters, n_features)
         variance = _variance(source)
-        rows = _Rows(source, self.metric == "cosine", demand, variance, float(self.tol), int(self.max_iter))
+        rows = _Rows(source, self.metric == "cosine", demand, variance, float(self.tol), int(self.max_iter), group)
         random = check_random_state(self.random_state)
         best: _Clustering | None = None
         for _ in range(self.n_init if given is None else 1):
-            seed = int(random.randint(np.iinfo(np.int32).max))
+            seed = int(team.joined("seed", np.array([random.randint(np.iinfo(np.int32).max)]))[0][0])  # that of rank 0
             found = _cluster(rows, _drawn_centres(source, self.n_clusters, seed) if given is None else given, seed)
             best = found if best is None or found.inertia < best.inertia else best
         assert best is not None
@@ -222,12 +232,13 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         scores = _scores(source, self.cluster_centers_, self.metric == "cosine")
         return as_array(predict(scores, self.potentials_))
 
-    def _opened(self, X: Any, reset: bool = False) -> Scores:
+    def _opened(self, X: Any, reset: bool = False, may_be_empty: bool = False) -> Scores:
         """Features as a source, of length 1 for "cosine"; what scikit-learn knows about is checked by it."""
         if not reset:
             check_is_fitted(self)
         if is_tensor(X) or is_stored(X):
-            source = open_scores(os.fspath(X) if isinstance(X, os.PathLike) else X, device=self.device)
+            opened = open_part if may_be_empty else open_scores
+            source = opened(os.fspath(X) if isinstance(X, os.PathLike) else X, device=self.device)
             if reset:
                 self.n_features_in_ = source.shape[1]
                 with contextlib.suppress(AttributeError):  # of an earlier fit to a data frame
@@ -237,7 +248,9 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
                     f"X has {source.shape[1]} features, but {type(self).__name__} was fitted to {self.n_features_in_}"
                 )
         else:
-            source = open_scores(validate_data(self, X, reset=reset, dtype=NUMBERS), device=self.device)
+            least = 0 if may_be_empty else 1
+            checked = validate_data(self, X, reset=reset, dtype=NUMBERS, ensure_min_samples=least)
+            source = open_part(checked, device=self.device)
         source = keep_whole(source)
         return UnitRows(source) if self.metric == "cosine" else source
 
@@ -282,6 +295,7 @@ class _Rows:
     variance: float  # mean squared distance from the mean
     tol: float
     max_iter: int
+    group: Any  # whose ranks have rows, too
 
     @property
     def epsilon(self) -> float:
@@ -319,7 +333,8 @@ def _cluster(rows: _Rows, centres: np.ndarray, seed: int) -> _Clustering:
         moved = float(np.square(centres - at, dtype=np.float64).sum())
         n_iter += 1
         assignment = _assigned(rows, centres, seed, before)
-        if np.array_equal(before.labels, assignment.labels):
+        n_changed = np.count_nonzero(as_array(before.labels) != as_array(assignment.labels))
+        if not int(source.share.team.total("changed", np.array(n_changed))[0]):
             moved = 0.0
     return _Clustering(assignment, centres, _inertia(squares, rows.cosine), n_iter, moved <= enough)
 
@@ -335,6 +350,7 @@ def _assigned(rows: _Rows, centres: np.ndarray, seed: int, start: Assignment | N
             tol=PLAN_TOLERANCE,
             init=start,
             seed=seed,
+            group=rows.group,
         )
 
 
@@ -357,7 +373,7 @@ def _moments(source: Scores, labels: np.ndarray, centres: np.ndarray) -> tuple[n
     Differences instead of the rows themselves: nothing cancels where the data is far from zero.
     """
     batches = source.batches()
-    n_tasks = min(STRETCHES, len(batches))
+    n_tasks = max(1, min(STRETCHES, len(batches)))
     ends = [number * len(batches) // n_tasks for number in range(n_tasks + 1)]
     sums = np.zeros((n_tasks, *centres.shape))
     squares = np.zeros(n_tasks)
@@ -381,7 +397,8 @@ def _moments(source: Scores, labels: np.ndarray, centres: np.ndarray) -> tuple[n
         else:
             for number in range(n_tasks):
                 add(number)
-    return sums.sum(0), float(squares.sum())
+    sums, squares = source.share.team.total("moments", sums.sum(0), squares.sum())
+    return sums, float(squares)
 
 
 def _inertia(squares: float, cosine: bool) -> float:
@@ -390,28 +407,32 @@ def _inertia(squares: float, cosine: bool) -> float:
 
 def _variance(source: Scores) -> float:
     """Mean squared distance of the rows from their mean; raises InvalidScoresError where they are not finite."""
-    n_rows = source.shape[0]
-    first = as_float(source.read(0, 1), source.dtype).astype(np.float64)
+    n_here, n_rows = source.shape[0], source.share.n_rows
+    head = as_float(source.read(0, min(1, n_here)), source.dtype).astype(np.float64)
+    first = source.share.team.joined("first", head)[0][:1]
     with np.errstate(invalid="ignore", over="ignore"):
-        sums, squares = _moments(source, np.zeros(n_rows, np.int64), first)
+        sums, squares = _moments(source, np.zeros(n_here, np.int64), first)
         variance = squares / n_rows - float(np.square(sums / n_rows).sum())
     if np.isfinite(variance):
         return max(variance, 0.0)
+    found = ""
     for (start, _), block in row_blocks(source):
         bad = np.argwhere(~np.isfinite(block))
         if len(bad):
             row, feature = bad[0]
-            raise InvalidScoresError(
-                f"features hold NaN or infinity, the first at {source.place(start + int(row))}, feature {feature}"
-            )
+            found = f"{source.place(start + int(row))}, feature {feature}"
+            break
+    if where := source.share.team.first("bad features", found):
+        raise InvalidScoresError(f"features hold NaN or infinity, the first at {where}")
     raise InvalidScoresError("features are so large that their squares overflow; divide them by a constant")
 
 
 def _drawn_centres(source: Scores, n_clusters: int, seed: int) -> np.ndarray:
     """Centres by k-means++, on a sample where there are many rows: it looks at all of them for each centre."""
-    size = min(source.shape[0], max(INIT_ROWS, INIT_ROWS_A_CLUSTER * n_clusters))
-    drawn = draw_rows(source.shape[0], size, np.random.default_rng(seed))
-    sample = as_float(source.take(drawn).read(0, size), source.dtype)
+    share = source.share
+    size = min(share.n_rows, max(INIT_ROWS, INIT_ROWS_A_CLUSTER * n_clusters))
+    drawn = share.within(draw_rows(share.n_rows, size, np.random.default_rng(seed)))
+    (sample,) = share.team.joined("sample", as_float(source.take(drawn).read(0, len(drawn)), source.dtype))
     middle = sample.mean(0, dtype=np.float64)
     centres, _ = kmeans_plusplus((sample - middle).astype(sample.dtype), n_clusters, random_state=seed)
     return centres + middle
@@ -443,6 +464,7 @@ def _centred_potentials(rows: _Rows, found: _Clustering) -> np.ndarray:
     room = np.full((len(g), len(g)), slack)
     others = ~is_own
     np.minimum.at(room, (own_classes[others], classes[others]), np.maximum(own[row_of[others]] - totals[others], 0.0))
+    room = rows.source.share.team.least("room", room)
     # Of clusters with bounds, only those at a bound have a potential.
     movable = np.isfinite(g) & ((g != 0) | ("classes" not in rows.demand))
     moved = np.zeros(len(g))

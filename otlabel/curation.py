@@ -10,9 +10,19 @@ from typing import Any
 import numpy as np
 
 from otlabel import sweep
+from otlabel.distributed import ranks_of
 from otlabel.errors import InvalidScoresError, MissingPackageError
 from otlabel.result import like
-from otlabel.scores import Scores, draw_rows, keep_whole, linear_scores, open_scores, row_blocks
+from otlabel.scores import (
+    Scores,
+    as_float,
+    draw_rows,
+    keep_whole,
+    linear_scores,
+    open_part,
+    open_scores,
+    part_of_all,
+)
 from otlabel.validate import check_finite
 
 ROWS, ITERATIONS = 20_000, 20  # rows that k-means finds its centres from
@@ -24,8 +34,8 @@ FEW = 64  # clusters that need no groups above them
 class Curated:
     """Which samples were chosen, and of which clusters."""
 
-    indices: Any  # (n,) int64, ascending and distinct; a tensor where features were one
-    clusters: np.ndarray  # (N,) int64: cluster of each sample
+    indices: Any  # (n,) int64, ascending and distinct; a tensor where features were one; with a group, of own rows
+    clusters: np.ndarray  # (N,) int64: cluster of each sample; with a group, of own rows
     sizes: np.ndarray  # (K,) int64: samples in each cluster
     quotas: np.ndarray  # (K,) int64: how many of them were chosen
     groups: tuple[np.ndarray, ...]  # (K,): group of each cluster; then of each group; ... empty if clusters are few
@@ -34,13 +44,19 @@ class Curated:
         """What was chosen, in two lines of at most 80 columns."""
         there, taken = self.sizes[self.sizes > 0], self.quotas[self.sizes > 0]
         return (
-            f"chosen    {len(self.indices):,} of {len(self.clusters):,} samples\n"
+            f"chosen    {self.quotas.sum():,} of {self.sizes.sum():,} samples\n"
             f"clusters  {len(there):,} of {there.min():,} to {there.max():,}; chosen {taken.min():,} to {taken.max():,}"
         )
 
 
 def curate(
-    features: Any, n: int, *, n_clusters: int | None = None, seed: int = 0, memory_limit: int | None = None
+    features: Any,
+    n: int,
+    *,
+    n_clusters: int | None = None,
+    seed: int = 0,
+    memory_limit: int | None = None,
+    group: Any = None,
 ) -> Curated:
     """Choose n samples that are spread as evenly over clusters as these allow.
 
@@ -59,9 +75,12 @@ def curate(
         seed: of k-means, of the rows that it sees (20,000, or fewer where K D is large), and of the draws.
         memory_limit: bytes that may hold a copy of what is read from files, which else is read in each of three
             passes. None: half of the memory that is free.
+        group: a torch.distributed group whose ranks call this together, each with its own features (maybe none); n,
+            n_clusters and seed are to be the same. Each rank's clusters (4 bytes a sample) and the rows that k-means
+            sees travel once. None: this process has all rows.
 
     Returns:
-        Curated with the indices of the n samples, ascending.
+        Curated with the indices of the n samples, ascending; with a group, of those among this rank's rows.
 
     Raises:
         ValueError: n or n_clusters out of range.
@@ -71,8 +90,16 @@ def curate(
     Source: Vo et al., "Automatic data curation for self-supervised learning: a clustering-based approach",
         arXiv:2405.15613, 2024, sections 3.2 and 3.3; there each level is clustered anew a few times, which is left out.
     """
-    source = keep_whole(open_scores(features), memory_limit)
-    n_rows = source.shape[0]
+    with ranks_of(group) as team:
+        opened = open_part(features) if team.number > 1 else open_scores(features)
+        source = part_of_all(keep_whole(opened, memory_limit), team)
+        team.check_alike(n=n, n_clusters=n_clusters, seed=seed, n_features=source.shape[1])
+        return _curated(source, n, n_clusters, seed, features)
+
+
+def _curated(source: Scores, n: int, n_clusters: int | None, seed: int, features: Any) -> Curated:
+    share = source.share
+    n_rows = share.n_rows
     _check_number("n", n, n_rows)
     if n_clusters is None:
         n_clusters = min(int(np.ceil(np.sqrt(n_rows))), n)
@@ -84,14 +111,16 @@ def curate(
     rng = np.random.default_rng(seed)
     centres, _ = k_means(source, n_clusters, seed, "cluster")
     clusters = nearest(source, centres)
-    sizes = np.bincount(clusters, minlength=n_clusters)
+    (of_all,) = share.team.joined("clusters", clusters.astype(np.int32))
+    sizes = np.bincount(of_all, minlength=n_clusters)
     groups = _groups(centres, seed)
     quotas = _quotas(n, sizes, groups, rng)
-    return Curated(like(_drawn(clusters, quotas, rng), features), clusters, sizes, quotas, groups)
+    chosen = share.within(_drawn(of_all, quotas, rng))
+    return Curated(like(chosen, features), clusters, sizes, quotas, groups)
 
 
 def k_means(features: Scores, n_clusters: int, seed: int, extra: str) -> tuple[np.ndarray, int]:
-    """(K, D) centres that k-means finds from a sample of the rows, and how many rows that are.
+    """(K, D) centres that k-means finds from a sample of the rows of all ranks, and how many rows that are.
 
     `extra` is what to install where scikit-learn is missing.
     """
@@ -100,10 +129,11 @@ def k_means(features: Scores, n_clusters: int, seed: int, extra: str) -> tuple[n
         from sklearn.exceptions import ConvergenceWarning
     except ImportError as error:
         raise MissingPackageError("scikit-learn", extra) from error
-    n_rows, n_features = features.shape
+    share, n_rows, n_features = features.share, features.share.n_rows, features.shape[1]
     most = max(min(ROWS, PRODUCTS // (n_clusters * n_features)), 2 * n_clusters)
     rows = draw_rows(n_rows, min(most, n_rows), np.random.default_rng(seed))
-    sample = np.concatenate([block for _, block in row_blocks(features.take(rows))])
+    taken = features.take(share.within(rows))
+    (sample,) = share.team.joined("sample", as_float(taken.read(0, taken.shape[0]), taken.dtype))
     model = KMeans(n_clusters, n_init=1, max_iter=ITERATIONS, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # where fewer rows are distinct, some centres are equal

@@ -137,8 +137,7 @@ def _k_means(pixels: np.ndarray, truth: np.ndarray, seed: int) -> Labelled:
 
 def self_labelled(seed: int) -> Labelled:
     """One run of the recipe; of its heads, the one whose labels the network is surest of."""
-    import torch
-
+    from otlabel.selflabel.model import forward_only
     from otlabel.training.augment import plain
     from otlabel.training.config import read_config
     from otlabel.training.run import Run
@@ -150,8 +149,7 @@ def self_labelled(seed: int) -> Labelled:
     while run.epoch < run.config.train.epochs:
         run.train_epoch()
         courses.append([_agreement(truth, labels.numpy()) for labels in run.labeler.labels])
-    run.model.eval()
-    with torch.no_grad():
+    with forward_only(run.model):
         logits = run.model(plain(run.images.train))
     scores = [one.double().log_softmax(1) for one in logits]
     fit = [float(one.gather(1, own[:, None]).mean()) for one, own in zip(scores, run.labeler.labels, strict=True)]

@@ -34,6 +34,7 @@ TAG = 20_200_427  # any number: keeps these messages apart from others of the sa
 FRAME = 1 << 13  # bytes that are sent at once; most messages need no second part
 PATIENCE_SHARE = 0.5  # of the group's timeout, after which rank 0 gives up a silent rank and can still tell the others
 FEW_NUMBERS = 1 << 14  # that are joined to find the one in the middle
+MOST_SHOWN = 8  # numbers of a setting in an error
 DIGIT_BITS = 12  # of a number, found in one round when ranks look for the one in the middle
 
 
@@ -72,9 +73,13 @@ class Alone:
         """The largest of each number over ranks."""
         return tuple(map(float, numbers))
 
-    def first(self, name: str, text: str) -> tuple[int, str]:
-        """The first rank that has something to tell, and what."""
-        return 0, text
+    def least(self, name: str, array: np.ndarray) -> np.ndarray:
+        """The smallest of each number over ranks."""
+        return array
+
+    def first(self, name: str, text: str) -> str:
+        """What the first rank that has something to tell says."""
+        return text
 
     def median(self, name: str, values: np.ndarray) -> float:
         """The median of all values (float64, not negative) of all ranks."""
@@ -183,11 +188,15 @@ class Ranks(Alone):
         (found,) = self._merged(name, (np.array(numbers, np.float64),), lambda parts: np.max(parts, 0))
         return tuple(map(float, found))
 
-    def first(self, name: str, text: str) -> tuple[int, str]:
-        """The first rank that has something to tell, and what."""
+    def least(self, name: str, array: np.ndarray) -> np.ndarray:
+        """The smallest of each number over ranks."""
+        return self._merged(name, (array,), lambda parts: np.min(parts, 0))[0]
+
+    def first(self, name: str, text: str) -> str:
+        """What the first rank that has something to tell says."""
         told = self.parts(name, {"text": np.frombuffer(text.encode(), np.uint8)})
         texts = [part["text"].tobytes().decode() for part in told]
-        return next(((rank, found) for rank, found in enumerate(texts) if found), (0, ""))
+        return next(filter(None, texts), "")
 
     def median(self, name: str, values: np.ndarray) -> float:
         """The median of all values (float64, not negative) of all ranks, digit by digit of what stands for them."""
@@ -256,8 +265,8 @@ class Ranks(Alone):
         self.n_rounds += 1
         own = _Message(self._step, name, arrays)
         if self.rank:
-            self._send(0, own)
             try:
+                self._send(0, own)
                 answer = self._receive(0)
             except RuntimeError as error:
                 self._ended = True
@@ -331,7 +340,7 @@ class Ranks(Alone):
 
         A wait that times out within gloo closes the connections to all ranks, so it goes on in a thread of its own.
         """
-        if self._listener is None:
+        if self._listener is None or self._listener.is_stuck:
             self._listener = _Listener()
         return self._listener.result(lambda: self._receive(other), self._patience)
 
@@ -393,7 +402,7 @@ class _Listener:
         self._told: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
-        self._is_stuck = False
+        self.is_stuck = False
 
     def _listen(self) -> None:
         while (wanted := self._asked.get()) is not None:
@@ -408,7 +417,7 @@ class _Listener:
         try:
             found, error = self._told.get(timeout=seconds)
         except queue.Empty:
-            self._is_stuck = True
+            self.is_stuck = True
             raise TimeoutError(f"no word from it for {seconds:.3g} s") from None
         if error is not None:
             raise error
@@ -416,7 +425,7 @@ class _Listener:
 
     def close(self) -> None:
         self._asked.put(None)
-        if not self._is_stuck:
+        if not self.is_stuck:
             self._thread.join()
 
 
@@ -453,6 +462,11 @@ class Layout:
         self.first, self.stop = int(self._ends[rank]), int(self._ends[rank + 1])  # what this rank has
         self.skip = min(self.share.first, self.stop) - self.first  # rows at its beginning that another works on
         self.n_more = max(self.share.stop - max(self.stop, self.share.first), 0)  # that come from others
+
+    def origin(self, row: int) -> tuple[int, int]:
+        """The rank that has a row of all, and its number there."""
+        rank = int(np.searchsorted(self._ends, row, side="right")) - 1
+        return rank, row - int(self._ends[rank])
 
     def moved(self, name: str, head: np.ndarray) -> np.ndarray:
         """The rows that come from others, once they have been sent, for the `skip` first rows here."""
@@ -522,7 +536,7 @@ def _first_line(error: BaseException) -> str:
 
 def _text(value: Any) -> str:
     """A setting in a few words; large arrays by their shape and a digest."""
-    if hasattr(value, "tobytes") and getattr(value, "size", 0) > 8:
-        digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-        return f"array {tuple(value.shape)} {value.dtype} {digest[:12]}"
-    return str(value)
+    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    if array.size > MOST_SHOWN:
+        return f"array {array.shape} {array.dtype} {hashlib.sha256(array.tobytes()).hexdigest()[:12]}"
+    return str(array.tolist() if array.dtype.kind in "iuf" else value)

@@ -10,7 +10,10 @@ import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the system tells these without the file they are about
 
@@ -34,6 +37,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_array(path: str | os.PathLike[str], array: np.ndarray) -> None:
+    """Write a .npy file by plain writes, whose errors say what is wrong, where np.save only counts the items."""
+    import numpy as np
+
+    with replacing(path) as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).data)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

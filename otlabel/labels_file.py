@@ -20,7 +20,8 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,15 +29,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import FileFormatError
-from otlabel.files import replacing
-from otlabel.scores import Scores, matches
+from otlabel.files import replacing, save_array
+from otlabel.scores import Scores, load_array, matches
 
 if TYPE_CHECKING:
     import h5py
 
 FORMAT = "otlabel.labels"
 FORMAT_VERSION = 1
+CLUSTERED = "clustered"  # status of labels whose scores are made of features and centres
 ENDINGS = (".npy", ".h5", ".hdf5")
+PART_NAME = re.compile(r"part-(\d{5,})-of-(\d{5,})\.h5")  # in a folder that several processes wrote
 FINGERPRINT_ROWS = 64  # rows of the scores that a fingerprint hashes, evenly spaced from the first to the last
 CHUNK_BYTES = 1 << 20
 NPY_HEADER_BYTES = 128
@@ -112,21 +115,31 @@ def write_labels(
     potentials: np.ndarray,
     receipt: Receipt | None = None,
     threshold: float = -math.inf,
+    meet: Callable[[], None] | None = None,
 ) -> None:
-    """Write labels in the format that the name ends in, whole or not at all."""
+    """Write labels in the format that the name ends in, whole or not at all.
+
+    Where several processes write, they meet before their files take their names (HDF5 only).
+    """
     if path.suffix.lower() == ".npy":
         _write_npy(path, np.ascontiguousarray(labels, np.int64), receipt)
         return
     image = _hdf5_image(labels, counts, potentials, receipt, threshold)
     with replacing(path) as file:
         file.write(image.getbuffer())
+        if meet is not None:
+            file.flush()
+            os.fsync(file.fileno())
+            meet()
+
+
+def part_path(folder: Path, number: int, of: int) -> Path:
+    """Where one of several processes writes its labels."""
+    return folder / f"part-{number:05d}-of-{of:05d}.h5"
 
 
 def _write_npy(path: Path, labels: np.ndarray, receipt: Receipt | None) -> None:
-    """The array by plain writes, whose errors say what is wrong, where np.save only counts the items it wrote."""
-    with replacing(path) as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(labels))
-        file.write(labels.data)
+    save_array(path, labels)
     if receipt is not None:
         about = {"format": FORMAT, "format_version": FORMAT_VERSION, "labels_sha256": _digest(labels)}
         text = json.dumps(about | asdict(receipt), indent=2, allow_nan=False)
@@ -166,9 +179,15 @@ def hdf5_image() -> Iterator[tuple[io.BytesIO, h5py.File]]:
 def create_labels(group: h5py.Group, labels: np.ndarray, counts: np.ndarray) -> None:
     """Labels in chunks with checksums, and class sizes."""
     stored = labels.astype(_label_type(len(counts)))
-    n_chunks = -(-stored.nbytes // CHUNK_BYTES)  # of equal size: a chunk is stored in full
-    group.create_dataset("labels", data=stored, chunks=(-(-len(stored) // n_chunks),), fletcher32=True)
+    n_chunks = max(1, -(-stored.nbytes // CHUNK_BYTES))  # of equal size: a chunk is stored in full
+    chunked = {"chunks": (-(-len(stored) // n_chunks),), "fletcher32": True} if len(stored) else {}
+    group.create_dataset("labels", data=stored, **chunked)
     group.create_dataset("counts", data=counts.astype(np.int64))
+
+
+def sizes_of(labels: np.ndarray, n_classes: int) -> np.ndarray:
+    """Samples in each class, (K,) int64."""
+    return np.bincount(labels[labels >= 0], minlength=n_classes)
 
 
 def _label_type(n_classes: int) -> np.dtype:
@@ -195,7 +214,9 @@ def holds_labels(path: str | os.PathLike[str]) -> bool:
 
 
 def read_labels(path: str | os.PathLike[str]) -> StoredLabels:
-    """Read what `otlabel assign` or `otlabel predict` wrote, `.npy` or HDF5; nothing is unpickled, no link followed.
+    """Read what `otlabel assign` or `otlabel predict` wrote: `.npy`, HDF5, or a folder of parts.
+
+    Nothing is unpickled, no link followed.
 
     Raises:
         FileFormatError: a file that is unfinished, damaged, of another kind or of a newer version.
@@ -203,6 +224,8 @@ def read_labels(path: str | os.PathLike[str]) -> StoredLabels:
     file = Path(path)
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist")
+    if file.is_dir():
+        return _read_parts(file)
     if file.suffix.lower() not in ENDINGS:
         raise FileFormatError(f"{file} ends in {file.suffix!r}; labels are in files that end in {', '.join(ENDINGS)}")
     try:
@@ -214,7 +237,7 @@ def read_labels(path: str | os.PathLike[str]) -> StoredLabels:
 
 
 def _read_npy(file: Path) -> StoredLabels:
-    labels = np.load(file, allow_pickle=False)
+    labels = load_array(str(file))
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < -1:
         raise ValueError(f"it holds {labels.dtype} of shape {labels.shape}, not (N,) whole numbers from 0 up, or -1")
     labels = np.ascontiguousarray(labels, np.int64)
@@ -224,6 +247,34 @@ def _read_npy(file: Path) -> StoredLabels:
         if told.get("labels_sha256") == _digest(labels):  # else of labels that were here before
             receipt = Receipt(**{name: told.get(name) for name in (*_TEXTS, *_NUMBERS)})
     return StoredLabels(labels, np.bincount(labels[labels >= 0]), None, receipt)
+
+
+def _read_parts(folder: Path) -> StoredLabels:
+    """All parts of one run, in order."""
+    names = sorted((found for entry in folder.iterdir() if (found := PART_NAME.fullmatch(entry.name))), key=_number)
+    if not names:
+        raise FileFormatError(f"{folder} holds no parts of labels (part-00000-of-...)")
+    number = int(names[0][2])
+    paths = [part_path(folder, part, number) for part in range(number)]
+    missing = [path.name for path in paths if not path.exists()]
+    if missing or len(names) != number:
+        what = f"{missing[0]} is missing" if missing else "it holds parts of several runs"
+        raise FileFormatError(f"{folder} is no whole set of labels: {what}; label again, with --force")
+    parts = [read_labels(path) for path in paths]
+    first, stop = parts[0], 0
+    for path, part in zip(paths, parts, strict=True):
+        rows = [] if part.receipt is None else part.receipt.input.get("rows", [])
+        alike = np.array_equal(part.potentials, first.potentials)  # type: ignore[arg-type]
+        if rows != [stop, stop + len(part.labels)] or not alike:
+            raise FileFormatError(f"{path} is of another run than {paths[0].name}; label again, with --force")
+        stop += len(part.labels)
+    counts = np.sum([part.counts for part in parts], 0)
+    labels = np.concatenate([part.labels for part in parts])
+    return StoredLabels(labels, counts, first.potentials, first.receipt, first.threshold)
+
+
+def _number(found: re.Match[str]) -> int:
+    return int(found[1])
 
 
 def _read_hdf5(file: Path) -> StoredLabels:
@@ -239,8 +290,7 @@ def _read_hdf5(file: Path) -> StoredLabels:
         labels = read_dataset(handle, "labels", "i", room).astype(np.int64)
         counts = read_dataset(handle, "counts", "i", room).astype(np.int64)
         potentials = read_dataset(handle, "potentials", "f", room).astype(np.float64)
-    sizes = np.bincount(labels[labels >= 0], minlength=len(counts))
-    if labels.min(initial=0) < -1 or not np.array_equal(sizes, counts):
+    if labels.min(initial=0) < -1 or not np.array_equal(sizes_of(labels, len(counts)), counts):
         raise ValueError("its counts are not those of its labels")
     if len(potentials) != len(counts):
         raise ValueError(f"it holds {len(potentials)} potentials for {len(counts)} classes")

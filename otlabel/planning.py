@@ -70,7 +70,7 @@ class Estimate:
         if self.seconds is not None and self.sweep_rate is not None:
             read = "" if self.read_rate is None else f", the file reads at {bytes_text(self.read_rate)}/s"
             told = f"{_duration(self.seconds)}; measured just now: {self.sweep_rate:.2g} scores/s{read}"
-            lines.append(f"time      about {told}")
+            lines.append(f"time      {told}")
         return "\n".join(textwrap.fill(line, 80, subsequent_indent=" " * 10) for line in lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -181,7 +181,9 @@ def measure_read_rate(scores: Scores) -> float:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 1:  # less than what a process takes to start
+        return "under a second"
     if seconds < 90:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"about {seconds:.2g} s" if seconds < 10 else f"about {seconds:.0f} s"
     minutes = math.ceil(seconds / 60)
-    return f"{minutes} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+    return f"about {minutes} minutes" if minutes < 90 else f"about {minutes / 60:.1f} hours"

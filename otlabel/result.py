@@ -215,6 +215,9 @@ class Assignment:
             FileFormatError: the file is damaged, of another kind or of a newer version.
         """
         try:
+            with open(path, "rb") as file:
+                if not zipfile.is_zipfile(file):  # of other files NumPy says how to unpickle them
+                    raise ValueError("it is no .npz archive, or is cut off")
             with np.load(path, allow_pickle=False) as archive:
                 header = json.loads(str(archive["header"]))
                 arrays = {name: archive[name] for name in ARRAYS}
@@ -229,7 +232,8 @@ class Assignment:
             loaded = cls(**arrays, **header)
             _check_arrays(arrays, is_part=loaded.n_samples not in (0, len(loaded.labels)))
         except DAMAGED as error:
-            raise FileFormatError(f"{path} is not a saved Assignment: {error}") from error
+            told = "it holds pickled objects, which are never loaded" if "allow_pickle" in str(error) else error
+            raise FileFormatError(f"{path} is not a saved Assignment: {told}") from error
         return loaded
 
     def summary(self) -> str:

@@ -136,15 +136,17 @@ class Objective:
             None if later else rows, CURVATURE_SHARE, 1.0 / self.row_scale, with_labels=False,
         )  # fmt: skip
         swept = shifted
+        level = 0.0 if self.centred else self._level(rule, potentials, found)
+        if level:  # what a constant does is known without another sweep
+            with np.errstate(over="ignore", invalid="ignore"):
+                factor = np.exp(level / self.row_scale)
+                found = replace(found, mass=found.mass * factor, row_mass=found.row_mass * factor)
+            potentials, shifted = potentials + level, shifted + level
         if not np.isfinite(found.mass).all():
             raise InvalidScoresError(
                 f"scores of up to {problem.magnitude:.3g} at rho={problem.row_rho:g} ask for a plan of more mass than "
                 "numbers can hold; raise rho, or divide the scores by a constant"
             )
-        level = 0.0 if self.centred else self._level(rule, potentials, found)
-        if level:  # what a constant does is known without another sweep
-            potentials, shifted, factor = potentials + level, shifted + level, math.exp(level / self.row_scale)
-            found = replace(found, mass=found.mass * factor, row_mass=found.row_mass * factor)
         residual = rule.demand(potentials, found.mass) - found.mass
         of_rows, total = found.linear + level + self.epsilon * found.entropic, 1.0
         if math.isfinite(self.row_scale):

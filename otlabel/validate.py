@@ -157,11 +157,10 @@ def check_finite(scores: Scores, inspection: sweep.Inspection) -> None:
             row, cls = np.argwhere(bad)[0]
             found = f"{scores.place(start + int(row))}, class {cls} ({values[row, cls]})"
             break
-    first, where = share.team.first("bad scores", found)
-    whose = f" of rank {first}" if share.team.number > 1 else ""
+    where = share.team.first("bad scores", found)
     raise InvalidScoresError(
-        f"{inspection.n_bad} of {share.n_rows * scores.shape[1]} scores are NaN or +inf, the first at {where}{whose}; "
-        "mend them, or use -inf to forbid a pair"
+        f"{inspection.n_bad} of {share.n_rows * scores.shape[1]} scores are NaN or +inf, the first at {where}; mend "
+        "them, or use -inf to forbid a pair"
     )
 
 

@@ -1,8 +1,14 @@
-"""Settings that every test shares."""
+"""Settings that every test shares, and the devices that answers are compared on."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("otlabel", deadline=None, derandomize=True, database=None, max_examples=30)
@@ -13,7 +19,67 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped where torch sees none")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Devices differ in what runs there, not in what seeds draw: of several seeds a card gets the first."""
+    further = [item for item in items if _is_further_seed_of_card(item)]
+    if further:
+        config.hook.pytest_deselected(items=further)
+        items[:] = [item for item in items if not _is_further_seed_of_card(item)]
+
+
+def _is_further_seed_of_card(item: pytest.Item) -> bool:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return parameters.get("device") == "cuda" and parameters.get("seed", 0) != 0
+
+
 @pytest.fixture
 def num_threads(monkeypatch: pytest.MonkeyPatch):
     """A function that sets the thread count of the calls that follow."""
     return lambda count: monkeypatch.setenv("OTLABEL_NUM_THREADS", str(count))
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """The name of a device, of which there is one."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def there(device: str) -> Callable[..., Any]:
+    """A function that calls another one with its scores moved to a device, and brings the answer back.
+
+    there(function, scores, ...) is function(scores, ...), scores as they are on the CPU and a tensor on a card. Arrays
+    of an answer from there must all be on the card, and become NumPy.
+    """
+
+    def call(function: Callable[..., Any], scores: Any, *arguments: Any, **settings: Any) -> Any:
+        if device == "cpu":
+            return function(scores, *arguments, **settings)
+        moved = as_tensor(scores).to(device)
+        return _brought_back(function(moved, *arguments, **settings), moved.device)
+
+    return call
+
+
+def as_tensor(scores: Any) -> torch.Tensor:
+    """Scores of any kind as a tensor, in the order in memory that they have where torch knows it."""
+    if isinstance(scores, torch.Tensor):
+        return scores
+    array = np.asarray(scores)
+    array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+    return torch.from_numpy(array if min(array.strides) > 0 else array.copy())
+
+
+def _brought_back(answer: Any, device: torch.device) -> Any:
+    """In NumPy: a tensor, or all tensors of a result; anything else as it is."""
+    if isinstance(answer, torch.Tensor):
+        assert answer.device == device
+        return answer.cpu().numpy()
+    if not dataclasses.is_dataclass(answer) or isinstance(answer, type):
+        return answer
+    values = {field.name: getattr(answer, field.name) for field in dataclasses.fields(answer)}
+    assert not any(isinstance(value, np.ndarray) for value in values.values())
+    arrays = {name: _brought_back(value, device) for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return dataclasses.replace(answer, **arrays)

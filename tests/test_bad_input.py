@@ -28,19 +28,19 @@ def assert_names(message: str, *numbers: object) -> None:
 @pytest.mark.parametrize("solve", [sinkhorn_assign, lp_assign, lambda s: certify(s, np.zeros(len(s), np.int64))])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_nan_and_infinity_are_counted_and_located(solve, value: float, dtype: torch.dtype) -> None:
+def test_nan_and_infinity_are_counted_and_located(solve, value: float, dtype: torch.dtype, there) -> None:
     scores = torch.from_numpy(plain(90, 13)).to(dtype)
     scores[57, 11], scores[58, 2], scores[89, 12] = value, np.nan, value
     with pytest.raises(InvalidScoresError) as caught:
-        solve(scores if dtype is torch.bfloat16 else scores.numpy())
+        there(solve, scores if dtype is torch.bfloat16 else scores.numpy())
     assert_names(str(caught.value), 3, 57, 11)
 
 
-def test_nan_far_into_the_data_is_located() -> None:
+def test_nan_far_into_the_data_is_located(there) -> None:
     scores = plain(60_000, 30)
     scores[50_003, 17] = np.nan
     with pytest.raises(InvalidScoresError) as caught:
-        sinkhorn_assign(scores)
+        there(sinkhorn_assign, scores)
     assert_names(str(caught.value), 1, 50003, 17)
 
 
@@ -129,21 +129,21 @@ def test_transposed_matrix() -> None:
         sinkhorn_assign(plain(300, 4).T, class_mass=np.full(4, 0.25))
 
 
-def test_row_wholly_forbidden() -> None:
+def test_row_wholly_forbidden(there) -> None:
     scores = plain()
     scores[[11, 23]] = -np.inf
     with pytest.raises(InfeasibleError, match="row") as caught:
-        sinkhorn_assign(scores)
+        there(sinkhorn_assign, scores)
     assert_names(str(caught.value), 2, 11)
 
 
-def test_class_wholly_forbidden() -> None:
+def test_class_wholly_forbidden(there) -> None:
     scores = plain()
     scores[:, 2] = -np.inf
     with pytest.raises(InfeasibleError, match="class") as caught:
-        sinkhorn_assign(scores)
+        there(sinkhorn_assign, scores)
     assert_names(str(caught.value), 2)
-    assert sinkhorn_assign(scores, class_mass=[10, 10, 0, 10]).counts.tolist() == [10, 10, 0, 10]
+    assert there(sinkhorn_assign, scores, class_mass=[10, 10, 0, 10]).counts.tolist() == [10, 10, 0, 10]
 
 
 def test_row_with_empty_classes_only() -> None:
@@ -154,13 +154,13 @@ def test_row_with_empty_classes_only() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_too_few_choices_for_a_set_of_classes(dtype: type) -> None:
+def test_too_few_choices_for_a_set_of_classes(dtype: type, there) -> None:
     """Hall's condition: 16 of 30 rows may only go to classes 0 and 1, which take 15 together."""
     scores = plain(30, 4).astype(dtype)
     scores[:16, 2:] = -np.inf
     with pytest.raises(InfeasibleError, match="class"):
-        sinkhorn_assign(scores, class_mass=[8, 7, 8, 7])
-    assert sinkhorn_assign(scores, class_mass=[8, 8, 7, 7]).counts.tolist() == [8, 8, 7, 7]
+        there(sinkhorn_assign, scores, class_mass=[8, 7, 8, 7])
+    assert there(sinkhorn_assign, scores, class_mass=[8, 8, 7, 7]).counts.tolist() == [8, 8, 7, 7]
 
 
 def test_too_few_choices_in_lp_assign_and_certify() -> None:
@@ -172,15 +172,15 @@ def test_too_few_choices_in_lp_assign_and_certify() -> None:
         certify(scores, np.repeat([0, 1, 2, 3], [8, 8, 7, 7]), class_mass=[8, 7, 8, 7])
 
 
-def test_too_few_choices_by_one_among_many() -> None:
+def test_too_few_choices_by_one_among_many(there) -> None:
     """A staircase in which every sample has two choices, yet the last class can be reached by one sample too few."""
     scores = np.full((40, 20), -np.inf)
     for i in range(40):
         scores[i, i // 2], scores[i, max(i // 2 - 1, 0)] = 0.0, 1.0
-    assert sinkhorn_assign(scores).counts.tolist() == [2] * 20
+    assert there(sinkhorn_assign, scores).counts.tolist() == [2] * 20
     scores[39, 19] = -np.inf
     with pytest.raises(InfeasibleError):
-        sinkhorn_assign(scores)
+        there(sinkhorn_assign, scores)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
@@ -202,9 +202,9 @@ def test_other_scores_are_not_taken_for_probabilities(scores: np.ndarray) -> Non
 
 
 @pytest.mark.parametrize("value", [0.0, -7.25, 3e4])
-def test_all_equal_scores_are_noticed(value: float) -> None:
+def test_all_equal_scores_are_noticed(value: float, there) -> None:
     with pytest.warns(DegenerateScoresWarning, match="equal"):
-        result = sinkhorn_assign(np.full((103, 5), value))
+        result = there(sinkhorn_assign, np.full((103, 5), value))
     assert result.counts.tolist() == [21, 21, 21, 20, 20]
     assert result.value == pytest.approx(value, abs=1e-9)
 

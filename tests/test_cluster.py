@@ -51,8 +51,8 @@ def test_scikit_learn_checks(estimator, check) -> None:
 
 
 @pytest.mark.parametrize(("n", "k"), [(300, 7), (12, 12), (50, 1), (101, 100)])
-def test_sizes_are_even(n: int, k: int) -> None:
-    model = BalancedKMeans(k, random_state=0).fit(points(n))
+def test_sizes_are_even(n: int, k: int, there) -> None:
+    model = there(BalancedKMeans(k, random_state=0).fit, points(n))
     np.testing.assert_array_equal(model.sizes_, even_counts(n, k))
     np.testing.assert_array_equal(np.bincount(model.labels_, minlength=k), model.sizes_)
     assert abs(model.gap_) < 1e-9 * model.inertia_ + 1e-9
@@ -76,11 +76,11 @@ def test_bounds_that_leave_no_choice_are_exact_sizes() -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 40), st.booleans())
-def test_labels_are_the_best_for_the_centres(seed: int, k: int, more: int, single: bool) -> None:
+def test_labels_are_the_best_for_the_centres(there, seed: int, k: int, more: int, single: bool) -> None:
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(k + more, 3)).astype(np.float32 if single else np.float64)
     sizes = rng.multinomial(k + more, np.full(k, 1 / k))
-    model = BalancedKMeans(k, sizes=sizes, random_state=0, max_iter=int(rng.integers(1, 5))).fit(x)
+    model = there(BalancedKMeans(k, sizes=sizes, random_state=0, max_iter=int(rng.integers(1, 5))).fit, x)
     cost = distances(x, model.cluster_centers_)
     best = float(cost[np.arange(len(x)), hungarian_labels(-cost, sizes)].sum())
     found = inertia(x, model.labels_, model.cluster_centers_)
@@ -113,9 +113,9 @@ def test_inertia_never_rises(metric: str, dtype: type) -> None:
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_at_the_end_centres_are_means_and_labels_optimal(metric: str) -> None:
+def test_at_the_end_centres_are_means_and_labels_optimal(metric: str, there) -> None:
     x = points(500, 5)
-    model = BalancedKMeans(6, metric=metric, tol=0, random_state=0).fit(x)
+    model = there(BalancedKMeans(6, metric=metric, tol=0, random_state=0).fit, x)
     rows = x / np.linalg.norm(x, axis=1, keepdims=True) if metric == "cosine" else x
     means = np.stack([rows[model.labels_ == k].mean(0) for k in range(6)])
     if metric == "cosine":
@@ -183,12 +183,12 @@ def test_the_best_start_is_kept() -> None:
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("seed", range(5))
-def test_predict_gives_the_labels_back(metric: str, seed: int) -> None:
+def test_predict_gives_the_labels_back(metric: str, seed: int, there) -> None:
     x = points(400, 3, seed=seed)
-    model = BalancedKMeans(9, metric=metric, random_state=0).fit(x)
-    np.testing.assert_array_equal(model.predict(x), model.labels_)
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict(x), model.labels_)
-    assert model.score(x) == pytest.approx(-model.inertia_, rel=1e-12)
+    model = there(BalancedKMeans(9, metric=metric, random_state=0).fit, x)
+    np.testing.assert_array_equal(there(model.predict, x), model.labels_)
+    np.testing.assert_array_equal(there(pickle.loads(pickle.dumps(model)).predict, x), model.labels_)
+    assert there(model.score, x) == pytest.approx(-model.inertia_, rel=1e-12)
 
 
 def test_new_rows_are_nearly_balanced() -> None:

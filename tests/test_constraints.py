@@ -188,7 +188,7 @@ def drawn_bounds(rng: np.random.Generator, hidden_sizes: np.ndarray) -> tuple[np
 
 @pytest.mark.parametrize("form", ["sizes", "shares", "lists", "scalar_lo", "scalar_hi"])
 @pytest.mark.parametrize("kind", SCORES)
-def test_range_is_the_optimum_of_highs(kind: str, form: str) -> None:
+def test_range_is_the_optimum_of_highs(kind: str, form: str, there) -> None:
     for seed in range(5):
         scores, hidden = drawn(kind, seed)
         n_samples, n_classes = scores.shape
@@ -205,7 +205,7 @@ def test_range_is_the_optimum_of_highs(kind: str, form: str) -> None:
             given_lo, given_hi = lo / n_samples, np.minimum(hi / n_samples, 1.0)
         elif form == "lists":
             given_lo, given_hi = lo.tolist(), torch.from_numpy(hi)
-        result = sinkhorn_assign(scores, classes=Range(given_lo, given_hi))
+        result = there(sinkhorn_assign, scores, classes=Range(given_lo, given_hi))
         best = lp_best(scores, lo, hi)
         assert abs(worth(scores, result.labels) - best) <= n_samples * room_for(scores)
         assert_proven(result, scores, lo, hi)
@@ -215,10 +215,10 @@ def test_range_is_the_optimum_of_highs(kind: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_range_of_middle_sizes(seed: int) -> None:
+def test_range_of_middle_sizes(seed: int, there) -> None:
     rng = np.random.default_rng(seed)
     scores = (2.0 * normal(rng, 1200, 20) + 2.0 * normal(rng, 1, 20)).astype(np.float32)
-    result = sinkhorn_assign(scores, classes=Range(0.03, 0.08))
+    result = there(sinkhorn_assign, scores, classes=Range(0.03, 0.08))
     lo, hi = np.full(20, 36), np.full(20, 96)
     assert abs(worth(scores, result.labels) - lp_best(scores, lo, hi)) <= 1200 * room_for(scores)
     assert_proven(result, scores, lo, hi)
@@ -257,7 +257,7 @@ def test_range_of_shares_between_whole_sizes_is_rounded_inwards() -> None:
 
 @pytest.mark.parametrize("share", [0.05, 0.26, 0.5, 0.9])
 @pytest.mark.parametrize("kind", SCORES)
-def test_abstaining_is_the_optimum_of_highs(kind: str, share: float) -> None:
+def test_abstaining_is_the_optimum_of_highs(kind: str, share: float, there) -> None:
     """As many stay unlabelled as the share says, the others balanced, and no other choice of them is better."""
     for seed in range(3):
         scores, hidden = drawn(kind, seed, share)
@@ -267,7 +267,7 @@ def test_abstaining_is_the_optimum_of_highs(kind: str, share: float) -> None:
         if not given_mass.any() or not 0 < unlabelled < n_samples:
             continue
         sizes = sizes_of(hidden, n_classes)
-        result = sinkhorn_assign(scores, class_mass=given_mass, abstain=share)
+        result = there(sinkhorn_assign, scores, class_mass=given_mass, abstain=share)
         best = lp_best(scores, sizes, sizes, unlabelled=unlabelled)
         np.testing.assert_array_equal(result.counts, sizes)
         assert abs(worth(scores, result.labels) - best) <= n_samples * room_for(scores)
@@ -295,7 +295,7 @@ def test_sizes_of_those_who_are_labelled(n_samples: int, share: float) -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.4])
 @pytest.mark.parametrize("kind", SCORES)
-def test_abstaining_within_ranges(kind: str, share: float) -> None:
+def test_abstaining_within_ranges(kind: str, share: float, there) -> None:
     for seed in range(4):
         scores, hidden = drawn(kind, seed, share)
         n_samples, n_classes = scores.shape
@@ -303,16 +303,16 @@ def test_abstaining_within_ranges(kind: str, share: float) -> None:
         lo, hi = drawn_bounds(np.random.default_rng(seed), sizes_of(hidden, n_classes))
         if not unlabelled or unlabelled == n_samples:
             continue
-        result = sinkhorn_assign(scores, classes=Range(lo, hi), abstain=share)
+        result = there(sinkhorn_assign, scores, classes=Range(lo, hi), abstain=share)
         best = lp_best(scores, lo, hi, unlabelled=unlabelled)
         assert abs(worth(scores, result.labels) - best) <= n_samples * room_for(scores)
         assert_proven(result, scores, lo, hi, unlabelled)
         assert_labels_follow(result, scores)
 
 
-def test_abstaining_without_limits_leaves_out_the_lowest_best_scores() -> None:
+def test_abstaining_without_limits_leaves_out_the_lowest_best_scores(there) -> None:
     scores = normal(np.random.default_rng(2), 500, 6)
-    result = sinkhorn_assign(scores, classes=Range(), abstain=0.2)
+    result = there(sinkhorn_assign, scores, classes=Range(), abstain=0.2)
     worst = np.argsort(scores.max(1))[:100]
     assert set(np.flatnonzero(result.labels < 0)) == set(worst)
     kept = result.labels >= 0
@@ -321,25 +321,25 @@ def test_abstaining_without_limits_leaves_out_the_lowest_best_scores() -> None:
     assert cut[0] <= result.threshold <= cut[1]
 
 
-def test_wholly_forbidden_rows_are_left_unlabelled() -> None:
+def test_wholly_forbidden_rows_are_left_unlabelled(there) -> None:
     scores = normal(np.random.default_rng(3), 60, 5)
     closed = [3, 17, 41]
     scores[closed] = -np.inf
-    result = sinkhorn_assign(scores, abstain=0.1)
+    result = there(sinkhorn_assign, scores, abstain=0.1)
     assert (result.labels[closed] == -1).all()
     assert (result.labels == -1).sum() == 6
     assert abs(worth(scores, result.labels) - lp_best(scores, *[even_counts(54, 5)] * 2, unlabelled=6)) <= 1e-7
     with pytest.raises(InfeasibleError, match=r"row|3 "):
-        sinkhorn_assign(scores, abstain=2 / 60)
+        there(sinkhorn_assign, scores, abstain=2 / 60)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_certify_labels_with_unlabelled_samples(seed: int) -> None:
+def test_certify_labels_with_unlabelled_samples(seed: int, there) -> None:
     rng = np.random.default_rng(seed)
     scores = normal(rng, 40, 4)
-    result = sinkhorn_assign(scores, abstain=0.3)
+    result = there(sinkhorn_assign, scores, abstain=0.3)
     for potentials in (None, result.potentials):
-        proof = certify(scores, result.labels, potentials=potentials)
+        proof = there(certify, scores, result.labels, potentials=potentials)
         assert proof.gap == pytest.approx(0.0, abs=1e-12)
         assert proof.value == pytest.approx(result.value, abs=1e-15)
         np.testing.assert_array_equal(proof.counts, result.counts)
@@ -347,9 +347,9 @@ def test_certify_labels_with_unlabelled_samples(seed: int) -> None:
     kept, left = np.flatnonzero(worse >= 0)[0], np.flatnonzero(worse < 0)[0]
     worse[[kept, left]] = worse[[left, kept]]
     best = lp_best(scores, *[result.counts] * 2, unlabelled=12) / 40
-    assert certify(scores, worse).bound == pytest.approx(best, abs=1e-12)
-    assert certify(scores, worse, potentials=rng.normal(size=4)).bound >= best - 1e-12
-    assert certify(scores, worse).gap == pytest.approx(best - worth(scores, worse) / 40, abs=1e-12)
+    assert there(certify, scores, worse).bound == pytest.approx(best, abs=1e-12)
+    assert there(certify, scores, worse, potentials=rng.normal(size=4)).bound >= best - 1e-12
+    assert there(certify, scores, worse).gap == pytest.approx(best - worth(scores, worse) / 40, abs=1e-12)
 
 
 def test_unlabelled_samples_survive_save_and_load(tmp_path) -> None:
@@ -397,7 +397,7 @@ def kl_prices(n_samples: int, mass, rho: float) -> np.ndarray:
 
 @pytest.mark.parametrize("rho", [0.01, 0.3, 1.0, 10.0, 1e3])
 @pytest.mark.parametrize("kind", ["normal", "ties", "equal", "duplicates", "dominant", "float16", "forbidden"])
-def test_kl_against_every_labelling(kind: str, rho: float) -> None:
+def test_kl_against_every_labelling(kind: str, rho: float, there) -> None:
     for seed in range(4):
         rng = np.random.default_rng([seed, *kind.encode()])
         n_samples, n_classes = int(rng.integers(1, 7)), int(rng.integers(2, 4))
@@ -413,7 +413,7 @@ def test_kl_against_every_labelling(kind: str, rho: float) -> None:
             - kl_charge(np.bincount(labels, minlength=n_classes), n_samples, mass, rho)
             for labels in itertools.product(range(n_classes), repeat=n_samples)
         )
-        result = sinkhorn_assign(scores, class_mass=mass, classes=KL(rho))
+        result = there(sinkhorn_assign, scores, class_mass=mass, classes=KL(rho))
         ours = worth(scores, result.labels) - kl_charge(result.counts, n_samples, mass, rho)
         room = n_samples * (room_for(scores) + 1e-13 * rho)
         assert ours == pytest.approx(best, abs=room)
@@ -423,7 +423,7 @@ def test_kl_against_every_labelling(kind: str, rho: float) -> None:
 @pytest.mark.parametrize("abstain", [0.0, 0.3])
 @pytest.mark.parametrize("rho", [0.05, 1.0, 30.0])
 @pytest.mark.parametrize("kind", ["normal", "ties", "duplicates", "dominant", "float32", "forbidden", "forbidden_ties"])
-def test_kl_is_the_optimum_of_highs(kind: str, rho: float, abstain: float) -> None:
+def test_kl_is_the_optimum_of_highs(kind: str, rho: float, abstain: float, there) -> None:
     """The charge is convex, so that a linear program with a column for each place of a class has the same optimum."""
     for seed in range(3):
         scores, _ = drawn(kind, seed, 0.0)
@@ -431,7 +431,7 @@ def test_kl_is_the_optimum_of_highs(kind: str, rho: float, abstain: float) -> No
         unlabelled = round(abstain * n_samples)
         mass = np.random.default_rng(seed).dirichlet(np.full(n_classes, 2.0))
         asked = mass * (1 - abstain)
-        result = sinkhorn_assign(scores, class_mass=mass, classes=KL(rho), abstain=abstain)
+        result = there(sinkhorn_assign, scores, class_mass=mass, classes=KL(rho), abstain=abstain)
         prices = kl_prices(n_samples, asked, rho)
         none = n_samples * rho * asked.sum()  # the charge of empty classes, from which prices count
         best = lp_best(scores, np.zeros(n_classes), np.full(n_classes, n_samples), unlabelled=unlabelled, prices=prices)
@@ -497,7 +497,7 @@ def test_shares_that_round_to_none_or_all() -> None:
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "duplicates", "float32", "forbidden"])
-def test_whole_sample_masses_are_repeated_rows(kind: str) -> None:
+def test_whole_sample_masses_are_repeated_rows(kind: str, there) -> None:
     """The bound is the optimum of the program on repeated rows; labels are off by what the split samples cost."""
     for seed in range(6):
         scores, hidden = drawn(kind, seed)
@@ -507,7 +507,7 @@ def test_whole_sample_masses_are_repeated_rows(kind: str) -> None:
         times[0] += 1
         sizes = np.bincount(hidden, times, n_classes)
         total = int(times.sum())
-        result = sinkhorn_assign(scores, sample_mass=times, class_mass=sizes / total)
+        result = there(sinkhorn_assign, scores, sample_mass=times, class_mass=sizes / total)
         best = lp_best(np.repeat(scores, times, axis=0), sizes, sizes)
         assert result.bound * total == pytest.approx(best, abs=total * room_for(scores, result.potentials))
         assert_near_the_bound(result, scores, times / total, sizes / total, best / total)
@@ -531,32 +531,32 @@ def assert_near_the_bound(result: Assignment, scores, weights, mass, best: float
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "duplicates", "float32", "float16", "forbidden"])
-def test_real_sample_masses_against_highs(kind: str) -> None:
+def test_real_sample_masses_against_highs(kind: str, there) -> None:
     for seed in range(6):
         scores, hidden = drawn(kind, seed)
         rng = np.random.default_rng(seed)
         n_samples, n_classes = scores.shape
         weights = rng.dirichlet(np.full(n_samples, 0.5))
         mass = np.bincount(hidden, weights, n_classes)
-        result = sinkhorn_assign(scores, sample_mass=weights, class_mass=mass)
+        result = there(sinkhorn_assign, scores, sample_mass=weights, class_mass=mass)
         best = lp_best(scores, mass, mass, units=weights)
         assert result.bound == pytest.approx(best, abs=room_for(scores, result.potentials))
         assert_near_the_bound(result, scores, weights, mass, best)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_split_samples_go_where_most_of_them_went(seed: int) -> None:
+def test_split_samples_go_where_most_of_them_went(seed: int, there) -> None:
     """Scores in general position: the linear program has one plan, and labels are its largest entries."""
     rng = np.random.default_rng(seed)
     scores, weights = normal(rng, 40, 6), rng.dirichlet(np.full(40, 0.7))
-    result = sinkhorn_assign(scores, sample_mass=weights)
+    result = there(sinkhorn_assign, scores, sample_mass=weights)
     _, plan = lp_plan(scores, np.full(6, 1 / 6), np.full(6, 1 / 6), units=weights)
     assert ((plan[:, :6] > 1e-9).sum(1) > 1).any(), "the problem was to split samples"
     np.testing.assert_array_equal(result.labels, plan[:, :6].argmax(1))
 
 
 @pytest.mark.parametrize("rule", ["range", "kl", "abstain"])
-def test_sample_masses_under_other_rules(rule: str) -> None:
+def test_sample_masses_under_other_rules(rule: str, there) -> None:
     for seed in range(5):
         scores, hidden = drawn("normal", seed, 0.3 if rule == "abstain" else 0.0)
         n_samples, n_classes = scores.shape
@@ -565,11 +565,11 @@ def test_sample_masses_under_other_rules(rule: str) -> None:
         room = total * room_for(scores)
         if rule == "range":
             lo, hi = np.floor(0.5 * total / n_classes), np.ceil(1.2 * total / n_classes)
-            result = sinkhorn_assign(scores, sample_mass=times, classes=Range(lo / total, min(hi / total, 1.0)))
+            result = there(sinkhorn_assign, scores, sample_mass=times, classes=Range(lo / total, min(hi / total, 1.0)))
             best = lp_best(repeated, np.full(n_classes, lo), np.full(n_classes, hi))
         elif rule == "kl":
             mass = np.full(n_classes, 1 / n_classes)
-            result = sinkhorn_assign(scores, sample_mass=times, classes=KL(0.7))
+            result = there(sinkhorn_assign, scores, sample_mass=times, classes=KL(0.7))
             charged = total * 0.7 * math.fsum(kl_div(np.asarray(result.label_mass), mass).tolist())
             best = lp_best(repeated, [0] * n_classes, [total] * n_classes, prices=kl_prices(total, mass, 0.7))
             best += charged - total * 0.7
@@ -578,16 +578,18 @@ def test_sample_masses_under_other_rules(rule: str) -> None:
             left = total - int(sizes.sum())
             if not 0 < left < total:
                 continue
-            result = sinkhorn_assign(scores, sample_mass=times, class_mass=sizes / sizes.sum(), abstain=left / total)
+            result = there(
+                sinkhorn_assign, scores, sample_mass=times, class_mass=sizes / sizes.sum(), abstain=left / total
+            )
             best = lp_best(repeated, sizes, sizes, unlabelled=left)
         assert result.bound * total == pytest.approx(best, abs=room)
 
 
-def test_samples_without_mass_are_labelled_all_the_same() -> None:
+def test_samples_without_mass_are_labelled_all_the_same(there) -> None:
     scores = normal(np.random.default_rng(8), 60, 4)
     times = np.where(np.arange(60) % 3 == 0, 0, 2)
-    result = sinkhorn_assign(scores, sample_mass=times)
-    alone = sinkhorn_assign(scores[times > 0])
+    result = there(sinkhorn_assign, scores, sample_mass=times)
+    alone = there(sinkhorn_assign, scores[times > 0])
     assert worth(scores[times > 0], result.labels[times > 0]) == pytest.approx(worth(scores[times > 0], alone.labels))
     np.testing.assert_array_equal(result.labels[times == 0], (scores + result.potentials)[times == 0].argmax(1))
     np.testing.assert_allclose(result.label_mass, 0.25, rtol=0, atol=1e-15)

@@ -16,8 +16,8 @@ import torch
 from problems import KINDS, draw
 from scipy.special import logsumexp, softmax
 
-from otlabel import certify, sinkhorn_assign
-from otlabel.scores import open_scores
+from otlabel import certify, sinkhorn_assign, sweep
+from otlabel.scores import DeviceScores, open_scores
 from otlabel.sweep import reference
 
 HAS_CARD = torch.cuda.is_available()
@@ -140,6 +140,21 @@ def test_many_classes_are_read_in_pieces(dtype, precision, monkeypatch) -> None:
     for shape in ((1, 9), (3, 75), (2, 160), (21, 33)):
         scores, g = stored(shape, dtype, 0.5), potentials_of(shape[1], precision)
         Found(scores, g, 0.1).assert_is_formula(scores, g, 0.1)
+
+
+@kernels
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("n_classes", [1, 12, 40])
+def test_sums_of_many_programs(n_classes: int, weighted: bool, monkeypatch) -> None:
+    """Rows and programs that are no multiple of what is added at a time; labels counted first, or added one by one."""
+    module = cuda_module()
+    monkeypatch.setattr(module, "ADDED", (256, 16))
+    monkeypatch.setattr(module, "COUNTED_CLASSES", 20)
+    monkeypatch.setattr(module, "ROWS_A_PROGRAM", 16)
+    scores, g = stored((1300, n_classes), torch.float32), potentials_of(n_classes, np.float32)
+    weights = np.random.default_rng(3).integers(0, 5, 1300).astype(np.float64) if weighted else NO_WEIGHTS
+    for precision in (np.float32, np.float64):
+        Found(scores, g.astype(precision), 0.1, weights).assert_is_formula(scores, g.astype(precision), 0.1, weights)
 
 
 @kernels
@@ -337,3 +352,29 @@ def test_streamed_scores_give_what_whole_ones_give(monkeypatch) -> None:
     assert not open_scores(scores, device="cuda").random_access
     streamed = sinkhorn_assign(scores, device="cuda")
     assert abs(streamed.value - whole.value) <= max(streamed.gap, 0) + max(whole.gap, 0) + 1e-12
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_CARD, reason="no CUDA device")
+def test_streaming_takes_a_few_blocks_of_the_card(monkeypatch) -> None:
+    """However many there are: one in use, one on its way, one that the allocator has not yet seen leave."""
+    scores = np.random.default_rng(0).standard_normal((200_000, 64)).astype(np.float16)
+    monkeypatch.setattr("otlabel.scores.device.BLOCK_BYTES", 1 << 20)
+    source, g = DeviceScores(open_scores(scores), torch.device("cuda", torch.cuda.current_device())), np.zeros(64)
+    assert len(source.blocks()) > 20
+    sweep.sweep(source, g, 0.1, with_labels=False)  # compiled
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    sweep.sweep(source, g, 0.1, with_labels=False)
+    assert torch.cuda.max_memory_allocated() - before < 8 << 20
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second CUDA device")
+def test_a_card_that_is_not_the_current_one() -> None:
+    scores = np.random.default_rng(0).standard_normal((3000, 20)).astype(np.float32)
+    expected = sinkhorn_assign(scores)
+    for found in (sinkhorn_assign(torch.from_numpy(scores).to("cuda:1")), sinkhorn_assign(scores, device="cuda:1")):
+        assert found.value == pytest.approx(expected.value, abs=1e-12)
+    assert torch.cuda.current_device() == 0

@@ -5,6 +5,7 @@ A tensor on the CPU stands for one on a device here: it takes the same way, but 
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from scipy.special import softmax
 
 from otlabel import linear_scores, sinkhorn_assign, sweep
 from otlabel.errors import InvalidScoresError
-from otlabel.scores import DeviceScores, TensorScores, keep, on_device, open_scores
+from otlabel.scores import DeviceScores, TensorScores, device, keep, on_device, open_scores
 from otlabel.scores.factored import LinearScores
 from otlabel.semidual import DenseCurvature, DeviceCurvature
 
@@ -67,6 +68,35 @@ def test_blocks_that_are_kept_may_be_used_after_the_next_one() -> None:
     source = DeviceScores(open_scores(scores), CPU)
     (batch,) = source.device_batches()
     assert torch.equal(torch.cat(list(source.read_blocks(batch))), scores)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_that_were_used_leave_the_device() -> None:
+    """Scores that do not fit there whole are not to pile up there either: one block in use, and one on its way."""
+    source = DeviceScores(open_scores(drawn((3000, 9))), CPU)
+    (batch,) = source.device_batches()
+    assert len(batch) > 9
+    seen = list[weakref.ref[torch.Tensor]]()
+    for block in source.read_blocks(batch):
+        seen.append(weakref.ref(block))
+        assert sum(reference() is not None for reference in seen) == 1
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_sample_is_moved_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The buffers are those of blocks, not of the sample, which may be gigabytes."""
+    shapes = []
+    original = device._Mover.__init__
+
+    def watched(self: device._Mover, place: torch.device, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        shapes.append(shape)
+        original(self, place, shape, dtype)
+
+    monkeypatch.setattr(device._Mover, "__init__", watched)
+    scores = drawn((2000, 9))
+    rows = np.arange(0, 2000, 2)
+    assert torch.equal(DeviceScores(open_scores(scores), CPU).take(rows).tensor, scores[rows])
+    assert 0 < shapes[0][0] < 100
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import KILLED, SECONDS, on_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
-import otlabel
 from otlabel import distributed
+from otlabel.errors import RankError
 from otlabel.selflabel import (
     Argmax,
     FeatureStore,
@@ -33,10 +31,10 @@ from otlabel.selflabel import (
     OptimalTransport,
     SelfLabeler,
     TensorStore,
-    ranks,
 )
+from otlabel.selflabel import ranks as selflabel_ranks
 
-N, D, WIDE, HEADS, BATCH, SECONDS = 61, 5, 700, [3, 5], 8, 60
+N, D, WIDE, HEADS, BATCH = 61, 5, 700, [3, 5], 8
 
 
 class Bare(nn.Module):
@@ -211,7 +209,7 @@ def run_case(name: str, folder: Path, rank: int, n_ranks: int) -> dict[str, Any]
             return plain(self, other, body)
 
         patch.setattr(distributed.Ranks, "_send_bytes", counting)
-        patch.setattr(ranks, "PULSE", SECONDS)
+        patch.setattr(selflabel_ranks, "PULSE", SECONDS)
     inputs = make_inputs(wide=options.get("wide", False), equal=options.get("equal", False))
     started = time.monotonic()
     try:
@@ -258,7 +256,7 @@ def interrupted(folder: Path, rank: int) -> dict[str, Any]:
             raise OSError("the images are gone")
         yield from batches[2:]
 
-    with pytest.raises((OSError, otlabel.errors.RankError), match="the images are gone"):
+    with pytest.raises((OSError, RankError), match="the images are gone"):
         labeler.update(model, breaking())
     left = sorted(path.name for path in folder.glob(".interrupted*"))
     computed[0] = 0
@@ -266,8 +264,9 @@ def interrupted(folder: Path, rank: int) -> dict[str, Any]:
     return {"labels": labeler.labels.tolist(), "computed": computed[0], "left": left}
 
 
-def lost(rank: int) -> dict[str, Any]:
-    """An update in which the second process comes to a sudden end; to be done last."""
+def lost(group: Any) -> dict[str, Any]:
+    """An update in which the second process comes to a sudden end."""
+    rank = dist.get_rank(group)
     batches = shard("ranges", rank, 2, 0, make_inputs())
 
     def dying() -> Iterator[tuple[Tensor, Tensor]]:
@@ -276,19 +275,15 @@ def lost(rank: int) -> dict[str, Any]:
             os._exit(0)
 
     started = time.monotonic()
-    with pytest.raises(otlabel.errors.RankError) as caught:
+    with pytest.raises(RankError) as caught:
         SelfLabeler(N, HEADS).update(make_model(), dying())
     return {"error": str(caught.value), "seconds": time.monotonic() - started}
 
 
-def work(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", timedelta(seconds=SECONDS), world_size=2, rank=rank)
-    found = {name: run_case(name, Path(folder), rank, 2) for name in [*FAULTS, *CASES]}
-    found["interrupted"] = interrupted(Path(folder), rank)
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
-    found["lost"] = lost(rank)
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+def work(group: Any, folder: Path) -> dict[str, Any]:
+    rank = dist.get_rank(group)
+    found: dict[str, Any] = {name: run_case(name, folder, rank, 2) for name in [*FAULTS, *CASES]}
+    return found | {"interrupted": interrupted(folder, rank)}
 
 
 @pytest.fixture(scope="module")
@@ -299,22 +294,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder: Path) -> list[dict[str, Any]]:
     """What each of two processes has come to, and one alone."""
-    alone = {name: run_case(name, folder, 0, 1) for name in CASES}  # first: compiled sweeps are then there for all
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=work, args=(rank, port, str(folder))) for rank in range(2)]
-    for process in processes:
-        process.start()
-    deadline = time.monotonic() + SECONDS
-    for process in processes:
-        process.join(max(0.1, deadline - time.monotonic()))
-    hanging = [process for process in processes if process.is_alive()]
-    for process in hanging:
-        process.kill()
-    assert not hanging, "a process waits for the other"
-    return [*(json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)), alone]
+    alone = {name: run_case(name, folder, 0, 1) for name in CASES}
+    return [*on_ranks(work, 2, folder), alone]
 
 
 def without_seconds(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -412,7 +393,8 @@ def test_an_extraction_goes_on_where_each_was(found: list[dict[str, Any]]) -> No
     assert second["computed"] == 21 - BATCH
 
 
-def test_a_process_that_is_gone_is_missed(found: list[dict[str, Any]]) -> None:
-    assert "rank 1 was lost" in found[0]["lost"]["error"]
-    assert found[0]["lost"]["seconds"] < SECONDS / 4
-    assert "lost" not in found[1]
+def test_a_process_that_is_gone_is_missed() -> None:
+    first, second = on_ranks(lost, 2)
+    assert "rank 1 was lost" in first["error"]
+    assert first["seconds"] < SECONDS / 4
+    assert second == KILLED

@@ -51,9 +51,9 @@ def assert_labels_are_best(result: Assignment, scores) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("kind", KINDS)
-def test_optimum_of_three_solvers(kind: str, seed: int) -> None:
+def test_optimum_of_three_solvers(kind: str, seed: int, there) -> None:
     scores, class_mass, counts = draw(kind, seed)
-    result = sinkhorn_assign(scores, class_mass=class_mass)
+    result = there(sinkhorn_assign, scores, class_mass=class_mass)
     best = loss_of(scores, hungarian_labels(scores, counts))
     room = tolerance(scores, best)
     assert abs(loss_of(scores, result.labels) - best) <= room
@@ -65,31 +65,31 @@ def test_optimum_of_three_solvers(kind: str, seed: int) -> None:
 
 @pytest.mark.parametrize("make", [normal, clusters, ties, duplicates, dead_class])
 @pytest.mark.parametrize(("n_samples", "n_classes"), [(500, 40), (400, 400), (300, 700)])
-def test_middle_sizes_against_the_hungarian_method(make, n_samples: int, n_classes: int) -> None:
+def test_middle_sizes_against_the_hungarian_method(make, n_samples: int, n_classes: int, there) -> None:
     scores = make(np.random.default_rng(n_samples), n_samples, n_classes)
     counts = even_counts(n_samples, n_classes)
-    result = sinkhorn_assign(scores)
+    result = there(sinkhorn_assign, scores)
     best = loss_of(scores, hungarian_labels(scores, counts))
     assert abs(loss_of(scores, result.labels) - best) <= tolerance(scores, best)
     assert_proven(result, scores, counts)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_skewed_middle_sizes_against_network_simplex(seed: int) -> None:
+def test_skewed_middle_sizes_against_network_simplex(seed: int, there) -> None:
     rng = np.random.default_rng(seed)
     scores = clusters(rng, 2000, 30).astype(np.float32)
     counts = rng.multinomial(2000, rng.dirichlet(np.full(30, 0.3)))
-    result = sinkhorn_assign(scores, class_mass=counts)
+    result = there(sinkhorn_assign, scores, class_mass=counts)
     best = emd_loss(scores, counts)
     assert abs(loss_of(scores, result.labels) - best) <= tolerance(scores, best)
     assert_proven(result, scores, counts)
 
 
 @pytest.mark.parametrize("make", [normal, clusters, ties, duplicates, dead_class])
-def test_beyond_the_subsample(make) -> None:
+def test_beyond_the_subsample(make, there) -> None:
     """More rows than the coarse solve looks at: the certificate itself is the oracle."""
     scores = make(np.random.default_rng(5), 40_000, 20).astype(np.float32)
-    assert_proven(sinkhorn_assign(scores), scores, even_counts(40_000, 20))
+    assert_proven(there(sinkhorn_assign, scores), scores, even_counts(40_000, 20))
 
 
 @pytest.mark.parametrize("levels", [2, 5, 40])
@@ -102,22 +102,22 @@ def test_many_ties_stay_quick(levels: int) -> None:
     assert_proven(result, scores, even_counts(20_000, 50))
 
 
-def test_all_equal_beyond_the_subsample() -> None:
+def test_all_equal_beyond_the_subsample(there) -> None:
     scores = np.zeros((40_000, 30), dtype=np.float32)
-    assert_proven(sinkhorn_assign(scores), scores, even_counts(40_000, 30))
+    assert_proven(there(sinkhorn_assign, scores), scores, even_counts(40_000, 30))
 
 
 @pytest.mark.parametrize(("n_samples", "n_classes"), [(3000, 1500), (64, 20_000)])
-def test_many_classes(n_samples: int, n_classes: int) -> None:
+def test_many_classes(n_samples: int, n_classes: int, there) -> None:
     scores = clusters(np.random.default_rng(1), n_samples, n_classes).astype(np.float32)
-    assert_proven(sinkhorn_assign(scores), scores, even_counts(n_samples, n_classes))
+    assert_proven(there(sinkhorn_assign, scores), scores, even_counts(n_samples, n_classes))
 
 
 @pytest.mark.parametrize("epsilon", [10.0, 1.0, 0.04, 1e-3, 1e-4])
 @pytest.mark.parametrize("method", ["auto", "sinkhorn"])
-def test_epsilon_and_method_do_not_move_the_optimum(epsilon: float, method: str) -> None:
+def test_epsilon_and_method_do_not_move_the_optimum(epsilon: float, method: str, there) -> None:
     scores = clusters(np.random.default_rng(2), 200, 8)
-    result = sinkhorn_assign(scores, epsilon=epsilon, method=method, max_sweeps=50)
+    result = there(sinkhorn_assign, scores, epsilon=epsilon, method=method, max_sweeps=50)
     np.testing.assert_array_equal(result.labels, hungarian_labels(scores, even_counts(200, 8)))
     assert_proven(result, scores, even_counts(200, 8))
 
@@ -141,9 +141,9 @@ def test_random_shares_follow_largest_remainder() -> None:
         (5, [1.0], [5]),
     ],
 )
-def test_known_shares(n_samples: int, shares: list[float], counts: list[int]) -> None:
+def test_known_shares(n_samples: int, shares: list[float], counts: list[int], there) -> None:
     scores = normal(np.random.default_rng(0), n_samples, len(shares))
-    assert sinkhorn_assign(scores, class_mass=shares).counts.tolist() == counts
+    assert there(sinkhorn_assign, scores, class_mass=shares).counts.tolist() == counts
 
 
 @pytest.mark.parametrize("wrap", [list, tuple, np.asarray, torch.tensor, lambda c: np.asarray(c, dtype=np.int32)])
@@ -153,29 +153,29 @@ def test_counts_in_any_container(wrap) -> None:
     np.testing.assert_array_equal(result.labels, hungarian_labels(scores, [5, 0, 4]))
 
 
-def test_hand_worked_example() -> None:
+def test_hand_worked_example(there) -> None:
     """Both samples like class 0; sample 1 loses less by moving."""
-    result = sinkhorn_assign(np.array([[5.0, 0.0], [5.0, 4.0]]))
+    result = there(sinkhorn_assign, np.array([[5.0, 0.0], [5.0, 4.0]]))
     assert result.labels.tolist() == [0, 1]
     assert result.value == 4.5
     assert result.gap == pytest.approx(0.0, abs=1e-15)
 
 
-def test_chain_of_moves() -> None:
+def test_chain_of_moves(there) -> None:
     """One surplus sample at one end and one empty class at the other: the whole chain must shift."""
     n_classes = 60
     scores = np.full((n_classes, n_classes), -np.inf)
     scores[0, 0] = 0.0
     for i in range(1, n_classes):
         scores[i, i - 1], scores[i, i] = 1.0, 0.0
-    result = sinkhorn_assign(scores)
+    result = there(sinkhorn_assign, scores)
     assert result.labels.tolist() == list(range(n_classes))
     assert result.value == 0.0
 
 
-def test_argmax_rounding_is_the_best_class_of_the_plan() -> None:
+def test_argmax_rounding_is_the_best_class_of_the_plan(there) -> None:
     scores = clusters(np.random.default_rng(4), 500, 7)
-    result = sinkhorn_assign(scores, rounding="argmax")
+    result = there(sinkhorn_assign, scores, rounding="argmax")
     np.testing.assert_array_equal(result.labels, (scores + result.plan_potentials).argmax(1))
     np.testing.assert_array_equal(result.counts, np.bincount(result.labels, minlength=7))
     assert result.value == pytest.approx(value_of(scores, result.labels), rel=1e-12)
@@ -216,10 +216,10 @@ def test_device_gives_the_value_of_the_cpu(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("epsilon", [100.0, 10.0, 1.0])
-def test_large_epsilon_is_sharpened_before_rounding(epsilon: float) -> None:
+def test_large_epsilon_is_sharpened_before_rounding(epsilon: float, there) -> None:
     """A flat plan says little about sizes: without smaller epsilons in between, thousands of moves would be left."""
     scores = 3 * np.random.default_rng(5).normal(size=(20_000, 40))
-    flat, sharp = sinkhorn_assign(scores, epsilon=epsilon), sinkhorn_assign(scores)
+    flat, sharp = there(sinkhorn_assign, scores, epsilon=epsilon), there(sinkhorn_assign, scores)
     assert flat.counts.tolist() == [500] * 40
     assert flat.value == pytest.approx(sharp.value, rel=1e-12)
     assert sum(record["stage"] == "round" for record in flat.history) <= 2

@@ -27,7 +27,8 @@ LAYERS = (
     {"assign"},
     {"lp", "cluster", "curation", "metrics", "selflabel", "doctor", "path", "planning", "soft"},
     {"training"},
-    {"cli", "demo", "reporting", "__main__", "__init__"},
+    {"torchrun"},
+    {"cli", "clustering_command", "demo", "reporting", "__main__", "__init__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

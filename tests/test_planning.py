@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -128,6 +129,22 @@ def test_time_grows_with_the_rows() -> None:
     assert None not in seconds
     assert seconds == sorted(seconds)
     assert 5 <= seconds[2] / seconds[1] <= 12
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.0008, "under a second"),
+        (1.44, "about 1.4 s"),
+        (71.8, "about 72 s"),
+        (90, "about 2 minutes"),
+        (9e3, "about 2.5 h"),
+    ],
+)
+def test_time_is_told_in_words_that_promise_no_more_than_is_known(seconds: float, told: str) -> None:
+    plan = dataclasses.replace(estimate((10**6, 100), "float32", sweep_rate=1e9), seconds=seconds)
+    (line,) = (line for line in plan.summary().splitlines() if line.startswith("time"))
+    assert line.startswith(f"time      {told}")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])

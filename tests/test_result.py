@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import torch
 from oracles import FLOAT64_EPS, entropic_plan, value_of
 from problems import clusters, dead_class, normal
 
+import otlabel
 from otlabel import Assignment, Status, lp_assign, sinkhorn_assign
 from otlabel.errors import FileFormatError
 
@@ -87,11 +91,11 @@ def test_history_tells_every_pass(result: Assignment) -> None:
     assert json.loads(json.dumps(list(result.history))) == list(result.history)
 
 
-def test_predict_repeats_the_labels_but_for_ties() -> None:
+def test_predict_repeats_the_labels_but_for_ties(there) -> None:
     """A vertex of the transport polytope ties at most K - 1 samples between classes."""
     scores = clusters(np.random.default_rng(1), 3000, 12)
-    result = sinkhorn_assign(scores)
-    predicted = result.predict(scores)
+    result = there(sinkhorn_assign, scores)
+    predicted = there(result.predict, scores)
     different = predicted != result.labels
     assert different.sum() <= 11
     u = scores + result.potentials
@@ -100,12 +104,12 @@ def test_predict_repeats_the_labels_but_for_ties() -> None:
     np.testing.assert_allclose(u[rows, predicted[rows]], u[rows, result.labels[rows]], rtol=0, atol=room)
 
 
-def test_predict_new_data_is_the_best_class_of_scores_plus_potentials() -> None:
+def test_predict_new_data_is_the_best_class_of_scores_plus_potentials(there) -> None:
     rng = np.random.default_rng(2)
-    result = sinkhorn_assign(clusters(rng, 500, 7))
+    result = there(sinkhorn_assign, clusters(rng, 500, 7))
     fresh = clusters(rng, 900, 7)
-    np.testing.assert_array_equal(result.predict(fresh), (fresh + result.potentials).argmax(1))
-    np.testing.assert_array_equal(result.predict(fresh[:1]), (fresh[:1] + result.potentials).argmax(1))
+    np.testing.assert_array_equal(there(result.predict, fresh), (fresh + result.potentials).argmax(1))
+    np.testing.assert_array_equal(there(result.predict, fresh[:1]), (fresh[:1] + result.potentials).argmax(1))
 
 
 def test_predict_gives_nothing_to_a_class_without_mass(scores: np.ndarray, result: Assignment) -> None:
@@ -121,10 +125,10 @@ def test_balance_carries_over_to_data_alike() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
-def test_plan_and_soft_labels_are_the_softmax(scores: np.ndarray, dtype: type) -> None:
+def test_plan_and_soft_labels_are_the_softmax(scores: np.ndarray, dtype: type, there) -> None:
     stored = scores.astype(dtype)
-    result = sinkhorn_assign(stored)
-    plan, soft = result.plan(stored), result.soft_labels(stored)
+    result = there(sinkhorn_assign, stored)
+    plan, soft = there(result.plan, stored), there(result.soft_labels, stored)
     assert plan.sum() == pytest.approx(1.0, abs=1e-5 if dtype is not np.float64 else 1e-12)
     np.testing.assert_allclose(soft.sum(1), 1.0, rtol=0, atol=1e-5 if dtype is not np.float64 else 1e-12)
     exact = entropic_plan(stored, result.plan_potentials, result.epsilon)
@@ -216,7 +220,7 @@ def test_pickled_array_in_a_saved_file_is_refused(result: Assignment, tmp_path: 
     for name in entries:
         bomb = np.array([Bomb(tmp_path / "exploded")], dtype=object)
         np.savez(tmp_path / "bad.npz", **{**entries, name: bomb})
-        with pytest.raises(FileFormatError, match=r"bad\.npz"):
+        with pytest.raises(FileFormatError, match=r"bad\.npz is not .* pickled objects, which are never loaded$"):
             Assignment.load(tmp_path / "bad.npz")
     assert not (tmp_path / "exploded").exists()
 
@@ -225,6 +229,7 @@ def foreign_files(folder: Path) -> list[Path]:
     """Files that are no saved Assignment, of many kinds."""
     (folder / "empty.npz").write_bytes(b"")
     (folder / "text.npz").write_text("labels: 1 2 3")
+    (folder / "junk.npz").write_bytes(np.random.default_rng(0).bytes(300))
     (folder / "pickle.npz").write_bytes(pickle.dumps({"labels": [1, 2]}))
     np.save(folder / "array.npy", np.arange(5))
     np.savez(folder / "other.npz", labels=np.arange(5))
@@ -235,8 +240,9 @@ def foreign_files(folder: Path) -> list[Path]:
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
     for path in foreign_files(tmp_path):
-        with pytest.raises(FileFormatError, match=path.name):
+        with pytest.raises(FileFormatError, match=path.name) as caught:
             Assignment.load(path)
+        assert "pickle" not in str(caught.value).replace(path.name, "")  # NumPy's advice is how to unpickle them
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9, 0.99])
@@ -394,3 +400,21 @@ def test_progress_bar_writes_to_stderr_only(scores: np.ndarray, capsys: pytest.C
     assert capsys.readouterr().out == ""
     sinkhorn_assign(scores)
     assert capsys.readouterr() == ("", "")
+
+
+PEAK = "from otlabel.monitor import Monitor; print(Monitor(1).peak_memory)"
+LARGE = f"""
+import subprocess, sys
+held = b"." * 600_000_000
+subprocess.run([sys.executable, "-c", {PEAK!r}], check=True)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells it without the parent's")
+def test_peak_memory_is_without_that_of_the_parent() -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(otlabel.__file__).parents[1])}
+    alone, child = (
+        int(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout)
+        for code in (PEAK, LARGE)
+    )
+    assert 0.9 * alone < child < min(1.1 * alone, 600_000_000)

@@ -131,9 +131,9 @@ def test_first_labels_are_random_and_balanced() -> None:
 
 
 @pytest.mark.parametrize("hidden", [None, 7])
-def test_labels_are_those_of_selas_loop(hidden: int | None) -> None:
+def test_labels_are_those_of_selas_loop(hidden: int | None, device: str) -> None:
     model, inputs = make_model(hidden, scale=1.0), make_inputs()
-    labeler = make_labeler(labeling=OptimalTransport(rounding="argmax", tol=1e-8))
+    labeler = make_labeler(labeling=OptimalTransport(rounding="argmax", tol=1e-8, device=device))
     labeler.update(model, batches(inputs))
     model.eval()
     with torch.no_grad():
@@ -143,9 +143,9 @@ def test_labels_are_those_of_selas_loop(hidden: int | None) -> None:
         np.testing.assert_array_equal(labels, expected)
 
 
-def test_exact_labels_are_the_best_for_every_head() -> None:
+def test_exact_labels_are_the_best_for_every_head(device: str) -> None:
     model, inputs = make_model(), make_inputs()
-    labeler = make_labeler(truth=np.arange(N) % 3)
+    labeler = make_labeler(truth=np.arange(N) % 3, labeling=OptimalTransport(device=device))
     records = labeler.update(model, batches(inputs))
     assert [record["head"] for record in records] == [0, 1, 2]
     assert records == labeler.history

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -152,6 +153,65 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(FileFormatError, match=r"checkpoint\.pt is damaged"):
         train(config(train__epochs=1), tmp_path)
+
+
+class Writer:
+    """In place of TensorBoard's."""
+
+    made: ClassVar[list[Writer]] = []
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.scalars, self.flushed, self.closed = folder, [], 0, False
+        Writer.made.append(self)
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        assert not self.closed
+        self.scalars.append((name, value, step))
+
+    def flush(self) -> None:
+        self.flushed = len(self.scalars)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_tensorboard_gets_one_file_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setattr(Writer, "made", [])
+
+    def interrupted(line: dict[str, Any]) -> None:
+        assert Writer.made[0].flushed == len(Writer.made[0].scalars) == len(line)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config(train__epochs=3), tmp_path, report=interrupted)
+    lines: list[dict[str, Any]] = []
+    train(config(train__epochs=3), tmp_path, report=lines.append)
+    train(config(train__epochs=3), tmp_path)  # nothing is left to do
+    first, second = Writer.made
+    assert first.closed
+    assert second.closed
+    assert first.folder == second.folder == str(tmp_path / "tensorboard")
+    assert {step for *_, step in first.scalars} == {1}
+    assert second.scalars == [(name, value, line["epoch"]) for line in lines for name, value in line.items()]
+
+
+def test_without_tensorboard_it_is_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sought = []
+
+    class Finder:
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name == "torch.utils.tensorboard":
+                sought.append(name)
+                raise ModuleNotFoundError(name)
+
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    train(config(train__epochs=3), tmp_path)
+    assert len(sought) == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 def test_full_disk_keeps_the_old_labels(monkeypatch: pytest.MonkeyPatch) -> None:

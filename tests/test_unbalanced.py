@@ -88,13 +88,14 @@ def uniform(n_samples: int) -> np.ndarray:
 
 @pytest.mark.parametrize("epsilon", EPSILONS)
 @pytest.mark.parametrize("rho", PRICES)
-def test_fully_unbalanced_plan_of_pot(rho: float, epsilon: float) -> None:
+def test_fully_unbalanced_plan_of_pot(rho: float, epsilon: float, there) -> None:
     rng = np.random.default_rng(0)
     scores, mass, a = rng.random((20, 4)), rng.dirichlet(np.full(4, 2.0)), uniform(20)
-    result = sinkhorn_assign(
-        scores, class_mass=mass, classes=KL(rho), samples=KL(rho), epsilon=epsilon, tol=1e-12, rounding="argmax"
-    )
-    ours = result.plan(scores)
+    result = there(
+        sinkhorn_assign, scores, class_mass=mass, classes=KL(rho), samples=KL(rho), epsilon=epsilon, tol=1e-12,
+        rounding="argmax",
+    )  # fmt: skip
+    ours = there(result.plan, scores)
     theirs = ot.unbalanced.sinkhorn_unbalanced(
         a, mass, -scores, epsilon, rho, reg_type="kl", numItermax=200_000, stopThr=1e-14
     )
@@ -106,11 +107,11 @@ def test_fully_unbalanced_plan_of_pot(rho: float, epsilon: float) -> None:
 
 @pytest.mark.parametrize("epsilon", EPSILONS)
 @pytest.mark.parametrize("rho", PRICES)
-def test_semi_unbalanced_plan_of_pot(rho: float, epsilon: float) -> None:
+def test_semi_unbalanced_plan_of_pot(rho: float, epsilon: float, there) -> None:
     rng = np.random.default_rng(1)
     scores, mass, a = rng.random((20, 4)), rng.dirichlet(np.full(4, 2.0)), uniform(20)
-    result = sinkhorn_assign(scores, class_mass=mass, classes=KL(rho), epsilon=epsilon, tol=1e-12)
-    ours = result.plan(scores)
+    result = there(sinkhorn_assign, scores, class_mass=mass, classes=KL(rho), epsilon=epsilon, tol=1e-12)
+    ours = there(result.plan, scores)
     theirs = ot.unbalanced.sinkhorn_unbalanced(
         a, mass, -scores, epsilon, (math.inf, rho), reg_type="kl", numItermax=200_000, stopThr=1e-14
     )
@@ -136,64 +137,67 @@ def test_no_plan_of_bfgs_is_better(rho: float, epsilon: float) -> None:
 
 @pytest.mark.parametrize("epsilon", [1.0, 0.1])
 @pytest.mark.parametrize("rule", RULES)
-def test_plan_of_plain_scaling(rule: str, epsilon: float) -> None:
+def test_plan_of_plain_scaling(rule: str, epsilon: float, there) -> None:
     rng = np.random.default_rng(3)
     scores, mass = normal(rng, 40, 5), rng.dirichlet(np.full(5, 3.0))
-    result = sinkhorn_assign(
-        scores, class_mass=mass, epsilon=epsilon, tol=1e-11, rounding="argmax", max_sweeps=3000, **RULES[rule]
-    )
+    result = there(
+        sinkhorn_assign, scores, class_mass=mass, epsilon=epsilon, tol=1e-11, rounding="argmax", max_sweeps=3000,
+        **RULES[rule],
+    )  # fmt: skip
     theirs, _ = scaling(scores, mass, epsilon, **RULES[rule])
-    np.testing.assert_allclose(40 * result.plan(scores), 40 * theirs, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(40 * there(result.plan, scores), 40 * theirs, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(result.class_mass, theirs.sum(0), rtol=1e-7, atol=1e-10)
     assert result.status is Status.CONVERGED
 
 
 @pytest.mark.parametrize("rule", ["kl", "mixed_range", "both", "abstain", "abstain_rows"])
-def test_plan_with_sample_masses(rule: str) -> None:
+def test_plan_with_sample_masses(rule: str, there) -> None:
     rng = np.random.default_rng(4)
     scores, mass, weights = normal(rng, 30, 5), rng.dirichlet(np.full(5, 3.0)), rng.dirichlet(np.full(30, 0.7))
-    result = sinkhorn_assign(
-        scores, class_mass=mass, sample_mass=weights, epsilon=0.2, tol=1e-11, rounding="argmax", **RULES[rule]
-    )
+    result = there(
+        sinkhorn_assign, scores, class_mass=mass, sample_mass=weights, epsilon=0.2, tol=1e-11, rounding="argmax",
+        **RULES[rule],
+    )  # fmt: skip
     theirs, _ = scaling(scores, mass, 0.2, weights=weights, **RULES[rule])
-    np.testing.assert_allclose(result.plan(scores, sample_mass=weights), theirs, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(there(result.plan, scores, sample_mass=weights), theirs, rtol=1e-6, atol=1e-9)
 
 
-def test_unlabelled_are_partial_transport_of_pot() -> None:
+def test_unlabelled_are_partial_transport_of_pot(there) -> None:
     """POT moves a given mass between capped masses: samples up to 1/N, classes up to theirs, all of which is used."""
     rng = np.random.default_rng(5)
     scores, share = rng.random((30, 4)), 0.3
-    result = sinkhorn_assign(scores, abstain=share, epsilon=0.1, tol=1e-12)
+    result = there(sinkhorn_assign, scores, abstain=share, epsilon=0.1, tol=1e-12)
     theirs = ot.partial.entropic_partial_wasserstein(
         uniform(30), np.full(4, (1 - share) / 4), -scores, 0.1, m=1 - share, numItermax=100_000, stopThr=1e-15
     )
     np.testing.assert_allclose(theirs.sum(), 0.7, rtol=1e-9)
-    np.testing.assert_allclose(result.plan(scores).sum(0), 0.175, rtol=1e-9)
-    assert result.plan(scores).sum(1).max() <= 1 / 30 + 1e-15
+    np.testing.assert_allclose(there(result.plan, scores).sum(0), 0.175, rtol=1e-9)
+    assert there(result.plan, scores).sum(1).max() <= 1 / 30 + 1e-15
     dense, _ = scaling(scores, np.full(4, 0.25), 0.1, abstain=share)
-    np.testing.assert_allclose(30 * result.plan(scores), 30 * dense, rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(30 * there(result.plan, scores), 30 * dense, rtol=1e-7, atol=1e-10)
 
     def entropic(plan: np.ndarray) -> float:  # of labelled mass alone, as POT has it
         return float((plan * scores).sum() - 0.1 * (xlogy(plan, plan) - plan).sum())
 
-    assert entropic(result.plan(scores)) <= entropic(theirs) + 1e-9  # theirs has no entropy for the rest
+    assert entropic(there(result.plan, scores)) <= entropic(theirs) + 1e-9  # theirs has no entropy for the rest
     exact = ot.partial.partial_wasserstein(uniform(30), np.full(4, 0.175), 1 - scores, m=0.7)
-    result = sinkhorn_assign(scores, class_mass=[0.25] * 4, abstain=share, epsilon=1e-3)
-    assert float((result.plan(scores) * scores).sum()) == pytest.approx(float((exact * scores).sum()), abs=5e-3)
+    result = there(sinkhorn_assign, scores, class_mass=[0.25] * 4, abstain=share, epsilon=1e-3)
+    assert float((there(result.plan, scores) * scores).sum()) == pytest.approx(float((exact * scores).sum()), abs=5e-3)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_class_error_is_the_gradient_of_the_semidual(rule: str) -> None:
+def test_class_error_is_the_gradient_of_the_semidual(rule: str, there) -> None:
     """Stopped early: marginal_error is the class masses' distance from what the classes ask for at these potentials."""
     rng = np.random.default_rng(6)
     scores, mass, epsilon = normal(rng, 300, 5), rng.dirichlet(np.full(5, 3.0)), 0.3
     settings = RULES[rule]
-    result = sinkhorn_assign(
-        scores, class_mass=mass, epsilon=epsilon, tol=0.2, method="sinkhorn", rounding="argmax", **settings
-    )
+    result = there(
+        sinkhorn_assign, scores, class_mass=mass, epsilon=epsilon, tol=0.2, method="sinkhorn", rounding="argmax",
+        **settings,
+    )  # fmt: skip
     share, classes, samples = settings.get("abstain", 0.0), settings.get("classes", Exact()), settings.get("samples")
     b = mass * (1 - share)
-    plan, taken = result.plan(scores), result.class_mass
+    plan, taken = there(result.plan, scores), result.class_mass
     np.testing.assert_allclose(plan.sum(0), taken, rtol=1e-6)
     g = result.plan_potentials - (0.0 if isinstance(classes, Exact) else epsilon * np.log(b))
     if isinstance(classes, KL):
@@ -232,11 +236,11 @@ def test_plain_iterations_reach_the_same_plan(rule: str) -> None:
 @pytest.mark.parametrize("n_samples", [300, 20_000])
 @pytest.mark.parametrize("epsilon", [0.5, 0.04])
 @pytest.mark.parametrize("rule", RULES)
-def test_solve_converges_in_few_passes(rule: str, epsilon: float, n_samples: int) -> None:
+def test_solve_converges_in_few_passes(rule: str, epsilon: float, n_samples: int, there) -> None:
     scores = clusters(np.random.default_rng(8), n_samples, 5).astype(np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = sinkhorn_assign(scores, epsilon=epsilon, rounding="argmax", **RULES[rule])
+        result = there(sinkhorn_assign, scores, epsilon=epsilon, rounding="argmax", **RULES[rule])
     assert result.status is Status.CONVERGED
     assert result.marginal_error <= 1e-2
     assert sum(record["rows"] == n_samples for record in result.history) <= 60
@@ -337,13 +341,13 @@ def test_dear_prices_are_exact_masses(rule: str) -> None:
 
 @pytest.mark.parametrize("abstain", [0.0, 0.3])
 @pytest.mark.parametrize("size", [10.0, 30.0, -30.0])
-def test_prices_far_below_the_scores(size: float, abstain: float) -> None:
+def test_prices_far_below_the_scores(size: float, abstain: float, there) -> None:
     """Rows that would take exp(size / rho) of their mass on the way, near or beyond what float32 holds."""
     for seed in range(4):
         scores = size * normal(np.random.default_rng(seed), 40, 4) + min(size, 0.0)
-        result = sinkhorn_assign(scores, classes=KL(0.5), samples=KL(0.5), abstain=abstain, tol=1e-6)
+        result = there(sinkhorn_assign, scores, classes=KL(0.5), samples=KL(0.5), abstain=abstain, tol=1e-6)
         assert result.status is Status.CONVERGED
-        np.testing.assert_allclose(result.plan(scores).sum(0), result.class_mass, rtol=1e-6, atol=1e-300)
+        np.testing.assert_allclose(there(result.plan, scores).sum(0), result.class_mass, rtol=1e-6, atol=1e-300)
 
 
 problems = st.tuples(st.integers(0, 2**32 - 1), st.integers(8, 40), st.integers(2, 6))

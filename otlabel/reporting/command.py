@@ -13,7 +13,7 @@ def add_report(commands: Any) -> None:
     """The arguments of `otlabel report`."""
     parser = commands.add_parser(
         "report",
-        help="one HTML page about labels: sizes, proof, price of balance, examples",
+        help="one HTML page about labels: sizes, proof, examples",
         description="Write one HTML page about labels, which needs nothing but itself to be read.",
         epilog="example: otlabel report runs/digits -o report.html",
         allow_abbrev=False,

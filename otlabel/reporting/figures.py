@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from otlabel.path import BalancePath
 
 WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 14, 42  # margins, where ticks and titles are
+LEFT, RIGHT, TOP, BOTTOM = 62, 20, 14, 42  # margins, where ticks and titles are
 BARS = 40  # classes up to which sizes are drawn as bars, else as curves
 POINTS = 400  # of a curve, at most
 N_TICKS = 4
 STYLES = ("own", "other", "third")  # classes of the style sheet, in the order of the series
-COURSES = {"loss": "Loss", "nmi": "NMI with the truth", "churn": "Churn: share of labels that changed"}
+COURSES = {
+    "loss": "Loss",
+    "churn": "Churn: share of labels that changed",
+    "nmi": "NMI with the truth",
+    "class_entropy": "Entropy of true classes in a class, nats",
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def price(path: BalancePath, own: tuple[float, float] | None) -> Figure:
     most = float(imbalance.max()), float(lost.max())
     if own is not None:
         most = max(most[0], own[0]), max(most[1], own[1])
-    x = _Axis((most[0] or 1.0) * 1.03, 0, LEFT, WIDTH - RIGHT - 8)  # equal sizes are on the right
+    x = _Axis((most[0] or 1.0) * 1.03, 0, LEFT, WIDTH - RIGHT)  # equal sizes are on the right
     y = _Axis(0, (most[1] or 1.0) * 1.08, HEIGHT - BOTTOM, TOP)
     points = [(x.at(float(a)), y.at(float(b))) for a, b in zip(imbalance, lost, strict=True)]
     parts = [_frame(x, y, "imbalance of class sizes (0: equal)", "mean score lost"), _line(points, "own")]
@@ -106,37 +111,64 @@ def price(path: BalancePath, own: tuple[float, float] | None) -> Figure:
     return Figure("The price of balance", told, _svg(parts, "The price of balance"), tuple(legend))
 
 
-def courses(history: list[dict[str, Any]]) -> list[Figure]:
-    """Loss, NMI and churn by epoch; epochs with a relabelling have a mark."""
-    marked = [float(line["epoch"]) for line in history if line.get("relabellings") and _finite(line.get("epoch"))]
+def courses(epochs: list[dict[str, Any]], relabellings: list[dict[str, Any]]) -> list[Figure]:
+    """The loss by epoch, what is known of the labels by relabelling, else by epoch; the times of relabelling marked."""
+    marked, marks = _values(relabellings, "epochs_trained", "epochs_trained"), "relabellings"
+    if not marked:
+        anew = [line for line in epochs if line.get("relabellings")]
+        marked, marks = _values(anew, "epoch", "epoch"), "epochs with a relabelling"
+    times = [at for at, _ in marked]
+    last = max([*times, *(at for at, _ in _values(epochs, "epoch", "epoch")), 1.0])
     found = []
     for key, title in COURSES.items():
-        points = [
-            (float(line["epoch"]), float(line[key]))
-            for line in history
-            if _finite(line.get("epoch")) and _finite(line.get(key))
-        ]
+        by_epoch, by_relabelling = _values(epochs, "epoch", key), _values(relabellings, "epochs_trained", key)
+        points = by_epoch or by_relabelling if key == "loss" else by_relabelling or by_epoch
         if points:
-            found.append(_course(key, title, points, marked))
+            found.append(_course(key, title, points, _quartiles(relabellings, key), last, times, marks))
     return found
 
 
-def _course(key: str, title: str, points: list[tuple[float, float]], marked: list[float]) -> Figure:
+def _values(lines: list[dict[str, Any]], at: str, key: str) -> list[tuple[float, float]]:
+    """Times and values of those lines that have both."""
+    return [(float(line[at]), float(line[key])) for line in lines if _finite(line.get(at)) and _finite(line.get(key))]
+
+
+def _quartiles(lines: list[dict[str, Any]], key: str) -> list[tuple[float, float, float]]:
+    """Times, lower and upper quartiles over the classes; histories of earlier versions have none."""
+    lower, upper = (dict(_values(lines, "epochs_trained", f"{key}_{side}")) for side in ("lower", "upper"))
+    return [(at, lower[at], upper[at]) for at in lower if at in upper]
+
+
+def _course(
+    key: str,
+    title: str,
+    points: list[tuple[float, float]],
+    quartiles: list[tuple[float, float, float]],
+    last: float,
+    marked: list[float],
+    marks: str,
+) -> Figure:
     epochs, values = zip(*points, strict=True)
-    high = 1.0 if key == "nmi" else max(*values, 0.0) * 1.08 or 1.0
-    x = _Axis(min(0.0, *epochs), max(*epochs, 1.0), LEFT, WIDTH - RIGHT)
+    high = 1.0 if key == "nmi" else max(*values, *(upper for *_, upper in quartiles), 0.0) * 1.08 or 1.0
+    x = _Axis(min(0.0, *epochs, *marked), last, LEFT, WIDTH - RIGHT)
     y = _Axis(min(0.0, *values), high, HEIGHT - BOTTOM, TOP)
     places = [(x.at(epoch), y.at(value)) for epoch, value in points]
-    marks = "".join(f"M{x.at(epoch):.1f} {y.start:.1f}v-7" for epoch in marked)
+    ticks = "".join(f"M{x.at(epoch):.1f} {y.start:.1f}v5" for epoch in marked)  # below the axis: curves end on it
     parts = [
         _frame(x, y, "epoch", ""),
-        f'<path class="line other" d="{marks}"/>',
-        _line(places, "own"),
+        f'<path class="mark other" d="{ticks}"/>',
     ]
+    told = f"{values[-1]:.3g} after {epochs[-1]:.4g} epochs"
+    legend = [("other", marks)] if marked else []
+    if quartiles:
+        around = [(at, upper) for at, _, upper in quartiles] + [(at, lower) for at, lower, _ in reversed(quartiles)]
+        parts.append(_band([(x.at(at), y.at(value)) for at, value in around], "own"))
+        told += f"; the middle half of the classes {quartiles[-1][1]:.3g} to {quartiles[-1][2]:.3g}"
+        legend.insert(0, ("own", "mean; shaded: the middle half of the classes"))
+    parts.append(_line(places, "own"))
     if len(places) < BARS:
         parts += [_dot(place, 2.6, "fill own") for place in places]
-    told = f"{values[-1]:.3g} after {epochs[-1]:g} epochs."
-    return Figure(title, told, _svg(parts, title), (("other", "epochs with a relabelling"),) if marks else ())
+    return Figure(title, f"{told}.", _svg(parts, title), tuple(legend))
 
 
 def _finite(value: Any) -> bool:
@@ -168,6 +200,11 @@ def _number(value: float) -> str:
 
 def _line(points: list[tuple[float, float]], style: str) -> str:
     return f'<path class="line {style}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>'
+
+
+def _band(points: list[tuple[float, float]], style: str) -> str:
+    """The area that points go around."""
+    return f'<path class="fill band {style}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}Z"/>'
 
 
 def _dot(point: tuple[float, float], radius: float, style: str) -> str:

@@ -48,12 +48,20 @@ class ShownClass:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Classes under one heading."""
+
+    title: str
+    told: str
+    classes: list[ShownClass]
+
+
+@dataclass(frozen=True)
 class Montage:
     """The classes that are shown, and in which order."""
 
-    classes: list[ShownClass]
+    parts: list[Part]
     titles: dict[str, str]  # what is written over the groups
-    told: str
     coarse: bool  # whether pictures have so few pixels that these are to be seen
 
 
@@ -62,20 +70,48 @@ def montage(summary: Summary, seed: int) -> Montage | None:
     if summary.images is None and summary.texts is None:
         return None
     rng = np.random.default_rng(seed)
-    order, told = _order(summary)
-    if len(order) > ALL_CLASSES:
-        drawn = np.sort(rng.choice(np.arange(FIRST_CLASSES, len(order)), RANDOM_CLASSES, replace=False))
-        chosen = np.append(order[:FIRST_CLASSES], order[drawn])
-        told += f" The first {FIRST_CLASSES} of {len(order):,} are shown, and {RANDOM_CLASSES} of the others at random."
-    else:
-        chosen = order
+    chosen = _chosen(summary, rng)
     by_class = np.argsort(summary.labels, kind="stable")
     starts = np.searchsorted(summary.labels[by_class], np.arange(summary.n_classes + 1))
-    picked = {int(k): _picked(summary, by_class[starts[k] : starts[k + 1]], rng) for k in chosen}
+    picked = {
+        int(k): _picked(summary, by_class[starts[k] : starts[k + 1]], rng) for _, _, classes in chosen for k in classes
+    }
     painter = None if summary.images is None else _Painter(summary.images, [i for g in picked.values() for i in g])
     coarse = painter is not None and painter.side <= COARSE
-    classes = [_shown_class(summary, k, groups, painter) for k, groups in picked.items()]
-    return Montage(classes, _titles(summary), told, coarse)
+    parts = [
+        Part(title, told, [_shown_class(summary, int(k), picked[int(k)], painter) for k in classes])
+        for title, told, classes in chosen
+    ]
+    return Montage(parts, _titles(summary), coarse)
+
+
+def _chosen(summary: Summary, rng: np.random.Generator) -> list[tuple[str, str, np.ndarray]]:
+    """A heading, a sentence, and classes in their order: all that are not empty, or the best and some of the others.
+
+    The best are those of lowest entropy, the others are drawn, as in the appendix of Asano, Rupprecht, Vedaldi,
+    "Self-labelling via simultaneous clustering and representation learning", ICLR 2020.
+    """
+    there, order = np.flatnonzero(summary.sizes), ""
+    best = by = -np.arange(summary.n_classes, dtype=np.float64)
+    of = "lowest number"
+    if summary.truth is not None:
+        best, by, of, order = -summary.truth.entropy, summary.truth.purity, "lowest entropy", ", sorted by purity"
+    elif (confidences := summary.confidences) is not None:
+        best, by, of, order = confidences, confidences, "highest confidence", ", sorted by confidence"
+
+    def ranked(values: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """The largest value first; of equal ones the larger class, then the one with the lower number."""
+        known = np.nan_to_num(values[classes], nan=-np.inf)
+        return classes[np.lexsort((classes, -summary.sizes[classes], -known))]
+
+    if len(there) <= ALL_CLASSES:
+        return [("Examples of classes", f"All {len(there)} classes{order}.", ranked(by, there))]
+    first, others = np.split(ranked(best, there), [FIRST_CLASSES])
+    drawn = rng.choice(others, RANDOM_CLASSES, replace=False)
+    return [
+        (f"Classes of {of}", f"{FIRST_CLASSES} of {len(there):,} classes{order}.", ranked(by, first)),
+        ("Classes at random", f"{RANDOM_CLASSES} of the other {len(others):,} classes{order}.", ranked(by, drawn)),
+    ]
 
 
 def _titles(summary: Summary) -> dict[str, str]:
@@ -92,18 +128,6 @@ def _titles(summary: Summary) -> dict[str, str]:
             "moved": "Nearer to another class",
         }
     return {"typical": "Drawn at random"}
-
-
-def _order(summary: Summary) -> tuple[np.ndarray, str]:
-    """Classes that are not empty, the best first, and a sentence on what that is."""
-    if summary.truth is not None:
-        by, told = summary.truth.purity, "Classes are sorted by purity."
-    elif (confidences := summary.confidences) is not None:
-        by, told = confidences, "Classes are sorted by confidence."
-    else:
-        by, told = np.zeros(summary.n_classes), "Classes are in the order of their numbers."
-    order = np.argsort(-np.nan_to_num(by, nan=-1.0), kind="stable")
-    return order[summary.sizes[order] > 0], told
 
 
 def _picked(summary: Summary, members: np.ndarray, rng: np.random.Generator) -> dict[int, str]:
@@ -125,7 +149,8 @@ def _picked(summary: Summary, members: np.ndarray, rng: np.random.Generator) -> 
 def _shown_class(summary: Summary, k: int, picked: dict[int, str], painter: _Painter | None) -> ShownClass:
     row = summary.rows[k]
     if row.purity is not None:
-        fact = f"purity {row.purity:.2f}, most often {shown(row.commonest[0][0], NAME_LENGTH)}"
+        commonest = shown(row.commonest[0][0], NAME_LENGTH)
+        fact = f"purity {row.purity:.2f}, entropy {row.entropy:.2f}, most often {commonest}"
     else:
         fact = "" if row.confidence is None else f"confidence {row.confidence:.2f}"
     groups: dict[str, list[Example]] = {name: [] for name in GROUPS}
@@ -159,8 +184,16 @@ class _Painter:
         except ImportError as error:
             raise MissingPackageError("Pillow", "report") from error
         self._new, self._smaller = Image.fromarray, Image.Resampling.BOX
-        self._images = images = images if hasattr(images, "shape") else np.asarray(images)
-        shape = tuple(images.shape)
+        if hasattr(images, "shape"):
+            self._images, shape = images, tuple(images.shape)
+        else:  # a list, of which only those that are shown become arrays
+            self._images = {i: as_array(images[i]) for i in indexes}
+            shapes = {one.shape for one in self._images.values()}
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"images have shapes {' and '.join(map(str, sorted(shapes)))}; pass images of one shape"
+                )
+            shape = (len(images), *shapes.pop())
         if len(shape) not in (3, 4) or 0 in shape:
             raise ValueError(f"images have shape {shape}; pass (N, H, W), (N, C, H, W) or (N, H, W, C)")
         self._channels_first = len(shape) == 4 and shape[1] in (1, 3, 4)

@@ -59,7 +59,8 @@ def report(
         features: (N, D): sizes of k-means with as many clusters, and the order of the examples if there are no scores.
         truth: (N,) integers, the true classes, -1 where unknown: agreement, and purity and entropy of each class.
         history: dicts, one an epoch, as in a run's metrics.jsonl: what "loss", "nmi" and "churn" have been by "epoch",
-            and in which of them "relabellings" happened.
+            and in which of them "relabellings" happened; or `SelfLabeler.history`, a record for each relabelling and
+            head; or both in one list. With truth, the entropy of the true classes within classes follows from records.
         names: (K,) names of the classes. None: their numbers.
         true_names: names of the true classes, by their number. None: their numbers.
         head: which head's labels, where a file or a run has several.
@@ -96,7 +97,7 @@ def report(
         notes=summary.notes,
         sizes=figures.sizes(summary.sizes_by_method),
         price=None if summary.path is None else figures.price(summary.path, summary.own_price),
-        courses=figures.courses(summary.history),
+        courses=figures.courses(summary.epochs, summary.relabellings),
         montage=montage(summary, seed),
         summary=summary,
         version=__version__,

@@ -14,6 +14,7 @@ import numpy as np
 
 from otlabel import labels_file
 from otlabel.errors import FileFormatError, FingerprintError
+from otlabel.labels_file import CLUSTERED
 from otlabel.result import Assignment
 from otlabel.scores import as_array, load_array
 
@@ -29,6 +30,7 @@ class Subject:
 
     labels: Any  # (N,) integers
     title: str = "Labels"
+    head: int = 0  # whose labels these are, where there are several heads
     n_classes: int | None = None
     value: float | None = None
     bound: float | None = None
@@ -38,7 +40,7 @@ class Subject:
     texts: Any = None
     features: Any = None
     truth: Any = None
-    history: Any = None
+    history: Any = None  # dicts: lines of epochs and records of relabellings
     names: Any = None
     true_names: Any = None
     about: tuple[str, ...] = ()  # sentences on where the labels are from
@@ -48,10 +50,12 @@ class Subject:
 def find(labels: Any, head: int = 0) -> Subject:
     """What there is to know of labels, of an Assignment, or of what a path leads to."""
     if isinstance(labels, Assignment):
-        return _of_assignment(labels)
-    if isinstance(labels, (str, os.PathLike)):
-        return _of_path(os.fspath(labels), head)
-    return Subject(as_array(labels))
+        subject = _of_assignment(labels)
+    elif isinstance(labels, (str, os.PathLike)):
+        subject = _of_path(os.fspath(labels), head)
+    else:
+        subject = Subject(as_array(labels))
+    return dataclasses.replace(subject, head=head)
 
 
 def opened(**given: Any) -> dict[str, Any]:
@@ -73,7 +77,7 @@ def opened(**given: Any) -> dict[str, Any]:
 
 def _mapped(text: str) -> np.ndarray:
     try:
-        return np.load(text, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(text, "r")
     except (ValueError, EOFError) as error:
         raise FileFormatError(f"{text} is no .npy file of numbers, or is damaged: {error}") from error
 
@@ -119,7 +123,9 @@ def _of_path(text: str, head: int) -> Subject:
 
 
 def _of_stored(stored: labels_file.StoredLabels, title: str) -> Subject:
-    receipt = stored.receipt
+    receipt, about = stored.receipt, []
+    if receipt is not None and receipt.status == CLUSTERED:
+        about.append("Scores are minus the distances of k-means; the bound is for the centres that k-means came to.")
     return Subject(
         stored.labels,
         title,
@@ -127,6 +133,7 @@ def _of_stored(stored: labels_file.StoredLabels, title: str) -> Subject:
         value=None if receipt is None else receipt.value,
         bound=None if receipt is None else receipt.bound,
         potentials=stored.potentials,
+        about=tuple(about),
     )
 
 
@@ -167,10 +174,9 @@ def _of_run(folder: Path, head: int) -> Subject:
         raise FileFormatError(f"{folder / 'config.json'} is not that of a run: {error!r}") from error
     config = config_of(given, str(folder / "config.json"))
     stored = load_labels(folder / "labels.h5")
-    subject = dataclasses.replace(
-        _of_head(stored, head, folder.resolve().name),
-        history=_json_lines(str(folder / "metrics.jsonl")),
-    )
+    subject = _of_head(stored, head, folder.resolve().name)
+    weights, relabellings = _checkpoint(folder / "checkpoint.pt")
+    subject = dataclasses.replace(subject, history=[*_json_lines(str(folder / "metrics.jsonl")), *relabellings])
     about, notes = [*subject.about, *_features_judged(folder)], list(subject.notes)
     try:
         images = _data(config)
@@ -182,8 +188,8 @@ def _of_run(folder: Path, head: int) -> Subject:
     scores = None
     if ":" in config.model.backbone:
         notes.append("There are no scores, for the network is not one of otlabel's: pass them to see more.")
-    elif (folder / "checkpoint.pt").is_file():
-        scores = _network_scores(config, images, stored.n_classes, folder / "checkpoint.pt", head)
+    elif weights is not None:
+        scores = _network_scores(config, images, stored.n_classes, weights, head)
         about.append("Scores are the log-probabilities of the network as last saved, after the labels were made.")
     return dataclasses.replace(
         subject,
@@ -222,25 +228,39 @@ def _data(config: Config) -> Images:
     return validation(images, data.validation, data.seed) if data.validation else images
 
 
-def _network_scores(config: Config, images: Images, n_classes: Sequence[int], path: Path, head: int) -> np.ndarray:
+def _checkpoint(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """The weights of the network and a record of each relabelling and head; nothing where there is no checkpoint."""
+    import torch
+
+    if not path.is_file():
+        return None, []
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(state["weights"]), [dict(record) for record in state["labeler"]["history"]]
+    except OSError:
+        raise
+    except Exception as error:  # damage may show up as nearly any of them
+        raise FileFormatError(f"{path} is damaged: {error}") from error
+
+
+def _network_scores(
+    config: Config, images: Images, n_classes: Sequence[int], weights: dict[str, Any], head: int
+) -> np.ndarray:
     """(N, K) log-probabilities of one head."""
     import torch
 
     from otlabel.selflabel import MultiHead
+    from otlabel.selflabel.model import forward_only
     from otlabel.training.evaluate import features_of
     from otlabel.training.networks import network
 
     backbone: Any = network(config.model.backbone, images.train.shape[1], **config.model.options)
     model = MultiHead(backbone, backbone.feature_dim, list(n_classes), hidden=config.model.hidden)
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)["weights"]
         model.load_state_dict({key[2:]: value for key, value in weights.items() if key.startswith("0.")})
-    except OSError:
-        raise
-    except Exception as error:  # damage may show up as nearly any of them
-        raise FileFormatError(f"{path} is damaged: {error}") from error
+    except RuntimeError as error:
+        raise FileFormatError(f"the checkpoint's weights are of another network than its run's: {error}") from error
     features = torch.from_numpy(features_of(model, images.train, torch.device("cpu")))
-    model.eval()
-    with torch.no_grad():
+    with forward_only(model):
         parts = [model.heads[head](part).log_softmax(1) for part in features.split(1 << 14)]
     return torch.cat(parts).numpy()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array
+from scipy.special import entr
 
 from otlabel import metrics, sweep
 from otlabel.assign import certify
@@ -77,7 +78,8 @@ class Summary:
     agreement: dict[str, float] | None
     images: Any
     texts: Any
-    history: list[dict[str, Any]]
+    epochs: list[dict[str, Any]]  # lines of epochs
+    relabellings: list[dict[str, Any]]  # records of the relabellings of the labels' head
     about: tuple[str, ...]
     notes: list[str]
 
@@ -175,6 +177,7 @@ def summarise(subject: Subject, seed: int = 0) -> Summary:
         if scores is None and (subject.images is not None or subject.texts is not None):
             closeness = _closeness(features, labels, n_classes)
     truth = None if subject.truth is None else as_array(subject.truth).astype(np.int64)
+    history = [] if subject.history is None else [dict(line) for line in subject.history]
     return Summary(
         labels=labels,
         n_classes=n_classes,
@@ -191,7 +194,8 @@ def summarise(subject: Subject, seed: int = 0) -> Summary:
         agreement=None if truth is None else metrics.compare(truth, labels),
         images=subject.images,
         texts=subject.texts,
-        history=[] if subject.history is None else [dict(line) for line in subject.history],
+        epochs=[line for line in history if "update" not in line],
+        relabellings=_relabellings(history, subject.head, truth),
         about=subject.about,
         notes=notes,
     )
@@ -263,6 +267,29 @@ def _truth(truth: np.ndarray, labels: np.ndarray, n_classes: int) -> Truth:
     mixed = metrics.class_entropy(truth, labels)
     entropy[mixed.clusters] = mixed.entropy
     return Truth(purity, entropy, commonest)
+
+
+# ---- the course of a training ----
+
+
+def _relabellings(history: list[dict[str, Any]], head: int, truth: np.ndarray | None) -> list[dict[str, Any]]:
+    """The records of one head, with the mean entropy of the true classes in a class where it follows from them.
+
+        H(truth | labels) = H(truth) - I(truth; labels),    I = NMI (H(truth) + H(labels)) / 2
+
+    which holds where all samples have a label and a true class.
+    """
+    records = [line for line in history if "update" in line and line.get("head") == head]
+    if truth is None or truth.min(initial=0) < 0:
+        return records
+    shares = np.bincount(truth) / len(truth)
+    entropy = float(entr(shares).sum())
+    for record in records:
+        numbers = [record.get(name) for name in ("nmi", "entropy", "unlabelled")]
+        if all(isinstance(one, (int, float)) for one in numbers) and record["unlabelled"] == 0:
+            shared = record["nmi"] * (entropy + record["entropy"]) / 2
+            record.setdefault("class_entropy", max(entropy - shared, 0.0))
+    return records
 
 
 # ---- the proof ----

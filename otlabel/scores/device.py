@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -65,8 +66,7 @@ class DeviceScores(WrappedScores):
 
     def take(self, rows: np.ndarray) -> TensorScores:
         """The given rows, moved to the device."""
-        taken = self.source.take(rows)
-        return TensorScores(DeviceScores(taken, self.device).read(0, len(rows)))
+        return _moved_whole(DeviceScores(self.source.take(rows), self.device))
 
     def _send(self, mover: _Mover, start: int, stop: int) -> _Parcel:
         """Fill a buffer on all threads, and have it copied."""
@@ -86,11 +86,11 @@ class DeviceScores(WrappedScores):
         return mover.send(buffer)
 
 
-class _Parcel:
+class _Parcel(NamedTuple):
     """A tensor on its way to a device, and the event of its arrival (None where it is there)."""
 
-    def __init__(self, tensor: torch.Tensor, arrived: torch.cuda.Event | None) -> None:
-        self.tensor, self.arrived = tensor, arrived
+    tensor: torch.Tensor
+    arrived: torch.cuda.Event | None
 
 
 class _Mover:
@@ -98,24 +98,22 @@ class _Mover:
 
     def __init__(self, device: torch.device, shape: tuple[int, int], dtype: torch.dtype) -> None:
         self._device, self._shape, self._dtype = device, shape, dtype
-        self._buffers: list[torch.Tensor] = []
-        self._sent: list[_Parcel] = []
-        self._stream: torch.cuda.Stream | None = None
+        self._stream = _copy_stream(device) if device.type == "cuda" else None
+        self._buffers: list[torch.Tensor] = []  # the one that waits longest first
+        self._arrivals: list[torch.cuda.Event | None] = []  # of what they held; the tensors are for users to free
 
     def buffer(self, n_rows: int) -> torch.Tensor:
         """Room for so many rows, which no copy reads any more."""
         import torch
 
-        on_card = self._device.type == "cuda"
-        if on_card and self._stream is None:
-            self._stream = torch.cuda.Stream(self._device)
         if len(self._buffers) < 2:
-            self._buffers.append(torch.empty(self._shape, dtype=self._dtype, pin_memory=on_card))
-            return self._buffers[-1][:n_rows]
-        arrived = self._sent[-2].arrived
-        if arrived is not None:
-            arrived.synchronize()
-        return self._buffers[len(self._sent) % 2][:n_rows]
+            buffer = torch.empty(self._shape, dtype=self._dtype, pin_memory=self._stream is not None)
+        else:
+            buffer, arrived = self._buffers.pop(0), self._arrivals.pop(0)
+            if arrived is not None:
+                arrived.synchronize()
+        self._buffers.append(buffer)
+        return buffer[:n_rows]
 
     def send(self, rows: torch.Tensor) -> _Parcel:
         """Begin the copy."""
@@ -126,7 +124,7 @@ class _Mover:
         else:
             with torch.cuda.stream(self._stream):
                 parcel = _Parcel(rows.to(self._device, non_blocking=True), self._stream.record_event())
-        self._sent = [*self._sent, parcel]
+        self._arrivals.append(parcel.arrived)
         return parcel
 
     def received(self, parcel: _Parcel) -> torch.Tensor:
@@ -140,6 +138,14 @@ class _Mover:
         return parcel.tensor
 
 
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all passes: torch keeps the memory that a stream's tensors leave behind for that stream alone."""
+    import torch
+
+    return torch.cuda.Stream(device)
+
+
 def on_device(source: Scores, device: torch.device) -> Scores:
     """A source on the CPU as one on a device: copied whole if it fits there, else block by block in every pass."""
     streamed = DeviceScores(source, device)
@@ -148,11 +154,18 @@ def on_device(source: Scores, device: torch.device) -> Scores:
     import torch
 
     try:
-        whole = torch.empty(source.shape, dtype=getattr(torch, source.dtype), device=device)
+        return _moved_whole(streamed)
     except torch.cuda.OutOfMemoryError:  # free, but in pieces
         return streamed
+
+
+def _moved_whole(streamed: DeviceScores) -> TensorScores:
+    """One tensor on the device, which blocks are put into as they arrive."""
+    import torch
+
+    whole = torch.empty(streamed.shape, dtype=getattr(torch, streamed.dtype), device=streamed.device)
     blocks = streamed.blocks()
-    with source.reading():
+    with streamed.reading():
         for (start, stop), block in zip(blocks, streamed.read_blocks(blocks), strict=True):
             whole[start:stop] = block
     return TensorScores(whole)

@@ -106,7 +106,7 @@ class LinearScores(Scores):
     @property
     def share(self) -> Share:
         """As the features have it."""
-        return self.features.source.share
+        return self.own_share or self.features.source.share
 
     def blocks(self) -> Batch:
         """Larger ones on a device, which makes them at once."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from otlabel.errors import FileFormatError
-from otlabel.scores.base import Batch, Scores, grouped, storage_array
+from otlabel.scores.base import ITEM_BYTES, Batch, Scores, grouped, storage_array
 from otlabel.scores.memory import ArrayScores
 
 BATCH_BYTES = 8 << 20  # read at once: the disk is asked for much, and a few threads' batches take little memory
@@ -27,7 +27,7 @@ class StoredScores(Scores):
 
     def batches(self) -> list[Batch]:
         """Blocks until they make up BATCH_BYTES."""
-        row_bytes = self.n_bytes // self.shape[0]
+        row_bytes = self.shape[1] * ITEM_BYTES[self.dtype]
         rows = max(self.least_rows, BATCH_BYTES // row_bytes, 1)
         return grouped(self.blocks(), rows)
 

@@ -1,4 +1,4 @@
-"""Several sources as one: the rows of the first, then those of the second, and so on."""
+"""Several sources as one, the rows of the first, then those of the second, and so on; and some rows of one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,48 @@ import numpy as np
 from otlabel.errors import InvalidScoresError
 from otlabel.scores.base import Scores
 from otlabel.scores.files import StoredScores
+from otlabel.scores.memory import ArrayScores
 
 MOST_OPEN = 64  # parts whose files stay open: a system allows a process about a thousand
+
+
+def rows_between(source: Scores, first: int, stop: int) -> Scores:
+    """Consecutive rows of a source as one of their own."""
+    if isinstance(source, StoredScores):
+        return RowRange(source, first, stop)
+    if isinstance(source, ArrayScores):
+        return ArrayScores(source.array[first:stop], source.dtype)
+    return source.take(np.arange(first, stop))
+
+
+class RowRange(StoredScores):
+    """Rows of a source in files from one row up to another."""
+
+    def __init__(self, source: StoredScores, first: int, stop: int) -> None:
+        self._source, self._first = source, first
+        self.name, self.dtype, self.least_rows = source.name, source.dtype, source.least_rows
+        self.shape = (stop - first, source.shape[1])
+
+    @property
+    def bytes_read(self) -> int:  # type: ignore[override]
+        """By the source."""
+        return self._source.bytes_read
+
+    def reading(self) -> contextlib.AbstractContextManager[object]:
+        """The source's own."""
+        return self._source.reading()
+
+    def read_into(self, start: int, stop: int, out: np.ndarray) -> None:
+        """By the source."""
+        self._source.read_into(self._first + start, self._first + stop, out)
+
+    def close(self) -> None:
+        """As the source does."""
+        self._source.close()
+
+    def place(self, row: int) -> str:
+        """As the source names it."""
+        return self._source.place(self._first + row)
 
 
 class Parts(StoredScores):

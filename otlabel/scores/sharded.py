@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from otlabel.scores.memory import ArrayScores, as_array
 class ShardedScores(WrappedScores):
     """Rows of a source from `skip` on, followed by some that are in memory."""
 
-    def __init__(self, source: Scores, skip: int, tail: np.ndarray, share: Share) -> None:
+    def __init__(self, source: Scores, tail: np.ndarray, layout: Layout) -> None:
         super().__init__(source)
-        self._skip, self._tail, self.own_share = skip, tail, share
-        self.shape = (share.stop - share.first, source.shape[1])
+        self._layout, self._skip, self._tail, self.own_share = layout, layout.skip, tail, layout.share
+        self.shape = (layout.share.stop - layout.share.first, source.shape[1])
         self._n_own = self.shape[0] - len(tail)
 
     def blocks(self) -> Batch:
@@ -49,10 +50,9 @@ class ShardedScores(WrappedScores):
         return ArrayScores(out, self.dtype)
 
     def place(self, row: int) -> str:
-        """The row's number here, or where it came from."""
-        if row < self._n_own:
-            return self.source.place(row + self._skip)
-        return f"row {self.share.first + row} of all ranks' rows"
+        """The row's number in its rank."""
+        rank, there = self._layout.origin(self.share.first + row)
+        return f"{self.source.place(there) if row < self._n_own else f'row {there}'} of rank {rank}"
 
 
 class Shards:
@@ -82,9 +82,19 @@ class Shards:
             return scores
         if not scores.shape[0]:
             scores = ArrayScores(storage_array(scores.shape, self.dtype), self.dtype)
-        skip = self.layout.skip
-        tail = self.layout.moved("shards", np.ascontiguousarray(scores.read(0, skip)))
-        return ShardedScores(scores, skip, tail, self.layout.share)
+        tail = self.layout.moved("shards", np.ascontiguousarray(scores.read(0, self.layout.skip)))
+        return ShardedScores(scores, tail, self.layout)
+
+
+def part_of_all(scores: Scores, team: Alone) -> Scores:
+    """A rank's rows, all of them and no others, that know which rows of all they are."""
+    if team.number == 1:
+        return scores
+    (counts,) = team.joined("rows", np.array([scores.shape[0]]))
+    first = int(counts[: team.rank].sum())
+    part = copy.copy(scores)  # the caller's may be of use elsewhere
+    part.own_share = Share(team, first, first + scores.shape[0], int(counts.sum()))
+    return part
 
 
 def take_rows(scores: Scores, rows: np.ndarray) -> Scores:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from otlabel.distributed import ALONE, Alone
-from otlabel.selflabel.model import Modes, View, to_device
+from otlabel.selflabel.model import View, forward_only, to_device
 from otlabel.selflabel.ranks import Batch, Holders, gathered, in_step
 
 if TYPE_CHECKING:
@@ -103,13 +103,10 @@ def extract_part(
 @contextlib.contextmanager
 def _extracting(seen: View, mode: str, store: Store) -> Iterator[None]:
     """The model in its mode, without gradients; in the end its modules are as they were, and the store is closed."""
-    modes = Modes(seen.model)
-    seen.model.train(mode == "train")
     try:
-        with torch.no_grad():
+        with forward_only(seen.model, training=mode == "train"):
             yield
     finally:
-        modes.restore()
         store.close()
 
 

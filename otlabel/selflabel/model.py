@@ -193,16 +193,17 @@ def _side_by_side(output: Any, n_classes: list[int]) -> Tensor:
     return torch.cat([(one - one.amax(1, keepdim=True)).float() for one in logits], 1)
 
 
-class Modes:
-    """The training flags of all modules of a model, to be put back."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._flags = [(module, module.training) for module in model.modules()]
-
-    def restore(self) -> None:
-        """As they were."""
-        for module, training in self._flags:
-            module.training = training
+@contextlib.contextmanager
+def forward_only(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """No gradients, and all modules in evaluation or training mode; at the end each goes back to its own mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def linear_parts(heads: list[Any]) -> Iterator[tuple[Tensor, Tensor | None] | None]:

@@ -19,7 +19,7 @@ from otlabel.distributed import ALONE, Alone
 from otlabel.errors import InvalidScoresError
 from otlabel.scores import Scores, draw_rows, free_memory, keep_whole, linear_scores, open_part, open_scores, row_blocks
 from otlabel.selflabel.labelings import HeadView, Labeling, NewLabels, in_memory
-from otlabel.selflabel.model import FEATURES, Modes, View, linear_parts
+from otlabel.selflabel.model import FEATURES, View, forward_only, linear_parts
 from otlabel.selflabel.ranks import Holders
 from otlabel.sweep.pool import run_tasks
 
@@ -156,7 +156,10 @@ def _described(
         "entropy": float(-(shares * np.log(shares)).sum()),
     }
     if truth is not None:
+        mixed = metrics.class_entropy(truth, labels)
+        lower, upper = np.quantile(mixed.entropy, (0.25, 0.75)).tolist()
         told["nmi"] = metrics.nmi(truth, labels)
+        told |= {"class_entropy": mixed.mean, "class_entropy_lower": lower, "class_entropy_upper": upper}
     return told
 
 
@@ -274,11 +277,6 @@ def _evaluated(head: Any) -> Iterator[dict[str, Any]]:
     if not isinstance(head, torch.nn.Module):
         yield {"dtype": torch.float32}
         return
-    modes = Modes(head)
-    head.eval()
-    try:
-        with torch.no_grad():
-            weight = next(head.parameters(), torch.empty(0))
-            yield {"device": weight.device, "dtype": weight.dtype}
-    finally:
-        modes.restore()
+    with forward_only(head):
+        weight = next(head.parameters(), torch.empty(0))
+        yield {"device": weight.device, "dtype": weight.dtype}

@@ -5,7 +5,8 @@ its columns beside them. Beyond that, or where rows may leave their mass, a firs
 running maximum (an online softmax), and a second one reads the scores again for the column sums.
 
 Nothing is added by atomic operations but whole numbers: each program writes the column sums of its own rows, and these
-are added in one order, in float64. Results have the same bits from run to run.
+are added in one order, in float64, by a further kernel: torch would copy them to float64 first. Results have the same
+bits from run to run.
 
 Source: Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018 (arXiv:1805.02867).
 """
@@ -31,6 +32,8 @@ CHUNK_ENTRIES = 1 << 24  # scores at a time where plain torch makes temporaries 
 VECTOR = 16  # what Triton is told that strides are multiples of, at most: eight halves are one wide read
 FEW_CLASSES = 64  # up to here it is told nothing: time is short, and one compiled kernel serves for all
 NARROWEST = 16  # columns of a tile
+ADDED = 1024, 64  # rows whose numbers a program adds up at a time, and of how many programs' sums
+COUNTED_CLASSES = 256  # up to here a program counts labels before it adds them: many rows would wait for few places
 CUT = 128  # columns of a piece where a row is cut at all
 PIECES = 8  # of a row, at most
 MOST_ROWS = 256  # of narrow matrices at a time
@@ -69,21 +72,15 @@ def sweep_block(block, potentials, inverse_epsilon, weights, row_exponent, label
         own_mass = None
         if row_exponent or view.n_classes > FUSED_CLASSES[precision]:
             _find_rows(view, constants, tops, totals, best)
-            log_totals = totals.double().log()
             if row_exponent:
-                own_mass = torch.exp(row_exponent * (tops.double() + log_totals / float(inverse_epsilon)))
+                soft = tops.double() + totals.double().log() / float(inverse_epsilon)
+                own_mass = torch.exp(row_exponent * soft)
                 own_mass = own_mass if weight is None else weight * own_mass
             shares = (1.0 if weight is None else weight) if own_mass is None else own_mass
             partial = _add_columns(view, constants, tops, (shares / totals.double()).to(precision))
         else:
             partial = _reduce_once(view, constants, weight, tops, totals, best)
-            log_totals = totals.double().log()
-        tops = tops.double()
-        units = torch.ones_like(best, dtype=torch.int64) if weight is None else weight.long()
-        taken = torch.zeros(view.n_classes, dtype=torch.int64, device=device).scatter_add_(0, best.long(), units)
-        linear, entropic = (part if weight is None else weight * part for part in (tops, log_totals))
-        sums = torch.stack([linear.sum(), entropic.sum()])
-        found = [torch.cat([partial.sum(0, dtype=torch.float64), taken.double(), sums])]
+        found = [torch.cat([_added_up(partial), *_totalled(view.n_classes, weight, tops, totals, best)])]
         found += [best] if labels.size else []
         found += [own_mass] if row_exponent else []
         fetched = _Fetched(found)
@@ -277,6 +274,31 @@ def _add_columns(view, constants, tops, shares):
     return partial
 
 
+def _added_up(partial):
+    """Column sums (K,) in float64 of what programs have written (P, K)."""
+    n_programs, n_classes = partial.shape
+    sums = torch.empty(n_classes, dtype=torch.float64, device=partial.device)
+    width, rows = 2 * NARROWEST, ADDED[1]
+    _add_up[(triton.cdiv(n_classes, width),)](
+        partial, sums, n_programs, n_classes, ROWS=rows, WIDTH=width, STAGES=STAGES
+    )
+    return sums
+
+
+def _totalled(n_classes, weight, tops, totals, best):
+    """Units of each label (K,), and the sums of weight * top and weight * log total (2,), all in float64."""
+    n_rows, rows = len(best), ADDED[0]
+    n_programs = triton.cdiv(n_rows, rows)
+    sums = torch.empty((n_programs, 2), dtype=torch.float64, device=best.device)
+    counts = torch.zeros(n_classes, dtype=torch.int64, device=best.device)
+    counted = n_classes <= COUNTED_CLASSES and weight is None
+    _total[(n_programs,)](
+        tops, totals, best, best if weight is None else weight, sums, counts, n_rows, n_classes,
+        ROWS=rows, CLASSES=_width(n_classes) if counted else 0, WEIGHTED=weight is not None,
+    )  # fmt: skip
+    return counts.double(), sums.sum(0)
+
+
 def _find_labels(view, constants, labels, *, may_correct):
     """Labels, max u, u at the label, and how many classes are within the slack, of each row."""
     device = view.scores.device
@@ -347,7 +369,7 @@ def _fused(
         share = tl.where(there, share, 0.0)
         grown = ()
         for piece in tl.static_range(PIECES):
-            grown = grown + (sums[piece] + e[piece] * share[:, None],)
+            grown = grown + (tl.fma(e[piece], tl.broadcast_to(share[:, None], [ROWS, WIDTH]), sums[piece]),)
         sums = grown
         tl.store(tops + numbers, top, mask=there)
         tl.store(totals + numbers, total, mask=there)
@@ -358,6 +380,48 @@ def _fused(
             tl.store(at, tl.sum(sums[piece], 0), mask=inside)
         else:
             tl.store(at, tl.sum(sums[piece], 0))
+
+
+@triton.jit(do_not_specialize=["n_programs", "n_classes"])
+def _add_up(
+    partial, sums, n_programs, n_classes, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr
+):  # fmt: skip
+    """WIDTH columns of all programs' sums, ROWS of them at a time."""
+    columns = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    added = tl.zeros([ROWS, WIDTH], tl.float64)
+    for start in tl.range(0, n_programs, ROWS, num_stages=STAGES):
+        rows = start + tl.arange(0, ROWS)
+        inside = (rows < n_programs)[:, None] & (columns < n_classes)[None, :]
+        at = partial + rows.to(tl.int64)[:, None] * n_classes + columns[None, :]
+        added += tl.load(at, mask=inside, other=0.0).to(tl.float64)
+    tl.store(sums + columns, tl.sum(added, 0), mask=columns < n_classes)
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_classes"])
+def _total(
+    tops, totals, labels, weights, sums, counts, n_rows, n_classes,
+    ROWS: tl.constexpr, CLASSES: tl.constexpr, WEIGHTED: tl.constexpr,
+):  # fmt: skip
+    """Sums of ROWS rows' maxima and logarithms, one pair a program, and units of each label, added to the counts."""
+    program = tl.program_id(0).to(tl.int64)
+    rows = program * ROWS + tl.arange(0, ROWS)
+    there = rows < n_rows
+    linear = tl.load(tops + rows, mask=there, other=0.0).to(tl.float64)
+    entropic = tl.log(tl.load(totals + rows, mask=there, other=1.0).to(tl.float64))
+    label = tl.load(labels + rows, mask=there, other=-1)
+    units = there.to(tl.int64)
+    if WEIGHTED:
+        weight = tl.load(weights + rows, mask=there, other=0.0)
+        linear, entropic, units = linear * weight, entropic * weight, weight.to(tl.int64)
+    tl.store(sums + 2 * program, tl.sum(linear, 0))
+    tl.store(sums + 2 * program + 1, tl.sum(entropic, 0))
+    if CLASSES > 0:
+        classes = tl.arange(0, CLASSES)
+        taken = tl.histogram(tl.where(there, label, 0), CLASSES)
+        taken -= tl.where(classes == 0, ROWS - tl.sum(there.to(tl.int32), 0), 0)  # rows that are not there
+        tl.atomic_add(counts + classes, taken.to(tl.int64), mask=taken > 0, sem="relaxed")
+    else:
+        tl.atomic_add(counts + label, units, mask=there, sem="relaxed")
 
 
 @triton.jit

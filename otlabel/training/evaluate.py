@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from otlabel import metrics
-from otlabel.selflabel.model import Modes, MultiHead
+from otlabel.selflabel.model import MultiHead, forward_only
 from otlabel.training.augment import plain
 from otlabel.training.config import Evaluation
 from otlabel.training.data import Images
@@ -40,12 +40,7 @@ def evaluate(model: MultiHead, images: Images, wanted: Evaluation, device: torch
 
 def features_of(model: MultiHead, images: Tensor, device: torch.device) -> np.ndarray:
     """(N, D) float32 of images without augmentation."""
-    modes = Modes(model)
-    model.eval()
-    try:
-        with torch.no_grad():
-            parts = [batch.to(device) for batch in images.split(BATCH)]
-            found = [model.features(part if part.ndim == 2 else plain(part)).float().cpu() for part in parts]
-    finally:
-        modes.restore()
+    with forward_only(model):
+        parts = [batch.to(device) for batch in images.split(BATCH)]
+        found = [model.features(part if part.ndim == 2 else plain(part)).float().cpu() for part in parts]
     return torch.cat(found).numpy()

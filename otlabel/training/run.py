@@ -11,6 +11,7 @@ values only), labels.h5 and result.json (at the end), features.h5 (while it runs
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -78,12 +79,13 @@ def train(config: Config, folder: str | os.PathLike[str] | None = None, *, repor
         OSError: no room on the disk for a checkpoint.
     """
     run = Run(config, None if folder is None else Path(folder))
-    run.resume()
-    while run.epoch < config.train.epochs:
-        line = run.train_epoch()
-        if report is not None:
-            report(line)
-    run.finish()
+    with contextlib.closing(run):
+        run.resume()
+        while run.epoch < config.train.epochs:
+            line = run.train_epoch()
+            if report is not None:
+                report(line)
+        run.finish()
     return run
 
 
@@ -115,6 +117,7 @@ class Run:
         self.epoch = 0
         self.result: dict[str, Any] = {}
         self._pixels = self.images.train.to(self.device)
+        self._events = None if folder is None else _Events(folder / "tensorboard")
 
     # ---- one epoch ----
 
@@ -256,7 +259,13 @@ class Run:
         torch.save(state, image)
         with replacing(self.folder / "checkpoint.pt") as file:
             file.write(image.getbuffer())
-        _to_tensorboard(self.folder, line)
+        if self._events is not None:
+            self._events.add(line)
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        if self._events is not None:
+            self._events.close()
 
     def finish(self) -> None:
         """Judge labels and features, and write both down."""
@@ -395,11 +404,31 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _to_tensorboard(folder: Path, line: dict[str, Any]) -> None:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # metrics.jsonl has the same figures
-        return
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        for name, value in line.items():
-            writer.add_scalar(name, value, line["epoch"])
+class _Events:
+    """TensorBoard's events of one run, in one file; none without its package: metrics.jsonl has the same figures."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._is_open = False
+        self._writer: Any = None
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Write the figures of an epoch, at once: the run may be killed."""
+        if not self._is_open:  # with the first line, so that a run with nothing left to do leaves no file
+            self._is_open, self._writer = True, self._opened()
+        if self._writer is not None:
+            for name, value in line.items():
+                self._writer.add_scalar(name, value, line["epoch"])
+            self._writer.flush()
+
+    def _opened(self) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        return SummaryWriter(str(self._folder))
+
+    def close(self) -> None:
+        """Let go of the file, if there is one."""
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,56 @@
+"""How the pages are built: `make docs`. Nothing is fetched from the network, and no example is run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import otlabel  # noqa: E402
+
+project = "otlabel"
+author = copyright = "the otlabel authors"
+version = release = otlabel.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_gallery.gen_gallery",
+    "docstrings",  # beside this file
+    "gallery_titles",
+]
+exclude_patterns = ["_build"]
+default_role = "py:obj"  # `name` in a docstring: a link where there is something of that name, else code
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings say types, shapes and units
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+strip_signature_backslash = True  # so that `labels_` keeps its underscore
+toc_object_entries_show_parents = "hide"
+
+sphinx_gallery_conf = {
+    "examples_dirs": str(HERE / "_build" / "examples"),  # copies with titles: see gallery_titles.py
+    "gallery_dirs": "gallery",
+    "plot_gallery": "False",  # examples are run by the tests; a gallery that ran them would take minutes
+    "download_all_examples": False,
+    "show_memory": False,
+    "write_computation_times": False,
+    "show_signature": False,
+    "backreferences_dir": None,
+}
+
+html_theme = "furo"
+html_title = f"otlabel {release}"
+html_static_path = ["static"]
+html_css_files = ["otlabel.css"]
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {"navigation_with_keys": True}

@@ -1,0 +1,110 @@
+"""The command `otlabel cluster`. Nothing heavy is imported before it runs."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from otlabel import __version__
+from otlabel.files import check_output, replacing
+
+if TYPE_CHECKING:
+    from otlabel.labels_file import Receipt
+    from otlabel.result import Certificate
+
+_SETTINGS = ("clusters", "size_min", "size_max", "metric", "starts", "max_iter")
+_SCORES = {"euclidean": "minus squared distances to centres", "cosine": "cosines with the centres, less 1"}
+
+
+def add_cluster(commands: Any) -> None:
+    """The arguments of `otlabel cluster`; defaults are those of `BalancedKMeans`."""
+    parser = commands.add_parser(
+        "cluster",
+        help="label features that have no scores: k-means with exact sizes",
+        description="Label features by k-means whose clusters have equal sizes, or sizes within bounds, exactly.",
+        epilog="example: otlabel cluster features.npy -k 100 -o labels.h5",
+        allow_abbrev=False,
+    )
+    parser.add_argument("features", metavar="FEATURES", help="(N, D) matrix, in such files as scores may be in")
+    add = parser.add_argument
+    add("-k", "--clusters", type=int, required=True, metavar="K", help="number of clusters")
+    output_help = "FILE.npy (int64), or FILE.h5 with cluster sizes and the proof that report shows"
+    add("-o", "--output", metavar="LABELS", type=Path, required=True, help=output_help)
+    add("--size-min", type=int, metavar="N", help="fewest samples of a cluster; with no bound, all are of one size")
+    add("--size-max", type=int, metavar="N", help="most samples of a cluster")
+    add("--metric", choices=("euclidean", "cosine"), default="euclidean", help="default: %(default)s")
+    add("--starts", type=int, default=1, metavar="N", help="start so often, the best wins (%(default)s)")
+    add("--max-iter", type=int, default=300, metavar="N", help="iterations of a start, at most (%(default)s)")
+    add("--seed", type=int, default=0, help="of the first centres, and between equal choices (%(default)s)")
+    add("--centres", metavar="OUT.npy", type=Path, help="save the centres too, (K, D)")
+    add("--force", action="store_true", help="overwrite existing output")
+    parser.set_defaults(command=_cluster)
+
+
+def _cluster(arguments: argparse.Namespace) -> int:
+    """Label, then write: every path is tried before the work starts."""
+    _check_outputs(arguments)
+
+    import numpy as np
+
+    from otlabel.cluster import BalancedKMeans
+    from otlabel.labels_file import write_labels
+    from otlabel.result import Certificate
+
+    started = time.perf_counter()
+    model = BalancedKMeans(
+        arguments.clusters,
+        size_min=arguments.size_min,
+        size_max=arguments.size_max,
+        metric=arguments.metric,
+        n_init=arguments.starts,
+        max_iter=arguments.max_iter,
+        random_state=arguments.seed,
+    ).fit(arguments.features)
+    seconds, labels, sizes = time.perf_counter() - started, np.asarray(model.labels_), np.asarray(model.sizes_)
+    value, gap = -model.inertia_ / len(labels), model.gap_ / len(labels)
+    proof = Certificate(value, value + gap, sizes)
+    alone = arguments.output.suffix.lower() == ".npy"
+    receipt = None if alone else _receipt(arguments, proof)
+    write_labels(arguments.output, labels, sizes, model.potentials_, receipt)
+    if arguments.centres is not None:
+        with replacing(arguments.centres) as file:
+            np.save(file, model.cluster_centers_)
+    shape = f"{len(labels):,} x {model.n_features_in_:,}"
+    print(proof.summary())
+    print(f"scores    {_SCORES[arguments.metric]}; the bound is for these centres")
+    print(f"work      {model.n_iter_:,} iterations over {shape} features, {seconds:.2f} s")
+    print(f"Labels written to {arguments.output}")
+    if arguments.centres is not None:
+        print(f"Centres written to {arguments.centres}")
+    return 0
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    from otlabel.labels_file import ENDINGS
+
+    check_output(arguments.output, ENDINGS, force=arguments.force)
+    if arguments.centres is not None:
+        check_output(arguments.centres, (".npy",), force=arguments.force)
+        if arguments.centres.resolve() == arguments.output.resolve():
+            raise ValueError("--output and --centres name the same file; give each its own")
+
+
+def _receipt(arguments: argparse.Namespace, proof: Certificate) -> Receipt:
+    import numpy as np
+
+    from otlabel.labels_file import CLUSTERED, Receipt, fingerprint
+    from otlabel.scores import open_scores
+
+    return Receipt(
+        input=fingerprint(open_scores(arguments.features), arguments.features),
+        parameters={name: getattr(arguments, name) for name in _SETTINGS},
+        versions={"otlabel": __version__, "numpy": np.__version__},
+        value=proof.value,
+        bound=proof.bound,
+        gap=proof.gap,
+        seed=arguments.seed,
+        status=CLUSTERED,
+    )

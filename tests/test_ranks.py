@@ -1,0 +1,418 @@
+"""Rows over several processes: the bits of one process, and nobody waits for one that has failed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+import warnings
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from problems import KINDS, draw
+from ranks import KILLED, on_ranks
+
+import otlabel.scores.base
+from otlabel import KL, Assignment, Range, linear_scores, sinkhorn_assign
+from otlabel.distributed import ALONE, Layout, Ranks
+from otlabel.errors import InfeasibleError, InvalidMassError, InvalidScoresError, RankError
+
+RULES: list[dict[str, Any]] = [
+    {"classes": "range"},
+    {"classes": KL(0.5)},
+    {"abstain": 0.2},
+    {"rounding": "argmax"},
+    {"classes": KL(1.0), "samples": KL(1.0)},
+    {"sample_mass": "whole"},
+    {"sample_mass": "real"},
+    {"method": "sinkhorn", "max_sweeps": 30},
+]
+SMALL_BLOCKS = (16, 64)  # scores: so that small problems have many blocks, which ranks share
+
+pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
+
+
+# ---- the same bits ----
+
+
+def problem(number: int, kind: str) -> tuple[Any, list[dict[str, Any]]]:
+    """Scores of a kind, and the calls to make with them."""
+    drawn = draw(kind, 0)
+    n_samples, n_classes = np.shape(drawn.scores)
+    rng = np.random.default_rng(number)
+    rule = dict(RULES[number % len(RULES)])
+    if rule.get("classes") == "range":
+        rule["classes"] = Range(0.5 / n_classes, 2 / n_classes)
+    masses = {"whole": rng.integers(1, 4, n_samples), "real": rng.dirichlet(np.ones(n_samples))}
+    if "sample_mass" in rule:
+        rule["sample_mass"] = masses[rule["sample_mass"]]
+    return drawn.scores, [{"class_mass": drawn.class_mass}, rule]
+
+
+def ends_of(n_samples: int, n_ranks: int, number: int) -> np.ndarray:
+    """Where ranks' rows begin: even, at random (empty ranks among them), or all at the last."""
+    rng = np.random.default_rng(number)
+    ways = [
+        np.arange(1, n_ranks) * n_samples // n_ranks,
+        np.sort(rng.integers(0, n_samples + 1, n_ranks - 1)),
+        np.zeros(n_ranks - 1, int),
+    ]
+    return np.concatenate([[0], ways[number % len(ways)], [n_samples]])
+
+
+def solved(scores: Any, call: dict[str, Any], rows: slice, group: Any = None) -> dict[str, Any] | tuple[str, str]:
+    """What is to be the same, or the error."""
+    mass = call.get("sample_mass")
+    call = {**call, "sample_mass": None if mass is None else mass[rows]}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = sinkhorn_assign(scores[rows], **call, group=group)
+    except (InfeasibleError, InvalidScoresError, InvalidMassError, ValueError) as error:
+        return type(error).__name__, str(error)
+    names = ("labels", "counts", "class_mass", "potentials", "plan_potentials", "label_mass")
+    found = {name: np.asarray(getattr(result, name)) for name in names}
+    for name in ("value", "bound", "marginal_error", "threshold", "n_sweeps", "status", "n_samples"):
+        found[name] = getattr(result, name)
+    return found
+
+
+def solve_all(group: Any) -> list[Any]:
+    """Every kind of problem, each also under one other rule, on this rank's rows."""
+    otlabel.scores.base.BLOCK_ENTRIES = SMALL_BLOCKS
+    rank, n_ranks = group.rank(), group.size()
+    found = []
+    for number, kind in enumerate(KINDS):
+        scores, calls = problem(number + n_ranks, kind)
+        ends = ends_of(len(scores), n_ranks, number)
+        rows = slice(int(ends[rank]), int(ends[rank + 1]))
+        found.append([solved(scores, call, rows, group) for call in calls])
+    return found
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3, 4], ids="{} ranks".format)
+def all_solved(request: pytest.FixtureRequest) -> list[Any]:
+    found = on_ranks(solve_all, request.param)
+    for answer in found:
+        assert not isinstance(answer, Exception), answer
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_find_what_one_process_finds(all_solved: list[Any], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otlabel.scores.base, "BLOCK_ENTRIES", SMALL_BLOCKS)
+    number = list(KINDS).index(kind)
+    scores, calls = problem(number + len(all_solved), kind)
+    for at, call in enumerate(calls):
+        expected = solved(scores, call, slice(None))
+        parts = [of_rank[number][at] for of_rank in all_solved]
+        if isinstance(expected, tuple):
+            assert all(part[0] == expected[0] for part in parts)
+            continue
+        labels = np.concatenate([part["labels"] for part in parts])
+        np.testing.assert_array_equal(labels, expected.pop("labels"))
+        for part in parts:
+            for name, value in expected.items():
+                if name in ("value", "bound"):
+                    assert part[name] == pytest.approx(value, rel=1e-12, abs=1e-12)
+                else:
+                    np.testing.assert_array_equal(part[name], value, err_msg=name)
+
+
+def solve_sources(group: Any, folder: str) -> list[np.ndarray]:
+    """Features times weights, files that are streamed or kept, and bfloat16."""
+    rank, n_ranks = group.rank(), group.size()
+    features, weight, bias = drawn_features()
+    ends = ends_of(len(features), n_ranks, 1)
+    rows = slice(int(ends[rank]), int(ends[rank + 1]))
+    heads = linear_scores(features[rows], [weight, -weight], [bias, bias])
+    found = [sinkhorn_assign(head, group=group) for head in heads]
+    for limit in (0, None):
+        file = f"{folder}/part-{rank}.h5"
+        with h5py.File(file, "w") as part:
+            part["scores"] = (features @ weight.T + bias)[rows].astype(np.float16)
+        found.append(sinkhorn_assign(f"{file}::/scores", memory_limit=limit, group=group))
+    tensor = torch.from_numpy(features @ weight.T + bias).bfloat16()
+    found.append(sinkhorn_assign(tensor[rows], group=group))
+    assert isinstance(found[-1].labels, torch.Tensor)
+    assert found[2].bytes_read >= found[3].bytes_read > 0
+    return [np.asarray(result.labels) for result in found] + [np.array([result.bytes_sent for result in found])]
+
+
+def drawn_features() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(5)
+    return rng.standard_normal((30_000, 8)).astype(np.float32), rng.standard_normal((20, 8)), rng.standard_normal(20)
+
+
+def test_sources_of_every_kind(tmp_path: Any) -> None:
+    features, weight, bias = drawn_features()
+    scores = features @ weight.T + bias
+    expected = [sinkhorn_assign(head) for head in linear_scores(features, [weight, -weight], [bias, bias])]
+    expected += [sinkhorn_assign(scores.astype(np.float16))] * 2
+    expected.append(sinkhorn_assign(torch.from_numpy(scores).bfloat16()))
+    found = on_ranks(solve_sources, 3, str(tmp_path))
+    for answer in found:
+        assert not isinstance(answer, Exception), answer
+    for at, result in enumerate(expected):
+        labels = np.concatenate([answer[at] for answer in found])
+        np.testing.assert_array_equal(labels, np.asarray(result.labels))
+
+
+@pytest.mark.parametrize("block_rows", [1, 3, 7, 50])
+@pytest.mark.parametrize("counts", [[5, 0, 9], [1, 1, 1], [0, 0, 20], [20, 0, 0], [6, 7, 8], [0, 2, 1]])
+def test_every_block_is_worked_on_by_one_rank(counts: list[int], block_rows: int) -> None:
+    class Team:
+        number = len(counts)
+
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+    layouts = [Layout(Team(rank), np.array(counts), block_rows) for rank in range(len(counts))]  # type: ignore[arg-type]
+    assert layouts[0].share.first == 0
+    assert layouts[-1].share.stop == sum(counts)
+    for one, following in itertools.pairwise(layouts):
+        assert one.share.stop == following.share.first
+        assert one.share.stop % block_rows == 0 or one.share.stop == sum(counts)
+    for one in layouts:
+        kept = max(min(one.stop, one.share.stop) - max(one.first, one.share.first), 0)
+        assert kept + one.n_more == one.share.stop - one.share.first
+        assert kept + one.skip == one.stop - one.first
+
+
+def test_without_a_group_nothing_is_asked_of_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: pytest.fail("torch.distributed was asked"))
+    result = sinkhorn_assign(np.random.default_rng(0).standard_normal((40, 4)))
+    assert result.bytes_sent == ALONE.bytes_sent == 0
+
+
+# ---- what is made of it ----
+
+
+def cluster_rows(group: Any, metric: str, bounds: dict[str, int]) -> dict[str, Any]:
+    """Balanced clusters of this rank's rows, which are none for rank 1; also where a rank's rows hold NaN."""
+    from otlabel import BalancedKMeans
+
+    ends = np.array([0, 700, 700, 2000])
+    rows = slice(int(ends[group.rank()]), int(ends[group.rank() + 1]))
+    features = drawn_features()[0][:2000][rows]
+    model = BalancedKMeans(12, metric=metric, random_state=group.rank(), **bounds).fit(features, group=group)
+    found = {name: getattr(model, name) for name in ("labels_", "sizes_", "inertia_", "cluster_centers_", "n_iter_")}
+    bad = features.copy()
+    bad[5:6] = np.nan
+    model = BalancedKMeans(12, metric=metric, **bounds)
+    try:
+        model.fit(torch.from_numpy(bad if group.rank() == 2 else features), group=group)
+    except InvalidScoresError as error:
+        found["error"] = str(error)
+    return found
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("bounds", [{}, {"size_min": 100, "size_max": 300}], ids=["equal", "bounds"])
+def test_balanced_clusters_over_ranks(metric: str, bounds: dict[str, int]) -> None:
+    cluster = pytest.importorskip("otlabel.cluster")
+    found = on_ranks(cluster_rows, 3, metric, bounds)
+    for answer in found:
+        assert not isinstance(answer, Exception), answer
+    model = cluster.BalancedKMeans(12, metric=metric, random_state=0, **bounds).fit(drawn_features()[0][:2000])
+    np.testing.assert_array_equal(np.concatenate([part["labels_"] for part in found]), model.labels_)
+    for part in found:
+        np.testing.assert_array_equal(part["sizes_"], model.sizes_)
+        np.testing.assert_allclose(part["cluster_centers_"], model.cluster_centers_, rtol=1e-5, atol=1e-6)
+        assert part["inertia_"] == pytest.approx(model.inertia_, rel=1e-9)
+        assert part["n_iter_"] == model.n_iter_
+        assert part["error"].startswith("features hold NaN or infinity, the first at row 5")
+
+
+def curate_rows(group: Any) -> tuple[Any, ...]:
+    from otlabel import curate
+
+    rows = [slice(0, 1000), slice(1000, 1000), slice(1000, 6000)][group.rank()]
+    found = curate(drawn_features()[0][:6000][rows], 500, n_clusters=90, group=group)
+    return found.indices + rows.start, found.clusters, found.sizes, found.quotas, found.summary()
+
+
+def test_curate_over_ranks() -> None:
+    pytest.importorskip("sklearn")
+    from otlabel import curate
+
+    found = on_ranks(curate_rows, 3)
+    for answer in found:
+        assert not isinstance(answer, Exception), answer
+    one = curate(drawn_features()[0][:6000], 500, n_clusters=90)
+    np.testing.assert_array_equal(np.concatenate([part[0] for part in found]), one.indices)
+    np.testing.assert_array_equal(np.concatenate([part[1] for part in found]), one.clusters)
+    for _, _, sizes, quotas, summary in found:
+        np.testing.assert_array_equal(sizes, one.sizes)
+        np.testing.assert_array_equal(quotas, one.quotas)
+        assert summary == one.summary()
+
+
+# ---- what is sent ----
+
+
+def count_bytes(group: Any, n_rows: int) -> dict[str, list[int]]:
+    """Bytes that this rank sends at each step, by its name."""
+    scores = np.random.default_rng([group.rank(), n_rows]).standard_normal((n_rows, 700)).astype(np.float32)
+    sent: dict[str, list[int]] = {}
+    agree = Ranks.agree
+
+    def counted(ranks: Ranks, name: str, arrays: Any, merge: Any) -> Any:
+        before = ranks.bytes_sent
+        answer = agree(ranks, name, arrays, merge)
+        sent.setdefault(name, []).append(ranks.bytes_sent - before)
+        return answer
+
+    Ranks.agree = counted  # type: ignore[method-assign]
+    sinkhorn_assign(scores, group=group)
+    return sent
+
+
+def test_passes_send_what_classes_take_however_many_rows_there_are() -> None:
+    few, many = (on_ranks(count_bytes, 2, n_rows)[1] for n_rows in (3000, 12_000))
+    numbers = 8 * (2 * 703 + 700)  # sums of K + 3 numbers, what their rounding left, and K counts
+    assert all(numbers < sent < numbers + 200 for sent in few["sweep"] + many["sweep"])
+    assert max(many["curvature"]) < 2 * max(few["curvature"])
+
+
+# ---- faults ----
+
+
+def scores_of(group: Any, n_rows: int = 9000) -> np.ndarray:
+    return np.random.default_rng(group.rank()).standard_normal((n_rows, 6))
+
+
+def complain(group: Any) -> list[tuple[str, str]]:
+    """One fault after the other, each of one rank: the group stays usable."""
+    rank, found = group.rank(), []
+    scores = scores_of(group)
+    bad = scores.copy()
+    bad[17, 2] = np.nan
+
+    def boom(record: dict[str, Any]) -> None:
+        if rank == 2 and record["stage"] == "round":
+            raise RuntimeError("boom")
+
+    calls: list[tuple[Any, dict[str, Any]]] = [
+        (bad if rank == 1 else scores, {}),
+        (scores, {"epsilon": 0.05 if rank == 2 else 0.04}),
+        (scores, {"class_mass": np.full(6, 1 / 6) if rank == 1 else None}),
+        (scores[:, :5] if rank == 1 else scores, {}),
+        (scores.astype(np.float32) if rank == 0 else scores, {}),
+        (scores, {"progress": boom}),
+        (scores, {"tol": -1.0 if rank == 0 else 0.01}),
+        (scores, {"sample_mass": np.ones(3) if rank == 2 else np.ones(9000)}),
+        (f"missing-{rank}.npy" if rank == 1 else scores, {}),
+        (np.full_like(scores, -np.inf) if rank == 0 else scores, {}),
+    ]
+    for given, call in calls:
+        try:
+            sinkhorn_assign(given, **call, group=group)
+            found.append(("none", ""))
+        except Exception as error:
+            found.append((type(error).__name__, str(error)))
+    labels = sinkhorn_assign(scores, group=group).counts
+    assert labels.tolist() == [4500] * 6
+    return found
+
+
+def test_faults_of_one_rank_end_the_work_of_all() -> None:
+    found = on_ranks(complain, 3)
+    for answer in found:
+        assert not isinstance(answer, Exception), answer
+    for rank, answer in enumerate(found):
+        said = dict(enumerate(answer))
+        assert said[0] == ("InvalidScoresError", found[0][0][1])
+        assert "1 of 162000 scores are NaN or +inf, the first at row 17 of rank 1, class 2 (nan)" in said[0][1]
+        assert said[1][0] == said[3][0] == "RankError"
+        assert said[1][1].startswith("rank 2 was called with epsilon=0.05, rank 0 with epsilon=0.04; pass the same to")
+        assert "rank 1 was called with class_mass=[" in said[2][1]
+        assert said[3][1].startswith("rank 0 has float64 scores of 6 columns, rank 1 float64 of 5; pass the same to")
+        assert "rank 0 has float32 scores of 6 columns, rank 1 float64 of 6" in said[4][1]
+        assert said[5] == (
+            ("RuntimeError", "boom") if rank == 2 else ("RankError", "rank 2 failed: RuntimeError: boom")
+        )
+        assert said[6][0] == ("ValueError" if rank == 0 else "RankError")
+        assert "tol is -1.0; it must be a positive number" in said[6][1]
+        assert said[7][0] == "InvalidMassError"
+        assert ("rank 2 failed" in said[7][1]) == (rank != 2)
+        assert "missing-1.npy" in said[8][1]
+        assert said[9] == ("InfeasibleError", found[0][9][1])
+        assert said[9][1].startswith("9000 rows have no class allowed (all scores are -inf), the first is row 0")
+
+
+def die(group: Any, victim: int, stage: str, all_rows: bool, how: str, folder: str) -> tuple[float, str]:
+    """One rank dies, or falls silent, at a stage of the work; how long it takes the others to say so, and what."""
+    scores, seen = scores_of(group, 20_000), [time.monotonic()]
+
+    def watch(record: dict[str, Any]) -> None:
+        seen[0] = time.monotonic()
+        if group.rank() == 0 and "potentials" in record:
+            np.save(f"{folder}/potentials.npy", record["potentials"])
+        if group.rank() == victim and record["stage"] == stage and (record["rows"] == 60_000) == all_rows:
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(14)
+
+    try:
+        sinkhorn_assign(scores, group=group, progress=watch, tol=1e-9)
+    except RankError as error:
+        return time.monotonic() - seen[0], str(error)
+    return -1.0, "nothing was noticed"
+
+
+@pytest.mark.parametrize(
+    ("victim", "stage", "all_rows"),
+    [(1, "solve", False), (2, "solve", True), (1, "round", True), (0, "solve", True), (2, "certify", True)],
+)
+def test_killed_rank_is_named_by_the_others(victim: int, stage: str, all_rows: bool, tmp_path: Any) -> None:
+    found = on_ranks(die, 3, victim, stage, all_rows, "kill", str(tmp_path))
+    assert found.pop(victim) == KILLED
+    for answer in found:
+        assert not isinstance(answer, Exception), answer
+    for seconds, said in found:
+        assert 0 <= seconds < 20
+        assert said.startswith(f"rank {victim} was lost at")
+    if stage == "certify":  # a new run goes on from the last potentials
+        fresh = np.concatenate([scores_of(FakeGroup(rank), 20_000) for rank in range(3)])
+        resumed = sinkhorn_assign(fresh, init=np.load(tmp_path / "potentials.npy"), tol=1e-9)
+        assert resumed.n_sweeps < sinkhorn_assign(fresh, tol=1e-9).n_sweeps
+
+
+class FakeGroup:
+    """Knows its rank."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = lambda: rank
+
+
+@pytest.mark.parametrize("victim", [1, 0])
+def test_silent_rank_is_named_by_the_others(victim: int, tmp_path: Any) -> None:
+    found = on_ranks(die, 3, victim, "solve", True, "sleep", str(tmp_path), timeout=6.0)
+    found.pop(victim)
+    for answer in found:
+        assert not isinstance(answer, Exception), answer
+    for seconds, said in found:
+        assert 0 <= seconds < 12
+        assert said.startswith(f"rank {victim} was lost at")
+
+
+def test_saved_part_of_an_assignment(tmp_path: Any) -> None:
+    parts = on_ranks(save_part, 2, str(tmp_path))
+    for rank, summary in enumerate(parts):
+        loaded = Assignment.load(tmp_path / f"{rank}.npz")
+        assert loaded.n_samples == 18_000
+        assert len(loaded.labels) == 9000
+        assert loaded.summary() == summary
+        assert "18,000 x 6 scores" in summary
+        assert "ranks     9,000 rows here" in summary
+
+
+def save_part(group: Any, folder: str) -> str:
+    result = sinkhorn_assign(scores_of(group), group=group)
+    result.save(f"{folder}/{group.rank()}.npz")
+    return result.summary()

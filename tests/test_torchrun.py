@@ -1,0 +1,162 @@
+"""The command line under torchrun: the files of one process, in parts; all of them or none."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from ranks import KILLED, as_torchrun
+
+from otlabel import cli, labels_file, torchrun
+from otlabel.errors import FileFormatError
+
+N, K = 9000, 12
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one matrix in three parts."""
+    monkeypatch.chdir(tmp_path)
+    scores = np.random.default_rng(0).standard_normal((N, K)).astype(np.float16)
+    for number, rows in enumerate([slice(0, 1000), slice(1000, 5500), slice(5500, N)]):
+        with h5py.File(tmp_path / f"scores-{number}.h5", "w") as file:
+            file.create_dataset("x", data=scores[rows], chunks=(500, K))
+    np.save(tmp_path / "whole.npy", scores)
+    return tmp_path
+
+
+def command(rank: int, folder: str, *words: str) -> tuple[int, str, str]:
+    """Exit code, and what is printed."""
+    os.chdir(folder)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(list(words))
+    return code, out.getvalue(), err.getvalue()
+
+
+def assign(folder: Path, number: int, *words: str, function: Any = command) -> list[Any]:
+    return as_torchrun(function, number, str(folder), "assign", "scores-*.h5::/x", *words)
+
+
+def test_parts_hold_what_one_process_writes(folder: Path) -> None:
+    assert cli.main(["assign", "scores-*.h5::/x", "-o", "one.h5"]) == 0
+    (code, out, _), *others = assign(folder, 3, "-o", "labels/")
+    assert (code, [other[:2] for other in others]) == (0, [(0, ""), (0, "")])
+    assert "9,000 samples in 12 classes of 750 each" in out
+    assert "gap" in out
+    assert sorted(os.listdir("labels")) == [f"part-0000{rank}-of-00003.h5" for rank in range(3)]
+    one, many = labels_file.read_labels("one.h5"), labels_file.read_labels("labels")
+    for name in ("labels", "counts", "potentials"):
+        np.testing.assert_array_equal(getattr(many, name), getattr(one, name))
+    assert many.receipt is not None
+    assert one.receipt is not None
+    assert many.receipt.gap == pytest.approx(one.receipt.gap, abs=1e-12)
+    assert many.receipt.input["sha256"] == one.receipt.input["sha256"]
+    assert cli.main(["certify", "whole.npy", "labels"]) == 0
+
+
+def test_one_file_of_all(folder: Path) -> None:
+    assert cli.main(["assign", "whole.npy", "-o", "one.npy"]) == 0
+    found = assign(folder, 2, "-o", "many.npy", "--potentials", "all.npz", "--json")
+    assert [code for code, *_ in found] == [0, 0]
+    assert json.loads(found[0][1])["n_samples"] == N
+    np.testing.assert_array_equal(np.load("many.npy"), np.load("one.npy"))
+    with np.load("all.npz") as saved:
+        np.testing.assert_array_equal(saved["labels"], np.load("one.npy"))
+
+
+def test_parts_of_another_run_are_kept_or_replaced_whole(folder: Path) -> None:
+    assert all(code == 0 for code, *_ in assign(folder, 3, "-o", "labels"))
+    refused = assign(folder, 2, "-o", "labels")
+    assert [code for code, *_ in refused] == [2, 1]
+    assert "labels holds parts already; pass --force" in refused[0][2]
+    assert "rank 0 failed: FileExistsError: labels holds parts already" in refused[1][2]
+    assert len(os.listdir("labels")) == 3
+    assert all(code == 0 for code, *_ in assign(folder, 2, "-o", "labels", "--force"))
+    assert len(labels_file.read_labels("labels").labels) == N
+    assert len(os.listdir("labels")) == 2
+
+
+def killed_while_writing(rank: int, folder: str, *words: str) -> tuple[int, str, str]:
+    write = labels_file.write_labels
+
+    def dying(*arguments: Any) -> None:
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(*arguments)
+
+    labels_file.write_labels = dying  # type: ignore[assignment]
+    return command(rank, folder, *words)
+
+
+def test_nothing_is_left_of_a_run_whose_rank_was_killed_while_writing(folder: Path) -> None:
+    first, second, third = assign(folder, 3, "-o", "labels", function=killed_while_writing)
+    assert second == KILLED
+    for code, _, err in (first, third):
+        assert code == 1
+        assert "rank 1 was lost at 'output'" in err
+    assert os.listdir("labels") == []
+    assert all(code == 0 for code, *_ in assign(folder, 3, "-o", "labels"))
+
+
+def killed_while_solving(rank: int, folder: str, *words: str) -> tuple[int, str, str]:
+    from otlabel.monitor import Monitor
+
+    saw = Monitor.saw
+
+    def dying(monitor: Monitor, stage: str, *arguments: Any) -> None:
+        saw(monitor, stage, *arguments)
+        if rank == 1 and stage == "round":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Monitor.saw = dying  # type: ignore[assignment, method-assign]
+    cli.CHECKPOINT_SECONDS = -1.0
+    return command(rank, folder, *words)
+
+
+def test_killed_run_goes_on_from_its_checkpoint(folder: Path) -> None:
+    words = ["-o", "labels", "--checkpoint", "at.npy", "--tol", "1e-8"]
+    found = assign(folder, 2, *words, function=killed_while_solving)
+    assert found[1] == KILLED
+    assert np.load("at.npy").shape == (K,)
+    whole, fresh = assign(folder, 1, "-o", "fresh.npy", "--tol", "1e-8", "--json"), "fresh.npy"
+    resumed = assign(folder, 2, *words, "--json")
+    assert [code for code, *_ in resumed] == [0, 0]
+    assert json.loads(resumed[0][1])["n_sweeps"] < json.loads(whole[0][1])["n_sweeps"]
+    assert not Path("at.npy").exists()
+    np.testing.assert_array_equal(labels_file.read_labels("labels").labels, np.load(fresh))
+
+
+@pytest.mark.parametrize("damage", ["missing", "foreign", "empty"])
+def test_folder_that_is_no_whole_set_is_refused(folder: Path, damage: str) -> None:
+    potentials, labels = np.zeros(2), np.array([0, 1, 1])
+    (folder / "labels").mkdir()
+    for part in range(2 if damage != "empty" else 0):
+        receipt = labels_file.Receipt({"rows": [3 * part, 3 * part + 3]})
+        path = labels_file.part_path(folder / "labels", part, 2)
+        labels_file.write_labels(path, labels, np.array([1, 2]), potentials, receipt)
+    if damage == "missing":
+        labels_file.part_path(folder / "labels", 1, 2).unlink()
+    if damage == "foreign":
+        labels_file.write_labels(path, labels, np.array([1, 2]), potentials + 1, receipt)
+    said = {"missing": "part-00001-of-00002.h5 is missing", "foreign": "is of another run", "empty": "holds no parts"}
+    with pytest.raises(FileFormatError, match=said[damage]):
+        labels_file.read_labels(folder / "labels")
+
+
+def test_without_torchrun_there_is_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with torchrun.process_group("auto") as group:
+        assert group is None
+    assert torchrun.own_device("cuda") == "cuda:0"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert torchrun.own_device("cuda") == "cuda:3"
+    assert torchrun.own_device("auto") == "auto"
