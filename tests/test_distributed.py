@@ -149,6 +149,7 @@ CASES: dict[str, dict[str, Any]] = {
     "second has all": {"shard": "second has all", "store": "float32"},
     "first has all": {"shard": "first has all", "labeling": OptimalTransport(memory_limit=0)},
     "ranges": {"shard": "ranges", "equal": True},
+    "pulse": {"shard": "second has all", "pulse": 0.0},
     "argmax": {"labeling": Argmax(), "shard": "second has all"},
     "argmax shuffled": {"labeling": Argmax()},
     "kmeans": {"labeling": KMeans(), "wrap": True},
@@ -173,6 +174,8 @@ FAULTS: dict[str, dict[str, Any]] = {
     "recorded": {"recorded": True},
     "foreign part": {"store": "float32"},
     "full disk": {"store": "float32"},
+    "other data": {"store": "float32"},
+    "pulse bad index": {"spoils": 1, "shard": "second has all", "pulse": 0.0},
     "other heads": {},
     "other seed": {},
 }
@@ -190,6 +193,11 @@ def run_case(name: str, folder: Path, rank: int, n_ranks: int) -> dict[str, Any]
         path.with_stem(f"{path.stem}.rank1-of-2").write_bytes(b"not ours")
     if name == "full disk" and rank == 1:
         patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 100))
+    if name == "other data" and rank == 1:
+        part = store.part(1, 2)
+        part.begin(N, D, {"data": "of others"})
+        part.finish()
+    patch.setattr(selflabel_ranks, "PULSE", options.get("pulse", SECONDS))
     inner = make_model(hidden=options.get("hidden"), wide=options.get("wide", False))
     if name == "other heads" and rank == 1:
         inner.heads[1].bias.data[0] += 1e-3
@@ -209,14 +217,13 @@ def run_case(name: str, folder: Path, rank: int, n_ranks: int) -> dict[str, Any]
             return plain(self, other, body)
 
         patch.setattr(distributed.Ranks, "_send_bytes", counting)
-        patch.setattr(selflabel_ranks, "PULSE", SECONDS)
     inputs = make_inputs(wide=options.get("wide", False), equal=options.get("equal", False))
     started = time.monotonic()
     try:
         for number in range(2):
             batches: Any = shard(options.get("shard", "shuffled"), rank, n_ranks, number, inputs)
             if options.get("spoils") == rank:
-                batches = spoilt(name.removeprefix("kmeans "), batches)
+                batches = spoilt(name.removeprefix("kmeans ").removeprefix("pulse "), batches)
             labeler.update(used, None if options.get("recorded") else [] if name == "nobody has any" else batches)
             labeler.loss([torch.ones(4, k) for k in HEADS], torch.arange(4))
             with torch.no_grad():
@@ -358,6 +365,8 @@ def test_rows_are_not_sent(found: list[dict[str, Any]]) -> None:
         ("no index", 0, "TypeError: the loader yields Tensor"),
         ("labeling", 0, "RuntimeError: the labeling failed"),
         ("kmeans bad index", 1, "ValueError: index"),
+        ("pulse bad index", 1, "ValueError: index"),
+        ("other data", 1, "FingerprintError: the store holds features of other data ('of others'"),
         ("foreign part", 1, "FileFormatError: "),
         ("full disk", 1, "OSError: "),
     ],

@@ -47,6 +47,7 @@ class SelfLabeler:
     Where several processes train together, as under DistributedDataParallel, each extracts and stores the samples of
     its own loader, and all of them label together (see `otlabel.selflabel.labelings` for what else is done where a
     labeling cannot): labels, states and history are the same on all. An error of one is raised by all, which names it.
+    Running averages, as of BatchNorm, are each process's own at that time; SyncBatchNorm keeps them alike.
 
     Args:
         n_samples: N. Every sample has an index from 0 to N - 1, which the loaders yield with it.
