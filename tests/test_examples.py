@@ -14,8 +14,8 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = {
-    "arrays", "balanced_clustering", "curation", "hdf5", "own_loop", "progressive_mass", "selflabel_images",
-    "swav_batches", "text",
+    "arrays", "balanced_clustering", "curation", "hdf5", "own_loop", "progressive_mass", "selflabel_ddp",
+    "selflabel_images", "swav_batches", "text",
 }  # fmt: skip
 CODE_LINES = 40  # that the shortest loop may take
 
@@ -97,6 +97,13 @@ def test_progressive_mass(run, capsys: pytest.CaptureFixture[str]) -> None:
     found = run("progressive_mass")
     assert found["exact sizes"] + 0.1 < found["ramped mass, KL"] <= 1
     assert "class sizes" in capsys.readouterr().out
+
+
+def test_selflabel_ddp(run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On one process; on several it is run by another test."""
+    assert run("selflabel_ddp", epochs=12)["nmi"] > 0.65
+    assert "180, 179, 179, 179]" in capsys.readouterr().out
+    assert (tmp_path / "labels.h5").exists()
 
 
 def test_selflabel_images(run, tmp_path: Path) -> None:

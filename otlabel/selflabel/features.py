@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from otlabel.distributed import ALONE, Alone
 from otlabel.selflabel.model import View, forward_only, to_device
-from otlabel.selflabel.ranks import Batch, Ranks
+from otlabel.selflabel.ranks import Batch, Holders, gathered, in_step
 
 if TYPE_CHECKING:
-    from otlabel.selflabel.store import Store
+    from otlabel.selflabel.store import Part, Store
 
 MISSING_SHOWN = 5
 
@@ -31,7 +31,7 @@ def extract(
     mode: str = "eval",
     amp: torch.dtype | None = None,
     progress: bool = False,
-    ranks: Ranks | None = None,
+    team: Alone = ALONE,
 ) -> None:
     """Store the model's rows for all samples; each index is to come exactly once.
 
@@ -45,43 +45,94 @@ def extract(
             module is put back.
         amp: dtype of automatic mixed precision. None: none.
         progress: show a bar on stderr.
-        ranks: processes that share the work, each with a loader of its own; what a distributed sampler repeats to
-            make its parts equal counts once.
+        team: processes that share the work, each with a loader of its own, and send their rows to rank 0; what a
+            distributed sampler repeats to make its parts equal counts once.
 
     Raises:
         TypeError: the loader does not yield (index, input).
         ValueError: an index out of range, seen twice, or missing at the end.
         InvalidScoresError: NaN or infinity, named by sample.
     """
-    ranks = ranks or Ranks()
     present = np.zeros(n_samples, bool)  # rows that an interrupted extraction has left, once the store has told
+    several = team.number > 1
+    with _extracting(seen, mode, store):
+        batches = _rows(seen, _bar(loader, progress and team.rank == 0), amp, present)
+        if several:  # who only sends does not know what is there, and sends all
+            batches = gathered(batches, team)
+        came, n_columns = _fill(store, batches, about, np.zeros(n_samples, bool) if several else present, several)
+        if team.rank == 0:
+            _check_any(n_columns)
+            check_complete(came)
+            store.finish()
+
+
+def extract_part(
+    seen: View,
+    loader: Iterable[Any],
+    part: Part,
+    n_samples: int,
+    *,
+    about: dict[str, str],
+    mode: str = "eval",
+    amp: torch.dtype | None = None,
+    progress: bool = False,
+    team: Alone,
+    group: Any,
+) -> Holders:
+    """As `extract`, but each rank keeps the rows of its loader in a store of its own.
+
+    Of a sample that several have extracted, the first of them keeps the row.
+
+    Returns:
+        Which rank holds which sample.
+    """
+    present = np.zeros(n_samples, bool)
+    with _extracting(seen, mode, part):
+        batches = _rows(seen, _bar(loader, progress and team.rank == 0), amp, present)
+        came, n_columns = _fill(part, in_step(batches, team), about, present, several=True)
+        holders = Holders.settled(team, group, came, n_columns)
+        _check_any(holders.n_columns)
+        assert holders.owner is not None
+        check_complete(holders.owner < team.number)
+        if not n_columns:
+            part.begin(n_samples, holders.n_columns, about)
+        part.finish(holders.index)
+    return holders
+
+
+@contextlib.contextmanager
+def _extracting(seen: View, mode: str, store: Store) -> Iterator[None]:
+    """The model in its mode, without gradients; in the end its modules are as they were, and the store is closed."""
     try:
-        with forward_only(seen.model, training=mode == "train"), ranks.together():
-            parts = _rows(seen, _bar(loader, progress and ranks.is_first), amp, present)
-            _fill(store, ranks.gathered(parts), about, present, ranks)
+        with forward_only(seen.model, training=mode == "train"):
+            yield
     finally:
         store.close()
 
 
-def _fill(store: Store, batches: Iterator[Batch], about: dict[str, str], present: np.ndarray, ranks: Ranks) -> None:
-    """Write what is not there yet; on the ranks that only send there is nothing to write."""
-    first = next(batches, None)
-    if first is None:
-        if ranks.is_first:
-            raise ValueError("the loader is empty; it must yield (index, input) for every sample")
-        return
-    begun = store.begin(len(present), first[1].shape[1], about)
-    if ranks.number == 1:  # of several, the others do not know what is there and send all
-        present |= begun
-    came = np.zeros(len(present), bool)
-    for index, rows in chain([first], batches):
-        fresh = _fresh(index, came, several=ranks.number > 1)
+def _fill(
+    store: Store, batches: Iterator[Batch], about: dict[str, str], present: np.ndarray, several: bool
+) -> tuple[np.ndarray, int]:
+    """Write what is not there yet; returns which samples came (N,), and the columns of their rows, 0 if none came.
+
+    Once the store has told which rows are there, `present` has them.
+    """
+    came, n_columns = np.zeros(len(present), bool), 0
+    for index, rows in batches:
+        if not n_columns:
+            n_columns = rows.shape[1]
+            present |= store.begin(len(present), n_columns, about)
+        fresh = _fresh(index, came, several=several)
         came[index] = True
-        wanted = fresh[~begun[index[fresh]]]
+        wanted = fresh[~present[index[fresh]]]
         if len(wanted):
             store.write(index[wanted], rows[wanted])
-    check_complete(came)
-    store.finish()
+    return came, n_columns
+
+
+def _check_any(n_columns: int) -> None:
+    if not n_columns:
+        raise ValueError("the loader is empty; it must yield (index, input) for every sample")
 
 
 def _fresh(index: np.ndarray, came: np.ndarray, *, several: bool) -> np.ndarray:

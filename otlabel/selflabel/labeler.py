@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import operator
 import os
@@ -16,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from otlabel.distributed import Alone, Arrays, ranks_of
 from otlabel.errors import FingerprintError, SelfLabelWarning
 from otlabel.scores import as_array
 from otlabel.selflabel import alarms
-from otlabel.selflabel.features import check_complete, check_range, extract, weights_hash, whole_numbers
+from otlabel.selflabel.features import check_complete, check_range, extract, extract_part, weights_hash, whole_numbers
 from otlabel.selflabel.labelings import Labeling, OptimalTransport
 from otlabel.selflabel.model import LOGITS, View, as_logits, class_counts, unwrapped, view
-from otlabel.selflabel.ranks import Ranks
+from otlabel.selflabel.ranks import Holders, training_group
 from otlabel.selflabel.relabel import Relabelled, relabel
 from otlabel.selflabel.schedule import Schedule
 from otlabel.selflabel.store import FeatureStore, Store, TensorStore
@@ -41,13 +44,19 @@ class SelfLabeler:
 
     for heads t = 1 ... T. Labels start as random balanced ones.
 
+    Where several processes train together, as under DistributedDataParallel, each extracts and stores the samples of
+    its own loader, and all of them label together (see `otlabel.selflabel.labelings` for what else is done where a
+    labeling cannot): labels, states and history are the same on all. An error of one is raised by all, which names it.
+    Running averages, as of BatchNorm, are each process's own at that time; SyncBatchNorm keeps them alike.
+
     Args:
         n_samples: N. Every sample has an index from 0 to N - 1, which the loaders yield with it.
         n_classes: K for one head, or a list with one K a head.
         labeling: how labels are made: `OptimalTransport` (SeLa), `KMeans` (DeepCluster), `Argmax` (UIC), or a function
             of your own (see `otlabel.selflabel.labelings`).
         schedule: when `due` says yes. None: it never does; the user decides when to call `update`.
-        store: where features go: a path for HDF5, a `FeatureStore`, a `TensorStore`. None: memory.
+        store: where features go: a path for HDF5, a `FeatureStore`, a `TensorStore`. None: memory. Of several
+            processes, each has a part, `store.part(rank, n_ranks)`: features.rank0-of-2.h5 beside features.h5.
         features: takes (model, input) to features (B, D). With `heads`, for models that are no `MultiHead`.
         heads: takes a model to its list of heads on these features: modules, or pairs (weight, bias). Without the two,
             a model that is no `MultiHead` is read by its logits: a tensor, a list of them, or `logits` in what it
@@ -59,7 +68,8 @@ class SelfLabeler:
         steps_per_epoch: lets `due(step=...)` serve a schedule in epochs. None: not needed.
         seed: of the first labels and of all that labelings draw.
         progress: show a bar while features are extracted.
-        group: torch.distributed group of the processes that train together. None: all, where there are several.
+        group: torch.distributed group of the processes that train together. None: the default one, that is, all of
+            them, where torch.distributed is initialised by the time of an update.
 
     Raises:
         ValueError: numbers that make no sense.
@@ -202,7 +212,7 @@ class SelfLabeler:
             if self._came is None:
                 # Under a name of its own: of rows that a run before has recorded, nobody knows what weights made them.
                 about = self._about("features recorded while training", secrets.token_hex(8))
-                self._check_store(about)
+                self._check_store(self.store, about)
                 self.store.begin(self.n_samples, rows.shape[1], about)
                 self._came, self._recording = np.zeros(self.n_samples, bool), about
             self.store.write(chosen, rows)
@@ -239,7 +249,8 @@ class SelfLabeler:
             model: as it is now. Its weights, and the mode of its modules, are left as they are; a labeling whose
                 classes have no names from one time to the next (`KMeans`) has the heads drawn anew.
             loader: yields (index, input) for every sample once, in any order; without random augmentation, as a rule.
-                Where processes share the work, each passes its part. None: use what `record` has kept.
+                Where processes share the work, each passes its part: any samples, as long as each comes somewhere
+                (what a DistributedSampler repeats counts once). None: use what `record` has kept.
 
         Returns:
             The history's new records, one a head.
@@ -250,49 +261,74 @@ class SelfLabeler:
             InvalidScoresError: NaN features, named by sample.
             FingerprintError: the store holds features of other data.
             OSError: no room on the disk. The labels are still the old ones, and training on them may go on.
+            RankError: another process has failed, or is lost, or has other heads or is elsewhere in its training.
 
         Warns:
             SelfLabelWarning: signs that the training goes wrong, in plain words.
         """
-        ranks = Ranks(self._ranks_group)
-        seen = view(model, self.n_classes, self._features_of, self._heads_of)
-        started = time.perf_counter()
-        if loader is None:
-            self._finish_recording(seen, ranks)
-        else:
-            self._extract(seen, loader, ranks)
-        extracted = time.perf_counter()
-        arrays: dict[str, np.ndarray] = {}
-        found: list[Relabelled] = []
-        with ranks.together():
-            if ranks.is_first:
+        group = training_group(self._ranks_group)
+        with ranks_of(group) as team:
+            seen = view(model, self.n_classes, self._features_of, self._heads_of)
+            team.check_alike(
+                n_samples=self.n_samples, n_classes=self.n_classes, n_updates=self._n_updates, seed=self.seed,
+                labeling=type(self.labeling).__name__, heads=team.number > 1 and _heads_hash(seen),
+            )  # fmt: skip
+            store, over_ranks = self._store_of(team)
+            started = time.perf_counter()
+            holders = None
+            if loader is None:
+                self._finish_recording(seen, team)
+            else:
+                holders = self._extract(seen, loader, store, team, group if over_ranks else None)
+            seconds = time.perf_counter() - started
+            found: list[Relabelled] = []
+            if over_ranks or team.rank == 0:
                 found = relabel(
                     self.labeling,
                     seen,
-                    self.store.source() if loader is not None or self._came is not None else None,
+                    store.source() if loader is not None or self._came is not None else None,
                     self.n_classes,
                     as_array(self._labels),
                     self._states,
                     self._seed_of_update(),
                     recorded=None if loader is not None or self._recorded is None else as_array(self._recorded),
                     truth=self._truth,
+                    holders=holders,
                 )
-                arrays = _packed(found)
-        return self._commit(model, found, ranks.shared(arrays), extracted - started, ranks.number)
+            if team.number > 1 and not over_ranks:
+                found = _found_by_first(team, found, len(self.n_classes))
+            seconds, *each = team.largest("seconds", seconds, *(one.record["seconds"] for one in found))
+            for one, longest in zip(found, each, strict=True):
+                one.record["seconds"] = longest
+            training = self._training(team)
+        return self._commit(model, found, training | {"seconds_extract": seconds})
 
-    def _extract(self, seen: View, loader: Iterable[Any], ranks: Ranks) -> None:
-        """Bring the rows of all samples to the store, in place of what may have been recorded."""
+    def _store_of(self, team: Alone) -> tuple[Store, bool]:
+        """Where the rows of this process go, and whether the others keep theirs, too."""
+        part = getattr(self.store, "part", None)
+        if team.number == 1 or part is None or not getattr(self.labeling, "over_ranks", False):
+            return self.store, False
+        return part(team.rank, team.number), True
+
+    def _extract(self, seen: View, loader: Iterable[Any], store: Any, team: Alone, group: Any) -> Holders | None:
+        """Bring the rows of all samples to stores, in place of what may have been recorded; who holds which.
+
+        Without a group, all go to the store of rank 0.
+        """
         how = " ".join(f"{name}={self._extraction[name]}" for name in ("mode", "amp"))
         about = self._about(seen.kind, f"{weights_hash(unwrapped(seen.model))} {how}")
-        with ranks.together():
-            if ranks.is_first:
-                self._check_store(about)
+        if team.rank == 0 or group is not None:
+            self._check_store(store, about)
         self._came = None
-        extract(seen, loader, self.store, self.n_samples, about=about, ranks=ranks, **self._extraction)
+        given = seen, loader, store, self.n_samples
+        if group is not None:
+            return extract_part(*given, about=about, **self._extraction, team=team, group=group)
+        extract(*given, about=about, **self._extraction, team=team)
+        return None
 
-    def _finish_recording(self, seen: View, ranks: Ranks) -> None:
+    def _finish_recording(self, seen: View, team: Alone) -> None:
         """Bring what was recorded to the store, if that is features; a sample without a best class keeps its label."""
-        if ranks.number > 1:
+        if team.number > 1:
             raise ValueError("recorded batches are of one process only; pass a loader where several train together")
         if self._came is None and self._recorded is None:
             raise ValueError("nothing was recorded since the last update; pass a loader, or call record while training")
@@ -303,26 +339,24 @@ class SelfLabeler:
             if self.store.about != self._recording:  # else an update has failed after this
                 self.store.finish()
 
-    def _commit(
-        self, model: nn.Module, found: list[Relabelled], arrays: dict[str, np.ndarray], seconds: float, n_ranks: int
-    ) -> list[dict[str, Any]]:
-        """Everything that a relabelling changes, at once."""
-        loss = None if self._loss_sum is None else float(self._loss_sum) / self._n_losses
-        labels = torch.from_numpy(arrays["labels"]).to(self._labels.device)
-        common = {
+    def _training(self, team: Alone) -> dict[str, Any]:
+        """What the history tells of the training since the last relabelling, on all ranks."""
+        loss_sum = 0.0 if self._loss_sum is None else float(self._loss_sum)
+        sums = np.array([loss_sum, self._n_losses, self._n_trained])
+        loss_sum, n_losses, n_trained = map(float, team.total("training", sums)[0])
+        return {
             "update": self._n_updates,
             "progress": self._progress,
-            "epochs_trained": n_ranks * self._n_trained / self.n_samples,
-            "loss": loss,
-            "seconds_extract": seconds,
+            "epochs_trained": n_trained / self.n_samples,
+            "loss": loss_sum / n_losses if n_losses else None,
         }
+
+    def _commit(self, model: nn.Module, found: list[Relabelled], common: dict[str, Any]) -> list[dict[str, Any]]:
+        """Everything that a relabelling changes, at once."""
+        labels = torch.from_numpy(np.stack([one.labels for one in found])).to(self._labels.device)
+        states = [{name: np.asarray(value) for name, value in one.state.items()} for one in found]
         records = [common | {"head": head, **one.record} for head, one in enumerate(found)]
-        states: list[dict[str, np.ndarray]] = [{} for _ in self.n_classes]
-        for key, value in arrays.items():
-            head, _, name = key.partition("/")
-            if name:
-                states[int(head)][name] = value
-        raised = self._renew_heads(model, np.flatnonzero(arrays["new_classes"]).tolist())
+        raised = self._renew_heads(model, [head for head, one in enumerate(found) if one.new_classes])
         self._labels, self._states = labels, list(states)
         if self.schedule is not None and self._progress is not None:
             self._n_passed = self.schedule.count(self._progress)
@@ -330,7 +364,7 @@ class SelfLabeler:
         self._recorded = self._came = self._loss_sum = None
         self._n_losses = 0
         self.history += records
-        found_wrong = alarms.raised(self.history, self.n_classes) if records else {}
+        found_wrong = alarms.raised(self.history, self.n_classes)
         for record in records:
             record["alarms"] = raised + list(found_wrong.values())
         for text in raised + [text for kind, text in found_wrong.items() if kind not in self._alarmed]:
@@ -475,9 +509,9 @@ class SelfLabeler:
         data = f"{self.n_samples} samples" if self.data is None else self.data
         return {"data": data, "kind": kind, "weights": weights}
 
-    def _check_store(self, about: dict[str, str]) -> None:
+    def _check_store(self, store: Store, about: dict[str, str]) -> None:
         """Refuse to write over features of other data, which another run may need."""
-        there = self.store.about
+        there = store.about
         if there is not None and there.get("data") != about["data"]:
             raise FingerprintError(
                 f"the store holds features of other data ({there.get('data')!r}, these are {about['data']!r}); give "
@@ -506,12 +540,33 @@ def _checked_truth(truth: Any, n_samples: int) -> np.ndarray:
     return array
 
 
-def _packed(found: list[Relabelled]) -> dict[str, np.ndarray]:
-    """What all processes need of a relabelling, as named arrays."""
-    arrays = {
-        "labels": np.stack([one.labels for one in found]),
-        "new_classes": np.array([one.new_classes for one in found]),
-    }
-    for head, one in enumerate(found):
-        arrays |= {f"{head}/{name}": np.asarray(value) for name, value in one.state.items()}
-    return arrays
+def _heads_hash(seen: View) -> str:
+    """A digest of the heads' weights, where there are heads."""
+    digest = hashlib.sha256()
+    for head in seen.heads:
+        weights = head.parameters() if isinstance(head, nn.Module) else head if isinstance(head, (tuple, list)) else ()
+        for weight in weights:
+            if weight is not None:
+                digest.update(weight.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:12]
+
+
+def _found_by_first(team: Alone, found: list[Relabelled], n_heads: int) -> list[Relabelled]:
+    """What rank 0 has found, on all ranks."""
+    arrays: Arrays = {}
+    if team.rank == 0:
+        arrays = {
+            "labels": np.stack([one.labels for one in found]).astype(np.int32),
+            "new_classes": np.array([one.new_classes for one in found]),
+            "records": np.frombuffer(json.dumps([one.record for one in found]).encode(), np.uint8),
+        }
+        for head, one in enumerate(found):
+            arrays |= {f"{head}/{name}": np.asarray(value) for name, value in one.state.items()}
+    arrays = team.agree("labels", arrays, lambda parts: parts[0])
+    states: list[Arrays] = [{} for _ in range(n_heads)]
+    for key, value in arrays.items():
+        head_text, _, name = key.partition("/")
+        if name:
+            states[int(head_text)][name] = value
+    labels, records = arrays["labels"].astype(np.int64), json.loads(arrays["records"].tobytes())
+    return [Relabelled(*one) for one in zip(labels, states, arrays["new_classes"].tolist(), records, strict=True)]

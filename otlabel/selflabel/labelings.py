@@ -9,6 +9,10 @@ A labeling is any function of one head's view of the data that returns labels. A
         return NewLabels(distances.argmin(1))
 
     labeler = SelfLabeler(n_samples, 10, labeling=nearest_mean)
+
+Where several processes train, a labeling is called on the first of them with all samples, whose rows are sent there,
+unless it has an attribute `over_ranks` that is true: then each process calls it with the samples that it has, and rows
+stay where they are. `OptimalTransport` and `Argmax` work so, `KMeans` does not.
 """
 
 from __future__ import annotations
@@ -23,19 +27,23 @@ from otlabel.assign import sinkhorn_assign
 from otlabel.marginals import KL, Exact, Range
 from otlabel.problem import EXACT, Method, Rounding
 from otlabel.result import predict
-from otlabel.scores import Scores, as_array, open_scores, row_blocks
+from otlabel.scores import Scores, as_array, open_part, open_scores, row_blocks
 from otlabel.selflabel.kmeans import k_means
+from otlabel.selflabel.ranks import Holders
 
 PCA_FLOOR = 1e-6  # of the largest variance: directions below it are noise, which whitening would blow up
 
 
 @dataclass(frozen=True, eq=False)
 class HeadView:
-    """What a labeling may look at for one head; nothing is read before it is asked for."""
+    """What a labeling may look at for one head; nothing is read before it is asked for.
+
+    Over ranks, it is of the samples that this process has, of which there may be none.
+    """
 
     number: int  # of the head, from 0
     n_classes: int  # K
-    n_samples: int  # N
+    n_samples: int  # N, of the samples here
     before: np.ndarray  # (N,) int64: labels up to now, -1 for none
     state: Mapping[str, np.ndarray]  # what this labeling has left for itself last time; empty at first
     seed: int  # changes with the head and from one relabelling to the next
@@ -43,15 +51,29 @@ class HeadView:
     make_scores: Callable[[], Any]  # (N, K) log-probabilities of this head
     recorded: np.ndarray | None = None  # (N,) best class of each sample when it was last trained on, -1: it was not
     shared: dict[str, Any] = field(default_factory=dict)  # the same for all heads: what need be worked out only once
+    holders: Holders | None = None  # who has which samples, over ranks
+
+    @property
+    def group(self) -> Any:
+        """The torch.distributed group whose processes have the samples; None where all are here."""
+        return None if self.holders is None else self.holders.group
+
+    @property
+    def index(self) -> np.ndarray:
+        """(N,) which samples are here, in rising order."""
+        return np.arange(self.n_samples) if self.holders is None else self.holders.index
+
+    def joined(self, values: np.ndarray) -> np.ndarray:
+        """Of one value for each sample here, those of all samples, on all ranks, each of which is to call this."""
+        return values if self.holders is None else self.holders.joined("values", values)
 
     def scores(self) -> Any:
-        """(N, K) log-probabilities of this head, as `sinkhorn_assign` takes them."""
+        """(N, K) log-probabilities of this head, as `sinkhorn_assign` takes them; all ranks are to call this."""
         return self.make_scores()
 
     def read_features(self) -> np.ndarray:
         """(N, D) float32, in memory."""
-        found = [block for _, block in row_blocks(open_scores(self.rows))]
-        return np.concatenate(found).astype(np.float32, copy=False)
+        return in_memory(open_part(self.rows)).astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +96,10 @@ class OptimalTransport:
     Everything is as for `sinkhorn_assign`, which says what each argument means. Each solve starts from the potentials
     of the same head's last one. `rounding="argmax"` gives labels as SeLa's own program does; "exact" sizes are exact.
 
+    Over ranks, labels are those that one process would find, as long as these are the only ones of their value: where
+    others are as good, the choice depends on the order of rows, which is that of ranks, and of samples within a rank.
+    It is the very same where ranks have one range of samples after the other.
+
     Args:
         class_mass: for all heads, or a list with one a head.
         classes: for all heads, or a list with one a head.
@@ -94,6 +120,8 @@ class OptimalTransport:
     device: str = "auto"
     memory_limit: int | None = None
 
+    over_ranks = True
+
     def __call__(self, head: HeadView) -> NewLabels:
         """Labels of one head."""
         options = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -101,7 +129,8 @@ class OptimalTransport:
             options["classes"] = self.classes[head.number]
         if _is_one_a_head(self.class_mass):
             options["class_mass"] = self.class_mass[head.number]
-        result = sinkhorn_assign(head.scores(), init=head.state.get("potentials"), seed=head.seed, **options)
+        options |= {"init": head.state.get("potentials"), "seed": head.seed, "group": head.group}
+        result = sinkhorn_assign(head.scores(), **options)
         facts = {
             "value": result.value,
             "gap": result.gap,
@@ -162,13 +191,17 @@ class Argmax:
         (UIC), ECCV 2020 workshops, section 3.
     """
 
+    over_ranks = True
+
     def __call__(self, head: HeadView) -> NewLabels:
         """Labels of one head."""
         if head.recorded is not None:
             labels = np.where(head.recorded >= 0, head.recorded, head.before)
         else:
-            labels = as_array(predict(head.scores(), np.zeros(head.n_classes)))
-        return NewLabels(fill_empty(labels, head.n_classes, np.random.default_rng(head.seed)))
+            scores = head.scores()
+            labels = as_array(predict(scores, np.zeros(head.n_classes))) if head.n_samples else np.zeros(0, np.int64)
+        filled = fill_empty(head.joined(labels), head.n_classes, np.random.default_rng(head.seed))
+        return NewLabels(filled[head.index])
 
 
 def fill_empty(labels: np.ndarray, n_classes: int, rng: np.random.Generator) -> np.ndarray:
@@ -184,6 +217,11 @@ def fill_empty(labels: np.ndarray, n_classes: int, rng: np.random.Generator) -> 
         sizes[largest] -= len(moved)
         sizes[empty] = len(moved)
     return labels
+
+
+def in_memory(source: Scores) -> np.ndarray:
+    """All rows, of which there may be none, as float32 or float64 numbers."""
+    return np.concatenate([np.empty((0, source.shape[1]), np.float32), *(block for _, block in row_blocks(source))])
 
 
 def whitened(source: Scores, n_components: int) -> np.ndarray:

@@ -1,104 +1,111 @@
-"""Several processes that train one model: rank 0 stores and labels, all others send it rows and get labels."""
+"""Several processes that train one model and label its samples together: who has which samples, and what they tell.
+
+The messages are those of `otlabel.distributed`. Rows stay where they were extracted, in each process's own store; for a
+labeling that needs all of them at once they are sent to rank 0.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
+
+from otlabel.distributed import ALONE, Alone, Arrays
 
 Batch = tuple[np.ndarray, np.ndarray]  # indices (B,) int64, rows (B, D) float32
 
+PULSE = 1.0  # seconds after which a rank that extracts hears of the others: whether one has failed
 
-class Ranks:
-    """The processes of a torch.distributed group; one alone where nothing is distributed."""
 
-    def __init__(self, group: Any = None) -> None:
-        self._group = group
-        self.number = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
-        self.is_first = self.number == 1 or dist.get_rank(group) == 0
-        self._failed_together = False
+def training_group(group: Any) -> Any:
+    """The torch.distributed group of those who train together, the default one where none is named; None for one."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+        return None
+    return dist.group.WORLD if group is None else group
 
-    def gathered(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches of all ranks, on rank 0; the others take part and get nothing.
 
-        Ranks may have different numbers of batches, and batches different lengths. An error of one is raised by all.
-        """
-        if self.number == 1:
-            yield from batches
-            return
-        while True:
-            batch, failure = None, None
-            try:
-                batch = next(batches, None)
-            except Exception as error:  # told to the others, who would else wait for ever
-                failure = error
-            index, rows = (np.empty(0, np.int64), np.empty((0, 0), np.float32)) if batch is None else batch
-            heads = self._told(failure, len(index), rows.shape[1], batch is not None)
-            if not any(head[2] for head in heads):
-                return
-            longest, width = max(int(head[0]) for head in heads), max(int(head[1]) for head in heads)
-            indices = self._all(_padded(index, (longest,)))
-            parts = self._all(_padded(np.ascontiguousarray(rows, np.float32), (longest, width)))
-            if self.is_first:
-                for head, one_index, one_rows in zip(heads, indices, parts, strict=True):
-                    if head[0]:
-                        yield one_index[: head[0]], one_rows[: head[0]]
+@dataclass(frozen=True, eq=False)
+class Holders:
+    """Which rank holds which samples: each is held by one of them, the first that has extracted it."""
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Work after which all ranks go on, or none: who fails raises its own error, the others that another has."""
-        failure = None
-        try:
-            yield
-        except Exception as error:
-            failure = error
-        if self.number > 1 and not self._failed_together:
-            self._told(failure)
-        if failure is not None:
-            raise failure
+    n_samples: int  # N
+    owner: np.ndarray | None = None  # (N,) rank, as many as there are where nobody has the sample; None: all are here
+    n_columns: int = 0  # of the rows; 0: nobody has any
+    team: Alone = ALONE
+    group: Any = None
 
-    def _told(self, failure: Exception | None, *numbers: int) -> list[np.ndarray]:
-        """Three numbers of every rank, and whether all is well with it."""
-        told = self._all(np.array([*(numbers or (0, 0, 0)), failure is None], np.int64))
-        if all(one[3] for one in told):
-            return told
-        self._failed_together = True
-        raise failure or RuntimeError("another process failed while samples were labelled; its own error says why")
+    @classmethod
+    def settled(cls, team: Alone, group: Any, came: np.ndarray, n_columns: int) -> Holders:
+        """Who keeps what, once each rank tells which samples came (N,), and the columns of its rows, 0 for no rows."""
 
-    def _all(self, array: np.ndarray) -> list[np.ndarray]:
-        """The same array of every rank, all of one shape."""
-        tensor = torch.from_numpy(array).to(self._device())
-        parts = [torch.empty_like(tensor) for _ in range(self.number)]
-        dist.all_gather(parts, tensor, group=self._group)
-        return [part.cpu().numpy() for part in parts]
+        def merge(parts: list[Arrays]) -> Arrays:
+            owner = np.full(len(came), team.number, np.min_scalar_type(team.number))
+            for rank, part in reversed(list(enumerate(parts))):
+                owner[np.unpackbits(part["came"], count=len(came)).astype(bool)] = rank
+            return {"owner": owner, "columns": np.array([part["columns"] for part in parts])}
 
-    def shared(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What rank 0 has, on all ranks."""
-        if self.number == 1:
-            return arrays
-        box: list[Any] = [{key: (value.shape, value.dtype.str) for key, value in arrays.items()}]
-        first = 0 if self._group is None else dist.get_global_rank(self._group, 0)
-        dist.broadcast_object_list(box, src=first, group=self._group, device=self._device())
-        found = {}
-        for key, (shape, kind) in box[0].items():
-            array = np.array(arrays[key], kind).reshape(shape) if self.is_first else np.empty(shape, kind)
-            tensor = torch.from_numpy(array).to(self._device())
-            dist.broadcast(tensor, src=first, group=self._group)
-            found[key] = tensor.cpu().numpy()
+        told = team.agree("samples", {"came": np.packbits(came), "columns": np.array(n_columns)}, merge)
+        found = told["columns"]
+        widest = int(found.argmax())
+        for rank, number in enumerate(found):
+            if number not in (0, found[widest]):
+                raise ValueError(
+                    f"the model gives {found[widest]} columns on rank {widest}, {number} on rank {rank}; all processes "
+                    "must have the same model"
+                )
+        return cls(len(came), told["owner"], int(found[widest]), team, group)
+
+    @cached_property
+    def index(self) -> np.ndarray:
+        """(n,) samples that are here, in rising order."""
+        return np.arange(self.n_samples) if self.owner is None else np.flatnonzero(self.owner == self.team.rank)
+
+    def joined(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Of one value (or row of them) for each sample here, those of all samples, (N, ...), on all ranks."""
+        if self.owner is None:
+            return values
+        (told,) = self.team.joined(name, values)
+        found = np.empty_like(told)
+        found[np.argsort(self.owner, kind="stable")] = told
         return found
 
-    def _device(self) -> torch.device:
-        """Where the group's backend wants its tensors."""
-        return torch.device("cuda" if dist.get_backend(self._group) == "nccl" else "cpu")
+
+def in_step(batches: Iterator[Batch], team: Alone) -> Iterator[Batch]:
+    """This rank's batches, until all ranks are through with theirs; an error of one is soon raised by all."""
+    heard = time.monotonic()
+    for batch in batches:
+        yield batch
+        if time.monotonic() > heard + PULSE:
+            team.total("extraction", np.array(1))
+            heard = time.monotonic()
+    while team.total("extraction", np.array(0))[0]:  # how many have more
+        pass
 
 
-def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if array.shape == shape:
-        return array
-    padded = np.zeros(shape, array.dtype)
-    padded[tuple(slice(0, length) for length in array.shape)] = array
-    return padded
+def gathered(batches: Iterator[Batch], team: Alone) -> Iterator[Batch]:
+    """The batches of all ranks, on rank 0; the others send theirs and get none.
+
+    Ranks may have different numbers of batches, and batches different lengths.
+    """
+    more = True
+    while more:
+        heard, more = _heard(next(batches, None), team)
+        yield from heard
+
+
+def _heard(own: Batch | None, team: Alone) -> tuple[list[Batch], bool]:
+    """On rank 0 a batch of each rank that has another; and whether one has."""
+    index, rows = (np.empty(0, np.int64), np.empty((0, 0), np.float32)) if own is None else own
+    heard: list[Batch] = []
+
+    def keep(parts: list[Arrays]) -> Arrays:
+        heard.extend((part["index"], part["rows"]) for part in parts if len(part["index"]))
+        return {"more": np.array(any(part["more"] for part in parts))}
+
+    told = team.agree("rows", {"index": index, "rows": rows, "more": np.array(own is not None)}, keep)
+    return heard, bool(told["more"])

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 
 from otlabel import metrics
+from otlabel.distributed import ALONE, Alone
 from otlabel.errors import InvalidScoresError
-from otlabel.scores import Scores, draw_rows, free_memory, keep_whole, linear_scores, open_scores, row_blocks
-from otlabel.selflabel.labelings import HeadView, Labeling, NewLabels
+from otlabel.scores import Scores, draw_rows, free_memory, keep_whole, linear_scores, open_part, open_scores, row_blocks
+from otlabel.selflabel.labelings import HeadView, Labeling, NewLabels, in_memory
 from otlabel.selflabel.model import FEATURES, View, forward_only, linear_parts
+from otlabel.selflabel.ranks import Holders
 from otlabel.sweep.pool import run_tasks
 
 LOOKED_AT = 4096  # rows that tell whether features or classes have collapsed
@@ -46,6 +48,7 @@ def relabel(
     *,
     recorded: np.ndarray | None = None,
     truth: np.ndarray | None = None,
+    holders: Holders | None = None,
 ) -> list[Relabelled]:
     """New labels of all heads from one read of the stored rows; nothing of the old ones is touched.
 
@@ -62,56 +65,65 @@ def relabel(
         seed: of this relabelling; each head draws its own from it.
         recorded: (T, N) best classes that were seen in training.
         truth: (N,) true classes to compare with.
+        holders: which rank has which samples, where several do and call this together; rows are then of those here.
+            Everything else, and what is returned but for the seconds, is of all samples. None: all are here.
     """
     limit: int | None = getattr(labeling, "memory_limit", None)
     on_host = getattr(labeling, "device", "auto") in ("auto", "cpu")
-    source = None if rows is None else keep_whole(open_scores(rows), limit)
+    source = None if rows is None else keep_whole(open_part(rows), limit)
+    everybody = Holders(before.shape[1]) if holders is None else holders
     found = []
     shared: dict[str, Any] = {}
-    for head, make_scores in enumerate(_scores_of_heads(seen, source, n_classes, limit, kept=on_host)):
+    scores = _scores_of_heads(seen, source, n_classes, limit, kept=on_host, team=everybody.team)
+    for head, make_scores in enumerate(scores):
         started = time.perf_counter()
         shown = HeadView(
             number=head,
             n_classes=n_classes[head],
-            n_samples=before.shape[1],
-            before=before[head],
+            n_samples=len(everybody.index),
+            before=before[head, everybody.index],
             state=states[head],
             seed=int(np.random.SeedSequence((seed, head)).generate_state(1)[0]),
             rows=source,
             make_scores=make_scores,
             recorded=None if recorded is None else recorded[head],
             shared=shared,
+            holders=holders,
         )
         new = labeling(shown)
-        labels = _checked(new, shown)
+        labels = everybody.joined("labels", _checked(new, shown).astype(np.int32)).astype(np.int64)
         facts = {name: float(value) for name, value in new.facts.items()}
-        record = _described(labels, shown, truth, new) | facts | {"seconds": time.perf_counter() - started}
+        record = _described(labels, before[head], shown, truth, new) | facts
+        record["seconds"] = time.perf_counter() - started
         found.append(Relabelled(labels, dict(new.state), new.new_classes, record))
     if source is not None:
-        _look(seen, source, n_classes, found)
+        _look(seen, source, n_classes, found, everybody)
     return found
 
 
-def _look(seen: View, source: Scores, n_classes: list[int], found: list[Relabelled]) -> None:
+def _look(seen: View, source: Scores, n_classes: list[int], found: list[Relabelled], holders: Holders) -> None:
     """Add to the records what tells a collapse, from a sample of the rows.
 
     best_class_share: share of samples whose best class is the most common one, before any balance.
     feature_alignment: length of the mean of features scaled to length 1, near 1 where all samples look the same.
     """
-    drawn = draw_rows(source.shape[0], min(source.shape[0], LOOKED_AT), np.random.default_rng(0))
-    sample = source.take(drawn)
-    told: dict[str, float] = {}
-    if seen.kind == FEATURES:
-        rows = _in_memory(sample).astype(np.float64)
-        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        told["feature_alignment"] = float(np.linalg.norm((rows / np.where(lengths > 0, lengths, 1)).mean(0)))
-    for one, make_scores in zip(found, _scores_of_heads(seen, sample, n_classes), strict=True):
-        best = _in_memory(open_scores(make_scores())).argmax(1)
-        one.record.update(told, best_class_share=float(np.bincount(best).max() / len(best)))
-
-
-def _in_memory(source: Scores) -> np.ndarray:
-    return np.concatenate([block for _, block in row_blocks(source)])
+    n_drawn = min(holders.n_samples, LOOKED_AT)
+    drawn = draw_rows(holders.n_samples, n_drawn, np.random.default_rng(0))
+    here = np.flatnonzero(np.isin(holders.index, drawn))
+    sums = [np.zeros(source.shape[1]), *(np.zeros(k, np.int64) for k in n_classes)]
+    if len(here):
+        sample = source.take(here)
+        if seen.kind == FEATURES:
+            rows = in_memory(sample).astype(np.float64)
+            lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+            sums[0] = (rows / np.where(lengths > 0, lengths, 1)).sum(0)
+        for head, make_scores in enumerate(_scores_of_heads(seen, sample, n_classes)):
+            sums[1 + head] = np.bincount(in_memory(open_scores(make_scores())).argmax(1), minlength=n_classes[head])
+    total, *counts = holders.team.total("look", *sums)
+    for one, sizes in zip(found, counts, strict=True):
+        if seen.kind == FEATURES:
+            one.record["feature_alignment"] = float(np.linalg.norm(total / n_drawn))
+        one.record["best_class_share"] = float(sizes.max() / n_drawn)
 
 
 def _checked(new: NewLabels, head: HeadView) -> np.ndarray:
@@ -122,7 +134,7 @@ def _checked(new: NewLabels, head: HeadView) -> np.ndarray:
             f"the labeling gave {labels.dtype} of shape {labels.shape} for head {head.number}; it must give "
             f"({head.n_samples},) whole numbers"
         )
-    if labels.min() < -1 or labels.max() >= head.n_classes:
+    if len(labels) and (labels.min() < -1 or labels.max() >= head.n_classes):
         raise ValueError(
             f"the labeling gave labels from {labels.min()} to {labels.max()} for head {head.number}; they must be from "
             f"0 to {head.n_classes - 1}, or -1"
@@ -130,14 +142,14 @@ def _checked(new: NewLabels, head: HeadView) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _described(labels: np.ndarray, head: HeadView, truth: np.ndarray | None, new: NewLabels) -> dict[str, Any]:
+def _described(
+    labels: np.ndarray, before: np.ndarray, head: HeadView, truth: np.ndarray | None, new: NewLabels
+) -> dict[str, Any]:
     sizes = np.bincount(labels[labels >= 0], minlength=head.n_classes)
     shares = sizes[sizes > 0] / max(sizes.sum(), 1)
-    labelled = (labels >= 0) & (head.before >= 0)
+    labelled = (labels >= 0) & (before >= 0)
     told = {
-        "churn": metrics.churn(head.before[labelled], labels[labelled], matched=new.new_classes)
-        if labelled.any()
-        else 1.0,
+        "churn": metrics.churn(before[labelled], labels[labelled], matched=new.new_classes) if labelled.any() else 1.0,
         "smallest": int(sizes.min()),
         "largest": int(sizes.max()),
         "unlabelled": int((labels < 0).sum()),
@@ -155,7 +167,13 @@ def _described(labels: np.ndarray, head: HeadView, truth: np.ndarray | None, new
 
 
 def _scores_of_heads(
-    seen: View, source: Scores | None, n_classes: list[int], limit: int | None = None, *, kept: bool = True
+    seen: View,
+    source: Scores | None,
+    n_classes: list[int],
+    limit: int | None = None,
+    *,
+    kept: bool = True,
+    team: Alone = ALONE,
 ) -> Iterator[Callable[[], Any]]:
     """For each head a function that gives its (N, K) log-probabilities; forget one before asking for the next."""
     if source is None:
@@ -170,7 +188,7 @@ def _scores_of_heads(
                 yield _Matrix(source, seen.heads[head], head, n_classes[head], limit)
             else:
                 scores = next(ready)
-                yield partial(_kept, scores, limit if kept else 0)
+                yield partial(_kept, scores, limit if kept else 0, team)
     else:
         for head, k in enumerate(n_classes):
             yield _Matrix(source, _columns(head, n_classes), head, k, limit)
@@ -196,9 +214,12 @@ def _columns(head: int, n_classes: list[int]) -> Callable[[torch.Tensor], torch.
     return lambda rows: rows[:, start : start + n_classes[head]]
 
 
-def _kept(scores: Scores, limit: int | None) -> Any:
-    """A linear head's scores, all in memory if they fit: to read them costs far less than a product in each pass."""
-    if not _fits(scores.shape, limit):
+def _kept(scores: Scores, limit: int | None, team: Alone) -> Any:
+    """A linear head's scores, all in memory if they fit: to read them costs far less than a product in each pass.
+
+    Ranks do the same: scores travel between them, or else features.
+    """
+    if team.largest("room", not _fits(scores.shape, limit))[0]:
         return scores
     made = np.empty(scores.shape, scores.dtype)
     batches = scores.batches()

@@ -13,6 +13,13 @@ Two files beside it hold an extraction under way, so that it goes on where it wa
     .NAME.journal   a line of JSON (version, shape, dtype, about), then records of rows on the disk for certain:
                     the number of runs and a CRC-32, both uint32; for each run its first row and the row after its
                     last one, both int64. A record that was cut off does not count, nor does what follows one.
+
+Where several processes have the samples, each has a part: NAME.rank0-of-2.h5, of the same layout with
+
+    /features_index    (n,) int64: which samples its rows are of, in rising order
+    attributes         n_samples = N, of all parts
+
+In the .rows of a part, rows lie in the order in which they came, which its journal tells.
 """
 
 from __future__ import annotations
@@ -21,9 +28,11 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import struct
 import time
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,7 +42,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from otlabel.errors import ExtractionError, FileFormatError, FingerprintError, InvalidScoresError
+from otlabel.errors import ExtractionError, FileFormatError, FingerprintError, InvalidScoresError, SelfLabelWarning
 from otlabel.files import check_writable, clear_leftovers, replacing
 from otlabel.scores.hdf5 import check_stored, find_dataset, open_hdf5
 
@@ -49,11 +58,16 @@ HDF5_HEADER_BYTES, HDF5_BYTES_A_CHUNK = 96 << 10, 256  # more than its structure
 MOST_ABOUT_BYTES = 32 << 10  # HDF5 has room for an attribute of 64 KiB
 MARK_BYTES, MARK_SECONDS = 64 << 20, 5.0  # rows are marked in the journal once there are so many, or after so long
 RECORD = struct.Struct("<II")
+INDEX_BYTES = 8  # of a row's number, in a part
 NAMED = 5  # rows that an error names
 
 
 class Store(Protocol):
-    """Where the rows of an extraction go, and where they are read from afterwards."""
+    """Where the rows of an extraction go, and where they are read from afterwards.
+
+    A store of your own may have `part(rank, n_ranks)` as the stores here: a `Part` for the samples that one of several
+    processes has. Without that, the first process keeps all rows.
+    """
 
     def begin(self, n_samples: int, n_columns: int, about: dict[str, str]) -> np.ndarray:
         """Start an extraction, or go on with one that was interrupted.
@@ -117,6 +131,21 @@ class Store(Protocol):
         ...
 
 
+class Part(Store, Protocol):
+    """Where one of several processes has its rows."""
+
+    def finish(self, kept: np.ndarray | None = None) -> None:
+        """Let the new rows take the place of the old ones.
+
+        Args:
+            kept: (n,) which samples to keep, in rising order, possibly none; others have the rest. None: all that came.
+
+        Raises:
+            ValueError: some of them were never written. Write them, then finish.
+        """
+        ...
+
+
 class TensorStore:
     """Rows in memory, for small data.
 
@@ -132,12 +161,17 @@ class TensorStore:
         self._finished: tuple[_Contents, np.ndarray] | None = None
         self._extraction: tuple[_Contents, np.ndarray] | None = None
         self._written = np.zeros(0, bool)  # rows of the extraction that are there
+        self._parts: dict[tuple[int, int], TensorPart] = {}
+
+    def part(self, rank: int, n_ranks: int) -> TensorPart:
+        """The store of one of several processes, the same each time."""
+        return self._parts.setdefault((rank, n_ranks), TensorPart(self._dtype))
 
     def begin(self, n_samples: int, n_columns: int, about: dict[str, str]) -> np.ndarray:
         """As `Store.begin`; the rows of before are kept until `finish`."""
         contents = _checked_contents(n_samples, n_columns, self._dtype, about)
         if self._extraction is None or self._extraction[0] != contents:
-            self._extraction = contents, np.zeros(contents.shape, contents.dtype)
+            self._extraction = contents, self._room(contents)
             self._written = np.zeros(n_samples, bool)
         return self._written.copy()
 
@@ -151,7 +185,7 @@ class TensorStore:
     def finish(self) -> None:
         """As `Store.finish`."""
         begun = self._begun()
-        _check_whole(self._written)
+        _check_whole(np.arange(len(self._written)), self._written)
         self._finished, self._extraction = begun, None
 
     def close(self) -> None:
@@ -173,10 +207,44 @@ class TensorStore:
         self.source()
         _check_about("the store in memory", self.about, about)
 
+    def _room(self, contents: _Contents) -> np.ndarray:
+        """For the rows of an extraction."""
+        return np.zeros(contents.shape, contents.dtype)
+
     def _begun(self) -> tuple[_Contents, np.ndarray]:
         if self._extraction is None:
             raise ExtractionError("no extraction was begun; call begin before write and finish")
         return self._extraction
+
+
+class TensorPart(TensorStore):
+    """The samples that one of several processes has, in memory; `source` gives them in rising order, (n, D)."""
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__(dtype)
+        self._came: list[tuple[np.ndarray, np.ndarray]] = []  # indices and their rows
+
+    def write(self, index: np.ndarray, rows: np.ndarray) -> None:
+        """As `Store.write`."""
+        ordered, checked = _checked_rows(index, rows, self._written, self._begun()[0])
+        self._came.append((ordered, checked.copy()))
+        self._written[ordered] = True
+
+    def finish(self, kept: np.ndarray | None = None) -> None:
+        """As `Part.finish`."""
+        contents, _ = self._begun()
+        kept = _checked_kept(kept, self._written)
+        places = np.full(contents.shape[0], -1)
+        places[kept] = np.arange(len(kept))
+        rows = np.empty((len(kept), contents.shape[1]), contents.dtype)
+        for index, some in self._came:
+            wanted = places[index] >= 0
+            rows[places[index[wanted]]] = some[wanted]
+        self._finished, self._extraction, self._came = (contents, rows), None, []
+
+    def _room(self, contents: _Contents) -> np.ndarray:
+        self._came = []
+        return np.zeros((0, contents.shape[1]), contents.dtype)
 
 
 class FeatureStore:
@@ -194,8 +262,11 @@ class FeatureStore:
         ValueError: another dtype, or a path or name that cannot be written as FILE::/NAME.
     """
 
+    _rank, _n_parts = 0, 0  # of a part, and how many there are; 0: this is none
+
     def __init__(self, path: str | os.PathLike[str], *, dtype: str = "float16", name: str = "features") -> None:
         self._path = Path(os.path.abspath(path))  # another process may have another working folder
+        self._whole_path = self._path
         self._dtype, self._name = _checked_dtype(dtype), name
         if "::" in str(self._path) or self._path.suffix.lower() not in ENDINGS:
             raise ValueError(f"path is {os.fspath(path)!r}; it must end in {' or '.join(ENDINGS)} and be free of '::'")
@@ -206,6 +277,10 @@ class FeatureStore:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_extraction": None}
 
+    def part(self, rank: int, n_ranks: int) -> FeaturePart:
+        """The store of one of several processes: a file beside this one, such as features.rank0-of-2.h5."""
+        return FeaturePart(self._path, rank, n_ranks, dtype=self._dtype, name=self._name)
+
     def begin(self, n_samples: int, n_columns: int, about: dict[str, str]) -> np.ndarray:
         """As `Store.begin`; a finished file stays whole and readable until `finish`.
 
@@ -213,11 +288,16 @@ class FeatureStore:
             FileFormatError: the path holds a file that no FeatureStore made; it is left alone.
             OSError: the disk has no room for the rows on their way and the file itself, or the folder takes no files.
             ExtractionError: another extraction to the same file is under way.
+
+        Warns:
+            SelfLabelWarning: another number of processes has left an extraction unfinished; it is not gone on with.
         """
-        contents = _checked_contents(n_samples, n_columns, self._dtype, about)
+        contents = _checked_contents(n_samples, n_columns, self._dtype, about, self._n_parts)
         self.close()
         _check_ours(self._path)
         clear_leftovers(self._path)  # of a finish that was killed: they take up room
+        if self._rank == 0:
+            _tell_of_others(self._whole_path, self._n_parts)
         _check_space(self._path, contents)
         check_writable(self._path)
         self._extraction = _Extraction(self._path, contents)
@@ -239,10 +319,14 @@ class FeatureStore:
             OSError: the disk is full, say. The old file is whole, and so is the extraction: make room and finish.
         """
         extraction = self._begun()
-        _check_whole(extraction.written)
+        kept = np.arange(len(extraction.written))
+        _check_whole(kept, extraction.written)
+        self._replace(extraction, kept)
+
+    def _replace(self, extraction: _Extraction, kept: np.ndarray) -> None:
         extraction.mark()
         _check_ours(self._path)
-        _write_hdf5(self._path, self._name, extraction)
+        _write_hdf5(self._path, self._name, extraction, kept)
         extraction.remove()
         self._extraction = None
 
@@ -297,6 +381,30 @@ class FeatureStore:
         return self._extraction
 
 
+class FeaturePart(FeatureStore):
+    """The samples that one of several processes has, in a file of their own; as `FeatureStore`, but for `finish`."""
+
+    def __init__(self, path: Path, rank: int, n_ranks: int, *, dtype: str, name: str) -> None:
+        super().__init__(_part_path(path, str(rank), str(n_ranks)), dtype=dtype, name=name)
+        self._whole_path, self._rank, self._n_parts = path, rank, n_ranks
+
+    def finish(self, kept: np.ndarray | None = None) -> None:
+        """As `Part.finish` and `FeatureStore.finish`."""
+        extraction = self._begun()
+        self._replace(extraction, _checked_kept(kept, extraction.written))
+
+    def source(self) -> Any:
+        """As `FeatureStore.source`; where there are no rows, an array (0, D)."""
+        place = super().source()
+        with self._opened() as handle:
+            dataset = handle[self._name]
+            return place if len(dataset) else np.empty(dataset.shape, dataset.dtype)
+
+
+def _part_path(path: Path, rank: str, n_ranks: str) -> Path:
+    return path.with_name(f"{path.stem}.rank{rank}-of-{n_ranks}{path.suffix}")
+
+
 # ---- what is handed over ----
 
 
@@ -307,6 +415,7 @@ class _Contents:
     shape: tuple[int, int]
     dtype: str
     about: dict[str, str]
+    n_parts: int = 0  # 0: all rows are here
 
     @property
     def row_bytes(self) -> int:
@@ -317,15 +426,21 @@ class _Contents:
         return self.shape[0] * self.row_bytes
 
     @property
-    def chunk_rows(self) -> int:
+    def n_rows(self) -> int:
+        """How many are to be expected here, where parts are of equal sizes."""
+        return -(-self.shape[0] // max(self.n_parts, 1))
+
+    def chunk_rows(self, n_rows: int) -> int:
         """Rows of a chunk: all are of about equal size, since each is stored in full."""
-        n_chunks = -(-self.n_bytes // CHUNK_BYTES)
-        return max(1, -(-self.shape[0] // n_chunks))
+        n_chunks = -(-n_rows * self.row_bytes // CHUNK_BYTES)
+        return max(1, -(-n_rows // max(n_chunks, 1)))
 
     def header(self) -> bytes:
         """The first line of a journal."""
         told = {"format": f"{FORMAT}.journal", "format_version": FORMAT_VERSION, "shape": self.shape}
         told |= {"dtype": self.dtype, "about": self.about}
+        if self.n_parts:
+            told["n_parts"] = self.n_parts
         return json.dumps(told, sort_keys=True).encode() + b"\n"
 
 
@@ -335,7 +450,7 @@ def _checked_dtype(dtype: str) -> str:
     return dtype
 
 
-def _checked_contents(n_samples: int, n_columns: int, dtype: str, about: dict[str, str]) -> _Contents:
+def _checked_contents(n_samples: int, n_columns: int, dtype: str, about: dict[str, str], n_parts: int = 0) -> _Contents:
     sizes: dict[str, Any] = {"n_samples": n_samples, "n_columns": n_columns}
     for name, value in sizes.items():
         if type(value) is bool or not isinstance(value, Integral) or int(value) < 1:
@@ -346,7 +461,7 @@ def _checked_contents(n_samples: int, n_columns: int, dtype: str, about: dict[st
     n_bytes = len(json.dumps(about))
     if n_bytes > MOST_ABOUT_BYTES:
         raise ValueError(f"about takes {n_bytes:,} bytes, more than {MOST_ABOUT_BYTES:,}; pass hashes of what is long")
-    return _Contents((int(n_samples), int(n_columns)), dtype, dict(about))
+    return _Contents((int(n_samples), int(n_columns)), dtype, dict(about), n_parts)
 
 
 def _checked_rows(
@@ -394,11 +509,21 @@ def _blame_sample(index: np.ndarray, rows: np.ndarray, stored: np.ndarray) -> No
     raise InvalidScoresError(f"{value} {where} is too large for {stored.dtype}; {remedy}")
 
 
-def _check_whole(written: np.ndarray) -> None:
-    missing = np.flatnonzero(~written)
+def _check_whole(wanted: np.ndarray, written: np.ndarray) -> None:
+    missing = wanted[~written[wanted]]
     if len(missing):
         named = ", ".join(map(str, missing[:NAMED])) + (", ..." if len(missing) > NAMED else "")
-        raise ValueError(f"{len(missing):,} of {len(written):,} rows are missing: {named}; write them, then finish")
+        raise ValueError(f"{len(missing):,} of {len(wanted):,} rows are missing: {named}; write them, then finish")
+
+
+def _checked_kept(kept: np.ndarray | None, written: np.ndarray) -> np.ndarray:
+    """The samples that a part is to keep, in rising order, each of which has come."""
+    if kept is None:
+        return np.flatnonzero(written)
+    if kept.ndim != 1 or kept.dtype.kind not in "iu" or (np.diff(kept) <= 0).any():
+        raise ValueError(f"kept has shape {kept.shape} of {kept.dtype}; pass (n,) integers in rising order")
+    _check_whole(kept, written)
+    return kept
 
 
 def _check_about(name: str, found: dict[str, str] | None, wanted: dict[str, str]) -> None:
@@ -425,14 +550,35 @@ def _journal_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.journal")
 
 
+def _tell_of_others(path: Path, n_parts: int) -> None:
+    """Warn of what another number of processes has left of an extraction."""
+    pattern = rf"\.{re.escape(path.stem)}\.rank\d+-of-(\d+){re.escape(path.suffix)}\.journal"
+    left = set()
+    with contextlib.suppress(OSError):  # a folder that may be written but not listed
+        found = [re.fullmatch(pattern, entry.name) for entry in os.scandir(path.parent)]
+        left = {int(one[1]) for one in found if one is not None}
+    if _journal_path(path).exists():
+        left.add(0)
+    for number in sorted(left - {n_parts}):
+        name = _part_path(path, "*", str(number)).name if number else path.name
+        warnings.warn(
+            f"an extraction to {path} by {number or 'one'} process{'es' if number else ''} was left unfinished; it is "
+            f"not gone on with by {n_parts or 'one'}: rows are extracted anew. Its files .{name}.rows and "
+            f".{name}.journal can be removed",
+            SelfLabelWarning,
+            stacklevel=3,
+        )
+
+
 def _check_space(path: Path, contents: _Contents) -> None:
     """Raise OSError unless the disk has room for the rows on their way and for the file that they end in."""
-    n_chunks = -(-contents.shape[0] // contents.chunk_rows)
-    chunk_bytes = contents.chunk_rows * contents.row_bytes + HDF5_BYTES_A_CHUNK
+    n_rows, chunk_rows = contents.n_rows, contents.chunk_rows(contents.n_rows)
+    n_chunks = -(-n_rows // chunk_rows)
+    chunk_bytes = chunk_rows * (contents.row_bytes + (INDEX_BYTES if contents.n_parts else 0)) + HDF5_BYTES_A_CHUNK
     taken = 0  # by rows of an extraction before, whose room these will have
     with contextlib.suppress(FileNotFoundError):
         taken = 512 * _rows_path(path).stat().st_blocks
-    needed = max(0, contents.n_bytes - taken) + HDF5_HEADER_BYTES + n_chunks * chunk_bytes
+    needed = max(0, n_rows * contents.row_bytes - taken) + HDF5_HEADER_BYTES + n_chunks * chunk_bytes
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise OSError(
@@ -447,6 +593,9 @@ class _Extraction:
     def __init__(self, path: Path, contents: _Contents) -> None:
         self.path, self.contents, self.process = path, contents, os.getpid()
         self.written = np.zeros(contents.shape[0], bool)
+        # Where each row lies: at its own place, or in a part, which has but some of them, in the order they came in.
+        self._places = np.full(contents.shape[0], -1) if contents.n_parts else np.arange(contents.shape[0])
+        self._n_placed = 0
         self._pending: list[np.ndarray] = []  # indices of rows that the journal does not have
         self._pending_bytes, self._marked = 0, time.monotonic()
         with contextlib.ExitStack() as opened:
@@ -470,7 +619,7 @@ class _Extraction:
             if len(runs) < 16 * n_runs or zlib.crc32(runs, zlib.crc32(header)) != checksum:
                 break
             for first, stop in np.frombuffer(runs, "<i8").reshape(-1, 2).tolist():
-                self.written[first:stop] = True
+                self._place(np.arange(first, stop))
             end += RECORD.size + len(runs)
         self._journal.truncate(end)  # or the rest of it would follow the next record
         return end
@@ -487,26 +636,40 @@ class _Extraction:
 
     def write(self, index: np.ndarray, rows: np.ndarray) -> None:
         index, stored = _checked_rows(index, rows, self.written, self.contents)
+        places = self._free_places(index)
         with _naming(_rows_path(self.path)):
-            for first, stop in _runs(index).tolist():
-                place = int(index[first]) * self.contents.row_bytes
+            for first, stop in _runs(places).tolist():
+                place = int(places[first]) * self.contents.row_bytes
                 _write_at(self._rows.fileno(), stored[first:stop].reshape(-1).view(np.uint8).data, place)
+        self._place(index)
         self._pending.append(index)
-        self.written[index] = True
         self._pending_bytes += stored.nbytes
         if self._pending_bytes >= MARK_BYTES or time.monotonic() >= self._marked + MARK_SECONDS:
             self.mark()
 
+    def _free_places(self, index: np.ndarray) -> np.ndarray:
+        """Where rows that come now are to lie."""
+        return self._n_placed + np.arange(len(index)) if self.contents.n_parts else index
+
+    def _place(self, index: np.ndarray) -> None:
+        """Take note of rows that lie there."""
+        self._places[index] = self._free_places(index)
+        self._n_placed += len(index)
+        self.written[index] = True
+
     def mark(self) -> None:
         """Send rows to the disk, then say in the journal that they are there."""
-        index = np.sort(np.concatenate([np.zeros(0, np.int64), *self._pending]))
+        index = np.concatenate([np.zeros(0, np.int64), *self._pending])
         if not len(index):
             return
+        if not self.contents.n_parts:  # a part's places are told by the order
+            index.sort()
         try:
             with _naming(_rows_path(self.path)):
                 os.fdatasync(self._rows.fileno())
         except OSError:
             self.written[index] = False  # nobody knows which of them are there, and a second call would not tell
+            self._n_placed -= len(index)
             self._forget_pending()
             raise
         positions = _runs(index)
@@ -522,14 +685,16 @@ class _Extraction:
     def _forget_pending(self) -> None:
         self._pending, self._pending_bytes, self._marked = [], 0, time.monotonic()
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows start to stop."""
-        rows = np.empty((stop - start, self.contents.shape[1]), self.contents.dtype)
+    def read(self, index: np.ndarray) -> np.ndarray:
+        """The rows of samples that are there."""
+        rows = np.empty((len(index), self.contents.shape[1]), self.contents.dtype)
+        places = self._places[index]
         with _naming(_rows_path(self.path)):
-            memory = rows.reshape(-1).view(np.uint8).data
-            n_read = _read_at(self._rows.fileno(), memory, start * self.contents.row_bytes)
-        if n_read < rows.nbytes:
-            raise FileFormatError(f"{_rows_path(self.path)} was cut short; remove it and extract again")
+            for first, stop in _runs(places).tolist():
+                memory = rows[first:stop].reshape(-1).view(np.uint8).data
+                n_read = _read_at(self._rows.fileno(), memory, int(places[first]) * self.contents.row_bytes)
+                if n_read < len(memory):
+                    raise FileFormatError(f"{_rows_path(self.path)} was cut short; remove it and extract again")
         return rows
 
     def close(self) -> None:
@@ -545,7 +710,7 @@ class _Extraction:
 
 
 def _runs(index: np.ndarray) -> np.ndarray:
-    """Positions (n, 2), first and after the last, of the runs of consecutive numbers in a rising index."""
+    """Positions (n, 2), first and after the last, of the runs of consecutive numbers in an index."""
     breaks = np.flatnonzero(np.diff(index) != 1) + 1
     ends = np.concatenate([breaks, [len(index)]] if len(index) else [breaks])
     return np.stack([np.concatenate([[0], breaks])[: len(ends)], ends], axis=1)
@@ -614,22 +779,26 @@ def _naming(path: Path) -> Iterator[None]:
 # ---- the finished file ----
 
 
-def _write_hdf5(path: Path, name: str, extraction: _Extraction) -> None:
-    """The file, chunk by chunk, whole or not at all."""
+def _write_hdf5(path: Path, name: str, extraction: _Extraction, kept: np.ndarray) -> None:
+    """The file with the rows of some samples, chunk by chunk, whole or not at all."""
     import h5py
 
     contents = extraction.contents
-    n_rows, step = contents.shape[0], contents.chunk_rows
+    n_rows, step = len(kept), contents.chunk_rows(len(kept))
     with replacing(path) as file, open(file.name, "r+b", buffering=0) as opened:
         disk = _Disk(opened.fileno())
         try:
             with h5py.File(disk, "w") as handle:
-                chunks = step, contents.shape[1]
-                dataset = handle.create_dataset(name, contents.shape, contents.dtype, chunks=chunks, fletcher32=True)
+                shape = n_rows, contents.shape[1]
+                stored: dict[str, Any] = {"chunks": (step, shape[1]), "fletcher32": True} if n_rows else {}
+                dataset = handle.create_dataset(name, shape, contents.dtype, **stored)
                 for start in range(0, n_rows, step):
                     stop = min(start + step, n_rows)
-                    dataset[start:stop] = extraction.read(start, stop)
+                    dataset[start:stop] = extraction.read(kept[start:stop])
                     disk.check()
+                if contents.n_parts:
+                    handle.create_dataset(f"{name}_index", data=kept, **(stored and stored | {"chunks": (step,)}))
+                    handle.attrs.update(n_samples=contents.shape[0])
                 handle.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, dtype=contents.dtype)
                 handle.attrs.update(about=json.dumps(contents.about, sort_keys=True), complete=True)
         finally:
