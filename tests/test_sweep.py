@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -338,3 +339,16 @@ def test_every_task_runs_once_and_errors_surface(num_threads) -> None:
 def test_reference_on_the_device(dtype) -> None:
     scores, potentials = stored((257, 17), dtype), np.random.default_rng(1).standard_normal(17)
     assert_same(run(reference, scores.cuda(), potentials, 0.1), formula(scores, potentials, 0.1), 1e-12, 12.0)
+
+
+@pytest.mark.parametrize("n_blocks", [1, 62, 63, 64, 126, 127, 128, 300])
+def test_any_number_of_blocks_adds_up(n_blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("otlabel.scores.base.BLOCK_ENTRIES", (5, 5))
+    scores = np.random.default_rng(n_blocks).standard_normal((n_blocks, 5))
+    source = open_scores(scores)
+    assert len(source.blocks()) == n_blocks
+    found = sweep.sweep(source, np.zeros(5), 0.5)
+    plan = softmax(scores / 0.5, axis=1)
+    expected = [math.fsum(column) / n_blocks for column in plan.T]
+    np.testing.assert_allclose(found.mass, expected, rtol=1e-15)
+    assert found.counts.sum() == n_blocks

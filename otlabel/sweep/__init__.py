@@ -240,7 +240,7 @@ class _Sums:
     def _add_up(self) -> None:
         from otlabel.sweep.cpu import add_up
 
-        self._sums = add_up(np.concatenate([self._sums, self._parts]))
+        self._sums = add_up(np.stack([*self._sums, *self._parts]))
         self._parts = []
 
 
