@@ -285,8 +285,14 @@ def _mostly_distinct(hashes: np.ndarray, team: Alone, n_rows: int) -> bool:
     share = min(1.0, HASHES / n_rows)
     if share < 1:
         hashes = hashes[hashes < np.uint64(share * 2**64)]
-    (some,) = team.joined("hashes", np.unique(hashes))
-    return len(np.unique(some)) > DISTINCT_SHARE * share * n_rows
+    (some,) = team.joined("hashes", _distinct(hashes))
+    return len(_distinct(some)) > DISTINCT_SHARE * share * n_rows
+
+
+def _distinct(hashes: np.ndarray) -> np.ndarray:
+    """Each hash once, in order; by sorting, which is several times quicker here than np.unique's table."""
+    hashes = np.sort(hashes)
+    return hashes[np.diff(hashes, prepend=~hashes[:1]) != 0]
 
 
 def _unmerge(placement: Placement, members: np.ndarray | None, team: Alone, rng: np.random.Generator) -> np.ndarray:

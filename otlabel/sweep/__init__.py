@@ -203,9 +203,10 @@ def sweep(
     here = np.zeros(n_classes + 3)
     here[2] = n_rows if weights is None else weights.sum()
     added.add(here, np.zeros(n_classes, np.int64))
-    (linear, entropic, total, *mass), counts = added.over_ranks(scores)
+    sums, counts = added.over_ranks(scores)
+    linear, entropic, total = sums[:3].tolist()
     plan = None if plan_rows is None else _joined(plans, n_classes)
-    return Sweep(np.array(mass) / total, linear / total, entropic / total, labels, counts, row_mass, plan)
+    return Sweep(sums[3:] / total, linear / total, entropic / total, labels, counts, row_mass, plan)
 
 
 class _Sums:
@@ -234,6 +235,8 @@ class _Sums:
             return {"sums": sums[0], "counts": np.sum([rank["counts"] for rank in ranks], 0)}
 
         self._add_up()
+        if scores.share.team.number == 1:
+            return self._sums[0], self._counts
         told = scores.share.team.agree("sweep", {"sums": self._sums, "counts": self._counts}, merge)
         return told["sums"], told["counts"]
 
