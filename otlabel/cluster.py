@@ -277,8 +277,8 @@ class UnitRows(WrappedScores):
             import torch
 
             wide = rows.to(getattr(torch, self.dtype))
-            lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-            return wide / lengths.where(lengths > 0, 1)
+            lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True, dtype=torch.float64)
+            return (wide / lengths.where(lengths > 0, 1)).to(wide.dtype)
         numbers = as_float(rows, self.source.dtype)
         # In float64, where squares of float32 numbers neither overflow nor vanish.
         lengths = np.sqrt(np.einsum("ij,ij->i", numbers, numbers, dtype=np.float64))

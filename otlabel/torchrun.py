@@ -27,8 +27,11 @@ def process_group(device: str) -> Iterator[Any]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
         yield None
         return
+    import torch
     import torch.distributed as dist
 
+    if device.startswith("cuda"):
+        torch.cuda.set_device(own_device(device))
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield dist.group.WORLD

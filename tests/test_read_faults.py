@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import errno
 import io
@@ -105,6 +106,12 @@ def member(name: str, content: bytes) -> bytes:
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr(name, content)
     return archive.getvalue()
+
+
+def stored(value: Any) -> bytes:
+    image = io.BytesIO()
+    torch.save(value, image)
+    return image.getvalue()
 
 
 def saved(array: Any, **settings: Any) -> bytes:
@@ -332,6 +339,11 @@ REFUSED: dict[str, tuple[Callable[[Path, np.ndarray], str], type[Exception], str
         with_bytes("a.npy", lambda _: saved(np.array([[{}], [1]], object), allow_pickle=True)),
         FORMAT,
         r"a\.npy holds pickled Python objects, which are never loaded; save plain numbers",
+    ),
+    "pt with objects": (
+        with_bytes("a.pt", lambda _: stored(collections.deque([1]))),
+        FORMAT,
+        r"a\.pt is not a file of plain tensors: it holds more than that$",
     ),
     "Fortran order": (
         with_bytes("a.npy", lambda _: saved(np.asfortranarray(np.eye(3)[:2]))),

@@ -796,3 +796,10 @@ def test_linear_scores_can_be_sent_elsewhere(tmp_path) -> None:
     scores = linear_scores(str(tmp_path / "features.npy"), rng.normal(size=(5, 8)))
     sent = pickle.loads(pickle.dumps(scores))
     np.testing.assert_array_equal(sinkhorn_assign(sent).labels, sinkhorn_assign(scores).labels)
+
+
+def test_float8_is_read_as_the_numbers_it_stands_for() -> None:
+    scores = torch.from_numpy(np.random.default_rng(0).standard_normal((50, 4))).to(torch.float8_e4m3fn)
+    found, expected = sinkhorn_assign(scores), sinkhorn_assign(scores.float())
+    assert torch.equal(found.labels, expected.labels)
+    assert found.value == expected.value

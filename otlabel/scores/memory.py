@@ -87,6 +87,8 @@ def open_tensor(tensor: torch.Tensor, what: str = "scores") -> ArrayScores | Ten
     if tensor.is_complex():
         raise InvalidScoresError(f"{what} have dtype {tensor.dtype}; pass real numbers (float16, float32, float64)")
     tensor = tensor.detach()
+    if tensor.is_floating_point() and tensor.itemsize == 1:  # float8
+        tensor = tensor.float()
     if tensor.device.type != "cpu":
         return TensorScores(tensor if tensor.is_floating_point() else tensor.double())
     if tensor.dtype == torch.bfloat16:  # NumPy has none

@@ -110,7 +110,13 @@ def _load_torch(file: Path, name: str) -> Any:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # damage may show up as nearly any of them
-        why = str(error).partition("\n")[0] or type(error).__name__
+        told = str(error).partition("\n")[0]
+        # torch advises to unpickle what was refused, which is never to be done with a stranger's file.
+        why = (
+            "it holds more than that"
+            if "eights only" in told or "weights_only" in told
+            else told or type(error).__name__
+        )
         raise FileFormatError(f"{file} is not a file of plain tensors: {why}") from error
     if isinstance(loaded, dict):
         tensors = {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
