@@ -31,7 +31,7 @@ from otlabel.distributed import DIGIT_BITS, FEW_NUMBERS, FRAME
 from otlabel.problem import Rounding
 from otlabel.result import bytes_text
 from otlabel.rounding import MOVES_A_CLASS, MOVES_A_ROW, SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS
-from otlabel.scores import ITEM_BYTES, ArrayScores, Scores, default_limit, free_memory, partition
+from otlabel.scores import ITEM_BYTES, ArrayScores, Scores, block_rows, default_limit, free_memory
 from otlabel.scores.device import BLOCK_BYTES, MEMORY_SHARE
 from otlabel.scores.factored import DEVICE_ENTRIES, Features, LinearScores
 from otlabel.scores.kept import CACHE_SHARE
@@ -201,13 +201,18 @@ def estimate(
     )
 
 
+def _blocks(n_rows: int, n_classes: int) -> tuple[int, int]:
+    """How many blocks the rows are in, and the rows of the longest."""
+    size = block_rows(n_rows, n_classes)
+    return -(-n_rows // size), min(size, n_rows)
+
+
 def _memory_parts(
     n_rows: int, n_classes: int, item: int, rounding: Rounding, cached: bool, n_ranks: int = 1
 ) -> dict[str, int]:
     """What a process takes of its memory, by what it is for; of several ranks, the one with most rows."""
-    blocks = partition(n_rows, n_classes)
-    longest = max(stop - start for start, stop in blocks)
-    here = -(-len(blocks) // n_ranks)
+    n_blocks, longest = _blocks(n_rows, n_classes)
+    here = -(-n_blocks // n_ranks)
     rows = min(here * longest, n_rows)
     return {
         "interpreter": INTERPRETER_BYTES,
@@ -388,11 +393,8 @@ def estimate_ranks(
     n_rows, n_classes = shape
     passes, most = PASSES[rounding]
     width, item = (n_classes if dim is None else dim), ITEM_BYTES[dtype]
-    blocks = partition(n_rows, n_classes)
-    if card is None:
-        rows = min(-(-len(blocks) // n_ranks) * max(stop - start for start, stop in blocks), n_rows)
-    else:
-        rows = -(-n_rows // n_ranks)
+    n_blocks, longest = _blocks(n_rows, n_classes)
+    rows = min(-(-n_blocks // n_ranks) * longest, n_rows) if card is None else -(-n_rows // n_ranks)
     part = rows * width * item
     if memory_limit is None:
         memory_limit = default_limit() if card is None else int(CACHE_SHARE * card.host_memory)
@@ -455,7 +457,7 @@ def estimate_ranks(
         serial_seconds=serial,
         seconds=seconds,
         least_pass_seconds=least if kept == "card" else None,
-        findings=tuple(_findings(shape, n_ranks, rows, memory, host, card_memory, card, kept, len(blocks))),
+        findings=tuple(_findings(shape, n_ranks, rows, memory, host, card_memory, card, kept, n_blocks)),
     )
 
 
@@ -549,7 +551,7 @@ def _spread_steps(n_rows: int, step: Any, n_ranks: int) -> list[Step]:
 
 def _edge_rows(n_rows: int, n_classes: int, n_ranks: int) -> float:
     """Rows at its beginning that a rank sends to the one which works on their block, if all have as many."""
-    block = partition(n_rows, n_classes)[0][1]
+    _, block = _blocks(n_rows, n_classes)
     begins = np.arange(1, n_ranks) * n_rows // n_ranks
     return float(np.minimum(-begins % block, n_rows / n_ranks).mean()) if n_ranks > 1 else 0.0
 
@@ -608,16 +610,16 @@ def _ranks_memory(
     on_card = {own: host[own] if kept == "card" else 0, "samples": host.pop("samples")}
     if kept == "card":
         del host[own]
-    moved = max(BLOCK_BYTES, partition(n_rows, n_classes)[0][1] * (dim or n_classes) * item)  # at a time
+    moved = max(BLOCK_BYTES, _blocks(n_rows, n_classes)[1] * (dim or n_classes) * item)  # at a time
     host["blocks in flight"] = 0 if kept == "card" else 2 * moved
     on_card["blocks in flight"] = (0 if kept == "card" else 3 * moved) + (3 * 4 * DEVICE_ENTRIES if dim else 0)
-    block_rows = (SPAN_ENTRIES if dim is None else DEVICE_ENTRIES) // n_classes
+    span = (SPAN_ENTRIES if dim is None else DEVICE_ENTRIES) // n_classes
     if n_classes <= DEVICE_CLASSES:
         on_card["curvature"] = 4 * 8 * n_classes**2
         host["curvature"] = 0
     host["interpreter"] += CUDA_BYTES
     host["rows"] = ROW_BYTES * rows
-    host["partial sums"] = CARD_PARTIAL_BYTES * n_classes * min(-(-rows // max(block_rows, 1)), WAITING_PARTS)
+    host["partial sums"] = CARD_PARTIAL_BYTES * n_classes * min(-(-rows // max(span, 1)), WAITING_PARTS)
     return host, on_card
 
 
@@ -663,7 +665,7 @@ def _cause(name: str, shape: tuple[int, int], rows: int) -> str:
     """What makes a part of the memory as large as it is, where that is not plain."""
     n_rows, n_classes = shape
     if name == "blocks in flight":
-        longest = partition(n_rows, n_classes)[0][1]
+        _, longest = _blocks(n_rows, n_classes)
         return f", as a block has {longest:,} rows x {n_classes:,} classes"
     if name == "candidates":
         return ", since each rank repairs with those of all; --rounding argmax has none"

@@ -17,6 +17,7 @@ from otlabel.scores.base import (
     Scores,
     WrappedScores,
     as_float,
+    block_rows,
     draw_rows,
     partition,
     row_blocks,
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "LinearScores", "Rows", "Scores", "TensorScores",
-    "WithColumn", "WrappedScores", "as_array", "as_float", "default_limit", "draw_rows", "free_memory", "is_stored",
-    "is_tensor", "keep", "keep_whole", "linear_scores", "load_array", "matches", "on_device", "open_part",
+    "WithColumn", "WrappedScores", "as_array", "as_float", "block_rows", "default_limit", "draw_rows", "free_memory",
+    "is_stored", "is_tensor", "keep", "keep_whole", "linear_scores", "load_array", "matches", "on_device", "open_part",
     "open_scores", "part_of_all", "partition", "row_blocks", "rows_between", "take_rows",
 ]  # fmt: skip
 
