@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import socket
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import forkserver
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +19,19 @@ SECONDS = 60.0  # that a group waits, where a test says nothing else
 KILLED = "killed"
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch.distributed", "otlabel.assign", "otlabel.sweep.cpu"])
+_context.set_forkserver_preload(["preloaded"])
+
+
+@functools.cache
+def _start_server() -> None:
+    """With the folder of the tests among those that it imports from."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
+    forkserver.ensure_running()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
 
 
 def on_ranks(function: Callable[..., Any], number: int, *arguments: Any, timeout: float = SECONDS) -> list[Any]:
@@ -32,6 +47,7 @@ def as_torchrun(function: Callable[..., Any], number: int, *arguments: Any) -> l
 def _launched(
     run: Callable[..., None], number: int, function: Callable[..., Any], arguments: tuple[Any, ...], timeout: float
 ) -> list[Any]:
+    _start_server()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -90,9 +90,8 @@ def solve_all(group: Any) -> list[Any]:
         scores, calls = problem(number + n_ranks, kind)
         ends = ends_of(len(scores), n_ranks, number)
         rows = slice(int(ends[rank]), int(ends[rank + 1]))
-        calls = (
-            calls if n_ranks < 3 or (n_ranks + number) % 4 == 0 else calls[:1]
-        )  # the more ranks, the longer it takes on few processors
+        if n_ranks > 2 and (n_ranks + number) % 4:  # the more ranks, the longer it takes on few processors
+            calls = calls[:1]
         found.append([solved(scores, call, rows, group) for call in calls])
     return found
 
