@@ -22,12 +22,21 @@ from problems import clusters, normal
 from scipy.special import log_softmax
 
 import otlabel
-from otlabel import planning, semidual, sinkhorn_assign
+from otlabel import semidual, sinkhorn_assign
 from otlabel.cli import main
 from otlabel.distributed import ALONE, Ranks, Share
-from otlabel.planning import CARDS, conversation, estimate, estimate_ranks, measure_read_rate, measure_sweep_rate
+from otlabel.planning import (
+    CARDS,
+    conversation,
+    estimate,
+    estimate_ranks,
+    measure_read_rate,
+    measure_sweep_rate,
+    rates,
+)
+from otlabel.planning.process import PASSES
 from otlabel.problem import Problem, Rounding
-from otlabel.scores import ArrayScores, free_memory, open_scores
+from otlabel.scores import ITEM_BYTES, ArrayScores, free_memory, open_scores
 
 GB = 10**9
 
@@ -222,7 +231,7 @@ def test_rank_0_sends_in_proportion_to_ranks_and_classes() -> None:
 
 
 def test_more_ranks_take_less_time_and_memory_each(monkeypatch) -> None:
-    monkeypatch.setattr(planning, "free_memory", lambda: 100 * GB)
+    monkeypatch.setattr("otlabel.planning.ranks.free_memory", lambda: 100 * GB)
     settings: dict[str, Any] = {"sweep_rate": 1e9, "memory_limit": 10**12, "dim": 128}
     few, many = (estimate_ranks((10**8, 1000), "float16", n_ranks, **settings) for n_ranks in (2, 64))
     assert few.pass_seconds == pytest.approx(32 * many.pass_seconds, rel=0.05)
@@ -231,7 +240,7 @@ def test_more_ranks_take_less_time_and_memory_each(monkeypatch) -> None:
 
 
 def test_what_does_not_fit_is_said_and_has_no_time(monkeypatch) -> None:
-    monkeypatch.setattr(planning, "free_memory", lambda: 100 * GB)
+    monkeypatch.setattr("otlabel.planning.ranks.free_memory", lambda: 100 * GB)
     planned = estimate_ranks((10**10, 10**5), "float16", 64, dim=256, sweep_rate=1e9)
     assert not planned.memory_suffices
     assert planned.pass_seconds is planned.seconds is None
@@ -271,7 +280,7 @@ def test_time_is_the_slower_of_reading_and_computing() -> None:
     computing = estimate((1_000_000, 1000), "float16", sweep_rate=1e9, read_rate=1e15, **settings).seconds
     reading = estimate((1_000_000, 1000), "float16", sweep_rate=1e15, read_rate=1e9, **settings).seconds
     both = estimate((1_000_000, 1000), "float16", sweep_rate=1e9, read_rate=1e9, **settings).seconds
-    passes = planning.PASSES["argmax"][0]
+    passes = PASSES["argmax"][0]
     assert reading == pytest.approx(2 * passes, rel=1e-3)
     assert passes <= computing <= 2.5 * passes
     assert max(reading, computing) <= both <= reading + computing
@@ -323,11 +332,11 @@ def test_read_rate_reads_a_small_part_of_the_file(tmp_path) -> None:
     np.lib.format.open_memmap(tmp_path / "scores.npy", "w+", np.float32, shape).flush()
     watched = Watched(np.load(tmp_path / "scores.npy", mmap_mode="r"), "float32")
     assert measure_read_rate(watched) > 0
-    assert 0 < watched.rows_read * 400 <= planning.READ_BYTES
+    assert 0 < watched.rows_read * 400 <= rates.READ_BYTES
 
 
 def test_one_huge_block_is_not_read_whole(monkeypatch) -> None:
-    monkeypatch.setattr(planning, "READ_BYTES", 4000)
+    monkeypatch.setattr(rates, "READ_BYTES", 4000)
     watched = Watched(np.zeros((100_000, 10), np.float32), "float32")
     measure_read_rate(watched)
     assert watched.rows_read <= 100
@@ -443,4 +452,4 @@ def test_scores_that_are_no_matrix(run, file) -> None:
 
 
 def test_planned_scores_are_opened_like_any_others() -> None:
-    assert open_scores(np.zeros((3, 2), np.float16)).dtype in planning.ITEM_BYTES
+    assert open_scores(np.zeros((3, 2), np.float16)).dtype in ITEM_BYTES

@@ -1,12 +1,4 @@
-"""What a solve will take, told before it starts: bytes, passes, memory, time. A small model, each term of it stated.
-
-passes    those that were counted on problems of many kinds: the usual number and the largest
-reading   the matrix once if it fits into the memory limit, else once a pass
-memory    the interpreter, the cache or the blocks in flight, some bytes a row, samples of the rows, K vectors
-time      a pass takes what a measured sweep of its scores takes, or reading them where that is slower; samples
-          and the algebra on them add a share
-
-Over several ranks, `estimate_ranks` adds what travels:
+"""What a solve over several ranks will take: the model of one process, and what travels.
 
 a pass    each rank sends 24 K bytes to rank 0, which answers each with 16 K: O(ranks K) there, O(K) elsewhere
 once      hashes of a million rows, the curvature's rows at each Newton step, and with exact labels the candidates to
@@ -19,49 +11,38 @@ from __future__ import annotations
 
 import math
 import textwrap
-import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from otlabel import sweep
 from otlabel.assign import HASHES
 from otlabel.distributed import DIGIT_BITS, FEW_NUMBERS, FRAME
+from otlabel.planning.process import (
+    PASSES,
+    ROW_BYTES,
+    SAMPLE_PASSES,
+    blocks,
+    memory_parts,
+    plain,
+)
 from otlabel.problem import Rounding
 from otlabel.result import bytes_text
 from otlabel.rounding import MOVES_A_CLASS, MOVES_A_ROW, SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS
-from otlabel.scores import ITEM_BYTES, ArrayScores, Scores, block_rows, default_limit, free_memory
+from otlabel.scores import ITEM_BYTES, default_limit, free_memory
 from otlabel.scores.device import BLOCK_BYTES, MEMORY_SHARE
-from otlabel.scores.factored import DEVICE_ENTRIES, Features, LinearScores
+from otlabel.scores.factored import DEVICE_ENTRIES
 from otlabel.scores.kept import CACHE_SHARE
 from otlabel.scores.memory import SPAN_ENTRIES
 from otlabel.semidual import (
     COARSE_ROWS,
     CURVATURE_ENTRIES,
     CURVATURE_ROWS,
-    DENSE_CLASSES,
     DEVICE_CLASSES,
     FEWEST_ROWS,
     sample_sizes,
 )
 from otlabel.sweep import WAITING_PARTS
-from otlabel.sweep.pool import thread_count
-
-PASSES: dict[Rounding, tuple[int, int]] = {"argmax": (6, 12), "exact": (7, 20)}  # the usual number, the largest
-
-INTERPRETER_BYTES = 300 << 20  # Python, NumPy, SciPy and the compiled sweep
-ROW_BYTES = 64  # hashes, labels, bests
-CANDIDATE_BYTES = 96  # a row, with exact labels: the candidates to move, and the arcs between classes that they make
-BLOCKS_A_THREAD = 3  # one that is reduced, and some that are read ahead
-CURVATURE_BYTES = 24 * CURVATURE_ENTRIES  # the sampled plan and its transpose
-SAMPLE_PASSES = 12  # over each sample of the rows
-ALGEBRA = 1.25  # what Newton's equations and the moves of the rounding add to the time of the passes
-
-PROBE_ENTRIES = 1 << 21  # scores of the block that the sweep is measured on
-PROBE_WEIGHTS = 1 << 24  # and at most so many weights, where scores are made of features
-PROBE_SECONDS = 0.2
-READ_BYTES = 32 << 20  # and of the file at most so much is read to see how fast it comes
 
 NETWORK = 25e9  # bytes a second and direction between machines, where none is stated: 200 Gb/s, one InfiniBand HDR port
 MESSAGE_SECONDS = 3e-4  # of each other rank, to be heard and answered by rank 0: measured with gloo on one machine
@@ -107,124 +88,6 @@ CARDS = {
     "h100": Card("H100", 80e9, 3.35e12, 67e12, 989e12, 64e9, 250e9),
     "a100": Card("A100", 80e9, 2.039e12, 19.5e12, 312e12, 32e9, 250e9),
 }
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What solving an (N, K) matrix will take."""
-
-    n_rows: int
-    n_classes: int
-    dtype: str
-    rounding: Rounding
-    matrix_bytes: int
-    passes: int  # over all scores, usually
-    most_passes: int  # in the worst case met
-    cached: bool  # whether the scores stay in memory after the first pass
-    memory_limit: int  # bytes that a cache may take
-    bytes_read: int  # from the file, with the usual passes
-    peak_memory: int  # bytes of the whole process
-    sweep_rate: float | None  # scores a second
-    read_rate: float | None  # bytes a second; None: nothing to read
-    seconds: float | None
-
-    def summary(self) -> str:
-        """A few lines for people, at most 80 columns."""
-        how = "read once, then kept in memory" if self.cached else "streamed from the file in every pass"
-        size = f"{self.dtype}: {bytes_text(self.matrix_bytes)}"
-        lines = [
-            f"scores    {self.n_rows:,} samples x {self.n_classes:,} classes, {size}",
-            f"passes    about {self.passes}, at most {self.most_passes}, to {self.rounding} labels",
-            f"reading   {how}: {bytes_text(self.bytes_read)} in all (memory limit {bytes_text(self.memory_limit)})",
-            f"memory    {bytes_text(self.peak_memory)} at its peak, of the whole process",
-        ]
-        if self.seconds is not None and self.sweep_rate is not None:
-            read = "" if self.read_rate is None else f", the file reads at {bytes_text(self.read_rate)}/s"
-            told = f"{_duration(self.seconds)}; measured just now: {self.sweep_rate:.2g} scores/s{read}"
-            lines.append(f"time      {told}")
-        return "\n".join(textwrap.fill(line, 80, subsequent_indent=" " * 10) for line in lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything for JSON."""
-        return asdict(self)
-
-
-def estimate(
-    shape: tuple[int, int],
-    dtype: str,
-    *,
-    rounding: Rounding = "exact",
-    memory_limit: int | None = None,
-    sweep_rate: float | None = None,
-    read_rate: float | None = None,
-) -> Estimate:
-    """What solving takes, from the size of the scores and two rates.
-
-    Args:
-        shape: (N, K) of the scores.
-        dtype: "float16", "bfloat16", "float32" or "float64".
-        rounding: "exact" or "argmax" labels.
-        memory_limit: bytes that may hold a copy of the scores. None: half of what is free.
-        sweep_rate: scores a second, as `measure_sweep_rate` finds. None: no time is told.
-        read_rate: bytes a second from the file, as `measure_read_rate` finds. None: reading costs nothing.
-
-    Returns:
-        Estimate with passes, bytes, peak memory and time; `summary()` for people, `to_dict()` for machines.
-    """
-    n_rows, n_classes = shape
-    matrix = n_rows * n_classes * ITEM_BYTES[dtype]
-    limit = default_limit() if memory_limit is None else memory_limit
-    passes, most = PASSES[rounding]
-    cached = matrix <= limit
-    seconds = None
-    if sweep_rate is not None:
-        one_pass = n_rows * n_classes / sweep_rate
-        one_read = 0.0 if read_rate is None else matrix / read_rate
-        in_memory, streamed = (passes - 1, 1) if cached else (0, passes)
-        on_samples = SAMPLE_PASSES * sum(sample_sizes(n_rows, n_classes)) * n_classes / sweep_rate
-        seconds = streamed * max(one_pass, one_read) + ALGEBRA * (in_memory * one_pass + on_samples)
-    return Estimate(
-        n_rows=n_rows,
-        n_classes=n_classes,
-        dtype=dtype,
-        rounding=rounding,
-        matrix_bytes=matrix,
-        passes=passes,
-        most_passes=most,
-        cached=cached,
-        memory_limit=limit,
-        bytes_read=matrix * (1 if cached else passes),
-        peak_memory=sum(_memory_parts(n_rows, n_classes, ITEM_BYTES[dtype], rounding, cached).values()),
-        sweep_rate=sweep_rate,
-        read_rate=read_rate,
-        seconds=seconds,
-    )
-
-
-def _blocks(n_rows: int, n_classes: int) -> tuple[int, int]:
-    """How many blocks the rows are in, and the rows of the longest."""
-    size = block_rows(n_rows, n_classes)
-    return -(-n_rows // size), min(size, n_rows)
-
-
-def _memory_parts(
-    n_rows: int, n_classes: int, item: int, rounding: Rounding, cached: bool, n_ranks: int = 1
-) -> dict[str, int]:
-    """What a process takes of its memory, by what it is for; of several ranks, the one with most rows."""
-    n_blocks, longest = _blocks(n_rows, n_classes)
-    here = -(-n_blocks // n_ranks)
-    rows = min(here * longest, n_rows)
-    return {
-        "interpreter": INTERPRETER_BYTES,
-        "scores that are kept": rows * n_classes * item if cached else 0,
-        "blocks in flight": BLOCKS_A_THREAD * thread_count() * longest * n_classes * item,
-        "rows": ROW_BYTES * rows,
-        "candidates": CANDIDATE_BYTES * n_rows if rounding == "exact" else 0,
-        "samples": -(-sum(sample_sizes(n_rows, n_classes)) // n_ranks) * n_classes * item,
-        "curvature": min(CURVATURE_BYTES, 24 * n_rows * n_classes)
-        + (24 * n_classes**2 if n_classes <= DENSE_CLASSES else 0),
-        "partial sums": 16 * min(here, WAITING_PARTS) * n_classes,  # that wait to be added up
-    }
 
 
 @dataclass(frozen=True)
@@ -350,7 +213,7 @@ class RanksEstimate:
             else (f"{_brief(self.message_seconds)} messages and {serial}")
         )
         return (
-            f"a pass {_brief(self.pass_seconds)}{least}{messages}; in all about {_plain(self.seconds)}, of which "
+            f"a pass {_brief(self.pass_seconds)}{least}{messages}; in all about {plain(self.seconds)}, of which "
             f"{shares}"
         )
 
@@ -393,7 +256,7 @@ def estimate_ranks(
     n_rows, n_classes = shape
     passes, most = PASSES[rounding]
     width, item = (n_classes if dim is None else dim), ITEM_BYTES[dtype]
-    n_blocks, longest = _blocks(n_rows, n_classes)
+    n_blocks, longest = blocks(n_rows, n_classes)
     rows = min(-(-n_blocks // n_ranks) * longest, n_rows) if card is None else -(-n_rows // n_ranks)
     part = rows * width * item
     if memory_limit is None:
@@ -551,7 +414,7 @@ def _spread_steps(n_rows: int, step: Any, n_ranks: int) -> list[Step]:
 
 def _edge_rows(n_rows: int, n_classes: int, n_ranks: int) -> float:
     """Rows at its beginning that a rank sends to the one which works on their block, if all have as many."""
-    _, block = _blocks(n_rows, n_classes)
+    _, block = blocks(n_rows, n_classes)
     begins = np.arange(1, n_ranks) * n_rows // n_ranks
     return float(np.minimum(-begins % block, n_rows / n_ranks).mean()) if n_ranks > 1 else 0.0
 
@@ -598,7 +461,7 @@ def _ranks_memory(
     """What a rank takes of its host's memory and of its card's, by what it is for."""
     n_rows, n_classes = shape
     made = item if dim is None else 4  # bytes of a score in flight
-    host = _memory_parts(n_rows, n_classes, made, rounding, bool(kept) and dim is None, n_ranks)
+    host = memory_parts(n_rows, n_classes, made, rounding, bool(kept) and dim is None, n_ranks)
     host["interpreter"] += TORCH_BYTES
     if n_ranks > 1 and rounding == "exact":
         host["candidates"] += int(MOVE_BYTES * _moves(n_rows, n_classes))  # as they came
@@ -610,7 +473,7 @@ def _ranks_memory(
     on_card = {own: host[own] if kept == "card" else 0, "samples": host.pop("samples")}
     if kept == "card":
         del host[own]
-    moved = max(BLOCK_BYTES, _blocks(n_rows, n_classes)[1] * (dim or n_classes) * item)  # at a time
+    moved = max(BLOCK_BYTES, blocks(n_rows, n_classes)[1] * (dim or n_classes) * item)  # at a time
     host["blocks in flight"] = 0 if kept == "card" else 2 * moved
     on_card["blocks in flight"] = (0 if kept == "card" else 3 * moved) + (3 * 4 * DEVICE_ENTRIES if dim else 0)
     span = (SPAN_ENTRIES if dim is None else DEVICE_ENTRIES) // n_classes
@@ -665,7 +528,7 @@ def _cause(name: str, shape: tuple[int, int], rows: int) -> str:
     """What makes a part of the memory as large as it is, where that is not plain."""
     n_rows, n_classes = shape
     if name == "blocks in flight":
-        _, longest = _blocks(n_rows, n_classes)
+        _, longest = blocks(n_rows, n_classes)
         return f", as a block has {longest:,} rows x {n_classes:,} classes"
     if name == "candidates":
         return ", since each rank repairs with those of all; --rounding argmax has none"
@@ -681,59 +544,4 @@ def _memory_text(parts: dict[str, int], suffices: bool) -> str:
 
 
 def _brief(seconds: float) -> str:
-    return f"{1000 * seconds:.2g} ms" if seconds < 0.1 else _plain(seconds)
-
-
-def measure_sweep_rate(n_classes: int, dtype: str, dim: int | None = None) -> float:
-    """Scores a second of one pass in memory on all threads, from a fraction of a second on random scores.
-
-    With `dim` they are made of random features of that length, of the type, by a head of at most so many classes.
-    """
-    random = np.random.default_rng(0)
-    if dim is not None:
-        n_classes = min(n_classes, max(1, PROBE_WEIGHTS // dim))
-    rows = max(1, PROBE_ENTRIES // n_classes)
-    numbers = random.standard_normal((rows, dim or n_classes), np.float32)
-    probe: Scores
-    if dtype == "bfloat16":
-        probe = ArrayScores((numbers.view(np.uint32) >> 16).astype(np.uint16).view(np.int16), dtype)
-    else:
-        stored = numbers.astype(dtype)
-        probe = ArrayScores(stored.view(np.uint16) if dtype == "float16" else stored, dtype)
-    if dim is not None:
-        weight = random.standard_normal((n_classes, dim), np.float32)
-        probe = LinearScores(Features(probe), weight, None, normalize=True)
-    precision = np.float64 if dtype == "float64" else np.float32
-    g = np.zeros(n_classes)
-    sweep.sweep(probe, g, 0.1, None, precision)  # compiled, if that was still to do
-    begun, n_sweeps = time.perf_counter(), 0
-    while (passed := time.perf_counter() - begun) < PROBE_SECONDS:
-        sweep.sweep(probe, g, 0.1, None, precision)
-        n_sweeps += 1
-    return n_sweeps * rows * n_classes / passed
-
-
-def measure_read_rate(scores: Scores) -> float:
-    """Bytes a second that the first blocks come at; what the system still holds in memory comes faster than later."""
-    row_bytes = scores.shape[1] * ITEM_BYTES[scores.dtype]
-    n_bytes, begun = 0, time.perf_counter()
-    for start, stop in scores.blocks():
-        stop = min(stop, start + max(1, (READ_BYTES - n_bytes) // row_bytes))
-        block = scores.read(start, stop)
-        if isinstance(block, np.ndarray):
-            block.reshape(-1)[:: 4096 // block.itemsize].max()  # a mapped file is read where it is touched
-        n_bytes += (stop - start) * row_bytes
-        if n_bytes + row_bytes > READ_BYTES:
-            break
-    return n_bytes / max(time.perf_counter() - begun, 1e-9)
-
-
-def _duration(seconds: float) -> str:
-    return "under a second" if seconds < 1 else f"about {_plain(seconds)}"  # less than what a process takes to start
-
-
-def _plain(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = math.ceil(seconds / 60)
-    return f"{minutes} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+    return f"{1000 * seconds:.2g} ms" if seconds < 0.1 else plain(seconds)
