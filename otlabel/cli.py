@@ -178,7 +178,13 @@ def _add_predict(commands: Any) -> None:
     )
     parser.add_argument("scores", metavar="SCORES", help=_SCORES_HELP)
     add = parser.add_argument
-    add("--potentials", metavar="FILE", type=Path, required=True, help="what assign wrote: result.npz or labels.h5")
+    add(
+        "--potentials",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="what assign wrote: result.npz, labels.h5 or its folder",
+    )
     add("-o", "--output", metavar="LABELS", type=Path, required=True, help=_OUTPUT_HELP)
     add("--receipt", action="store_true", help=_RECEIPT_HELP)
     add("--force", action="store_true", help="overwrite existing output")
@@ -624,8 +630,8 @@ def _numbers(text: str) -> np.ndarray:
 
 
 def _read_potentials(path: Path) -> tuple[np.ndarray, float]:
-    """Potentials, and the threshold of staying unlabelled, from a saved result or from an HDF5 file of labels."""
-    if path.suffix.lower() not in (".h5", ".hdf5"):
+    """Potentials, and the threshold of staying unlabelled, from a saved result, or an HDF5 file or folder of labels."""
+    if path.suffix.lower() not in (".h5", ".hdf5") and not path.is_dir():
         from otlabel import Assignment
 
         saved = Assignment.load(path)

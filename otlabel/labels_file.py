@@ -203,7 +203,9 @@ def _digest(labels: np.ndarray) -> str:
 
 
 def holds_labels(path: str | os.PathLike[str]) -> bool:
-    """Whether an HDF5 file says that `write_labels` made it; other files may hold labels in their own way."""
+    """Whether an HDF5 file, or a folder of parts, was made by `write_labels`; others hold labels in their own way."""
+    if os.path.isdir(path):
+        return any(PART_NAME.fullmatch(name) for name in os.listdir(path))
     import h5py
 
     try:

@@ -60,7 +60,12 @@ def test_parts_hold_what_one_process_writes(folder: Path) -> None:
     assert one.receipt is not None
     assert many.receipt.gap == pytest.approx(one.receipt.gap, abs=1e-12)
     assert many.receipt.input["sha256"] == one.receipt.input["sha256"]
-    assert cli.main(["certify", "whole.npy", "labels"]) == 0
+    assert cli.main(["certify", "whole.npy", "labels", "--potentials", "labels"]) == 0
+    assert cli.main(["predict", "whole.npy", "--potentials", "labels", "-o", "again.npy"]) == 0
+    assert (np.load("again.npy") != one.labels).mean() < 0.01  # rows on the border between classes
+    pytest.importorskip("jinja2")
+    assert cli.main(["report", "labels", "--scores", "whole.npy", "-o", "report.html"]) == 0
+    assert "9,000" in Path("report.html").read_text(encoding="utf-8")
 
 
 def test_one_file_of_all(folder: Path) -> None:

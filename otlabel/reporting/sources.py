@@ -107,7 +107,8 @@ def _of_assignment(result: Assignment, title: str = "Labels") -> Subject:
 def _of_path(text: str, head: int) -> Subject:
     path = Path(text)
     if path.is_dir():
-        return _of_run(path, head)
+        is_run = not labels_file.holds_labels(path)
+        return _of_run(path, head) if is_run else _of_stored(labels_file.read_labels(path), path.name)
     match path.suffix.lower() if "::" not in text else "":
         case ".npz":
             return _of_assignment(Assignment.load(path), path.name)
