@@ -17,7 +17,7 @@ from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.result import Assignment, Certificate, Status, like
 from otlabel.rounding import Placement, round_exact
-from otlabel.scores import Rows, keep, keep_whole, open_part, open_scores, take_rows
+from otlabel.scores import Rows, keep, keep_whole, open_part, open_scores, part_of_all, take_rows
 from otlabel.semidual import EPSILON_STEP, SAMPLE_ENTRIES, Point, draw_sampled, sharpen, solve
 from otlabel.validate import check_finite, check_labels, check_mass, check_problem, check_solver, check_vector, warn
 
@@ -195,7 +195,9 @@ def sinkhorn_assign(
     )
 
 
-def certify(scores: Any, labels: Any, *, potentials: Any = None, class_mass: Any = None) -> Certificate:
+def certify(
+    scores: Any, labels: Any, *, potentials: Any = None, class_mass: Any = None, group: Any = None
+) -> Certificate:
     """Prove how good any labels are, whoever made them: their value, and a bound that no labels of these sizes pass.
 
         gap = mean_i max_k (s_ik + g_k) - <sizes / N, g>  -  mean_i s[i, labels_i]
@@ -206,35 +208,44 @@ def certify(scores: Any, labels: Any, *, potentials: Any = None, class_mass: Any
         potentials: (K,) g; any will do, good ones make the bound tight. None: the best are found by solving.
         class_mass: (K,) sizes or shares that the bound is to hold for. None: the sizes that the labels have. For
             others, the gap says how far the labels are from the best with those sizes, and may be negative.
+        group: a torch.distributed group whose ranks call this together, each with its own rows (maybe none) and their
+            labels, and otherwise alike. None: this process has all rows.
 
     Returns:
-        Certificate with value, bound, gap, relative_gap and the labels' class sizes.
+        Certificate with value, bound, gap, relative_gap and the labels' class sizes; with a group, of all rows.
 
     Raises:
         InvalidScoresError, InvalidMassError: as for `sinkhorn_assign`.
         ValueError: labels of the wrong length or outside of 0 ... K - 1, or potentials of the wrong length.
     """
-    opened = open_scores(scores)
-    n_rows, n_classes = opened.shape
-    given = check_labels(labels, n_rows, n_classes)
-    labelled = given >= 0
-    n_labelled = int(labelled.sum())
-    targets = sizes = np.bincount(given[labelled], minlength=n_classes)
-    if class_mass is not None:
-        targets = class_sizes(check_mass(class_mass, n_labelled, n_classes), n_labelled)
-    if potentials is None:
-        mass = targets / max(n_labelled, 1) if n_labelled else None
-        potentials = sinkhorn_assign(opened, class_mass=mass, abstain=1 - n_labelled / n_rows).potentials
-    else:
-        check_finite(opened, sweep.inspect(opened))
-    g = check_vector(potentials, n_classes, "potentials")
-    _, best, own = sweep.label(opened, g, given)
-    value = float((own[labelled] - g[given[labelled]]).sum()) / n_rows
-    # Whoever may stay unlabelled: no choice of so many samples leaves more than the largest of these.
-    largest = np.partition(best, n_rows - n_labelled)[n_rows - n_labelled :] if 0 < n_labelled < n_rows else best
-    offset = float(targets[targets > 0] @ g[targets > 0])
-    bound = (float(largest.sum()) - offset) / n_rows if n_labelled else 0.0
-    return Certificate(value, bound, like(sizes, scores))
+    with ranks_of(group) as team:
+        opened = part_of_all(open_part(scores) if team.number > 1 else open_scores(scores), team)
+        n_rows, n_classes = opened.share.n_rows, opened.shape[1]
+        given = check_labels(labels, opened.shape[0], n_classes)
+        labelled = given >= 0
+        (sizes,) = team.total("sizes", np.bincount(given[labelled], minlength=n_classes))
+        n_labelled = int(sizes.sum())
+        if not n_labelled:
+            raise ValueError("all labels are -1: there is nothing to certify")
+        targets = sizes
+        if class_mass is not None:
+            targets = class_sizes(check_mass(class_mass, n_labelled, n_classes), n_labelled)
+        if potentials is None:
+            mass, abstain = targets / n_labelled, 1 - n_labelled / n_rows
+            potentials = sinkhorn_assign(opened, class_mass=mass, abstain=abstain, group=group).potentials
+        else:
+            check_finite(opened, sweep.inspect(opened))
+        g = check_vector(potentials, n_classes, "potentials")
+        _, best, own = sweep.label(opened, g, given)
+        if (
+            n_labelled < n_rows
+        ):  # whoever may stay unlabelled: no choice of so many leaves more than the largest of these
+            largest = np.partition(team.joined("best", best)[0], n_rows - n_labelled)[n_rows - n_labelled :].sum()
+        else:
+            (largest,) = team.total("best", best.sum())
+        (value,) = team.total("value", (own[labelled] - g[given[labelled]]).sum())
+        bound = (float(largest) - float(targets[targets > 0] @ g[targets > 0])) / n_rows
+        return Certificate(float(value) / n_rows, bound, like(sizes, scores))
 
 
 def _start(init: Any, rule: Rule, epsilon: float, n_classes: int) -> np.ndarray | None:

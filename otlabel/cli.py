@@ -48,7 +48,7 @@ _SCORES_HELP = (
 _RANGE_HELP = "class sizes between these, shares (0.005 0.02) or counts (50 200)"
 _MEMORY_HELP = "for keeping scores in memory (4e9, 4GB); default half of the free; beyond it they are streamed"
 _MASS_HELP = "shares (sum 1) or counts (sum N): 10,20,30 or a file; default equal"
-_OUTPUT_HELP = "FILE.npy (int64), or FILE.h5 with class sizes, potentials and a receipt; under torchrun also FOLDER/"
+_OUTPUT_HELP = "FILE.npy (int64), or FILE.h5 with class sizes, potentials and a receipt"
 _RECEIPT_HELP = "beside FILE.npy, write where its labels come from to FILE.npy.json"
 _LABELS_ENDINGS = (".npy", ".h5", ".hdf5")
 _BAD_PATHS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -145,7 +145,14 @@ def _add_assign(commands: Any) -> None:
     )
     parser.add_argument("scores", metavar="SCORES", help=_SCORES_HELP)
     add = parser.add_argument
-    add("-o", "--output", metavar="LABELS", type=Path, required=True, help=_OUTPUT_HELP)
+    add(
+        "-o",
+        "--output",
+        metavar="LABELS",
+        type=Path,
+        required=True,
+        help=_OUTPUT_HELP + "; under torchrun also FOLDER/",
+    )
     add("--class-mass", metavar="MASS", help=_MASS_HELP)
     rules = parser.add_mutually_exclusive_group()
     rules.add_argument("--range", nargs=2, type=_bound, metavar=("LO", "HI"), help=_RANGE_HELP)

@@ -17,7 +17,7 @@ from problems import KINDS, draw
 from ranks import KILLED, on_ranks
 
 import otlabel.scores.base
-from otlabel import KL, Assignment, Range, linear_scores, sinkhorn_assign
+from otlabel import KL, Assignment, Range, certify, linear_scores, sinkhorn_assign
 from otlabel.distributed import ALONE, Layout, Ranks
 from otlabel.errors import InfeasibleError, InvalidMassError, InvalidScoresError, RankError
 
@@ -255,6 +255,34 @@ def test_curate_over_ranks() -> None:
         np.testing.assert_array_equal(sizes, one.sizes)
         np.testing.assert_array_equal(quotas, one.quotas)
         assert summary == one.summary()
+
+
+def certify_rows(group: Any) -> list[Any]:
+    rows = [slice(0, 400), slice(400, 400), slice(400, 2000)][group.rank()]
+    features, weight, bias = drawn_features()
+    scores = (features @ weight.T + bias)[:2000]
+    found = [certify(scores[rows], labels[rows], group=group) for labels in some_labels(scores)]
+    found.append(certify(scores[rows], some_labels(scores)[0][rows], potentials=np.zeros(20), group=group))
+    return [(one.value, one.bound, one.counts) for one in found]
+
+
+def some_labels(scores: np.ndarray) -> list[np.ndarray]:
+    """The best classes; and fewer, of samples at random."""
+    best, rng = scores.argmax(1), np.random.default_rng(0)
+    return [best, np.where(rng.random(len(best)) < 0.3, -1, rng.permutation(best))]
+
+
+def test_certificates_over_ranks() -> None:
+    features, weight, bias = drawn_features()
+    scores = (features @ weight.T + bias)[:2000]
+    expected = [certify(scores, labels) for labels in some_labels(scores)]
+    expected.append(certify(scores, some_labels(scores)[0], potentials=np.zeros(20)))
+    for answer in on_ranks(certify_rows, 3):
+        assert not isinstance(answer, Exception), answer
+        for (value, bound, counts), one in zip(answer, expected, strict=True):
+            assert value == pytest.approx(one.value, rel=1e-12)
+            assert bound == pytest.approx(one.bound, rel=1e-12)
+            np.testing.assert_array_equal(counts, one.counts)
 
 
 # ---- what is sent ----
