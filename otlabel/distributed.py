@@ -117,9 +117,8 @@ class _Message:
 
     def packed(self) -> bytes:
         header = [self.step, self.name, self.trouble, self.kind, self.gone]
-        told = json.dumps(
-            [header, [[key, array.dtype.str, array.shape] for key, array in self.arrays.items()]]
-        ).encode()
+        kinds = [[key, array.dtype.str, array.shape] for key, array in self.arrays.items()]
+        told = json.dumps([header, kinds]).encode()
         body = b"".join([told, *(array.tobytes() for array in self.arrays.values())])
         return struct.pack("<QQ", len(body), len(told)) + body
 
@@ -130,7 +129,7 @@ class _Message:
         arrays, at = {}, n_told
         for key, dtype, shape in kinds:
             size = math.prod(shape)
-            arrays[key] = np.frombuffer(body, dtype, size, at).reshape(shape)
+            arrays[key] = np.frombuffer(body, dtype, size, at).reshape(shape).copy()  # to be written to, and aligned
             at += arrays[key].nbytes
         return cls(step, name, arrays, trouble, kind, gone)
 
@@ -266,7 +265,7 @@ class Ranks(Alone):
         own = _Message(self._step, name, arrays)
         if self.rank:
             try:
-                self._send(0, own)
+                self._send(own)
                 answer = self._receive(0)
             except RuntimeError as error:
                 self._ended = True
@@ -309,10 +308,14 @@ class Ranks(Alone):
 
     def _answer(self, heard: list[_Message], answer: _Message) -> None:
         """Tell everybody who still listens."""
+        body, sending = answer.packed(), list[_Sent]()
         for other, said in enumerate(heard[1:], 1):
             if not said.gone:
                 with contextlib.suppress(RuntimeError):  # who is lost now is found out at the next step
-                    self._send(other, answer)
+                    sending += self._begin(other, body)
+        for one in sending:
+            with contextlib.suppress(RuntimeError):
+                one.wait()
 
     def __enter__(self) -> Ranks:
         return self
@@ -325,7 +328,7 @@ class Ranks(Alone):
             said = self._failure(error)
             with contextlib.suppress(RuntimeError):
                 if self.rank:
-                    self._send(0, said)
+                    self._send(said)
                 elif isinstance(error, Exception):  # after an interrupt nobody knows what was being listened to
                     self._answer(self._heard(said), said)
         if error is not None:
@@ -344,13 +347,14 @@ class Ranks(Alone):
             self._listener = _Listener()
         return self._listener.result(lambda: self._receive(other), self._patience)
 
-    def _send(self, other: int, message: _Message) -> None:
-        body = message.packed()
-        work = [self._send_bytes(other, body[:FRAME].ljust(FRAME, b"\0"))]
-        if len(body) > FRAME:
-            work.append(self._send_bytes(other, body[FRAME:]))
-        for one in work:
+    def _send(self, message: _Message) -> None:
+        """To rank 0."""
+        for one in self._begin(0, message.packed()):
             one.wait()
+
+    def _begin(self, other: int, body: bytes) -> list[_Sent]:
+        sending = [self._send_bytes(other, body[:FRAME].ljust(FRAME, b"\0"))]
+        return [*sending, self._send_bytes(other, body[FRAME:])] if len(body) > FRAME else sending
 
     def _receive(self, other: int) -> _Message:
         frame = self._receive_bytes(other, FRAME)
