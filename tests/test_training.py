@@ -125,7 +125,7 @@ threads = 1
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=100)
         n_killed += process.returncode == -signal.SIGKILL
-        if process.returncode == 0 or n_killed == 6:
+        if process.returncode == 0 or n_killed == 4:
             break
     assert n_killed >= 3
     killed = train(read_config(str(path)), tmp_path / "killed")
