@@ -31,6 +31,7 @@ from otlabel.scores import (
     as_array,
     as_float,
     draw_rows,
+    gathered,
     is_stored,
     is_tensor,
     keep_whole,
@@ -429,10 +430,9 @@ def _variance(source: Scores) -> float:
 
 def _drawn_centres(source: Scores, n_clusters: int, seed: int) -> np.ndarray:
     """Centres by k-means++, on a sample where there are many rows: it looks at all of them for each centre."""
-    share = source.share
-    size = min(share.n_rows, max(INIT_ROWS, INIT_ROWS_A_CLUSTER * n_clusters))
-    drawn = share.within(draw_rows(share.n_rows, size, np.random.default_rng(seed)))
-    (sample,) = share.team.joined("sample", as_float(source.take(drawn).read(0, len(drawn)), source.dtype))
+    n_rows = source.share.n_rows
+    size = min(n_rows, max(INIT_ROWS, INIT_ROWS_A_CLUSTER * n_clusters))
+    sample = gathered(source, draw_rows(n_rows, size, np.random.default_rng(seed)))
     middle = sample.mean(0, dtype=np.float64)
     centres, _ = kmeans_plusplus((sample - middle).astype(sample.dtype), n_clusters, random_state=seed)
     return centres + middle

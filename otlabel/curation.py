@@ -15,8 +15,8 @@ from otlabel.errors import InvalidScoresError, MissingPackageError
 from otlabel.result import like
 from otlabel.scores import (
     Scores,
-    as_float,
     draw_rows,
+    gathered,
     keep_whole,
     linear_scores,
     open_part,
@@ -129,11 +129,10 @@ def k_means(features: Scores, n_clusters: int, seed: int, extra: str) -> tuple[n
         from sklearn.exceptions import ConvergenceWarning
     except ImportError as error:
         raise MissingPackageError("scikit-learn", extra) from error
-    share, n_rows, n_features = features.share, features.share.n_rows, features.shape[1]
+    n_rows, n_features = features.share.n_rows, features.shape[1]
     most = max(min(ROWS, PRODUCTS // (n_clusters * n_features)), 2 * n_clusters)
     rows = draw_rows(n_rows, min(most, n_rows), np.random.default_rng(seed))
-    taken = features.take(share.within(rows))
-    (sample,) = share.team.joined("sample", as_float(taken.read(0, taken.shape[0]), taken.dtype))
+    sample = gathered(features, rows)
     model = KMeans(n_clusters, n_init=1, max_iter=ITERATIONS, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # where fewer rows are distinct, some centres are equal

@@ -177,7 +177,7 @@ class Ranks(Alone):
         """The same of a tensor, which stays where it is."""
         import torch.distributed as dist
 
-        self.total(name, np.zeros(0))  # all are here, and well
+        self.total(name)  # all are here, and well
         summed = tensor.to(self._device)
         dist.all_reduce(summed, group=self._group)
         return summed.to(tensor.device)
@@ -235,14 +235,14 @@ class Ranks(Alone):
 
     def swap(self, name: str, outgoing: list[tuple[int, np.ndarray]], incoming: list[tuple[int, np.ndarray]]) -> None:
         """Send arrays to other ranks, and fill others with what these send."""
-        self.total(name, np.zeros(0))  # all are here, and well
+        self.total(name)  # all are here, and well
         sending = [self._send_bytes(other, array.tobytes()) for other, array in outgoing if array.size]
         for other, array in incoming:
             if array.size:
                 try:
                     body = self._receive_bytes(other, array.nbytes)
                 except RuntimeError as error:
-                    raise RankError(f"rank {other} was lost at {name!r}: {_first_line(error)}") from error
+                    raise RankError(_lost(other, name, error)) from error
                 array[...] = np.frombuffer(body, array.dtype).reshape(array.shape)
         for work in sending:
             work.wait()
@@ -269,7 +269,7 @@ class Ranks(Alone):
                 answer = self._receive(0)
             except RuntimeError as error:
                 self._ended = True
-                raise RankError(f"rank 0 was lost at {name!r}: {_first_line(error)}") from error
+                raise RankError(_lost(0, name, error)) from error
             if answer.trouble:
                 self._ended = True
                 raise _raised(answer)
@@ -302,8 +302,7 @@ class Ranks(Alone):
             try:
                 heard.append(self._patiently(other))
             except (RuntimeError, TimeoutError) as error:
-                told = f"rank {other} was lost at {own.name!r}: {_first_line(error)}"
-                heard.append(_Message(own.step, own.name, {}, told, "RankError", gone=True))
+                heard.append(_Message(own.step, own.name, {}, _lost(other, own.name, error), "RankError", gone=True))
         return heard
 
     def _answer(self, heard: list[_Message], answer: _Message) -> None:
@@ -534,8 +533,8 @@ def _raised(said: _Message) -> Exception:
     return kind(said.trouble)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+def _lost(rank: int, name: str, error: BaseException) -> str:
+    return f"rank {rank} was lost at {name!r}: " + str(error).strip().partition("\n")[0]
 
 
 def _text(value: Any) -> str:

@@ -18,8 +18,10 @@ from ranks import KILLED, on_ranks
 
 import otlabel.scores.base
 from otlabel import KL, Assignment, Range, certify, linear_scores, sinkhorn_assign
-from otlabel.distributed import ALONE, Layout, Ranks
+from otlabel.distributed import ALONE, Alone, Layout, Ranks
 from otlabel.errors import InfeasibleError, InvalidMassError, InvalidScoresError, RankError
+from otlabel.scores import TensorScores
+from otlabel.scores.sharded import Shards
 
 RULES: list[dict[str, Any]] = [
     {"classes": "range"},
@@ -183,6 +185,18 @@ def test_every_block_is_worked_on_by_one_rank(counts: list[int], block_rows: int
         kept = max(min(one.stop, one.share.stop) - max(one.first, one.share.first), 0)
         assert kept + one.n_more == one.share.stop - one.share.first
         assert kept + one.skip == one.stop - one.first
+
+
+def test_a_caller_s_scores_on_a_device_do_not_learn_of_other_ranks() -> None:
+    class Two(Alone):
+        number = 2
+
+        def parts(self, name: str, arrays: Any) -> list[Any]:
+            return [arrays, arrays]
+
+    source = TensorScores(torch.zeros(5, 3))
+    assert Shards(source, Two()).sharded(source).share.n_rows == 10
+    assert source.share.n_rows == 5
 
 
 def test_without_a_group_nothing_is_asked_of_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from otlabel.distributed import Alone, Layout, Share
 from otlabel.errors import InvalidMassError, RankError
-from otlabel.scores.base import Batch, Scores, WrappedScores, block_rows, grouped, storage_array
+from otlabel.scores.base import Batch, Scores, WrappedScores, as_float, block_rows, grouped, storage_array
 from otlabel.scores.factored import LinearScores
 from otlabel.scores.memory import ArrayScores, as_array
 
@@ -78,8 +78,7 @@ class Shards:
     def sharded(self, scores: Scores) -> Scores:
         """This rank's share of the rows."""
         if not scores.on_cpu:  # blocks are those of the device, and sums depend on them a little
-            scores.own_share = Share(self._team, self.layout.first, self.layout.stop, self.layout.share.n_rows)
-            return scores
+            return _with_share(scores, Share(self._team, self.layout.first, self.layout.stop, self.layout.share.n_rows))
         if not scores.shape[0]:
             scores = ArrayScores(storage_array(scores.shape, self.dtype), self.dtype)
         tail = self.layout.moved("shards", np.ascontiguousarray(scores.read(0, self.layout.skip)))
@@ -92,9 +91,19 @@ def part_of_all(scores: Scores, team: Alone) -> Scores:
         return scores
     (counts,) = team.joined("rows", np.array([scores.shape[0]]))
     first = int(counts[: team.rank].sum())
+    return _with_share(scores, Share(team, first, first + scores.shape[0], int(counts.sum())))
+
+
+def _with_share(scores: Scores, share: Share) -> Scores:
     part = copy.copy(scores)  # the caller's may be of use elsewhere
-    part.own_share = Share(team, first, first + scores.shape[0], int(counts.sum()))
+    part.own_share = share
     return part
+
+
+def gathered(scores: Scores, rows: np.ndarray) -> np.ndarray:
+    """The given rows (sorted) of all ranks' as float32 or float64 numbers, on all ranks."""
+    taken = scores.take(scores.share.within(rows))
+    return scores.share.team.joined("gathered", as_float(taken.read(0, taken.shape[0]), taken.dtype))[0]
 
 
 def take_rows(scores: Scores, rows: np.ndarray) -> Scores:
