@@ -17,15 +17,16 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from otlabel import __version__
+from otlabel.arguments import seed_below
 from otlabel.clustering_command import add_cluster
 from otlabel.errors import FileFormatError, InvalidMassError, MissingPackageError, OtlabelWarning, RankError
-from otlabel.files import check_output, replacing, save_array
+from otlabel.files import Output, check_apart, check_outputs, destination, replacing, save_array
 from otlabel.reporting.command import add_report
 from otlabel.training.command import add_train, add_transfer
 
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from otlabel.labels_file import Receipt
     from otlabel.scores import Scores
 
-USAGE, FAILURE, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
+USAGE, FAILURE, BROKEN_PIPE = 2, 1, 141  # the last as a shell reports SIGPIPE
+ENDED, ENDINGS = 128, {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+MANY_CLASSES = 4  # times as many as there are samples: equal sizes would then be 0 for most, by their number alone
 CHECKPOINT_SECONDS = 1.0  # between two writes of the potentials
 REPEAT_SECONDS = 0.3  # after which an interrupt that was not heard is raised again
 
@@ -55,10 +58,11 @@ _BAD_PATHS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirecto
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1 (failed), 2 (bad usage or input), 130 (interrupted)."""
+    """Run the command and return its exit code: 0, 1 (failed), 2 (bad usage or input), 130 (interrupted), ..."""
+    ended = [signal.SIGINT]
     with _one_line_warnings():
         try:
-            with _heard_interrupts():
+            with _heard_signals(ended):
                 code = _run(argv)
                 sys.stdout.flush()
         except BrokenPipeError:
@@ -66,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
         except KeyboardInterrupt:
-            return _complain("interrupted", INTERRUPTED)
+            return _complain(ENDINGS[ended[-1]], ENDED + ended[-1])
         except (MissingPackageError, RankError) as error:
             return _complain(error, FAILURE)
         except MemoryError as error:
@@ -78,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemError as error:
             if not _came_of_interrupt(error):
                 raise
-            return _complain("interrupted", INTERRUPTED)
+            return _complain(ENDINGS[ended[-1]], ENDED + ended[-1])
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's, told by name so as not to import torch
                 raise
@@ -101,6 +105,10 @@ def _run(argv: Sequence[str] | None) -> int:
     if command is None:
         parser.print_help(sys.stderr)
         return USAGE
+    if not arguments.is_shared:
+        from otlabel.torchrun import check_alone
+
+        check_alone()
     return command(arguments)
 
 
@@ -119,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"otlabel {__version__}")
-    parser.set_defaults(command=None)
+    parser.set_defaults(command=None, is_shared=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_assign(commands)
     add_cluster(commands)
@@ -163,7 +171,7 @@ def _add_assign(commands: Any) -> None:
     add("--rounding", choices=("exact", "argmax"), default="exact", help="exact sizes, or best class of the plan")
     add("--method", choices=("auto", "sinkhorn"), default="auto", help="auto: Newton; sinkhorn: plain iterations")
     add("--max-sweeps", type=_count, default=1000, metavar="N", help="passes over the scores at most (%(default)s)")
-    add("--seed", type=int, default=0, help="decides between equal choices (%(default)s)")
+    add("--seed", type=seed_below(1 << 63), default=0, help="decides between equal choices (%(default)s)")
     add("--device", default="auto", help="auto, cpu or cuda; auto: where the scores are (%(default)s)")
     add("--memory-limit", type=_byte_count, metavar="BYTES", help=_MEMORY_HELP)
     add("--potentials", metavar="OUT.npz", type=Path, help="save the whole result too, for certify and predict")
@@ -172,7 +180,7 @@ def _add_assign(commands: Any) -> None:
     add("--receipt", action="store_true", help=_RECEIPT_HELP)
     add("--force", action="store_true", help="overwrite existing output")
     add("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(command=_assign)
+    parser.set_defaults(command=_assign, is_shared=True)
 
 
 def _add_predict(commands: Any) -> None:
@@ -286,7 +294,7 @@ def _add_curate(commands: Any) -> None:
     add("-n", type=_count, required=True, metavar="COUNT", help="samples to choose")
     add("-o", "--output", metavar="OUT.npy", type=Path, required=True, help="their indices (int64), ascending")
     add("--clusters", type=_count, metavar="K", help="default: sqrt(N), but no more than COUNT")
-    add("--seed", type=int, default=0, help="of k-means and of the draws (%(default)s)")
+    add("--seed", type=seed_below(1 << 32), default=0, help="of k-means and of the draws (%(default)s)")
     add("--memory-limit", type=_byte_count, metavar="BYTES", help="for keeping features in memory (4e9, 4GB)")
     add("--force", action="store_true", help="overwrite existing output")
     parser.set_defaults(command=_curate)
@@ -308,7 +316,7 @@ def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
         if team.rank:
             warnings.simplefilter("ignore", OtlabelWarning)  # rank 0 says it
         else:
-            _check_assign_outputs(arguments, in_parts=in_parts)
+            _check_assign_outputs(arguments, team.number if in_parts else 0)
 
         from otlabel import KL, Exact, Range, labels_file, sinkhorn_assign
         from otlabel.scores import open_scores, rows_between
@@ -323,6 +331,7 @@ def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
         class_mass = None if arguments.class_mass is None else read_class_mass(arguments.class_mass)
         scores = open_scores(arguments.scores)
         n_rows, n_classes = scores.shape
+        _check_not_transposed(arguments, n_rows, n_classes)
         if team.rank == 0:
             _check_assign_space(arguments, scores)
         origin = labels_file.fingerprint(scores, arguments.scores)
@@ -379,20 +388,33 @@ def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
     return 0
 
 
-def _check_assign_outputs(arguments: argparse.Namespace, *, in_parts: bool) -> None:
-    """Every path that will be written to."""
-    if in_parts:
-        from otlabel.torchrun import check_folder
+def _check_assign_outputs(arguments: argparse.Namespace, n_parts: int) -> None:
+    """Every path that will be written to; labels go to so many parts, 0: to one file."""
+    others = [
+        Output("--potentials", arguments.potentials, (".npz",)),
+        Output("--checkpoint", arguments.checkpoint, (".npy",), is_kept=True),
+    ]
+    others = [output for output in others if output.path is not None]
+    inputs = {"SCORES": arguments.scores, "--class-mass": arguments.class_mass}
+    if not n_parts:
+        check_outputs([*_labels_outputs(arguments), *others], inputs, force=arguments.force)
+        return
+    from otlabel.torchrun import check_folder, parts_of
 
-        check_folder(arguments.output, force=arguments.force)
-    else:
-        _check_labels_output(arguments)
-    others = [(arguments.potentials, "--potentials", ".npz"), (arguments.checkpoint, "--checkpoint", ".npy")]
-    for path, name, ending in others:
-        if path is not None:
-            check_output(path, (ending,), force=arguments.force or name == "--checkpoint")
-            if path.resolve() == arguments.output.resolve():
-                raise ValueError(f"--output and {name} name the same file; give each its own")
+    parts = {f"the part of --output {path.name}": path for path in parts_of(arguments.output, n_parts)}
+    check_apart(parts | {output.name: output.path for output in others}, inputs)
+    check_folder(arguments.output, force=arguments.force)
+    check_outputs(others, inputs, force=arguments.force)
+
+
+def _check_not_transposed(arguments: argparse.Namespace, n_rows: int, n_classes: int) -> None:
+    """Refuse far more classes than samples, unless somebody has said how many samples a class may take."""
+    counts = arguments.range is not None and any(isinstance(bound, int) and bound for bound in arguments.range)
+    if n_classes >= MANY_CLASSES * n_rows and arguments.class_mass is None and not counts:
+        raise ValueError(
+            f"{arguments.scores} holds {n_rows:,} samples (rows) and {n_classes:,} classes (columns); is the matrix "
+            "transposed? save scores.T. If not, say what a class may take: --range 0 1, or --class-mass"
+        )
 
 
 def _check_assign_space(arguments: argparse.Namespace, scores: Scores) -> None:
@@ -432,7 +454,7 @@ def _watched(arguments: argparse.Namespace, team: Alone) -> Iterator[tuple[np.nd
 
         yield start, watch
     if path is not None and team.rank == 0:
-        path.unlink(missing_ok=True)
+        destination(path).unlink(missing_ok=True)
 
 
 def _tell_assignment(arguments: argparse.Namespace, result: Assignment, n_rows: int) -> None:
@@ -459,7 +481,8 @@ def _tell_assignment(arguments: argparse.Namespace, result: Assignment, n_rows: 
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    _check_labels_output(arguments)
+    inputs = {"SCORES": arguments.scores, "--potentials": arguments.potentials}
+    check_outputs(_labels_outputs(arguments), inputs, force=arguments.force)
 
     import numpy as np
 
@@ -519,7 +542,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from otlabel.scores import open_scores
 
     if arguments.output is not None:
-        check_output(arguments.output, _LABELS_ENDINGS, force=True)
+        check_outputs([Output("--output", arguments.output, _LABELS_ENDINGS)], {"SCORES": arguments.scores}, force=True)
     shape, dtype, read_rate = stated, arguments.dtype or "float16", None
     on_card = arguments.device != "cpu"
     if arguments.scores is not None:
@@ -539,7 +562,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     disk: dict[str, Any] = {}
     if arguments.scores is not None or arguments.output is not None:
         output = Path("labels.npy") if arguments.output is None else arguments.output
-        needed, free = stored_bytes(output, *shape), shutil.disk_usage(output.parent).free
+        needed, free = stored_bytes(output, *shape), shutil.disk_usage(destination(output).parent).free
         disk = {"output_bytes": needed, "disk_free": free, "disk_suffices": needed <= free}
     if arguments.json:
         _print_json(**found.to_dict(), **disk)
@@ -554,7 +577,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     """Findings, however bad, are no failure; only what cannot be read is."""
     if arguments.plot is not None:
-        check_output(arguments.plot, (".png",), force=arguments.force)
+        inputs = {"SCORES": arguments.scores, "--class-mass": arguments.class_mass}
+        check_outputs([Output("--plot", arguments.plot, (".png",))], inputs, force=arguments.force)
 
     from otlabel import doctor
 
@@ -583,7 +607,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _curate(arguments: argparse.Namespace) -> int:
-    check_output(arguments.output, (".npy",), force=arguments.force)
+    output = Output("--output", arguments.output, (".npy",))
+    check_outputs([output], {"FEATURES": arguments.features}, force=arguments.force)
 
     import numpy as np
 
@@ -684,19 +709,21 @@ def _versions() -> dict[str, str]:
     return {"otlabel": __version__, "python": sys.version.split()[0]} | packages
 
 
-def _check_labels_output(arguments: argparse.Namespace) -> None:
-    """The same for labels and what goes beside them."""
-    check_output(arguments.output, _LABELS_ENDINGS, force=arguments.force)
+def _labels_outputs(arguments: argparse.Namespace) -> list[Output]:
+    """The file of labels, and what goes beside it."""
+    outputs = [Output("--output", arguments.output, _LABELS_ENDINGS)]
     if arguments.receipt and arguments.output.suffix.lower() == ".npy":
-        check_output(arguments.output.with_name(f"{arguments.output.name}.json"), (".json",), force=arguments.force)
+        beside = arguments.output.with_name(f"{arguments.output.name}.json")
+        outputs.append(Output("--receipt", beside, (".json",)))
+    return outputs
 
 
 def _disk(path: Path) -> int:
-    return path.parent.stat().st_dev
+    return destination(path).parent.stat().st_dev
 
 
 def _check_space(path: Path, n_bytes: int) -> None:
-    free = shutil.disk_usage(path.parent).free
+    free = shutil.disk_usage(destination(path).parent).free
     if free < n_bytes:
         raise OSError(f"{path} needs {n_bytes:,} bytes and its disk has {free:,} free; make room or write elsewhere")
 
@@ -779,19 +806,27 @@ def _told(error: OSError) -> str:
 
 
 def _complain(message: object, code: int) -> int:
-    print(f"otlabel: error: {' '.join(str(message).split())}", file=sys.stderr)
+    with suppress(OSError):  # of a terminal that has hung up
+        print(f"otlabel: error: {' '.join(str(message).split())}", file=sys.stderr)
     return code
 
 
 @contextmanager
-def _heard_interrupts() -> Iterator[None]:
-    """Repeat an interrupt until it ends the command: one that meets a callback from compiled code is lost there."""
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield  # a program that runs this command deals with interrupts in its own way
+def _heard_signals(ended: list[signal.Signals]) -> Iterator[None]:
+    """End the command by a KeyboardInterrupt on Ctrl-C, SIGTERM and SIGHUP, so that it clears up; tell which it was.
+
+    It is repeated until the command ends: one that meets a callback from compiled code is lost there.
+    """
+    usual = {number: signal.getsignal(number) for number in ENDINGS}
+    # A program that runs this command may deal with them in its own way, and nohup ignores some.
+    heard = [number for number in ENDINGS if usual[number] in (signal.SIG_DFL, signal.default_int_handler)]
+    if not heard or threading.current_thread() is not threading.main_thread():
+        yield
         return
 
-    def interrupt(*_: Any) -> None:
+    def end(number: int, _: Any) -> None:
+        if number != signal.SIGALRM:
+            ended.append(signal.Signals(number))
         signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS)
         raise KeyboardInterrupt
 
@@ -799,14 +834,16 @@ def _heard_interrupts() -> Iterator[None]:
         if lost.exc_type is not KeyboardInterrupt:
             hook(lost)
 
-    hook, alarm = sys.unraisablehook, signal.signal(signal.SIGALRM, interrupt)
+    hook, alarm = sys.unraisablehook, signal.signal(signal.SIGALRM, end)
     sys.unraisablehook = tell
-    signal.signal(signal.SIGINT, interrupt)
+    for number in heard:
+        signal.signal(number, end)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGINT, usual)
+        for number in heard:
+            signal.signal(number, usual[number])
         signal.signal(signal.SIGALRM, alarm)
         sys.unraisablehook = hook
 

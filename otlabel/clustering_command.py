@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otlabel import __version__
-from otlabel.files import check_output, replacing
+from otlabel.arguments import seed_below
+from otlabel.files import Output, check_outputs, replacing
 
 if TYPE_CHECKING:
+    from otlabel.distributed import Alone
     from otlabel.labels_file import Receipt
     from otlabel.result import Certificate
 
@@ -37,22 +40,40 @@ def add_cluster(commands: Any) -> None:
     add("--metric", choices=("euclidean", "cosine"), default="euclidean", help="default: %(default)s")
     add("--starts", type=int, default=1, metavar="N", help="start so often, the best wins (%(default)s)")
     add("--max-iter", type=int, default=300, metavar="N", help="iterations of a start, at most (%(default)s)")
-    add("--seed", type=int, default=0, help="of the first centres, and between equal choices (%(default)s)")
+    seed_help = "of the first centres, and between equal choices (%(default)s)"
+    add("--seed", type=seed_below(1 << 32), default=0, help=seed_help)
     add("--centres", metavar="OUT.npy", type=Path, help="save the centres too, (K, D)")
     add("--force", action="store_true", help="overwrite existing output")
-    parser.set_defaults(command=_cluster)
+    parser.set_defaults(command=_cluster, is_shared=True)
 
 
 def _cluster(arguments: argparse.Namespace) -> int:
-    """Label, then write: every path is tried before the work starts."""
-    _check_outputs(arguments)
+    """Label, then write: every path is tried before the work starts. Under torchrun, each process does its share."""
+    from otlabel.distributed import ranks_of
+    from otlabel.torchrun import process_group
 
+    with process_group("auto") as group, ranks_of(group) as team:
+        if team.rank:
+            warnings.simplefilter("ignore")  # rank 0 says it
+        else:
+            _check_outputs(arguments)
+        _cluster_share(arguments, team, group)
+        team.total("output")  # nobody is content before all has been written
+    return 0
+
+
+def _cluster_share(arguments: argparse.Namespace, team: Alone, group: Any) -> None:
     import numpy as np
 
     from otlabel.cluster import BalancedKMeans
     from otlabel.labels_file import write_labels
     from otlabel.result import Certificate
+    from otlabel.scores import open_scores, rows_between
+    from otlabel.torchrun import share_of_rows
 
+    features = open_scores(arguments.features)
+    if team.number > 1:
+        features = rows_between(features, *share_of_rows(features, team))
     started = time.perf_counter()
     model = BalancedKMeans(
         arguments.clusters,
@@ -62,8 +83,11 @@ def _cluster(arguments: argparse.Namespace) -> int:
         n_init=arguments.starts,
         max_iter=arguments.max_iter,
         random_state=arguments.seed,
-    ).fit(arguments.features)
-    seconds, labels, sizes = time.perf_counter() - started, np.asarray(model.labels_), np.asarray(model.sizes_)
+    ).fit(features, group=group)
+    seconds, sizes = time.perf_counter() - started, np.asarray(model.sizes_)
+    (labels,) = team.joined("labels", np.asarray(model.labels_))
+    if team.rank:
+        return
     value, gap = -model.inertia_ / len(labels), model.gap_ / len(labels)
     proof = Certificate(value, value + gap, sizes)
     alone = arguments.output.suffix.lower() == ".npy"
@@ -79,17 +103,15 @@ def _cluster(arguments: argparse.Namespace) -> int:
     print(f"Labels written to {arguments.output}")
     if arguments.centres is not None:
         print(f"Centres written to {arguments.centres}")
-    return 0
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
     from otlabel.labels_file import ENDINGS
 
-    check_output(arguments.output, ENDINGS, force=arguments.force)
+    outputs = [Output("--output", arguments.output, ENDINGS)]
     if arguments.centres is not None:
-        check_output(arguments.centres, (".npy",), force=arguments.force)
-        if arguments.centres.resolve() == arguments.output.resolve():
-            raise ValueError("--output and --centres name the same file; give each its own")
+        outputs.append(Output("--centres", arguments.centres, (".npy",)))
+    check_outputs(outputs, {"FEATURES": arguments.features}, force=arguments.force)
 
 
 def _receipt(arguments: argparse.Namespace, proof: Certificate) -> Receipt:

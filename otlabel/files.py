@@ -1,31 +1,54 @@
-"""Writing a file whole or not at all, and clearing up after whoever could not."""
+"""Writing a file whole or not at all, never over what is read, and clearing up after whoever could not."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the system tells these without the file they are about
+NO_FILES = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+DESCRIPTORS = "/proc/"  # where links lead to what a process has open, such as /dev/stdout
+
+
+class Output(NamedTuple):
+    """A file that a command will write."""
+
+    name: str  # of the argument that tells its path
+    path: Path
+    endings: tuple[str, ...]
+    is_kept: bool = False  # whether it may be there already without --force
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A new file beside `path` to write to; flushed to the disk and renamed at the end, removed after an error."""
-    target = Path(path)
+    """A new file beside `path` to write to; flushed to the disk and renamed at the end, removed after an error.
+
+    Where `path` is a link, this happens beside the file that it leads to, and the link stays.
+
+    Raises:
+        FileExistsError: a pipe, a device or a socket is there, which must not be replaced.
+    """
+    target = destination(path)
     clear_leftovers(target)
-    file, temporary = _new_beside(target)
     try:
-        with file:
+        with _new_beside(target) as (file, temporary):
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -33,10 +56,31 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         _sync_folder(target.parent)
     except OSError as error:
         if error.filename is None and error.errno in NO_ROOM:
-            error.filename = str(target)
+            error.filename = str(path)
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def destination(path: str | os.PathLike[str]) -> Path:
+    """The file that is made or replaced by writing to `path`: what a link leads to, even if nothing is there yet.
+
+    Raises:
+        FileExistsError: something else is there than a file: a pipe, a device, a socket.
+        IsADirectoryError: a folder is there.
+        OSError: links that lead in a circle, or a folder on the way that may not be entered.
+    """
+    place = Path(path)
+    with contextlib.suppress(FileNotFoundError):
+        mode = place.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(f"{place} is a folder; name a file in it")
+        if not stat.S_ISREG(mode):
+            kind = NO_FILES.get(stat.S_IFMT(mode), "no file")
+            raise FileExistsError(f"{place} is {kind}, which no file can take the place of; write elsewhere")
+    while place.is_symlink():
+        if os.path.realpath(place.parent).startswith(DESCRIPTORS):
+            raise FileExistsError(f"{path} is what a process has open, which cannot be replaced; write elsewhere")
+        place = place.parent / os.readlink(place)
+    return place
 
 
 def save_array(path: str | os.PathLike[str], array: np.ndarray) -> None:
@@ -53,27 +97,85 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
     Permission bits say little to root or on a network.
     """
-    target = Path(path)
+    target = destination(path)
     clear_leftovers(target)
-    file, temporary = _new_beside(target)
-    with file:
-        temporary.unlink()
+    with _new_beside(target):
+        pass
 
 
 def check_output(path: Path, endings: tuple[str, ...], *, force: bool) -> None:
     """Refuse what could not be written at the end, before any work is done for it."""
     if path.suffix.lower() not in endings:
         raise ValueError(f"{path} does not end in {' or '.join(endings)}, which is what is written; name it so")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file in it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist; create it or write elsewhere")
-    if path.exists() and not force:
+    target = destination(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{path} is a link into {target.parent}, which does not exist; create it")
+    if target.exists() and not force:
         raise FileExistsError(f"{path} exists already; pass --force to overwrite it")
     try:
-        check_writable(path)
+        check_writable(target)
     except OSError as error:
-        raise PermissionError(f"cannot write in the folder {path.parent}: {error.strerror}") from error
+        raise PermissionError(f"cannot write in the folder {target.parent}: {error.strerror}") from error
+
+
+def check_outputs(
+    outputs: Iterable[Output], inputs: Mapping[str, str | os.PathLike[str] | None], *, force: bool
+) -> None:
+    """Refuse outputs that could not be written at the end, or that are inputs, before any work is done for them.
+
+    Args:
+        outputs: files that will be written.
+        inputs: what is read, by the argument that tells it: FILE, FILE::NAME, a pattern or a folder; None: nothing.
+        force: whether files that are there may be overwritten. What is read is never overwritten.
+    """
+    outputs = list(outputs)
+    check_apart({output.name: output.path for output in outputs}, inputs)
+    for output in outputs:
+        check_output(output.path, output.endings, force=force or output.is_kept)
+
+
+def check_apart(
+    outputs: Mapping[str, str | os.PathLike[str]], inputs: Mapping[str, str | os.PathLike[str] | None]
+) -> None:
+    """Raise ValueError where a file that will be written is one that is read, or two of them are one.
+
+    Files are told by what they are, not by how they are spelled: links lead to one and the same. Of an input that is
+    FILE::NAME, the whole file counts; of a pattern and of a folder, all files there.
+    """
+    taken: dict[object, str] = {}
+    for name, path in outputs.items():
+        other = taken.setdefault(_identity(path), name)
+        if other != name:
+            raise ValueError(f"{other} and {name} name the same file; give each its own")
+    for name, source in inputs.items():
+        for file in [] if source is None else _files_of(os.fspath(source)):
+            output = taken.get(_identity(file))
+            if output is not None:
+                raise ValueError(
+                    f"{output} {os.fspath(outputs[output])} and {name} {os.fspath(source)} are the same file, which "
+                    "would be lost; write elsewhere"
+                )
+
+
+def _identity(path: str | os.PathLike[str]) -> object:
+    """What two names of one file have in common."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)  # of what is not there yet, or cannot be looked at
+    return status.st_dev, status.st_ino
+
+
+def _files_of(source: str) -> list[str]:
+    """All files that an input is read from, as far as they are there."""
+    text = source.partition("::")[0]
+    names = [text] if os.path.exists(text) or not glob.has_magic(text) else glob.glob(text)
+    for name in tuple(names):
+        with contextlib.suppress(OSError):  # no folder, as a rule
+            names += [entry.path for entry in os.scandir(name)]
+    return names
 
 
 def clear_leftovers(target: Path) -> None:
@@ -93,16 +195,20 @@ def clear_leftovers(target: Path) -> None:
             os.unlink(leftover)
 
 
-def _new_beside(target: Path) -> tuple[IO[bytes], Path]:
-    """A new locked file in the target's folder, and its name."""
+@contextlib.contextmanager
+def _new_beside(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
+    """A new locked file in the target's folder, and its name, which is free again at the end, whatever happens."""
     while True:
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-        file = temporary.open("xb")  # open(), not mkstemp(), so that the user's umask decides who may read
-        with contextlib.suppress(OSError):  # where there are no locks, leftovers are never removed
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if temporary.exists():
-            return file, temporary
-        file.close()  # taken for a leftover in the moment before it was locked
+        try:
+            with temporary.open("xb") as file:  # open(), not mkstemp(), so that the user's umask decides who may read
+                with contextlib.suppress(OSError):  # where there are no locks, leftovers are never removed
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if temporary.exists():  # else taken for a leftover in the moment before it was locked
+                    yield file, temporary
+                    return
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from otlabel.errors import OtlabelWarning, RankError
 from otlabel.files import check_writable
 from otlabel.labels_file import PART_NAME, part_path
 
@@ -20,11 +23,60 @@ if TYPE_CHECKING:
     from otlabel.distributed import Alone
     from otlabel.scores import Scores
 
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # without which processes cannot meet
+PATIENCE = 5.0  # seconds that a process waits for others before it says so
+
+
+def launched() -> int:
+    """How many processes torchrun has started, this one among them; 1 where it has not.
+
+    Raises:
+        ValueError: the environment names a number or rank that cannot be.
+
+    Warns:
+        OtlabelWarning: it names a number of processes, and not all that they would need to meet.
+    """
+    number = _number_of("WORLD_SIZE")
+    if number is None or number < 2:
+        return 1
+    missing = [name for name in VARIABLES if not os.environ.get(name)]
+    if missing:
+        warnings.warn(
+            f"WORLD_SIZE is {number}, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set, as "
+            "torchrun would: this process works alone. Start all of them by torchrun, or unset WORLD_SIZE",
+            OtlabelWarning,
+            stacklevel=2,
+        )
+        return 1
+    rank = _number_of("RANK")
+    if rank is None or rank >= number:
+        raise ValueError(f"RANK is {rank}, of {number} processes (WORLD_SIZE); start all of them by torchrun")
+    return number
+
+
+def check_alone() -> None:
+    """Raise ValueError where several processes were started for work that is not shared."""
+    number = launched()
+    if number > 1:
+        raise ValueError(
+            f"{number} processes were started (WORLD_SIZE={number}), and each would do all of this work; start one, "
+            "without torchrun, or unset WORLD_SIZE"
+        )
+
+
+def _number_of(name: str) -> int | None:
+    text = os.environ.get(name)
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise ValueError(f"the environment variable {name} is {text!r}, no number of torchrun's; unset it")
+    return int(text)
+
 
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[Any]:
     """The group of all processes that torchrun has started, or None where it has not, or only one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
+    if launched() < 2:
         yield None
         return
     import torch
@@ -32,11 +84,42 @@ def process_group(device: str) -> Iterator[Any]:
 
     if device.startswith("cuda"):
         torch.cuda.set_device(own_device(device))
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    _meet("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield dist.group.WORLD
     finally:
         dist.destroy_process_group()
+
+
+def _meet(backend: str) -> None:
+    """Join the group of all processes, and say so where that takes long: some may never come."""
+    import torch.distributed as dist
+
+    failed: list[BaseException] = []
+    met = threading.Event()
+
+    def join() -> None:
+        try:
+            dist.init_process_group(backend)
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            met.set()
+
+    threading.Thread(target=join, daemon=True).start()  # a wait inside torch would hear no interrupt
+    if not met.wait(PATIENCE):
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        warnings.warn(
+            f"rank {os.environ['RANK']} waits for the others of {os.environ['WORLD_SIZE']} processes at {place} "
+            "(RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); if there are none, unset WORLD_SIZE",
+            OtlabelWarning,
+            stacklevel=2,
+        )
+        met.wait()
+    for error in failed:
+        if isinstance(error, RuntimeError):  # torch's of the network
+            raise RankError(f"the processes did not meet: {error}") from error
+        raise error
 
 
 def own_device(device: str) -> str:
@@ -50,6 +133,12 @@ def share_of_rows(scores: Scores, team: Alone) -> tuple[int, int]:
     first, stop = (len(blocks) * rank // team.number for rank in (team.rank, team.rank + 1))
     starts = [start for start, _ in blocks] + [scores.shape[0]]
     return starts[first], starts[stop]
+
+
+def parts_of(folder: Path, number: int) -> list[Path]:
+    """The files that so many processes write to a folder, and those of earlier runs that go then."""
+    there = [entry for entry in folder.iterdir() if PART_NAME.fullmatch(entry.name)] if folder.is_dir() else []
+    return [*dict.fromkeys([*there, *(part_path(folder, rank, number) for rank in range(number))])]
 
 
 def check_folder(folder: Path, *, force: bool) -> None:

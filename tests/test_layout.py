@@ -28,7 +28,7 @@ LAYERS = (
     {"lp", "cluster", "curation", "metrics", "selflabel", "doctor", "path", "planning", "soft"},
     {"training"},
     {"torchrun"},
-    {"cli", "clustering_command", "demo", "reporting", "__main__", "__init__"},
+    {"arguments", "cli", "clustering_command", "demo", "reporting", "__main__", "__init__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

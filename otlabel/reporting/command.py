@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from otlabel.files import check_output
+from otlabel.arguments import seed_below
+from otlabel.files import Output, check_outputs
 
 
 def add_report(commands: Any) -> None:
@@ -32,17 +33,21 @@ def add_report(commands: Any) -> None:
     add("--true-names", metavar="FILE.txt", help="a line a true class: their names")
     add("--head", type=int, default=0, help="which head's labels, where there are several (%(default)s)")
     add("--title", help="of the page")
-    add("--seed", type=int, default=0, help="of what is drawn at random (%(default)s)")
+    add("--seed", type=seed_below(1 << 32), default=0, help="of what is drawn at random (%(default)s)")
     add("--force", action="store_true", help="overwrite an existing page")
     parser.set_defaults(command=_report)
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    check_output(arguments.output, (".html", ".htm"), force=arguments.force)
+    files = ("scores", "images", "texts", "features", "truth", "names", "true_names")
+    inputs = {"RUN_OR_LABELS": arguments.labels, "the receipt": f"{arguments.labels}.json"}
+    inputs |= {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in files}
+    output = Output("--output", arguments.output, (".html", ".htm"))
+    check_outputs([output], inputs, force=arguments.force)
 
     from otlabel.reporting.page import report
 
-    options = ("scores", "images", "texts", "features", "truth", "names", "true_names", "head", "title", "seed")
+    options = (*files, "head", "title", "seed")
     report(arguments.labels, path=arguments.output, **{name: getattr(arguments, name) for name in options})
     print(f"Report written to {arguments.output}")
     return 0
