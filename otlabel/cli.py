@@ -84,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             return _complain(ENDINGS[ended[-1]], ENDED + ended[-1])
         except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, told by name so as not to import torch
+            # Torch's, told by name so as not to import torch; on a CPU it has none of its own.
+            if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
                 raise
             return _complain(f"not enough memory on the device: {error}", FAILURE)
     return code
@@ -390,11 +391,11 @@ def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
 
 def _check_assign_outputs(arguments: argparse.Namespace, n_parts: int) -> None:
     """Every path that will be written to; labels go to so many parts, 0: to one file."""
-    others = [
-        Output("--potentials", arguments.potentials, (".npz",)),
-        Output("--checkpoint", arguments.checkpoint, (".npy",), is_kept=True),
-    ]
-    others = [output for output in others if output.path is not None]
+    others = []
+    if arguments.potentials is not None:
+        others.append(Output("--potentials", arguments.potentials, (".npz",)))
+    if arguments.checkpoint is not None:
+        others.append(Output("--checkpoint", arguments.checkpoint, (".npy",), is_kept=True))
     inputs = {"SCORES": arguments.scores, "--class-mass": arguments.class_mass}
     if not n_parts:
         check_outputs([*_labels_outputs(arguments), *others], inputs, force=arguments.force)
@@ -424,7 +425,8 @@ def _check_assign_space(arguments: argparse.Namespace, scores: Scores) -> None:
     size = stored_bytes(arguments.output, n_rows, n_classes)
     _check_space(arguments.output, size)
     if arguments.potentials is not None:
-        shared = size if _disk(arguments.potentials) == _disk(arguments.output) else 0
+        disks = {_folder_of(path).stat().st_dev for path in (arguments.potentials, arguments.output)}
+        shared = size if len(disks) == 1 else 0
         _check_space(arguments.potentials, 8 * n_rows + 32 * n_classes + shared)
 
 
@@ -562,7 +564,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     disk: dict[str, Any] = {}
     if arguments.scores is not None or arguments.output is not None:
         output = Path("labels.npy") if arguments.output is None else arguments.output
-        needed, free = stored_bytes(output, *shape), shutil.disk_usage(destination(output).parent).free
+        needed, free = stored_bytes(output, *shape), shutil.disk_usage(_folder_of(output)).free
         disk = {"output_bytes": needed, "disk_free": free, "disk_suffices": needed <= free}
     if arguments.json:
         _print_json(**found.to_dict(), **disk)
@@ -718,12 +720,13 @@ def _labels_outputs(arguments: argparse.Namespace) -> list[Output]:
     return outputs
 
 
-def _disk(path: Path) -> int:
-    return destination(path).parent.stat().st_dev
+def _folder_of(path: Path) -> Path:
+    """Where the bytes of an output go: a link may lead to another disk."""
+    return path if path.is_dir() else destination(path).parent
 
 
 def _check_space(path: Path, n_bytes: int) -> None:
-    free = shutil.disk_usage(destination(path).parent).free
+    free = shutil.disk_usage(_folder_of(path)).free
     if free < n_bytes:
         raise OSError(f"{path} needs {n_bytes:,} bytes and its disk has {free:,} free; make room or write elsewhere")
 

@@ -9,6 +9,7 @@ import glob
 import os
 import re
 import secrets
+import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ NO_FILES = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+LOCK, LOCK_LENGTH = ".otlabel-lock", 200  # characters of it that are shown
 DESCRIPTORS = "/proc/"  # where links lead to what a process has open, such as /dev/stdout
 
 
@@ -103,23 +105,6 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         pass
 
 
-def check_output(path: Path, endings: tuple[str, ...], *, force: bool) -> None:
-    """Refuse what could not be written at the end, before any work is done for it."""
-    if path.suffix.lower() not in endings:
-        raise ValueError(f"{path} does not end in {' or '.join(endings)}, which is what is written; name it so")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; create it or write elsewhere")
-    target = destination(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{path} is a link into {target.parent}, which does not exist; create it")
-    if target.exists() and not force:
-        raise FileExistsError(f"{path} exists already; pass --force to overwrite it")
-    try:
-        check_writable(target)
-    except OSError as error:
-        raise PermissionError(f"cannot write in the folder {target.parent}: {error.strerror}") from error
-
-
 def check_outputs(
     outputs: Iterable[Output], inputs: Mapping[str, str | os.PathLike[str] | None], *, force: bool
 ) -> None:
@@ -131,9 +116,27 @@ def check_outputs(
         force: whether files that are there may be overwritten. What is read is never overwritten.
     """
     outputs = list(outputs)
+    for _, path, endings, _ in outputs:
+        if path.suffix.lower() not in endings:
+            raise ValueError(f"{path} does not end in {' or '.join(endings)}, which is what is written; name it so")
     check_apart({output.name: output.path for output in outputs}, inputs)
     for output in outputs:
-        check_output(output.path, output.endings, force=force or output.is_kept)
+        _check_output(output.path, force=force or output.is_kept)
+
+
+def _check_output(path: Path, *, force: bool) -> None:
+    """Refuse a path that could not be written to at the end."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist; create it or write elsewhere")
+    target = destination(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{path} is a link into {target.parent}, which does not exist; create it")
+    if target.exists() and not force:
+        raise FileExistsError(f"{path} exists already; pass --force to overwrite it")
+    try:
+        check_writable(target)
+    except OSError as error:
+        raise PermissionError(f"cannot write in the folder {target.parent}: {error.strerror}") from error
 
 
 def check_apart(
@@ -150,16 +153,16 @@ def check_apart(
         if other != name:
             raise ValueError(f"{other} and {name} name the same file; give each its own")
     for name, source in inputs.items():
-        for file in [] if source is None else _files_of(os.fspath(source)):
+        for file in _files_of(source):
             output = taken.get(_identity(file))
             if output is not None:
                 raise ValueError(
-                    f"{output} {os.fspath(outputs[output])} and {name} {os.fspath(source)} are the same file, which "
-                    "would be lost; write elsewhere"
+                    f"{output} {outputs[output]} and {name} {source} are the same file, which would be lost; write "
+                    "elsewhere"
                 )
 
 
-def _identity(path: str | os.PathLike[str]) -> object:
+def _identity(path: str | os.PathLike[str]) -> str | tuple[int, int]:
     """What two names of one file have in common."""
     try:
         status = os.stat(path)
@@ -168,14 +171,72 @@ def _identity(path: str | os.PathLike[str]) -> object:
     return status.st_dev, status.st_ino
 
 
-def _files_of(source: str) -> list[str]:
+def _files_of(source: str | os.PathLike[str] | None) -> list[str]:
     """All files that an input is read from, as far as they are there."""
-    text = source.partition("::")[0]
+    text = "" if source is None else os.fspath(source).partition("::")[0]
+    if not text:
+        return []
     names = [text] if os.path.exists(text) or not glob.has_magic(text) else glob.glob(text)
     for name in tuple(names):
         with contextlib.suppress(OSError):  # no folder, as a rule
             names += [entry.path for entry in os.scandir(name)]
     return names
+
+
+@contextlib.contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """A folder that no other process works in meanwhile, made if need be, and gone again at the end if it is empty.
+
+    A file in it is locked, which says who works there; the lock ends with the process, however that ends. Where the
+    file system has no locks, nobody is kept out.
+
+    Raises:
+        BlockingIOError: another process works in it.
+        NotADirectoryError: the path leads to a file, or over one.
+    """
+    folder = folder.absolute()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        with _locked(folder):
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # what holds something stays
+            for place in made:
+                place.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = folder / LOCK
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise NotADirectoryError(f"{folder} is no folder, or lies below a file; give another one") from error
+        except FileNotFoundError:
+            continue  # another process, which failed, has just removed the folder
+        with open(descriptor, "r+", encoding="utf-8", errors="replace") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BlockingIOError(
+                    f"{folder} is in use by {file.read(LOCK_LENGTH).strip() or 'another process'}; wait until that "
+                    "has ended, or give another folder"
+                ) from None
+            except OSError:
+                pass  # no locks here
+            status = os.fstat(descriptor)
+            if _identity(lock) != (status.st_dev, status.st_ino):
+                continue  # it was removed by who had it before
+            file.truncate()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
 
 
 def clear_leftovers(target: Path) -> None:

@@ -94,7 +94,9 @@ def test_defaults_are_those_of_the_estimator() -> None:
     ("words", "told"),
     [
         (["-o", "labels.txt"], "does not end in .npy or .h5"),
-        (["-o", "features.npy"], "exists already; pass --force"),
+        (["-o", "old.npy"], "exists already; pass --force"),
+        (["-o", "features.npy"], "--output features.npy and FEATURES features.npy are the same file"),
+        (["-o", "labels.h5", "--seed", "-1"], "--seed: '-1' is not a whole number from 0 to 4,294,967,295"),
         (["-o", "labels.h5", "--centres", "centres.txt"], "does not end in .npy"),
         (["-o", "labels.npy", "--centres", "labels.npy"], "name the same file"),
         (["-o", "labels.h5", "--size-max", "42"], "6 fewer than the 300 there are; at least 43 is needed"),
@@ -105,13 +107,15 @@ def test_refused_in_one_line_before_anything_is_written(
     features: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
 ) -> None:
     before = Path("features.npy").read_bytes()
+    Path("old.npy").write_bytes(b"precious")
     assert cluster(*words) == 2
     ran = capsys.readouterr()
     assert ran.out == ""
     assert ran.err.count("\n") == 1
     assert told in ran.err
-    assert [path.name for path in tmp_path.iterdir()] == ["features.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npy", "old.npy"]
     assert Path("features.npy").read_bytes() == before
+    assert Path("old.npy").read_bytes() == b"precious"
 
 
 def test_features_that_are_not_finite_are_told_by_their_place(features: np.ndarray, capsys) -> None:

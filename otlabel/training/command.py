@@ -33,7 +33,8 @@ def add_transfer(commands: Any) -> None:
         "transfer",
         help="train a fresh model on labels that a run has left",
         description="Train a fresh model, of any architecture, on the labels that an earlier run has written.",
-        epilog="example: otlabel transfer digits runs/digits/labels.h5 -o runs/transfer --set model.backbone=mlp",
+        epilog="example: otlabel transfer digits runs/digits/labels.h5 -o runs/transfer "
+        "--set model.backbone=small_resnet --set model.options={}",
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help=_CONFIG_HELP)

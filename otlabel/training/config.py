@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
 import types
 import typing
@@ -29,6 +30,9 @@ class Data:
     size: int = 32  # pixels of a side that images of a folder are resized to
     seed: int = 0  # of these draws
 
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+
 
 @dataclass(frozen=True)
 class Model:
@@ -38,6 +42,10 @@ class Model:
     options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the backbone
     heads: list[int] = field(default_factory=lambda: [128] * 10)  # classes of each head
     hidden: int | None = None  # width of a hidden layer in each head; none: linear heads
+
+    def __post_init__(self) -> None:
+        if self.hidden is not None and self.hidden < 1:
+            raise ValueError(f"hidden is {self.hidden}; give the width of a layer, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,18 @@ class Labels:
     mode: Literal["eval", "train"] = "eval"  # of the model while features are extracted
     store: Literal["memory", "hdf5"] = "memory"  # where features go; hdf5: features.h5 in the run's folder
     file: str = ""  # of method = "fixed": labels that an earlier run wrote
+
+    def __post_init__(self) -> None:
+        for name in ("epsilon", "kl"):
+            number = getattr(self, name)
+            if number is not None and not 0 < number < math.inf:
+                raise ValueError(f"{name} is {number}; give a positive number")
+        if self.range is not None and not (0 <= self.range[0] <= min(self.range[1], 1) <= self.range[1] < math.inf):
+            raise ValueError(f"range is {list(self.range)}; give [lo, hi] times the fair share, lo not above 1 or hi")
+        if not 0 <= self.abstain < 1:
+            raise ValueError(f"abstain is {self.abstain}; give a share from 0 to below 1")
+        if self.method == "fixed" and not self.file:
+            raise ValueError("method is 'fixed', but no file is given; name the labels that an earlier run wrote")
 
 
 @dataclass(frozen=True)
@@ -75,6 +95,17 @@ class Train:
     device: str = "auto"  # cuda where there is one
     threads: int | None = None  # of torch, on a CPU; part of what makes runs bit-identical. none: torch's choice
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size is {self.batch_size}; a batch needs 2 samples for its variance")
+        for name in ("lr", "momentum", "weight_decay", "rotation"):
+            number = getattr(self, name)
+            if not 0 <= number < math.inf:
+                raise ValueError(f"{name} is {number}; give a number from 0 up")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; give at least 1, or leave it out")
+        _check_seed(self.seed)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -83,6 +114,10 @@ class Evaluation:
     knn: int = 50  # neighbours; 0: leave it out
     probe: bool = True  # linear probe
     baseline: bool = False  # the same of the untrained network, to compare with
+
+    def __post_init__(self) -> None:
+        if self.knn < 0:
+            raise ValueError(f"knn is {self.knn}; give a number of neighbours, or 0 to leave it out")
 
 
 @dataclass(frozen=True)
@@ -108,6 +143,11 @@ class Config:
             sections.setdefault(section, {})[key] = value
         changed = {name: dataclasses.replace(getattr(self, name), **keys) for name, keys in sections.items()}
         return dataclasses.replace(self, **changed)
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 1 << 63:
+        raise ValueError(f"seed is {seed}; give a whole number from 0 up")
 
 
 def read_config(name: str) -> Config:

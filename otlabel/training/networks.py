@@ -7,6 +7,7 @@ on one scale as well from the first labelling on.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ class Backbone(nn.Module):
         return features
 
 
-def network(name: str, channels: int, **options: Any) -> nn.Module:
+def network(name: str, channels: int, /, **options: Any) -> nn.Module:
     """A network by its name.
 
     Args:
@@ -58,10 +59,31 @@ def network(name: str, channels: int, **options: Any) -> nn.Module:
     factory: Callable[..., Any] | None = getattr(importlib.import_module(module), function, None)
     if not callable(factory):
         raise ValueError(f"{module} has no function {function!r}")
-    made = factory(channels, **options)
+    _check_options(factory, name, options)
+    try:
+        made = factory(channels, **options)
+    except ValueError:
+        raise
+    except Exception as error:  # what comes of a wrong type or number may be nearly anything
+        raise ValueError(f"{name} cannot be made with options {options}: {error}") from error
     if not isinstance(made, nn.Module) or not isinstance(getattr(made, "feature_dim", None), int):
         raise ValueError(f"{name} returned {type(made).__name__}: it must be an nn.Module with an integer feature_dim")
     return made
+
+
+def _check_options(factory: Callable[..., Any], name: str, options: dict[str, Any]) -> None:
+    """Refuse options that the function does not have, and name those that it has."""
+    parameters = list(inspect.signature(factory).parameters.values())[1:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(
+            f"{name} has no option {', '.join(map(repr, unknown))}; "
+            + (f"it has {', '.join(map(repr, known))}" if known else "it has none")
+            + "; change [model] options"
+        )
 
 
 def small_convnet(channels: int, widths: Sequence[int] = (32, 64, 128), strides: Sequence[int] = (1, 2, 2)) -> Backbone:

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
-from otlabel.files import replacing
+from otlabel.files import check_apart, replacing, working_in
 from otlabel.marginals import KL, Range
 from otlabel.selflabel import (
     Argmax,
@@ -45,11 +45,12 @@ from otlabel.selflabel import (
     QuadraticSchedule,
     SelfLabeler,
 )
+from otlabel.selflabel.model import forward_only
 from otlabel.training.augment import Augmentation, plain, rotated
 from otlabel.training.config import Config
 from otlabel.training.data import Images, load_images, thinned, validation
 from otlabel.training.evaluate import evaluate
-from otlabel.training.networks import network
+from otlabel.training.networks import NAMES, network
 
 logger = logging.getLogger("otlabel")
 
@@ -59,6 +60,8 @@ SCHEDULES: dict[str, Callable[[float, int], Any]] = {
     "logarithmic": LogarithmicSchedule,
     "linear": LinearSchedule,
 }
+FILES = ("metrics.jsonl", "checkpoint.pt", "labels.h5", "result.json", "config.json", "features.h5")
+BEGUN = FILES[:4]  # there are some of them once an epoch has been trained
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 Report = Callable[[dict[str, Any]], None]
 
@@ -76,10 +79,18 @@ def train(config: Config, folder: str | os.PathLike[str] | None = None, *, repor
 
     Raises:
         FingerprintError: the folder holds a run of another config or of other data.
+        FileExistsError: the folder holds files of somebody else's that the run would replace.
+        BlockingIOError: another process trains in the folder.
+        ValueError: settings that make no sense, or a network that cannot take the data; nothing has been written.
         OSError: no room on the disk for a checkpoint.
     """
-    run = Run(config, None if folder is None else Path(folder))
-    with contextlib.closing(run):
+    place = None if folder is None else Path(folder)
+    with contextlib.ExitStack() as stack:
+        if place is not None:
+            read = {"[data] name": config.data.name, "[labels] file": config.labels.file}
+            check_apart({f"the run's {name}": place / name for name in FILES}, read)
+            stack.enter_context(working_in(place))
+        run = stack.enter_context(contextlib.closing(Run(config, place)))
         run.resume()
         while run.epoch < config.train.epochs:
             line = run.train_epoch()
@@ -99,12 +110,14 @@ class Run:
         self.device = _device(config.train.device)
         self.images = _loaded(config)
         torch.manual_seed(_seed(config.train.seed, 0))
+        _check_kind(config.model.backbone, self.images.train)
         channels = self.images.train.shape[1]
         backbone: Any = network(config.model.backbone, channels, **config.model.options)
         heads = _heads(config, self.images)
         self.model = MultiHead(backbone, backbone.feature_dim, heads, hidden=config.model.hidden)
         self.turn_head = nn.Linear(self.model.feature_dim, 4) if config.train.rotation else None
         self._trained = nn.ModuleList([self.model] + ([self.turn_head] if self.turn_head else [])).to(self.device)
+        _check_takes(self.model, config.model.backbone, self.images.train[:2].to(self.device))
         self.optimizer = torch.optim.SGD(
             self._trained.parameters(),
             config.train.lr,
@@ -118,6 +131,7 @@ class Run:
         self.result: dict[str, Any] = {}
         self._pixels = self.images.train.to(self.device)
         self._events = None if folder is None else _Events(folder / "tensorboard")
+        self._is_claimed = False  # whether the folder's config.json is that of this run
 
     # ---- one epoch ----
 
@@ -214,16 +228,20 @@ class Run:
     # ---- files ----
 
     def resume(self) -> None:
-        """Go on from the folder's checkpoint, if there is one."""
+        """Go on from the folder's checkpoint, if there is one; refuse a folder of other runs or other makers."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        asked = {"config": self.config.to_dict(), "data": self.images.fingerprint}
         known = self.folder / "config.json"
-        if known.exists():
-            _check_same(json.loads(known.read_text(encoding="utf-8")), json.loads(json.dumps(asked)), self.folder)
-        else:
-            _write_text(known, json.dumps(asked, indent=2))
+        theirs = _read_config(known) if known.exists() else None
+        begun = [name for name in BEGUN if (self.folder / name).exists()]
+        if begun and theirs is None:
+            raise FileExistsError(
+                f"{self.folder} holds {', '.join(begun)}, which a run would replace, but no config.json of a run; give "
+                "another folder"
+            )
+        if begun and theirs is not None:  # else a start that failed, which keeps nobody from starting otherwise
+            _check_same(theirs, json.loads(self._asked()), self.folder)
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return
@@ -242,10 +260,20 @@ class Run:
         _write_text(log, "".join(f"{line}\n" for line in lines[: self.epoch]))
         logger.info("resumed after epoch %d", self.epoch)
 
+    def _asked(self) -> str:
+        return json.dumps({"config": self.config.to_dict(), "data": self.images.fingerprint}, indent=2)
+
+    def _claim(self, folder: Path) -> None:
+        """Say whose the folder is, before anything else is written to it."""
+        if not self._is_claimed:
+            _write_text(folder / "config.json", self._asked())
+        self._is_claimed = True
+
     def _save(self, line: dict[str, Any]) -> None:
         """The checkpoint of this epoch, and its line; a line too many is cut off on resume."""
         if self.folder is None:
             return
+        self._claim(self.folder)
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
         state = {
@@ -281,6 +309,7 @@ class Run:
             found["labels"] = {name: float(np.mean([head[name] for head in heads])) for name in heads[0]}
         self.result = found
         if self.folder is not None:
+            self._claim(self.folder)
             self.labeler.save_labels(self.folder / "labels.h5")
             _write_text(self.folder / "result.json", json.dumps(found, indent=2))
 
@@ -300,6 +329,32 @@ def _loaded(config: Config) -> Images:
     if len(images.train) < 2:
         raise ValueError("one sample cannot be trained on")
     return images
+
+
+def _check_kind(name: str, samples: Tensor) -> None:
+    """Refuse a network of otlabel's that is for other data than these."""
+    of_vectors = samples.ndim == 2
+    if name in NAMES and (name == "mlp") != of_vectors:
+        others = "'mlp'" if of_vectors else ", ".join(repr(other) for other in NAMES if other != "mlp")
+        suits = "images" if of_vectors else "feature vectors"
+        raise FileFormatError(
+            f"[model] backbone is {name!r}, which is for {suits}; these data are {_told(samples)}: give {others}"
+        )
+
+
+def _check_takes(model: MultiHead, name: str, few: Tensor) -> None:
+    """Refuse a network that cannot take such samples: at once, not in the first epoch."""
+    try:
+        with forward_only(model):
+            model.features(few if few.ndim == 2 else plain(few))
+    except Exception as error:  # whatever a module of somebody's own may raise
+        raise ValueError(f"[model] backbone {name!r} cannot take these data, {_told(few)}: {error}") from error
+
+
+def _told(samples: Tensor) -> str:
+    if samples.ndim == 2:
+        return f"feature vectors of {samples.shape[1]} numbers"
+    return f"images of {' x '.join(map(str, samples.shape[1:]))}"
 
 
 def _heads(config: Config, images: Images) -> list[int]:
@@ -379,10 +434,28 @@ def _seed(*numbers: int) -> int:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        told = str(error).partition("\n")[0]
+        raise ValueError(
+            f"[train] device is {name!r}, which cannot be used here: {told}; give 'auto' or 'cpu'"
+        ) from error
+    return device
 
 
 # ---- small things about files ----
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """What a run was asked for."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        dict(found["config"]), str(found["data"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise FileFormatError(f"{path} is not that of a run, or is damaged ({error!r}); give another folder") from error
+    return dict(found)
 
 
 def _check_same(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
