@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from otlabel.files import check_apart
+
 if TYPE_CHECKING:
     from otlabel.training.config import Config
 
@@ -68,8 +70,10 @@ def _transfer(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, config: Config) -> int:
-    from otlabel.training.run import train
+    from otlabel.training.run import FILES, train
 
+    if Path(arguments.config).is_file():  # else a recipe
+        check_apart({f"the run's {name}": arguments.output / name for name in FILES}, {"CONFIG": arguments.config})
     run = train(config, arguments.output, report=None if arguments.json else _Table())
     if arguments.json:
         print(json.dumps(run.result, indent=2))

@@ -87,7 +87,8 @@ def train(config: Config, folder: str | os.PathLike[str] | None = None, *, repor
     place = None if folder is None else Path(folder)
     with contextlib.ExitStack() as stack:
         if place is not None:
-            read = {"[data] name": config.data.name, "[labels] file": config.labels.file}
+            own_data = config.data.name if config.data.name.endswith(".npy") else None  # else a name, as of a recipe
+            read = {"[data] name": own_data, "[labels] file": config.labels.file}
             check_apart({f"the run's {name}": place / name for name in FILES}, read)
             stack.enter_context(working_in(place))
         run = stack.enter_context(contextlib.closing(Run(config, place)))
