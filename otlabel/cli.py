@@ -414,7 +414,8 @@ def _check_not_transposed(arguments: argparse.Namespace, n_rows: int, n_classes:
     if n_classes >= MANY_CLASSES * n_rows and arguments.class_mass is None and not counts:
         raise ValueError(
             f"{arguments.scores} holds {n_rows:,} samples (rows) and {n_classes:,} classes (columns); is the matrix "
-            "transposed? save scores.T. If not, say what a class may take: --range 0 1, or --class-mass"
+            "transposed? then save np.ascontiguousarray(scores.T); if not, say what a class may take: --range 0 1, or "
+            "--class-mass"
         )
 
 

@@ -194,8 +194,8 @@ def working_in(folder: Path) -> Iterator[None]:
         BlockingIOError: another process works in it.
         NotADirectoryError: the path leads to a file, or over one.
     """
-    folder = folder.absolute()
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    absolute = folder.absolute()  # the working folder may be another at the end
+    made = [place for place in (absolute, *absolute.parents) if not place.exists()]
     try:
         with _locked(folder):
             yield
@@ -207,7 +207,7 @@ def working_in(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    lock = folder / LOCK
+    lock = folder.absolute() / LOCK
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)

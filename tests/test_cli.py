@@ -219,6 +219,21 @@ def test_warnings_are_one_line_and_no_failure(run, tmp_path) -> None:
     np.testing.assert_array_equal(np.bincount(np.load(tmp_path / "labels.npy")), [4, 4])
 
 
+def test_transposed_scores_are_refused(run, file, scores) -> None:
+    np.save(file.with_name("t.npy"), np.ascontiguousarray(scores.T))
+    words = ("assign", file.with_name("t.npy"), "-o", file.with_name("labels.npy"))
+    for more in ([], ["--kl", "1"], ["--range", "0", "0.5"]):
+        assert_refused(run(*words, *more), "4 samples (rows) and 40 classes (columns)", "transposed?", "--range 0 1")
+    assert_only(file.parent, "scores.npy", "t.npy")
+    assert run(*words, "--range", "0", "1").code == 0  # each class for one sample at most
+    expected = sinkhorn_assign(scores.T, classes=Range(0, 1))
+    np.testing.assert_array_equal(np.load(file.with_name("labels.npy")), expected.labels)
+    mass = ",".join(["1"] * 4 + ["0"] * 36)
+    assert run(*words, "--class-mass", mass, "--force").code == 0
+    np.save(file.with_name("few.npy"), np.ascontiguousarray(scores.T[:, :10]))
+    assert run("assign", file.with_name("few.npy"), "-o", file.with_name("few-labels.npy")).code == 0
+
+
 # ---- certify ----
 
 
@@ -360,6 +375,10 @@ def test_potentials_file_of_another_kind(run, file) -> None:
         (["assign", "a.npy", "-o", "b.npy", "--max-sweeps", "0"], "'0' is not a whole number"),
         (["assign", "a.npy", "-o", "b.npy", "--rounding", "soft"], "'soft'"),
         (["assign", "a.npy", "-o", "b.npy", "--nonsense"], "--nonsense"),
+        (["assign", "a.npy", "-o", "b.npy", "--seed", "-1"], "--seed: '-1' is not a whole number from 0 to"),
+        (["assign", "a.npy", "-o", "b.npy", "--seed", str(1 << 63)], "is not a whole number from 0 to"),
+        (["curate", "a.npy", "-o", "b.npy", "-n", "3", "--seed", "-1"], "--seed: '-1' is not a whole number from 0"),
+        (["report", "a.npy", "-o", "b.html", "--seed", "x"], "--seed: 'x' is not a whole number from 0"),
     ],
 )
 def test_bad_usage_is_one_line(run, words, told) -> None:

@@ -28,6 +28,8 @@ from numpy.testing import assert_allclose
 
 import otlabel
 from otlabel import errors
+from otlabel.cli import build_parser
+from otlabel.files import Output, check_outputs, working_in
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -189,6 +191,25 @@ def no_pot() -> None:
         otlabel.lp_assign(scores())
 
 
+def same_file() -> None:
+    np.save("scores.npy", scores())
+    check_outputs([Output("--output", Path("scores.npy"), (".npy",))], {"SCORES": "scores.npy"}, force=True)
+
+
+def many_classes() -> None:
+    arguments = build_parser().parse_args(["assign", "scores.npy", "-o", "labels.npy"])
+    np.save("scores.npy", np.zeros((10, 50_000), np.float16))
+    arguments.command(arguments)
+
+
+def in_use() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.getpid", lambda: 4711)
+        patch.setattr("socket.gethostname", lambda: "host")
+        with working_in(Path("runs/digits")), working_in(Path("runs/digits")):
+            pass
+
+
 def assign(*arguments: Any, **options: Any) -> Callable[[], Any]:
     return lambda: otlabel.sinkhorn_assign(*arguments, **options)
 
@@ -204,6 +225,9 @@ CASES: dict[str, tuple[type, Callable[[], Any]]] = {
     "absent": (errors.FileFormatError, absent_name),
     "fingerprint": (errors.FingerprintError, state_of_others),
     "extraction": (errors.ExtractionError, lambda: otlabel.TensorStore().source()),
+    "same file": (ValueError, same_file),
+    "many classes": (ValueError, many_classes),
+    "in use": (BlockingIOError, in_use),
     "package": (errors.MissingPackageError, no_pot),
     "faiss": (errors.OtlabelError, two_faiss),
     "limit": (ValueError, lambda: otlabel.lp_assign(np.zeros((10_000, 2000), np.float16))),

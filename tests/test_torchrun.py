@@ -6,7 +6,10 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +93,50 @@ def test_parts_of_another_run_are_kept_or_replaced_whole(folder: Path) -> None:
     assert len(os.listdir("labels")) == 2
 
 
+def test_parts_that_are_read_are_not_written_over(folder: Path) -> None:
+    (folder / "labels").mkdir()
+    for part in range(2):
+        (folder / f"scores-{part}.h5").rename(labels_file.part_path(folder / "labels", part, 2))
+    before = {path.name: path.read_bytes() for path in (folder / "labels").iterdir()}
+    words = ["assign", "labels/*.h5::/x", "-o", "labels", "--force"]
+    for number in (2, 3):  # where parts are written over, and where they would go as those of another run
+        first, *_ = as_torchrun(command, number, str(folder), *words)
+        assert first[0] == 2
+        told = (
+            r"the part of --output part-0000\d-of-00002.h5 labels/part-0000\d-of-00002.h5 and SCORES .+ the same file"
+        )
+        assert re.search(told, first[2])
+    assert {path.name: path.read_bytes() for path in (folder / "labels").iterdir()} == before
+
+
+def test_cluster_shares_its_work(folder: Path) -> None:
+    np.save("features.npy", np.random.default_rng(1).normal(size=(5000, 3)))
+    words = ["cluster", "features.npy", "-k", "7", "--max-iter", "5"]
+    assert cli.main([*words, "-o", "one.h5"]) == 0
+    (code, out, _), *others = as_torchrun(command, 3, str(folder), *words, "-o", "many.h5", "--centres", "centres.npy")
+    assert (code, others) == (0, [(0, "", ""), (0, "", "")])
+    assert "5,000 samples in 7 classes of 714 to 715" in out
+    one, many = labels_file.read_labels("one.h5"), labels_file.read_labels("many.h5")
+    assert (many.labels == one.labels).mean() > 0.99  # sums are rounded in another order
+    np.testing.assert_array_equal(many.counts, one.counts)
+    assert many.receipt is not None
+    assert one.receipt is not None
+    assert many.receipt.value == pytest.approx(one.receipt.value, rel=1e-3)
+    assert abs(many.receipt.gap or 0) < 1e-9
+    assert np.load("centres.npy").shape == (7, 3)
+    found = as_torchrun(command, 2, str(folder), *words, "-o", "many.h5")
+    assert [code for code, *_ in found] == [2, 1]
+    assert "many.h5 exists already" in found[0][2]
+
+
+def test_commands_that_share_no_work_are_refused(folder: Path) -> None:
+    for words in (["certify", "whole.npy", "one.npy"], ["curate", "whole.npy", "-n", "9", "-o", "chosen.npy"]):
+        for code, out, err in as_torchrun(command, 2, str(folder), *words):
+            assert (code, out) == (2, "")
+            assert "2 processes were started (WORLD_SIZE=2), and each would do all of this work" in err
+    assert not Path("chosen.npy").exists()
+
+
 def killed_while_writing(rank: int, folder: str, *words: str) -> tuple[int, str, str]:
     write = labels_file.write_labels
 
@@ -155,6 +202,71 @@ def test_folder_that_is_no_whole_set_is_refused(folder: Path, damage: str) -> No
     said = {"missing": "part-00001-of-00002.h5 is missing", "foreign": "is of another run", "empty": "holds no parts"}
     with pytest.raises(FileFormatError, match=said[damage]):
         labels_file.read_labels(folder / "labels")
+
+
+def stray(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name in (*torchrun.VARIABLES, "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "missing"),
+    [
+        ({"WORLD_SIZE": "4"}, "RANK, MASTER_ADDR, MASTER_PORT are not set"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR, MASTER_PORT are not set"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ""}, "MASTER_PORT is not set"),
+    ],
+)
+def test_variables_left_over_are_told_and_not_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variables: Any, missing: str
+) -> None:
+    stray(monkeypatch, **variables)
+    assert cli.main(["assign", "whole.npy", "-o", "labels.npy"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith(f"otlabel: warning: WORLD_SIZE is {variables['WORLD_SIZE']}, but {missing}")
+    assert err.count("\n") == 1
+    assert len(np.load("labels.npy")) == N
+    assert cli.main(["certify", "whole.npy", "labels.npy"]) == 0
+    assert missing in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK is 2, of 2 processes"),
+    ],
+)
+def test_variables_that_cannot_be(folder: Path, monkeypatch, capsys, variables: Any, told: str) -> None:
+    stray(monkeypatch, **variables)
+    assert cli.main(["assign", "whole.npy", "-o", "labels.npy"]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_one_process_of_torchrun_works_alone(folder: Path, monkeypatch, capsys) -> None:
+    stray(monkeypatch, WORLD_SIZE="1", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+    assert cli.main(["certify", "whole.npy", "absent.npy"]) == 2
+    assert "absent.npy does not exist" in capsys.readouterr().err
+
+
+def test_process_that_waits_for_others_says_so_and_can_be_interrupted(folder: Path) -> None:
+    code = (
+        "import sys, otlabel.torchrun as t; t.PATIENCE = .3; from otlabel.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    told = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    environment = os.environ | told | {"PYTHONPATH": str(Path(torchrun.__file__).parents[1])}
+    words = [sys.executable, "-c", code, "assign", "whole.npy", "-o", "labels.npy"]
+    with subprocess.Popen(words, text=True, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if line.startswith("otlabel:"))  # torch may say more
+        assert line.startswith("otlabel: warning: rank 1 waits for the others of 2 processes at 127.0.0.1:1 (RANK, ")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert err.endswith("otlabel: error: interrupted\n")
+    assert not Path("labels.npy").exists()
 
 
 def test_without_torchrun_there_is_no_group(monkeypatch: pytest.MonkeyPatch) -> None:

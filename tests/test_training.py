@@ -147,6 +147,62 @@ def test_other_config_or_data_is_refused(tmp_path: Path) -> None:
         train(config(train__epochs=1), tmp_path)
 
 
+def test_one_run_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    """The second is refused at once, before it reads its data, and the first comes to its end."""
+    refused = []
+
+    def second(_: dict[str, Any]) -> None:
+        with pytest.raises(BlockingIOError, match=rf"{tmp_path} is in use by process {os.getpid()} on .+; wait"):
+            train(config(data__name="absent.npy"), tmp_path)
+        refused.append(True)
+
+    train(config(train__epochs=1), tmp_path, report=second)
+    assert refused == [True]
+    names = {path.name for path in tmp_path.iterdir()} - {"tensorboard"}
+    assert names == {"checkpoint.pt", "config.json", "labels.h5", "metrics.jsonl", "result.json"}
+
+
+def test_start_that_fails_leaves_the_folder_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it fails in the first epoch or was killed there by an otlabel that wrote down its config at once."""
+
+    def failing(*_: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_step", failing)
+        with pytest.raises(MemoryError):
+            train(config(), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run").mkdir()
+    other = {"config": config(train__epochs=9).to_dict(), "data": "other"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(other))
+    train(config(train__epochs=1), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["train"]["epochs"] == 1
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoint.pt", "labels.h5", "result.json", "config.json"])
+def test_files_of_others_are_not_taken_for_a_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"precious": 1}')
+    told = "config.json is not that of a run" if name == "config.json" else f"holds {name}, which a run would replace"
+    with pytest.raises((FileExistsError, FileFormatError), match=told):
+        train(config(train__epochs=1), tmp_path)
+    assert (tmp_path / name).read_text() == '{"precious": 1}'
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_labels_that_are_trained_on_are_not_written_over(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(config(train__epochs=1), first)
+    before = (first / "labels.h5").read_bytes()
+    second.mkdir()
+    os.link(first / "labels.h5", second / "labels.h5")
+    fixed = config(labels__method="fixed", labels__file=str(first / "labels.h5"))
+    for folder in (first, second):
+        with pytest.raises(ValueError, match=r"the run's labels\.h5 .+ and \[labels\] file .+ are the same file"):
+            train(fixed, folder)
+        assert (folder / "labels.h5").read_bytes() == before
+
+
 def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     train(config(train__epochs=1), tmp_path)
     path = tmp_path / "checkpoint.pt"
@@ -277,11 +333,56 @@ def test_feature_vectors_need_no_images(tmp_path: Path) -> None:
         ({"augment": {"crop": [0.3]}}, "list of two numbers"),
         ({"augment": {"crop": [0.9, 0.3]}}, r"crop is \(0.9, 0.3\)"),
         ({"train": 3}, r"must be a section, \[train\]"),
+        ({"train": {"batch_size": 1}}, r"\[train\]: batch_size is 1; a batch needs 2"),
+        ({"train": {"threads": 0}}, "threads is 0; give at least 1"),
+        ({"train": {"seed": -1}}, "seed is -1; give a whole number from 0 up"),
+        ({"train": {"lr": float("nan")}}, "lr is nan; give a number from 0 up"),
+        ({"data": {"name": "digits", "seed": -1}}, r"\[data\]: seed is -1"),
+        ({"model": {"hidden": 0}}, "hidden is 0"),
+        ({"labels": {"epsilon": 0}}, "epsilon is 0.0; give a positive number"),
+        ({"labels": {"kl": -1}}, "kl is -1.0"),
+        ({"labels": {"range": [2, 3]}}, r"range is \[2.0, 3.0\]"),
+        ({"labels": {"abstain": 1}}, "abstain is 1.0"),
+        ({"labels": {"method": "fixed"}}, "'fixed', but no file is given"),
+        ({"evaluation": {"knn": -1}}, "knn is -1"),
     ],
 )
 def test_mistakes_in_a_config_are_told_by_place(change: dict[str, Any], message: str) -> None:
     with pytest.raises(FileFormatError, match=message):
         config_of(SMALL | change)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["model.backbone=mlp"], "'mlp', which is for feature vectors; these data are images of 1 x 8 x 8"),
+        (
+            ["data.name=vectors.npy"],
+            "'small_convnet', which is for images; these data are feature vectors of 5 numbers",
+        ),
+        (["model.backbone=small_resnet"], "small_resnet has no option 'widths', 'strides'; it has 'width'"),
+        (["model.options={widths=3}"], "small_convnet cannot be made with options {'widths': 3}"),
+        (["model.options={channels=3}"], "small_convnet has no option 'channels'"),
+        (["model.backbone=alexnet", "model.options={widths=[4,4,4,4,4]}"], "AlexNet needs 63 x 63"),
+        (["train.device=abacus"], "device is 'abacus', which cannot be used here"),
+        (["labels.range=[0,0]"], "widen the range"),
+        (["labels.method=fixed", "labels.file=absent.h5"], "absent.h5 does not exist"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_one_line_and_leave_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: list[str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("vectors.npy", np.random.default_rng(0).normal(size=(120, 5)))
+    lines = ['[data]\nname = "digits"\nn_samples = 100\n[model]\nheads = [4]\nbackbone = "small_convnet"']
+    Path("recipe.toml").write_text("\n".join([*lines, "options = { widths = [4], strides = [2] }"]))
+    assert main(["train", "recipe.toml", "-o", "runs/a", *(w for change in changes for w in ("--set", change))]) == 2
+    ran = capsys.readouterr()
+    assert ran.out == ""
+    assert ran.err.startswith("otlabel: error: ")
+    assert ran.err.count("\n") == 1
+    assert told in ran.err
+    assert sorted(os.listdir()) == ["recipe.toml", "vectors.npy"]
 
 
 def test_config_needs_data_and_an_existing_file(tmp_path: Path) -> None:
