@@ -11,8 +11,10 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
+
+from otlabel.compiling import njit
 
 # NaN is refused before any sweep, so comparisons may assume there is none; -inf (a forbidden pair) stays legal.
 FAST = {"nnan", "nsz", "contract", "reassoc", "arcp"}
