@@ -3,9 +3,9 @@
 Compiled code is kept where numba itself looks for it: in NUMBA_CACHE_DIR, else in `__pycache__` beside the source, else
 in the user's cache. It is read from whichever of these has it and written to the first that takes it; where none does,
 each process compiles anew and says so once. Each file ends in a digest of the code and of all that it was made from
-(the source file, the types, the processor, the versions), so that one that is damaged, cut short, of another version or
-half replaced by another process is no code at all, and is written anew. A function and the compiled ones that it calls
-stand in one source file, which is all that the digest sees.
+(the function, its source file, the types, the processor, the versions), so that one that is damaged, cut short, of
+another version or half replaced by another process is no code at all, and is written anew. A function and the compiled
+ones that it calls stand in one source file, which is all that the digest sees.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import llvmlite
 import numba
+import numpy as np
 from numba.core import serialize
 from numba.core.compiler import CompileResult
 
@@ -39,14 +40,27 @@ def njit(*, cache: bool = False, **options: Any) -> Callable[[Function], Functio
 
     def compiled(function: Function) -> Function:
         dispatcher = numba.njit(**options)(function)
-        if cache and dispatcher is not function:  # which it is where NUMBA_DISABLE_JIT is set
+        if dispatcher is function:
+            return _uncompiled(function)
+        if cache:
             try:
                 dispatcher._cache = _Cache(function)
             except OSError as error:  # there is no source file to tell old code from new by
                 _tell(error)
-        return dispatcher  # type: ignore[no-any-return]
+        return dispatcher
 
     return compiled
+
+
+def _uncompiled(function: Function) -> Function:
+    """Plain Python, under NUMBA_DISABLE_JIT: its numbers overflow as silently as compiled ones."""
+
+    @functools.wraps(function)
+    def called(*arguments: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return function(*arguments)
+
+    return called  # type: ignore[return-value]
 
 
 class _Cache:
@@ -106,14 +120,14 @@ class _Cache:
             yield folder / name
 
     def _digest(self, made_from: str, code: bytes) -> bytes:
-        return hashlib.sha256(repr((self._versions, made_from)).encode() + code).digest()
+        return hashlib.sha256(repr((self._name, self._versions, made_from)).encode() + code).digest()
 
 
 def _folders(source: str) -> list[Path]:
     """Where compiled code of a source file may be, in the order in which places are tried."""
     folder = os.path.dirname(os.path.abspath(source))
     own = f"{os.path.basename(folder)}_{hashlib.sha1(folder.encode(), usedforsecurity=False).hexdigest()}"
-    given = numba.config.CACHE_DIR
+    given = numba.config.CACHE_DIR  # type: ignore[attr-defined]
     of_user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     places = [*([Path(given, own)] if given else []), Path(folder, "__pycache__"), Path(of_user, "numba", own)]
     return [place for place in places if place.is_absolute()]  # who has no home has "~"
@@ -139,8 +153,8 @@ def _tell(reason: object) -> None:
     """Warn that nothing is kept, once in a process."""
     if _NOT_TOLD.acquire(blocking=False):
         warnings.warn(
-            f"compiled code cannot be kept, so that each process compiles anew, which takes some ten seconds: {reason}; "
-            "set NUMBA_CACHE_DIR to a folder that can be written to",
+            f"compiled code cannot be kept ({reason}), so that each process compiles anew, which takes ten seconds or "
+            "more; set NUMBA_CACHE_DIR to a folder that can be written to",
             OtlabelWarning,
             stacklevel=2,
         )
