@@ -33,7 +33,8 @@ def add_transfer(commands: Any) -> None:
         "transfer",
         help="train a fresh model on labels that a run has left",
         description="Train a fresh model, of any architecture, on the labels that an earlier run has written.",
-        epilog="example: otlabel transfer digits runs/digits/labels.h5 -o runs/transfer --set model.backbone=mlp",
+        epilog="example: otlabel transfer digits runs/digits/labels.h5 -o runs/transfer "
+        "--set model.backbone=small_resnet --set model.options={}",
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help=_CONFIG_HELP)
@@ -46,6 +47,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", metavar="FOLDER", type=Path, required=True, help="where the run's files go, or are already")
     add("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="change the config: train.epochs=40")
+    add("--allow-code", action="store_true", help="let backbone = module:function of the config run: trust its author")
     add("--json", action="store_true", help="print the result as JSON, and no line an epoch")
 
 
@@ -69,7 +71,8 @@ def _transfer(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, config: Config) -> int:
     from otlabel.training.run import train
 
-    run = train(config, arguments.output, report=None if arguments.json else _Table())
+    report = None if arguments.json else _Table()
+    run = train(config, arguments.output, report=report, allow_code=arguments.allow_code)
     if arguments.json:
         print(json.dumps(run.result, indent=2))
         return 0

@@ -45,6 +45,7 @@ from otlabel.selflabel import (
     QuadraticSchedule,
     SelfLabeler,
 )
+from otlabel.selflabel.model import forward_only
 from otlabel.training.augment import Augmentation, plain, rotated
 from otlabel.training.config import Config
 from otlabel.training.data import Images, load_images, thinned, validation
@@ -63,22 +64,31 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 Report = Callable[[dict[str, Any]], None]
 
 
-def train(config: Config, folder: str | os.PathLike[str] | None = None, *, report: Report | None = None) -> Run:
+def train(
+    config: Config,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    report: Report | None = None,
+    allow_code: bool = False,
+) -> Run:
     """Train by self-labelling, going on where an earlier run in the folder was interrupted.
 
     Args:
         config: the whole run.
         folder: where its files go, made if needed. None: nothing is written, and nothing can be resumed.
         report: called after each epoch with its line of metrics.jsonl.
+        allow_code: whether a backbone "module:function" may be imported and called: whoever wrote the config then runs
+            code here.
 
     Returns:
         The finished run: `model`, `labeler`, `images`, `result`.
 
     Raises:
+        ValueError: a backbone that there is not, that cannot take these data, or whose code is not allowed.
         FingerprintError: the folder holds a run of another config or of other data.
         OSError: no room on the disk for a checkpoint.
     """
-    run = Run(config, None if folder is None else Path(folder))
+    run = Run(config, None if folder is None else Path(folder), allow_code=allow_code)
     with contextlib.closing(run):
         run.resume()
         while run.epoch < config.train.epochs:
@@ -92,7 +102,7 @@ def train(config: Config, folder: str | os.PathLike[str] | None = None, *, repor
 class Run:
     """One training run and all of its state."""
 
-    def __init__(self, config: Config, folder: Path | None) -> None:
+    def __init__(self, config: Config, folder: Path | None, *, allow_code: bool = False) -> None:
         self.config, self.folder = config, folder
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
@@ -100,11 +110,12 @@ class Run:
         self.images = _loaded(config)
         torch.manual_seed(_seed(config.train.seed, 0))
         channels = self.images.train.shape[1]
-        backbone: Any = network(config.model.backbone, channels, **config.model.options)
+        backbone: Any = network(config.model.backbone, channels, allow_code=allow_code, **config.model.options)
         heads = _heads(config, self.images)
         self.model = MultiHead(backbone, backbone.feature_dim, heads, hidden=config.model.hidden)
         self.turn_head = nn.Linear(self.model.feature_dim, 4) if config.train.rotation else None
         self._trained = nn.ModuleList([self.model] + ([self.turn_head] if self.turn_head else [])).to(self.device)
+        _try(config.model.backbone, self.model, self.images.train[:2].to(self.device))
         self.optimizer = torch.optim.SGD(
             self._trained.parameters(),
             config.train.lr,
@@ -219,12 +230,11 @@ class Run:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         asked = {"config": self.config.to_dict(), "data": self.images.fingerprint}
-        known = self.folder / "config.json"
-        if known.exists():
+        known, path = self.folder / "config.json", self.folder / "checkpoint.pt"
+        if path.exists() and known.exists():  # a start that failed before it had trained anything binds nobody
             _check_same(json.loads(known.read_text(encoding="utf-8")), json.loads(json.dumps(asked)), self.folder)
         else:
             _write_text(known, json.dumps(asked, indent=2))
-        path = self.folder / "checkpoint.pt"
         if not path.exists():
             return
         try:
@@ -300,6 +310,19 @@ def _loaded(config: Config) -> Images:
     if len(images.train) < 2:
         raise ValueError("one sample cannot be trained on")
     return images
+
+
+def _try(name: str, model: MultiHead, images: Tensor) -> None:
+    """Refuse a backbone that cannot take a few of these data, before anything is written."""
+    batch = images if images.ndim == 2 else plain(images)
+    with torch.random.fork_rng(devices=[]), forward_only(model):
+        try:
+            shape = model.features(batch).shape
+        except (RuntimeError, ValueError) as error:
+            told = f"backbone = {name!r} cannot take data of shape {('N', *images.shape[1:])}: {error}"
+            raise ValueError(told.partition("\n")[0]) from error
+    if shape != (len(batch), model.feature_dim):
+        raise ValueError(f"backbone = {name!r} gives features of shape {tuple(shape)}, not (B, {model.feature_dim})")
 
 
 def _heads(config: Config, images: Images) -> list[int]:
