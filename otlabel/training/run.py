@@ -239,14 +239,14 @@ class Run:
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-        except OSError:
+            self._trained.load_state_dict(state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.labeler.load_state_dict(state["labeler"])
+            self.epoch, self.untrained = int(state["epoch"]), dict(state["untrained"])
+        except (OSError, FingerprintError):
             raise
         except Exception as error:  # damage may show up as nearly any of them
             raise FileFormatError(f"{path} is damaged: {error}; remove it to start anew") from error
-        self._trained.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.labeler.load_state_dict(state["labeler"])
-        self.epoch, self.untrained = int(state["epoch"]), dict(state["untrained"])
         log = self.folder / "metrics.jsonl"
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         _write_text(log, "".join(f"{line}\n" for line in lines[: self.epoch]))
