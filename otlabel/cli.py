@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from otlabel import __version__
 from otlabel.arguments import seed_below
 from otlabel.clustering_command import add_cluster
-from otlabel.errors import FileFormatError, InvalidMassError, MissingPackageError, OtlabelWarning, RankError
+from otlabel.errors import FileFormatError, InvalidMassError, OtlabelWarning, RankError
 from otlabel.files import Output, check_apart, check_outputs, destination, replacing, save_array
 from otlabel.reporting.command import add_report
 from otlabel.training.command import add_train, add_transfer
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return BROKEN_PIPE
         except KeyboardInterrupt:
             return _complain(ENDINGS[ended[-1]], ENDED + ended[-1])
-        except (MissingPackageError, RankError) as error:
+        except (ImportError, RankError) as error:  # a package that is missing, or the module that a recipe names
             return _complain(error, FAILURE)
         except MemoryError as error:
             return _complain(f"not enough memory: {error}" if str(error) else "not enough memory", FAILURE)

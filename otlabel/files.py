@@ -26,6 +26,7 @@ NO_FILES = {
     stat.S_IFBLK: "a device",
 }
 LOCK, LOCK_LENGTH = ".otlabel-lock", 200  # characters of it that are shown
+ATTEMPTS = 100  # to lock a folder that others come to and leave
 DESCRIPTORS = "/proc/"  # where links lead to what a process has open, such as /dev/stdout
 
 
@@ -208,14 +209,16 @@ def working_in(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     lock = folder.absolute() / LOCK
-    while True:
+    for n_left in reversed(range(ATTEMPTS)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise NotADirectoryError(f"{folder} is no folder, or lies below a file; give another one") from error
-        except FileNotFoundError:
-            continue  # another process, which failed, has just removed the folder
+        except (FileExistsError, FileNotFoundError) as error:
+            if n_left and (folder.is_dir() or not os.path.lexists(folder)):
+                continue  # another process has just removed or made it
+            raise NotADirectoryError(f"{folder} is no folder and cannot be made one; give another") from error
+        except NotADirectoryError as error:
+            raise NotADirectoryError(f"{folder} lies below a file; give another folder") from error
         with open(descriptor, "r+", encoding="utf-8", errors="replace") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -237,6 +240,7 @@ def _locked(folder: Path) -> Iterator[None]:
             finally:
                 lock.unlink(missing_ok=True)
             return
+    raise BlockingIOError(f"{folder} is in use by other processes; wait until they have ended, or give another folder")
 
 
 def clear_leftovers(target: Path) -> None:

@@ -31,6 +31,7 @@ import numpy as np
 from otlabel.errors import FileFormatError
 from otlabel.files import replacing, save_array
 from otlabel.scores import Scores, load_array, matches
+from otlabel.validate import check_vector
 
 if TYPE_CHECKING:
     import h5py
@@ -296,11 +297,15 @@ def _read_hdf5(file: Path) -> StoredLabels:
         raise ValueError("its counts are not those of its labels")
     if len(potentials) != len(counts):
         raise ValueError(f"it holds {len(potentials)} potentials for {len(counts)} classes")
+    check_vector(potentials, len(counts), "/potentials")
     receipt = None
     if "input" in about:
         known = {name: np.asarray(about[name]).item() for name in _NUMBERS if name in about}
         receipt = Receipt(**{name: json.loads(about[name]) for name in _TEXTS}, **known)
-    return StoredLabels(labels, counts, potentials, receipt, float(about.get("threshold", -math.inf)))
+    threshold = float(about.get("threshold", -math.inf))
+    if not threshold < math.inf:  # nor is NaN
+        raise ValueError(f"its threshold is {threshold}")
+    return StoredLabels(labels, counts, potentials, receipt, threshold)
 
 
 def read_dataset(handle: h5py.File, name: str, kind: str, room: int) -> np.ndarray:

@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from otlabel.compiling import njit
 
 SCANS_A_SORT = 32.0  # times all arcs that may be looked at before they are sorted anew, which costs about as much
 

@@ -18,7 +18,7 @@ from otlabel import sweep
 from otlabel.errors import FileFormatError, InvalidScoresError
 from otlabel.files import replacing
 from otlabel.scores import Scores, WithColumn, as_array, is_tensor, open_scores
-from otlabel.validate import check_finite
+from otlabel.validate import check_finite, check_vector
 
 if TYPE_CHECKING:
     import torch
@@ -230,6 +230,8 @@ class Assignment:
                 name: int(header.get(name, 0)) for name in WHOLES
             }
             loaded = cls(**arrays, **header)
+            if not (loaded.threshold < math.inf and loaded.plan_threshold < math.inf):  # nor is NaN
+                raise ValueError(f"its thresholds are {loaded.threshold} and {loaded.plan_threshold}")
             _check_arrays(arrays, is_part=loaded.n_samples not in (0, len(loaded.labels)))
         except DAMAGED as error:
             told = "it holds pickled objects, which are never loaded" if "allow_pickle" in str(error) else error
@@ -300,6 +302,8 @@ def _check_arrays(arrays: dict[str, np.ndarray], *, is_part: bool) -> None:
         raise ValueError(f"labels are not from 0 to {n_classes - 1}, or -1")
     if not is_part and not np.array_equal(np.bincount(labels[labels >= 0], minlength=n_classes), counts):
         raise ValueError("counts are not those of the labels")
+    for name in ("potentials", "plan_potentials"):
+        check_vector(arrays[name], n_classes, name)
 
 
 def _to_numpy(array: Array) -> np.ndarray:

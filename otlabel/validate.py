@@ -251,9 +251,12 @@ def check_labels(labels: Any, n_rows: int, n_classes: int) -> np.ndarray:
 def check_vector(values: Any, n_classes: int, name: str) -> np.ndarray:
     """One number a class as (K,) float64; -inf is legal, it keeps a class empty."""
     vector = as_array(values).astype(np.float64)
-    if vector.shape != (n_classes,) or np.isnan(vector).any() or (vector == np.inf).any():
+    if vector.shape != (n_classes,):
+        raise ValueError(f"{name} has shape {vector.shape}; pass {n_classes} numbers, one a class")
+    bad = np.flatnonzero(np.isnan(vector) | (vector == np.inf))
+    if len(bad):
         raise ValueError(
-            f"{name} must be {n_classes} numbers, one a class, and none NaN or +inf; got shape {vector.shape}"
+            f"{name} is {vector[bad[0]]} for class {bad[0]} ({len(bad)} such classes); none may be NaN or +inf"
         )
     return vector
 

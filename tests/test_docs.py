@@ -9,6 +9,7 @@ are not run: other packages that are not installed here, and commands that insta
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import io
 import os
@@ -17,6 +18,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -210,6 +212,14 @@ def in_use() -> None:
             pass
 
 
+def read_only() -> None:
+    from otlabel import compiling
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiling, "_NOT_TOLD", threading.Lock())
+        compiling._tell(OSError(errno.EROFS, "Read-only file system", "/app/cache"))
+
+
 def assign(*arguments: Any, **options: Any) -> Callable[[], Any]:
     return lambda: otlabel.sinkhorn_assign(*arguments, **options)
 
@@ -234,6 +244,7 @@ CASES: dict[str, tuple[type, Callable[[], Any]]] = {
     "converged": (errors.ConvergenceWarning, assign(scores(), method="sinkhorn", max_sweeps=3)),
     "probabilities": (errors.DegenerateScoresWarning, assign(np.exp(scores()))),
     "constant": (errors.DegenerateScoresWarning, assign(np.zeros((100, 5)))),
+    "read-only": (errors.OtlabelWarning, read_only),
     "few": (errors.FewSamplesWarning, assign(scores()[:5])),
 }
 

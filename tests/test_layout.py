@@ -18,7 +18,7 @@ PACKAGE = Path(otlabel.__file__).parent
 
 # A module may import its own layer and those before it. The package itself holds the public names: only the last may.
 LAYERS = (
-    {"errors", "files", "marginals", "monitor", "problem"},
+    {"errors", "files", "compiling", "marginals", "monitor", "problem"},
     {"distributed"},
     {"scores", "sweep"},
     {"validate"},
@@ -34,8 +34,8 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 ONLY_IN = {
     "h5py": {"scores/__init__.py", "scores/hdf5.py", "labels_file.py", "selflabel/store.py", "selflabel/labels.py"},
-    "numba": {"sweep/cpu.py", "repair.py"},
-    "llvmlite": {"sweep/cpu.py"},
+    "numba": {"compiling.py", "sweep/cpu.py"},
+    "llvmlite": {"compiling.py", "sweep/cpu.py"},
     "triton": {"sweep/cuda.py"},
     "ot": {"lp.py"},
 }

@@ -124,17 +124,33 @@ def text(channels):
 number = 3
 """
     (tmp_path / "own_networks.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    model = network("own_networks:wide", 2)
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    model = network("own_networks:wide", 2, allow_code=True)
+    assert sys.path == before
     assert model(torch.zeros(3, 2, 4, 4)).shape == (3, model.feature_dim)
     for name in ("unsized", "text"):
         with pytest.raises(ValueError, match="feature_dim"):
-            network(f"own_networks:{name}", 2)
+            network(f"own_networks:{name}", 2, allow_code=True)
     for name in ("missing", "number", ""):
         with pytest.raises(ValueError, match="no function"):
-            network(f"own_networks:{name}", 2)
+            network(f"own_networks:{name}", 2, allow_code=True)
     with pytest.raises(ImportError):
-        network("no_such_module:wide", 2)
+        network("no_such_module:wide", 2, allow_code=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["own_side_effects:wide", "pydoc:pipepager", "otlabel.training.networks:mlp", "os:", ":"]
+)
+def test_code_is_neither_imported_nor_called_unless_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "own_side_effects.py").write_text("open('mark', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"backbone = '{name}' would import .* --allow-code"):
+        network(name, 2)
+    assert not (tmp_path / "mark").exists()
+    assert "own_side_effects" not in sys.modules
 
 
 def test_names_and_settings_that_make_no_sense() -> None:
@@ -148,3 +164,8 @@ def test_names_and_settings_that_make_no_sense() -> None:
         alexnet(3, (8, 8))
     with pytest.raises(ValueError, match="depth"):
         mlp(3, depth=0)
+    with pytest.raises(ValueError, match="small_resnet has no option 'depth'; its options are width"):
+        network("small_resnet", 3, depth=2)
+    for width in (-1, "wide"):
+        with pytest.raises(ValueError, match="cannot be made with the options"):
+            network("small_resnet", 3, width=width)

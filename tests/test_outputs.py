@@ -272,6 +272,8 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
     "absurd shape": (_edit(_absurd), "/labels claims"),
     "other counts": (_edit(lambda handle: handle["counts"].write_direct(np.arange(5))), "not those of its labels"),
     "short potentials": (_replaced("potentials", np.zeros(3)), "3 potentials for 5 classes"),
+    "NaN": (_replaced("potentials", np.array([0, 1, np.nan, 3, np.nan])), "/potentials is nan for class 2 .2 such"),
+    "threshold": (_edit(lambda handle: handle.attrs.update(threshold=np.nan)), "threshold is nan"),
     "floats": (_replaced("labels", np.zeros(1000)), "/labels claims to be float64"),
 }
 

@@ -18,7 +18,7 @@ from oracles import FLOAT64_EPS, entropic_plan, value_of
 from problems import clusters, dead_class, normal
 
 import otlabel
-from otlabel import Assignment, Status, lp_assign, sinkhorn_assign
+from otlabel import Assignment, Status, certify, lp_assign, sinkhorn_assign
 from otlabel.errors import FileFormatError
 
 SCALARS = ("value", "bound", "gap", "epsilon", "marginal_error", "status", "n_sweeps", "seconds")
@@ -303,9 +303,31 @@ def test_arrays_that_do_not_belong_together_are_refused(result: Assignment, tmp_
         Assignment.load(path)
 
 
+@pytest.mark.parametrize("name", ["potentials", "plan_potentials"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_potentials_that_are_no_numbers_are_refused_and_the_class_named(
+    result: Assignment, tmp_path: Path, name: str, value: float
+) -> None:
+    spoiled = np.asarray(getattr(result, name)).copy()
+    spoiled[4] = value
+    path = resaved(result, tmp_path / "spoiled.npz", **{name: spoiled})
+    told = rf"{name} is {value} for class 4 \(1 such classes\)"
+    with pytest.raises(FileFormatError, match=rf"spoiled\.npz .*: {told}"):
+        Assignment.load(path)
+    scores = np.random.default_rng(0).normal(size=(12, 6))
+    for call in (
+        lambda: sinkhorn_assign(scores, init=spoiled),
+        lambda: certify(scores, np.arange(12) % 6, potentials=spoiled),
+    ):
+        with pytest.raises(ValueError, match=rf"is {value} for class 4 \(1 such classes\)"):
+            call()
+
+
 @pytest.mark.parametrize(
     "edit",
     [
+        lambda header: header.update(threshold=np.nan),
+        lambda header: header.update(plan_threshold=np.inf),
         lambda header: header.update(status="finished"),
         lambda header: header.update(format="other.Format"),
         lambda header: header.update(version=99),
@@ -316,7 +338,19 @@ def test_arrays_that_do_not_belong_together_are_refused(result: Assignment, tmp_
         lambda header: header.update(value="high"),
         lambda header: header.update(epsilon=None),
     ],
-    ids=["status", "format", "version", "no value", "no history", "history", "surplus", "value", "epsilon"],
+    ids=[
+        "threshold",
+        "plan threshold",
+        "status",
+        "format",
+        "version",
+        "no value",
+        "no history",
+        "history",
+        "surplus",
+        "value",
+        "epsilon",
+    ],
 )
 def test_headers_that_make_no_sense_are_refused(result: Assignment, tmp_path: Path, edit) -> None:
     result.save(tmp_path / "good.npz")

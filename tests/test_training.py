@@ -355,14 +355,13 @@ def test_mistakes_in_a_config_are_told_by_place(change: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (["model.backbone=mlp"], "'mlp', which is for feature vectors; these data are images of 1 x 8 x 8"),
-        (
-            ["data.name=vectors.npy"],
-            "'small_convnet', which is for images; these data are feature vectors of 5 numbers",
-        ),
-        (["model.backbone=small_resnet"], "small_resnet has no option 'widths', 'strides'; it has 'width'"),
-        (["model.options={widths=3}"], "small_convnet cannot be made with options {'widths': 3}"),
-        (["model.options={channels=3}"], "small_convnet has no option 'channels'"),
+        (["model.backbone=mlp", "model.options={}"], "; for images there is small_convnet, small_resnet, alexnet"),
+        (["data.name=vectors.npy"], "'small_convnet' cannot take data of shape ('N', 5): "),
+        (["data.name=vectors.npy"], "; for feature vectors there is mlp"),
+        (["model.backbone=small_resnet"], "small_resnet has no option 'widths'; its options are width"),
+        (["model.options={widths=3}"], "small_convnet cannot be made with the options {'widths': 3}"),
+        (["model.options={channels=3}"], "options has a key 'channels', which is no option"),
+        (["model.options={allow_code=true}"], "options has a key 'allow_code', which is no option"),
         (["model.backbone=alexnet", "model.options={widths=[4,4,4,4,4]}"], "AlexNet needs 63 x 63"),
         (["train.device=abacus"], "device is 'abacus', which cannot be used here"),
         (["labels.range=[0,0]"], "widen the range"),
@@ -431,6 +430,86 @@ def test_train_and_transfer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "SECTION.KEY=VALUE" in capsys.readouterr().err
     assert main(["transfer", str(path), str(tmp_path / "none.h5"), "-o", str(second)]) == 2
     assert "none.h5 does not exist" in capsys.readouterr().err
+
+
+CODE = """
+from torch import nn
+open("mark", "w").close()
+def tiny(channels, n):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(channels * 64, n))
+    model.feature_dim = n
+    return model
+"""
+
+
+def test_code_in_a_recipe_runs_only_where_it_is_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny_networks.py").write_text(CODE)
+    Path("r.toml").write_text(
+        '[data]\nname = "digits"\nn_samples = 64\n[model]\nbackbone = "tiny_networks:tiny"\noptions = { n = 5 }\n'
+        "heads = [4]\n[train]\nepochs = 1\nthreads = 1\n"
+    )
+    for command in (["train", "r.toml"], ["train", "digits", "--set", "model.backbone=tiny_networks:tiny"]):
+        assert main([*command, "-o", "run"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "'tiny_networks:tiny' would import" in line
+        assert "--allow-code" in line
+    assert not Path("mark").exists()
+    assert not Path("run").exists()
+    with pytest.raises(ValueError, match="allow_code=True"):
+        train(read_config("r.toml"))
+    assert main(["train", "r.toml", "-o", "run", "--allow-code"]) == 0
+    assert Path("mark").exists()
+    capsys.readouterr()
+    assert main(["train", "r.toml", "-o", "run"]) == 2  # to go on takes the same trust
+    assert main(["transfer", "r.toml", "run/labels.h5", "-o", "other"]) == 2
+    assert main(["transfer", "r.toml", "run/labels.h5", "-o", "other", "--allow-code"]) == 0
+    assert main(["train", "digits", "-o", "none", "--set", "model.backbone=no_such:f", "--allow-code"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "otlabel: error: No module named 'no_such'"
+
+
+MISTAKES = {
+    "options of another": (["model.backbone=mlp"], "mlp has no option 'widths'; its options are width, depth"),
+    "images for vectors": (["model.backbone=mlp", "model.options={}"], "backbone = 'mlp' cannot take data of shape"),
+    "too small": (["model.backbone=alexnet", "model.options={}"], "AlexNet needs 63 x 63"),
+    "a wrong type": (["model.options={widths=[1.5], strides=[1]}"], "cannot be made with the options"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_failed_start_is_one_line_and_leaves_the_folder_free(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mistake: str
+) -> None:
+    changes, told = MISTAKES[mistake]
+    words = ["train", "digits", "-o", str(tmp_path / "run"), "--set", "train.epochs=1", "--set", "data.n_samples=64"]
+    assert main([*words, *(word for change in changes for word in ("--set", change))]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_trained_nothing_does_not_occupy_its_folder(tmp_path: Path, monkeypatch: Any) -> None:
+    def fail(run: Run, index: Any, *_: Any) -> None:
+        raise RuntimeError("the first step")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_step", fail)
+        with pytest.raises(RuntimeError, match="first step"):
+            train(config(train__epochs=1), tmp_path)
+    run = train(config(train__epochs=1, train__lr=0.2), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["train"]["lr"] == 0.2
+    assert run.epoch == 1
+
+
+def test_vectors_for_a_network_of_images_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32))
+    given = {"data": {"name": str(tmp_path / "x.npy")}, "model": {"heads": [4]}}
+    with pytest.raises(ValueError, match=r"'small_resnet' cannot take data of shape \('N', 12\)") as raised:
+        train(config_of(given), tmp_path / "run")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_labels_of_other_data_are_refused(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import operator
 import os
 import secrets
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from otlabel.distributed import Alone, Arrays, ranks_of
-from otlabel.errors import FingerprintError, SelfLabelWarning
+from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.scores import as_array
 from otlabel.selflabel import alarms
 from otlabel.selflabel.features import check_complete, check_range, extract, extract_part, weights_hash, whole_numbers
@@ -418,32 +420,45 @@ class SelfLabeler:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Go on where `state_dict` was taken; whatever is refused leaves the labeler as it was.
+
+        Args:
+            state: as `state_dict` gave it; arrays may be tensors on any device, or NumPy's.
 
         Raises:
             FingerprintError: it is of other data, or of other numbers of samples or classes; both are shown.
+            FileFormatError: it lacks something, or holds what no labeler has: labels that are no classes, NaN
+                potentials, other shapes or types; says which and where.
         """
-        if state.get("version") != STATE_VERSION:
-            raise FingerprintError(
-                f"the state has version {state.get('version')!r}; this otlabel reads {STATE_VERSION}"
-            )
-        for name in ("n_samples", "n_classes", "data"):
-            theirs, ours = state[name], getattr(self, name)
-            if theirs != ours and not (name == "data" and None in (theirs, ours)):
-                raise FingerprintError(
-                    f"the state is of another run: its {name} is {theirs!r}, this labeler's is {ours!r}"
-                )
+        version = getattr(state, "get", lambda name: type(state).__name__)("version")
+        if version != STATE_VERSION:
+            raise FingerprintError(f"the state has version {version!r}; this otlabel reads {STATE_VERSION}")
+        try:
+            for name in ("n_samples", "n_classes", "data"):
+                theirs, ours = state[name], getattr(self, name)
+                theirs = theirs.tolist() if hasattr(theirs, "tolist") else theirs
+                if theirs != ours and not (name == "data" and None in (theirs, ours)):
+                    raise FingerprintError(
+                        f"the state is of another run: its {name} is {theirs!r}, this labeler's is {ours!r}"
+                    )
+            loaded = _read_state(state, self.n_samples, self.n_classes, getattr(self.labeling, "check_state", None))
+        except FingerprintError:
+            raise
+        except KeyError as error:
+            raise FileFormatError(f"the state holds no {error.args[0]!r}") from error
+        except (TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:  # the last is torch's
+            raise FileFormatError(f"the state of the labeler is damaged: {error}") from error
         device = self._labels.device
-        self._labels = state["labels"].to(device, torch.int64)
-        self._states = [{name: tensor.numpy() for name, tensor in one.items()} for one in state["states"]]
-        self._n_updates, self._n_passed = int(state["n_updates"]), int(state["n_passed"])
-        self._progress = state["progress"]
-        recorded, loss_sum = state["recorded"], state["loss_sum"]
-        self._recorded = None if recorded is None else recorded.to(device, torch.int64)
-        self._loss_sum = None if loss_sum is None else loss_sum.to(device)
-        self._n_losses, self._n_trained = int(state["n_losses"]), int(state["n_trained"])
+        recorded, loss_sum = loaded.recorded, loaded.loss_sum
+        self._labels = torch.from_numpy(loaded.labels).to(device)
+        self._states = list(loaded.states)
+        self._n_updates, self._n_passed = loaded.n_updates, loaded.n_passed
+        self._progress = loaded.progress
+        self._recorded = None if recorded is None else torch.from_numpy(recorded).to(device)
+        self._loss_sum = None if loss_sum is None else torch.from_numpy(loss_sum).to(device)
+        self._n_losses, self._n_trained = loaded.n_losses, loaded.n_trained
         self._came = None
-        self.history = [dict(record) for record in state["history"]]
+        self.history = loaded.history
 
     def save_labels(self, path: str | os.PathLike[str]) -> None:
         """Write the labels of all heads to an HDF5 file, with a receipt; see `otlabel.selflabel.labels` for its layout.
@@ -529,6 +544,79 @@ def _opened(store: Any) -> Store:
     if store is None:
         return TensorStore()
     return FeatureStore(store) if isinstance(store, (str, os.PathLike)) else store
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """What a saved state holds, checked, in arrays of its own."""
+
+    labels: np.ndarray  # (T, N) int64
+    states: list[Mapping[str, np.ndarray]]
+    n_updates: int
+    n_passed: int
+    progress: float | None
+    recorded: np.ndarray | None  # (T, N) int64
+    loss_sum: np.ndarray | None  # ()
+    n_losses: int
+    n_trained: int
+    history: list[dict[str, Any]]
+
+
+def _read_state(
+    state: Mapping[str, Any], n_samples: int, n_classes: list[int], check: Callable[[Any, int], None] | None
+) -> _State:
+    """The parts of a state; KeyError, TypeError or ValueError says which of them is none."""
+    counts = {name: state[name] for name in ("n_updates", "n_passed", "n_losses", "n_trained")}
+    for name, count in counts.items():
+        if not hasattr(count, "__index__") or operator.index(count) < 0:
+            raise ValueError(f"{name} is {count!r}, no whole number from 0 on")
+    progress = state["progress"]
+    if progress is not None and not math.isfinite(progress):
+        raise ValueError(f"progress is {progress}")
+    states = [{str(name): np.array(as_array(value)) for name, value in one.items()} for one in state["states"]]
+    if len(states) != len(n_classes):
+        raise ValueError(f"it holds {len(states)} states for {len(n_classes)} heads")
+    for head, one in enumerate(states):
+        for name, value in one.items():
+            if value.dtype.kind not in "biufc":
+                raise ValueError(f"{name} of head {head} are {value.dtype}, no numbers")
+        if check is not None:
+            try:
+                check(one, n_classes[head])
+            except ValueError as error:
+                raise ValueError(f"of head {head}, {error}") from error
+    loss_sum = None if state["loss_sum"] is None else np.array(as_array(state["loss_sum"]))
+    if loss_sum is not None and (loss_sum.shape != () or loss_sum.dtype.kind != "f"):
+        raise ValueError(f"loss_sum is {loss_sum.dtype} of shape {loss_sum.shape}, no number")
+    history = [dict(record) for record in state["history"]]
+    for record in history:  # what the next alarms look at
+        if not 0 <= operator.index(record["head"]) < len(n_classes) or float(record["churn"]) < 0:
+            raise ValueError(f"its history has a record of head {record['head']} with churn {record['churn']}")
+    recorded = state["recorded"]
+    return _State(
+        labels=_read_labels("labels", state["labels"], n_samples, n_classes),
+        states=list(states),
+        progress=None if progress is None else float(progress),
+        recorded=None if recorded is None else _read_labels("recorded", recorded, n_samples, n_classes),
+        loss_sum=loss_sum,
+        history=history,
+        **{name: operator.index(count) for name, count in counts.items()},
+    )
+
+
+def _read_labels(name: str, values: Any, n_samples: int, n_classes: list[int]) -> np.ndarray:
+    """(T, N) int64, each from 0 to its head's K - 1, or -1."""
+    array, shape = as_array(values), (len(n_classes), n_samples)
+    if array.shape != shape or array.dtype.kind not in "iu":
+        raise ValueError(f"{name} are {array.dtype} of shape {array.shape}; labels are whole numbers of shape {shape}")
+    wrong = (array < NO_LABEL) | (array >= np.array(n_classes)[:, None])
+    if wrong.any():
+        head, sample = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"{name} of head {head} have {array[head, sample]} at sample {sample} ({np.count_nonzero(wrong)} such "
+            f"labels); they are from 0 to {n_classes[head] - 1}, or {NO_LABEL}"
+        )
+    return array.astype(np.int64)
 
 
 def _checked_truth(truth: Any, n_samples: int) -> np.ndarray:

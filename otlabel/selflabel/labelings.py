@@ -12,7 +12,8 @@ A labeling is any function of one head's view of the data that returns labels. A
 
 Where several processes train, a labeling is called on the first of them with all samples, whose rows are sent there,
 unless it has an attribute `over_ranks` that is true: then each process calls it with the samples that it has, and rows
-stay where they are. `OptimalTransport` and `Argmax` work so, `KMeans` does not.
+stay where they are. `OptimalTransport` and `Argmax` work so, `KMeans` does not. If it has a method
+`check_state(state, n_classes)`, that raises ValueError where a saved state is none of its own.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from otlabel.result import predict
 from otlabel.scores import Scores, as_array, open_part, open_scores, row_blocks
 from otlabel.selflabel.kmeans import k_means
 from otlabel.selflabel.ranks import Holders
+from otlabel.validate import check_vector
 
 PCA_FLOOR = 1e-6  # of the largest variance: directions below it are noise, which whitening would blow up
 
@@ -138,6 +140,11 @@ class OptimalTransport:
             "n_sweeps": float(result.n_sweeps),
         }
         return NewLabels(as_array(result.labels), {"potentials": as_array(result.plan_potentials)}, facts)
+
+    def check_state(self, state: Mapping[str, np.ndarray], n_classes: int) -> None:
+        """Refuse potentials that no solve could start from."""
+        if "potentials" in state:
+            check_vector(state["potentials"], n_classes, "potentials")
 
 
 def _is_one_a_head(mass: Any) -> bool:

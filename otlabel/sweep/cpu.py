@@ -2,7 +2,8 @@
 
 Every function takes one block in its storage form and releases the GIL; the caller runs blocks on threads.
 Halves are read in place: float16 travels as uint16 and bfloat16 as int16, so that the type alone says how
-to widen a number. Widening by bits vectorises where the hardware's half conversion does not.
+to widen a number. Widening by bits vectorises where the hardware's half conversion does not. What is compiled by the
+type of its argument says in plain Python what it means, which is what runs under NUMBA_DISABLE_JIT.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
+
+from otlabel.compiling import njit
 
 # NaN is refused before any sweep, so comparisons may assume there is none; -inf (a forbidden pair) stays legal.
 FAST = {"nnan", "nsz", "contract", "reassoc", "arcp"}
 STRICT = {"contract"}  # where re-association would fold a rounding trick away
 
 LOWEST = -float(np.finfo(np.float64).max)  # above it everything is a legal score
+INFINITY = {"uint16": 0x7C00, "int16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF0000000000000}  # by storage type
 FLUSH_ROWS = 256  # rows added up in working precision before the sum moves to float64
 
 
@@ -62,7 +66,9 @@ _bits_to_f64 = _bitcast(types.int64, types.float64, ir.DoubleType())
 
 def _widen(stored):
     """A stored score as a number (compiled per storage type below)."""
-    raise TypeError("for compiled code only")
+    if isinstance(stored, np.uint16):
+        return np.float32(stored.view(np.float16))
+    return (np.uint32(stored.view(np.uint16)) << np.uint32(16)).view(np.float32) if stored.itemsize == 2 else stored
 
 
 @overload(_widen)
@@ -81,9 +87,13 @@ def _widen_by_type(stored):
     return lambda stored: stored
 
 
-@intrinsic
-def _bits(typing_context, value):
+def _bits(value):
     """The bits of a float as an integer of its size."""
+    return value.view(np.int32 if value.itemsize == 4 else np.int64)
+
+
+@intrinsic
+def _as_integer(typing_context, value):
     integer, llvm_type = (types.int32, ir.IntType(32)) if value == types.float32 else (types.int64, ir.IntType(64))
 
     def codegen(context, builder, signature, arguments):
@@ -92,14 +102,20 @@ def _bits(typing_context, value):
     return integer(value), codegen
 
 
+@overload(_bits)
+def _bits_by_type(value):
+    return lambda value: _as_integer(value)
+
+
 def _magnitude(stored):
     """The bits of a stored score without its sign, as an integer: larger than those of infinity for NaN."""
-    raise TypeError("for compiled code only")
+    integer = {2: np.int16, 4: np.int32, 8: np.int64}[stored.itemsize]
+    return stored.view(integer) & np.iinfo(integer).max
 
 
 def _infinity(stored):
     """The bits of infinity in the type of a stored score."""
-    raise TypeError("for compiled code only")
+    return INFINITY[stored.dtype.name]
 
 
 @overload(_magnitude)
@@ -113,8 +129,7 @@ def _magnitude_by_type(stored):
 
 @overload(_infinity)
 def _infinity_by_type(stored):
-    patterns = {types.uint16: 0x7C00, types.int16: 0x7F80, types.float32: 0x7F800000}
-    pattern = patterns.get(stored, 0x7FF0000000000000)
+    pattern = INFINITY[stored.name]
     return lambda stored: pattern
 
 
@@ -122,17 +137,18 @@ def _infinity_by_type(stored):
 LOG2_E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693359375, -2.121944400546905827679e-4
 TAYLOR = tuple(1.0 / math.factorial(n) for n in range(14))
+LOWEST_F32, LOWEST_F64 = -87.0, -708.0  # exponents; below them the result would be no normal number
 ROUND_MAGIC = 6755399441055744.0  # 1.5 * 2**52: adding it leaves the nearest integer in the low bits
 
 
 def _exp(x):
     """exp(x) for x <= 0, to 2e-7 (float32) or 4e-16 (float64); zero where that would be no normal number."""
-    raise TypeError("for compiled code only")
+    return np.exp(x) if x >= (LOWEST_F32 if x.itemsize == 4 else LOWEST_F64) else x.dtype.type(0)
 
 
 @njit(fastmath=STRICT, inline="always")
 def _exp_f32(x):
-    clipped = max(x, np.float32(-87.0))
+    clipped = max(x, np.float32(LOWEST_F32))
     n = np.floor(clipped * np.float32(LOG2_E) + np.float32(0.5))
     f = clipped - n * np.float32(LN2_HIGH) - n * np.float32(LN2_LOW)
     p = np.float32(TAYLOR[7])
@@ -149,7 +165,7 @@ def _exp_f32(x):
 
 @njit(fastmath=STRICT)
 def _exp_f64(x):
-    clipped = max(x, -708.0)
+    clipped = max(x, LOWEST_F64)
     shifted = clipped * LOG2_E + ROUND_MAGIC
     n = shifted - ROUND_MAGIC
     f = clipped - n * LN2_HIGH - n * LN2_LOW

@@ -49,6 +49,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", metavar="FOLDER", type=Path, required=True, help="where the run's files go, or are already")
     add("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="change the config: train.epochs=40")
+    add("--allow-code", action="store_true", help="let backbone = module:function of the config run: trust its author")
     add("--json", action="store_true", help="print the result as JSON, and no line an epoch")
 
 
@@ -74,7 +75,8 @@ def _run(arguments: argparse.Namespace, config: Config) -> int:
 
     if Path(arguments.config).is_file():  # else a recipe
         check_apart({f"the run's {name}": arguments.output / name for name in FILES}, {"CONFIG": arguments.config})
-    run = train(config, arguments.output, report=None if arguments.json else _Table())
+    report = None if arguments.json else _Table()
+    run = train(config, arguments.output, report=report, allow_code=arguments.allow_code)
     if arguments.json:
         print(json.dumps(run.result, indent=2))
         return 0

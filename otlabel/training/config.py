@@ -44,6 +44,9 @@ class Model:
     hidden: int | None = None  # width of a hidden layer in each head; none: linear heads
 
     def __post_init__(self) -> None:
+        for key in ("name", "channels", "allow_code"):  # which are not the config's to say
+            if key in self.options:
+                raise ValueError(f"options has a key {key!r}, which is no option of a backbone; leave it out")
         if self.hidden is not None and self.hidden < 1:
             raise ValueError(f"hidden is {self.hidden}; give the width of a layer, or leave it out")
 

@@ -31,6 +31,7 @@ N_DIGITS_TEST, DIGITS_SPLIT = 500, 0  # images to test on, and the seed that dra
 CIFAR_SHAPE = (10_000, 32, 32, 3)  # of one batch: images, rows, columns, colours
 IDX_UNSIGNED_BYTES = 8  # the code of the type in the header of an IDX file
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # whatever a name says: others may start programs
 IMBALANCES = ("full", "light", "heavy")
 
 
@@ -282,7 +283,7 @@ def _pixels(path: Path, size: int | None = None) -> np.ndarray:
     except ImportError as error:
         raise MissingPackageError("Pillow", "training") from error
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             converted = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
             if size is not None:
                 converted = converted.resize((size, size), Image.Resampling.BILINEAR)

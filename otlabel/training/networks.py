@@ -6,9 +6,12 @@ on one scale as well from the first labelling on.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -38,52 +41,67 @@ class Backbone(nn.Module):
         return features
 
 
-def network(name: str, channels: int, /, **options: Any) -> nn.Module:
+def network(name: str, channels: int, *, allow_code: bool = False, **options: Any) -> nn.Module:
     """A network by its name.
 
     Args:
         name: "small_convnet", "small_resnet", "alexnet", "mlp"; or "module:function" for a function of one's own, which
-            takes the number of channels and returns a module with `feature_dim`, from Python's path.
+            takes the number of channels and returns a module with `feature_dim`, from the working folder or Python's
+            path.
         channels: of the images; for "mlp" the number of features.
+        allow_code: whether "module:function" may be imported and called. A name may come from a stranger's recipe, and
+            any function of any module is code that runs here.
         options: further arguments of that function, such as `width`.
 
     Raises:
-        ValueError: there is no such name, or what the function returns is no such module.
-        ImportError: the module is not on the path.
+        ValueError: there is no such name, it has no such options, what the function returns is no such module, or code
+            is named that is not allowed.
+        ImportError: there is no such module.
     """
     module, separator, function = name.partition(":")
-    if not separator:
-        if name not in NAMES:
-            raise ValueError(f"there is no network {name!r}: give one of {', '.join(NAMES)}, or module:function")
-        module, function = __name__, name
-    factory: Callable[..., Any] | None = getattr(importlib.import_module(module), function, None)
-    if not callable(factory):
-        raise ValueError(f"{module} has no function {function!r}")
-    _check_options(factory, name, options)
+    if separator:
+        return _made_by_code(name, module, function, channels, options, allow_code=allow_code)
+    if name not in NAMES:
+        raise ValueError(f"there is no network {name!r}: give one of {', '.join(NAMES)}, or module:function")
+    factory: Callable[..., nn.Module] = globals()[name]
+    known = list(inspect.signature(factory).parameters)[1:]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(f"{name} has no option {unknown[0]!r}; its options are {', '.join(known)}")
     try:
+        return factory(channels, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} cannot be made with the options {options}: {error}") from error
+
+
+def _made_by_code(
+    name: str, module: str, function: str, channels: int, options: dict[str, Any], *, allow_code: bool
+) -> nn.Module:
+    if not allow_code:
+        raise ValueError(
+            f"backbone = {name!r} would import the module {module!r} and call its function {function!r}; if you trust "
+            "whoever wrote that, pass --allow-code (in Python, allow_code=True)"
+        )
+    with _working_folder_first():
+        factory: Callable[..., Any] | None = getattr(importlib.import_module(module), function, None)
+        if not callable(factory):
+            raise ValueError(f"{module} has no function {function!r}")
         made = factory(channels, **options)
-    except ValueError:
-        raise
-    except Exception as error:  # what comes of a wrong type or number may be nearly anything
-        raise ValueError(f"{name} cannot be made with options {options}: {error}") from error
     if not isinstance(made, nn.Module) or not isinstance(getattr(made, "feature_dim", None), int):
         raise ValueError(f"{name} returned {type(made).__name__}: it must be an nn.Module with an integer feature_dim")
     return made
 
 
-def _check_options(factory: Callable[..., Any], name: str, options: dict[str, Any]) -> None:
-    """Refuse options that the function does not have, and name those that it has."""
-    parameters = list(inspect.signature(factory).parameters.values())[1:]
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        raise ValueError(
-            f"{name} has no option {', '.join(map(repr, unknown))}; "
-            + (f"it has {', '.join(map(repr, known))}" if known else "it has none")
-            + "; change [model] options"
-        )
+@contextlib.contextmanager
+def _working_folder_first() -> Iterator[None]:
+    """Let modules be found in the working folder, as `python` itself does."""
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the code may have changed the path
+            sys.path.remove(folder)
 
 
 def small_convnet(channels: int, widths: Sequence[int] = (32, 64, 128), strides: Sequence[int] = (1, 2, 2)) -> Backbone:

@@ -66,22 +66,31 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 Report = Callable[[dict[str, Any]], None]
 
 
-def train(config: Config, folder: str | os.PathLike[str] | None = None, *, report: Report | None = None) -> Run:
+def train(
+    config: Config,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    report: Report | None = None,
+    allow_code: bool = False,
+) -> Run:
     """Train by self-labelling, going on where an earlier run in the folder was interrupted.
 
     Args:
         config: the whole run.
         folder: where its files go, made if needed. None: nothing is written, and nothing can be resumed.
         report: called after each epoch with its line of metrics.jsonl.
+        allow_code: whether a backbone "module:function" may be imported and called: whoever wrote the config then runs
+            code here.
 
     Returns:
         The finished run: `model`, `labeler`, `images`, `result`.
 
     Raises:
+        ValueError: settings that make no sense; a backbone that there is not, that cannot take these data, or whose
+            code is not allowed. Nothing has been written then.
         FingerprintError: the folder holds a run of another config or of other data.
         FileExistsError: the folder holds files of somebody else's that the run would replace.
         BlockingIOError: another process trains in the folder.
-        ValueError: settings that make no sense, or a network that cannot take the data; nothing has been written.
         OSError: no room on the disk for a checkpoint.
     """
     place = None if folder is None else Path(folder)
@@ -91,7 +100,7 @@ def train(config: Config, folder: str | os.PathLike[str] | None = None, *, repor
             read = {"[data] name": own_data, "[labels] file": config.labels.file}
             check_apart({f"the run's {name}": place / name for name in FILES}, read)
             stack.enter_context(working_in(place))
-        run = stack.enter_context(contextlib.closing(Run(config, place)))
+        run = stack.enter_context(contextlib.closing(Run(config, place, allow_code=allow_code)))
         run.resume()
         while run.epoch < config.train.epochs:
             line = run.train_epoch()
@@ -104,21 +113,20 @@ def train(config: Config, folder: str | os.PathLike[str] | None = None, *, repor
 class Run:
     """One training run and all of its state."""
 
-    def __init__(self, config: Config, folder: Path | None) -> None:
+    def __init__(self, config: Config, folder: Path | None, *, allow_code: bool = False) -> None:
         self.config, self.folder = config, folder
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         self.device = _device(config.train.device)
         self.images = _loaded(config)
         torch.manual_seed(_seed(config.train.seed, 0))
-        _check_kind(config.model.backbone, self.images.train)
         channels = self.images.train.shape[1]
-        backbone: Any = network(config.model.backbone, channels, **config.model.options)
+        backbone: Any = network(config.model.backbone, channels, allow_code=allow_code, **config.model.options)
         heads = _heads(config, self.images)
         self.model = MultiHead(backbone, backbone.feature_dim, heads, hidden=config.model.hidden)
         self.turn_head = nn.Linear(self.model.feature_dim, 4) if config.train.rotation else None
         self._trained = nn.ModuleList([self.model] + ([self.turn_head] if self.turn_head else [])).to(self.device)
-        _check_takes(self.model, config.model.backbone, self.images.train[:2].to(self.device))
+        _try(config.model.backbone, self.model, self.images.train[:2].to(self.device))
         self.optimizer = torch.optim.SGD(
             self._trained.parameters(),
             config.train.lr,
@@ -244,21 +252,24 @@ class Run:
         if begun and theirs is not None:  # else a start that failed, which keeps nobody from starting otherwise
             _check_same(theirs, json.loads(self._asked()), self.folder)
         path = self.folder / "checkpoint.pt"
-        if not path.exists():
-            return
+        if path.exists():
+            self._load(path)
+        log = self.folder / "metrics.jsonl"
+        if log.exists():
+            lines = log.read_text(encoding="utf-8").splitlines()
+            _write_text(log, "".join(f"{line}\n" for line in lines[: self.epoch]))
+
+    def _load(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-        except OSError:
+            self._trained.load_state_dict(state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.labeler.load_state_dict(state["labeler"])
+            self.epoch, self.untrained = int(state["epoch"]), dict(state["untrained"])
+        except (OSError, FingerprintError):
             raise
         except Exception as error:  # damage may show up as nearly any of them
             raise FileFormatError(f"{path} is damaged: {error}; remove it to start anew") from error
-        self._trained.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.labeler.load_state_dict(state["labeler"])
-        self.epoch, self.untrained = int(state["epoch"]), dict(state["untrained"])
-        log = self.folder / "metrics.jsonl"
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        _write_text(log, "".join(f"{line}\n" for line in lines[: self.epoch]))
         logger.info("resumed after epoch %d", self.epoch)
 
     def _asked(self) -> str:
@@ -332,30 +343,23 @@ def _loaded(config: Config) -> Images:
     return images
 
 
-def _check_kind(name: str, samples: Tensor) -> None:
-    """Refuse a network of otlabel's that is for other data than these."""
-    of_vectors = samples.ndim == 2
-    if name in NAMES and (name == "mlp") != of_vectors:
-        others = "'mlp'" if of_vectors else ", ".join(repr(other) for other in NAMES if other != "mlp")
-        suits = "images" if of_vectors else "feature vectors"
-        raise FileFormatError(
-            f"[model] backbone is {name!r}, which is for {suits}; these data are {_told(samples)}: give {others}"
-        )
-
-
-def _check_takes(model: MultiHead, name: str, few: Tensor) -> None:
-    """Refuse a network that cannot take such samples: at once, not in the first epoch."""
-    try:
-        with forward_only(model):
-            model.features(few if few.ndim == 2 else plain(few))
-    except Exception as error:  # whatever a module of somebody's own may raise
-        raise ValueError(f"[model] backbone {name!r} cannot take these data, {_told(few)}: {error}") from error
-
-
-def _told(samples: Tensor) -> str:
-    if samples.ndim == 2:
-        return f"feature vectors of {samples.shape[1]} numbers"
-    return f"images of {' x '.join(map(str, samples.shape[1:]))}"
+def _try(name: str, model: MultiHead, images: Tensor) -> None:
+    """Refuse a backbone that cannot take a few of these data, before anything is written."""
+    of_vectors = images.ndim == 2
+    batch = images if of_vectors else plain(images)
+    with torch.random.fork_rng(devices=[]), forward_only(model):
+        try:
+            shape = model.features(batch).shape
+        except Exception as error:  # whatever a module of somebody's own may raise
+            told = f"backbone = {name!r} cannot take data of shape {('N', *images.shape[1:])}: {error}".partition("\n")[
+                0
+            ]
+            if name in NAMES and (name == "mlp") != of_vectors:
+                those = ", ".join(other for other in NAMES if (other == "mlp") == of_vectors)
+                told += f"; for {'feature vectors' if of_vectors else 'images'} there is {those}"
+            raise ValueError(told) from error
+    if shape != (len(batch), model.feature_dim):
+        raise ValueError(f"backbone = {name!r} gives features of shape {tuple(shape)}, not (B, {model.feature_dim})")
 
 
 def _heads(config: Config, images: Images) -> list[int]:
