@@ -207,7 +207,7 @@ def test_a_saved_file_holds_its_header_and_its_arrays_alone(result: Assignment, 
     """Whatever NumPy wrote it: an argument that np.savez does not know becomes an array of the file."""
     result.save(tmp_path / "result.npz")
     with np.load(tmp_path / "result.npz", allow_pickle=False) as archive:
-        assert archive.files == ["header", *ARRAYS]
+        assert archive.files == ["header", *otlabel.result.ARRAYS]
 
 
 class Bomb:
