@@ -1,10 +1,14 @@
 # Each target sets up .venv where that is needed; the second time it is there already.
 PYTHON ?= python3
 BIN := .venv/bin
+OLD := .venv-floors
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# What uses other packages: compiled code, linear algebra, POT, HDF5, scikit-learn, faiss, plots, pages, training loops.
+CORE := bad_input callbacks cluster clustering_command cli constraints curation entropic exact kmeans lp metrics path \
+	report result soft_assign sources store sweep unbalanced
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs bench kernels lint clean
+.PHONY: help demo test floors docs bench kernels lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -15,6 +19,9 @@ demo: .venv/installed ## label scikit-learn's digits; writes otlabel-demo/
 test: .venv/installed ## run the tests
 	$(BIN)/python -m pytest
 
+floors: $(OLD)/installed ## run the core tests with the oldest packages that pyproject.toml allows
+	$(OLD)/bin/python -m pytest -m "not slow" $(CORE:%=tests/test_%.py)
+
 docs: .venv/installed ## build docs/_build/html; FIGURES=1 redraws all pictures first
 	$(if $(FIGURES),$(BIN)/python docs/figures.py --demo)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
@@ -23,15 +30,15 @@ bench: .venv/bench ## time otlabel against other solvers, in one run
 	$(BIN)/python benchmarks/bench_solvers.py
 
 kernels: .venv/kernels ## test the GPU kernels without a GPU, in Triton's interpreter
-	$(BIN)/python -m pytest tests/test_cuda.py
+	PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/test_cuda.py
 
 lint: .venv/installed ## check style, layout and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean: ## remove .venv and all that the other targets wrote
-	rm -rf .venv build dist docs/_build docs/gallery otlabel-demo .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
+clean: ## remove both environments and all that the other targets wrote
+	rm -rf .venv $(OLD) build dist docs/_build docs/gallery otlabel-demo .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find otlabel tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt
@@ -40,8 +47,15 @@ clean: ## remove .venv and all that the other targets wrote
 	$(PIP) install -c constraints.txt -e ".[dev,docs,exact,examples,kmeans,report]"
 	touch $@
 
+$(OLD)/installed: pyproject.toml constraints.txt tests/floors.py
+	$(PYTHON) -m venv --clear $(OLD)
+	$(OLD)/bin/python tests/floors.py > $(OLD)/floors.txt
+	$(OLD)/bin/python -m pip --disable-pip-version-check install -c $(OLD)/floors.txt -e ".[all,dev]"
+	touch $@
+
+# The first whose interpreter works with the NumPy of constraints.txt. Apart, since torch goes with another one.
 .venv/kernels: .venv/installed
-	$(PIP) install -c constraints.txt triton
+	$(PIP) install --no-deps --target .venv/triton --upgrade triton==3.9.0
 	touch $@
 
 .venv/bench: .venv/installed benchmarks/requirements.txt

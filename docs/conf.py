@@ -22,7 +22,7 @@ extensions = [
     "docstrings",  # beside this file
     "gallery_titles",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "description.md"]  # the latter is for a package index
 default_role = "py:obj"  # `name` in a docstring: a link where there is something of that name, else code
 
 myst_enable_extensions = ["colon_fence", "deflist"]

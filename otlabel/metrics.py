@@ -448,7 +448,8 @@ def _accuracy(table: _Table) -> float:
     # pair changes no choice, and keeps such a pair from being no entry at all.
     own = np.arange(n_rows)
     worth = np.append(pairs.data + 1.0, np.ones(n_rows))
-    places = np.append(pairs.row, own), np.append(pairs.col, n_columns + own)
+    rows, columns = np.append(pairs.row, own), np.append(pairs.col, n_columns + own)
+    places = rows.astype(np.int32), columns.astype(np.int32)  # SciPy 1.14 matches with these alone
     graph = csr_array((worth, places), shape=(n_rows, n_columns + n_rows))
     chosen = min_weight_full_bipartite_matching(graph, maximize=True)
     return float((graph[chosen] - 1.0).sum()) / table.n_samples

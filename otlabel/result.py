@@ -203,9 +203,9 @@ class Assignment:
         for name in FLOATS + WHOLES:
             header[name] = getattr(self, name)
         header["status"] = self.status.value
-        arrays = {name: _to_numpy(getattr(self, name)) for name in ARRAYS}
-        with replacing(path) as file:
-            np.savez(file, allow_pickle=False, header=np.array(json.dumps(header)), **arrays)
+        arrays: dict[str, Any] = {name: _to_numpy(getattr(self, name)) for name in ARRAYS}
+        with replacing(path) as file:  # numbers and a text, never pickled; NumPy 1 would store allow_pickle as an array
+            np.savez(file, header=np.array(json.dumps(header)), **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Assignment:

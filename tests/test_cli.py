@@ -396,7 +396,7 @@ def test_unknown_device(run, file) -> None:
         (MemoryError("Unable to allocate 8.00 GiB"), 1, "not enough memory: Unable to allocate 8.00 GiB"),
         (otlabel.errors.MissingPackageError("pot", "exact"), 1, 'pip install "otlabel[exact]"'),
         (
-            torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
+            torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
             1,
             "on the device: CUDA out of memory. Tried",
         ),

@@ -203,6 +203,13 @@ def test_nothing_is_pickled(result: Assignment, tmp_path: Path, monkeypatch: pyt
     np.testing.assert_array_equal(Assignment.load(tmp_path / "result.npz").labels, result.labels)
 
 
+def test_a_saved_file_holds_its_header_and_its_arrays_alone(result: Assignment, tmp_path: Path) -> None:
+    """Whatever NumPy wrote it: an argument that np.savez does not know becomes an array of the file."""
+    result.save(tmp_path / "result.npz")
+    with np.load(tmp_path / "result.npz", allow_pickle=False) as archive:
+        assert archive.files == ["header", *otlabel.result.ARRAYS]
+
+
 class Bomb:
     """Touches a file when unpickled."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ class _Table:
 
 def _changed(config: Config, changes: list[str]) -> Config:
     """The config with SECTION.KEY=VALUE applied, VALUE as TOML has it; a bare word is a text."""
-    from otlabel.training.config import config_of, parse_toml
+    from otlabel.training.config import config_of
 
     given = config.to_dict()
     for change in changes:
@@ -120,7 +121,7 @@ def _changed(config: Config, changes: list[str]) -> Config:
         if not (equals and section in given and key):
             raise ValueError(f"{change!r} is no change; write SECTION.KEY=VALUE, with a section of {', '.join(given)}")
         try:
-            given[section][key] = parse_toml(f"value = {value}")["value"]
+            given[section][key] = tomllib.loads(f"value = {value}")["value"]
         except ValueError:
             given[section][key] = value
     plain = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import sys
+import tomllib
 import types
 import typing
 from dataclasses import dataclass, field
@@ -167,19 +167,10 @@ def read_config(name: str) -> Config:
         known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
         raise FileNotFoundError(f"{name!r} is no file and no recipe; the recipes are {known}")
     try:
-        given = parse_toml(path.read_text(encoding="utf-8"))
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise FileFormatError(f"{path} is no TOML: {error}") from error
     return config_of(given, str(path))
-
-
-def parse_toml(text: str) -> dict[str, Any]:
-    """The values in a TOML text; ValueError where it is none."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(text)
 
 
 def config_of(given: dict[str, Any], where: str = "the config") -> Config:
