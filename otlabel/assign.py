@@ -11,13 +11,13 @@ import numpy as np
 
 from otlabel import sweep
 from otlabel.distributed import Alone, ranks_of
-from otlabel.errors import ConvergenceWarning
+from otlabel.errors import ConvergenceWarning, InvalidMassError
 from otlabel.marginals import KL, Exact, Range, Rule, class_sizes
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.result import Assignment, Certificate, Status, like
 from otlabel.rounding import Placement, round_exact
-from otlabel.scores import Rows, keep, keep_whole, open_part, open_scores, part_of_all, take_rows
+from otlabel.scores import Rows, by_class, by_row, keep, keep_whole, open_part, open_scores, part_of_all, take_rows
 from otlabel.semidual import EPSILON_STEP, SAMPLE_ENTRIES, Point, draw_sampled, sharpen, solve
 from otlabel.validate import check_finite, check_labels, check_mass, check_problem, check_solver, check_vector, warn
 
@@ -127,6 +127,17 @@ def sinkhorn_assign(
         solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
         opened = open_part(scores, device=device) if team.number > 1 else open_scores(scores, device=device)
         read_before = opened.bytes_read
+        n_classes, named = opened.shape[1], opened.class_names
+        class_mass = by_class(class_mass, n_classes, named, "class_mass", InvalidMassError)
+        sample_mass = by_row(sample_mass, opened.shape[0], opened.row_names, "sample_mass", InvalidMassError)
+        if isinstance(classes, Range):
+            classes = Range(
+                *(
+                    by_class(bound, n_classes, named, f"Range: {name}", InvalidMassError)
+                    for name, bound in vars(classes).items()
+                )
+            )
+        init = init if isinstance(init, Assignment) else by_class(init, n_classes, named, "init")
         rows = Rows(keep_whole(opened, memory_limit), team)
         team.check_alike(
             epsilon=epsilon, rounding=rounding, tol=tol, max_sweeps=max_sweeps, method=method, seed=seed,
@@ -134,7 +145,7 @@ def sinkhorn_assign(
             samples=samples, abstain=abstain, init=getattr(init, "plan_potentials", init),
             weighted=sample_mass is not None,
         )  # fmt: skip
-        n_rows, n_classes = rows.scores.share.n_rows, opened.shape[1]
+        n_rows = rows.scores.share.n_rows
         sampled = draw_sampled(n_rows, n_classes, seed)
         kept = keep(rows.scores, rows.scores.share.within(sampled), memory_limit)
         monitor = Monitor(n_rows, n_classes, observer)
@@ -221,7 +232,7 @@ def certify(
     with ranks_of(group) as team:
         opened = part_of_all(open_part(scores) if team.number > 1 else open_scores(scores), team)
         n_rows, n_classes = opened.share.n_rows, opened.shape[1]
-        given = check_labels(labels, opened.shape[0], n_classes)
+        given = check_labels(by_row(labels, opened.shape[0], opened.row_names, "labels"), opened.shape[0], n_classes)
         labelled = given >= 0
         (sizes,) = team.total("sizes", np.bincount(given[labelled], minlength=n_classes))
         n_labelled = int(sizes.sum())
@@ -229,13 +240,14 @@ def certify(
             raise ValueError("all labels are -1: there is nothing to certify")
         targets = sizes
         if class_mass is not None:
-            targets = class_sizes(check_mass(class_mass, n_labelled, n_classes), n_labelled)
+            shares = by_class(class_mass, n_classes, opened.class_names, "class_mass", InvalidMassError)
+            targets = class_sizes(check_mass(shares, n_labelled, n_classes), n_labelled)
         if potentials is None:
             mass, abstain = targets / n_labelled, 1 - n_labelled / n_rows
             potentials = sinkhorn_assign(opened, class_mass=mass, abstain=abstain, group=group).potentials
         else:
             check_finite(opened, sweep.inspect(opened))
-        g = check_vector(potentials, n_classes, "potentials")
+        g = check_vector(by_class(potentials, n_classes, opened.class_names, "potentials"), n_classes, "potentials")
         _, best, own = sweep.label(opened, g, given)
         if (
             n_labelled < n_rows

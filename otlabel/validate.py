@@ -144,7 +144,7 @@ def check_sample_mass(sample_mass: Any, n_rows: int) -> tuple[np.ndarray | None,
     return class_sizes(mass / mass.sum(), MASS_UNITS).astype(np.float64), MASS_UNITS
 
 
-def check_finite(scores: Scores, inspection: sweep.Inspection) -> None:
+def check_finite(scores: Scores, inspection: sweep.Inspection, what: str = "scores") -> None:
     """Raise InvalidScoresError that names the first NaN or +inf, if there is one."""
     if not inspection.n_bad:
         return
@@ -155,12 +155,13 @@ def check_finite(scores: Scores, inspection: sweep.Inspection) -> None:
         bad = np.isnan(values) | (values == np.inf)
         if bad.any():
             row, cls = np.argwhere(bad)[0]
-            found = f"{scores.place(start + int(row))}, class {cls} ({values[row, cls]})"
+            column = "class" if what == "scores" else "column"
+            found = f"{scores.place(start + int(row))}, {column} {cls} ({values[row, cls]})"
             break
     where = share.team.first("bad scores", found)
+    remedy = "mend them, or use -inf to forbid a pair" if what == "scores" else "mend them, or leave these rows out"
     raise InvalidScoresError(
-        f"{inspection.n_bad} of {share.n_rows * scores.shape[1]} scores are NaN or +inf, the first at {where}; mend "
-        "them, or use -inf to forbid a pair"
+        f"{inspection.n_bad} of {share.n_rows * scores.shape[1]} {what} are NaN or +inf, the first at {where}; {remedy}"
     )
 
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from otlabel.errors import FileFormatError
 from otlabel.scores.base import Scores
+from otlabel.scores.given import as_array
 from otlabel.scores.hdf5 import load_dataset, open_hdf5_scores
-from otlabel.scores.memory import as_array, open_array, open_tensor
+from otlabel.scores.memory import open_array, open_tensor
 from otlabel.scores.npy import NpyScores, parse_header, read_header
 from otlabel.scores.parts import Parts
 
