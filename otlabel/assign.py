@@ -17,7 +17,19 @@ from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.result import Assignment, Certificate, Status, like
 from otlabel.rounding import Placement, round_exact
-from otlabel.scores import Rows, by_class, by_row, keep, keep_whole, open_part, open_scores, part_of_all, take_rows
+from otlabel.scores import (
+    Rows,
+    by_class,
+    by_row,
+    class_mass_of,
+    keep,
+    keep_whole,
+    open_part,
+    open_scores,
+    part_of_all,
+    sample_mass_of,
+    take_rows,
+)
 from otlabel.semidual import EPSILON_STEP, SAMPLE_ENTRIES, Point, draw_sampled, sharpen, solve
 from otlabel.validate import check_finite, check_labels, check_mass, check_problem, check_solver, check_vector, warn
 
@@ -128,8 +140,8 @@ def sinkhorn_assign(
         opened = open_part(scores, device=device) if team.number > 1 else open_scores(scores, device=device)
         read_before = opened.bytes_read
         n_classes, named = opened.shape[1], opened.class_names
-        class_mass = by_class(class_mass, n_classes, named, "class_mass", InvalidMassError)
-        sample_mass = by_row(sample_mass, opened.shape[0], opened.row_names, "sample_mass", InvalidMassError)
+        class_mass = class_mass_of(class_mass, opened)
+        sample_mass = sample_mass_of(sample_mass, opened)
         if isinstance(classes, Range):
             classes = Range(
                 *(
@@ -240,7 +252,7 @@ def certify(
             raise ValueError("all labels are -1: there is nothing to certify")
         targets = sizes
         if class_mass is not None:
-            shares = by_class(class_mass, n_classes, opened.class_names, "class_mass", InvalidMassError)
+            shares = class_mass_of(class_mass, opened)
             targets = class_sizes(check_mass(shares, n_labelled, n_classes), n_labelled)
         if potentials is None:
             mass, abstain = targets / n_labelled, 1 - n_labelled / n_rows

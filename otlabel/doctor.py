@@ -15,10 +15,10 @@ import numpy as np
 
 from otlabel import sweep
 from otlabel.assign import sinkhorn_assign
-from otlabel.errors import InfeasibleError, InvalidMassError, MissingPackageError, OtlabelWarning
+from otlabel.errors import InfeasibleError, MissingPackageError, OtlabelWarning
 from otlabel.marginals import class_sizes
 from otlabel.result import Assignment
-from otlabel.scores import Scores, as_float, by_class, draw_rows, keep, open_scores
+from otlabel.scores import Scores, as_float, class_mass_of, draw_rows, keep, open_scores
 from otlabel.validate import check_mass
 
 if TYPE_CHECKING:
@@ -139,8 +139,7 @@ def diagnose(scores: Any, *, class_mass: Any = None) -> Diagnosis:
     """
     opened = open_scores(scores)
     n_rows, n_classes = opened.shape
-    named = by_class(class_mass, n_classes, opened.class_names, "class_mass", InvalidMassError)
-    shares = check_mass(named, n_rows, n_classes)
+    shares = check_mass(class_mass_of(class_mass, opened), n_rows, n_classes)
     n_sampled = max(LOOK_ROWS, ASSESSED_ENTRIES // n_classes)
     sampled = draw_rows(n_rows, n_sampled, np.random.default_rng(SEED))
     opened = keep(opened, sampled, 0)

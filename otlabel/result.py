@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from otlabel import sweep
-from otlabel.errors import FileFormatError, InvalidMassError, InvalidScoresError
+from otlabel.errors import FileFormatError, InvalidScoresError
 from otlabel.files import replacing
-from otlabel.scores import Scores, WithColumn, by_row, home_of, open_scores
+from otlabel.scores import Scores, WithColumn, home_of, open_scores, sample_mass_of
 from otlabel.validate import check_finite
 
 if TYPE_CHECKING:
@@ -164,8 +164,7 @@ class Assignment:
         if sample_mass is None:
             rows /= opened.shape[0]
         else:
-            mass = by_row(sample_mass, opened.shape[0], opened.row_names, "sample_mass", InvalidMassError)
-            rows *= mass.astype(np.float64)[:, None]
+            rows *= sample_mass_of(sample_mass, opened).astype(np.float64)[:, None]
         if math.isfinite(self.sample_rho):
             choices, g = self._choices(opened)
             exponent = 1.0 / (self.sample_rho + self.epsilon)

@@ -239,7 +239,10 @@ def check_labels(labels: Any, n_rows: int, n_classes: int) -> np.ndarray:
     """Labels as (N,) int64, each of them a class, or -1 for none."""
     given = as_array(labels)
     if given.shape != (n_rows,) or given.dtype.kind not in "iu":
-        raise ValueError(f"labels must be {n_rows} integers, one a row; got shape {given.shape} of {given.dtype}")
+        joined = "; np.concatenate joins those of batches" if given.ndim > 1 else ""
+        raise ValueError(
+            f"labels must be {n_rows} integers, one a row; got shape {given.shape} of {given.dtype}{joined}"
+        )
     outside = np.flatnonzero((given < -1) | (given >= n_classes))
     if len(outside):
         raise ValueError(

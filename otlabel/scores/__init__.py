@@ -40,7 +40,7 @@ from otlabel.scores.given import (
 from otlabel.scores.hdf5 import HDF5Scores
 from otlabel.scores.kept import KeptRows, KeptWhole, default_limit, free_memory
 from otlabel.scores.memory import ArrayScores, TensorScores, open_array, open_tensor
-from otlabel.scores.names import by_class, by_column, by_row, in_one_order
+from otlabel.scores.names import by_class, by_column, by_row, class_mass_of, in_one_order, sample_mass_of
 from otlabel.scores.parts import Parts, rows_between
 from otlabel.scores.paths import load_array, matches, open_path
 from otlabel.scores.sharded import Rows, gathered, part_of_all, take_rows
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
 __all__ = [
     "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "LinearScores", "Rows", "Scores", "TensorScores",
     "WithColumn", "WrappedScores", "as_array", "as_float", "as_matrix", "block_rows", "by_class", "by_column",
-    "by_row", "check_kind", "default_limit", "draw_rows", "free_memory", "gathered", "home_of", "in_one_order",
-    "is_foreign", "is_list_of_parts", "is_stored", "is_tensor", "keep", "keep_whole", "linear_scores", "load_array",
-    "matches", "on_device", "open_part", "open_scores", "part_of_all", "partition", "row_blocks", "rows_between",
-    "take_rows",
+    "by_row", "check_kind", "class_mass_of", "default_limit", "draw_rows", "free_memory", "gathered", "home_of",
+    "in_one_order", "is_foreign", "is_list_of_parts", "is_stored", "is_tensor", "keep", "keep_whole", "linear_scores",
+    "load_array", "matches", "on_device", "open_part", "open_scores", "part_of_all", "partition", "plain_tensor",
+    "row_blocks", "rows_between", "sample_mass_of", "take_rows",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from otlabel.errors import InvalidScoresError, OtlabelError
 if TYPE_CHECKING:
     import torch
 
+_ROUNDING = {"float16": 2**-11, "bfloat16": 2**-8, "float8_e4m3": 2**-4, "float8_e5m2": 2**-3}  # relative
 MOST_SHOWN = 6  # names that a message lists
 
 
@@ -67,10 +68,7 @@ def as_matrix(given: Any, what: str) -> np.ndarray:
     check_kind(given, what)
     array = _array_of(given, what, InvalidScoresError)
     if array.dtype == object and array.ndim == 0:
-        raise InvalidScoresError(
-            f"{what} are a {type(given).__name__}; pass an array, a tensor, a data frame, a list of matrices, or the "
-            "name of a file"
-        )
+        raise InvalidScoresError(_unknown(given, what))
     return array
 
 
@@ -116,6 +114,14 @@ def check_kind(given: Any, what: str) -> None:
     problem = _no_matrix(given, what)
     if problem:
         raise InvalidScoresError(problem)
+
+
+def with_unit_sum(shares: np.ndarray, given: Any) -> np.ndarray:
+    """Shares that came in a type of few digits with a sum of 1, but for what these leave out, as float64."""
+    digits = _ROUNDING.get(str(getattr(given, "dtype", "")).removeprefix("torch.").removesuffix("fn"), 0.0)
+    wide = shares.astype(np.float64) if digits else shares
+    total = float(wide.sum()) if digits else 0.0
+    return wide / total if digits and abs(total - 1) <= digits else shares
 
 
 def is_foreign(array: Any) -> bool:
@@ -198,17 +204,27 @@ def _no_matrix(given: Any, what: str) -> str | None:
         names = list(fields)
         best = "logits" if "logits" in names else names[0] if names else ""
         item = f"[{best!r}]" if isinstance(given, Mapping) else f".{best}"
-        return f"{what} are a {kind} of {shown(names) or 'nothing'}; pass one of what it holds, such as {what}{item}"
+        held = f"of {shown(names)}; pass one of these, such as {what}{item}" if names else "with nothing in it"
+        return f"{what} are of type {kind}, {held}"
     if hasattr(given, "todense") and not is_tensor(given):
         told = f"{what} are a sparse matrix ({kind} of shape {given.shape}); pass a full one: {what}.toarray()"
         return told + (", with -inf for the entries that are missing if these pairs are forbidden" * (what == "scores"))
     has_items = hasattr(given, "__getitem__") or hasattr(given, "__array__")
     if isinstance(given, Iterable) and not has_items:
         return (
-            f"{what} are a {kind}, whose items come one after the other, but they are looked at several times; pass a "
-            "list of the matrices that it gives, or that a model makes of what it gives"
+            f"{what} are of type {kind}, whose items come one after the other, but they are looked at several times; "
+            "pass a list of the matrices that it gives, or that a model makes of what it gives"
         )
+    if not has_items:
+        return _unknown(given, what)
     return None
+
+
+def _unknown(given: Any, what: str) -> str:
+    return (
+        f"{what} are of type {type(given).__name__}; pass an array, a tensor, a data frame, a list of matrices, or the "
+        "name of a file"
+    )
 
 
 def _uneven(values: Any) -> str:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from otlabel.scores.given import as_array, is_frame, is_series, shown
+from otlabel.errors import InvalidMassError
+from otlabel.scores.base import Scores
+from otlabel.scores.given import as_array, is_frame, is_series, shown, with_unit_sum
 
 
 def by_class(
@@ -27,25 +29,37 @@ def by_class(
     else:
         return as_array(values, what, error)
     wanted = list(range(n_classes)) if names is None else list(names)
-    for told, several in ((what, _repeated(keys)), ("scores' columns", _repeated(wanted))):
+    for told, several in ((what, _repeated(keys)), ("the columns of scores", _repeated(wanted))):
         if several:
-            raise error(f"{told} are not told apart by name: {shown(several)} is there more than once")
+            raise error(f"names in {told} are not distinct: {shown(several)} is there more than once")
     place = {key: at for at, key in enumerate(keys)}
     if set(wanted) != set(keys) and names is not None and set(keys) == set(range(n_classes)) and not _numbered(wanted):
         wanted = list(range(n_classes))
     missing = [name for name in wanted if name not in place]
     unknown = [key for key in keys if key not in set(wanted)]
     if missing or unknown:
-        classes = "0 ... K - 1" if names is None else "the columns of scores"
+        classes = "the classes" if names is None else "the columns of scores"
         lacking = f"; nothing for {shown(missing)}" if missing else ""
         reindexed = f"range({n_classes})" if names is None else "scores.columns"
         remedy = (
-            f"pass {what}.reindex({reindexed}, fill_value=0) if these are to take nothing"
+            f"use .reindex({reindexed}, fill_value=0) if that is 0"
             if missing and not unknown
             else "name the classes alike, or pass an array in their order"
         )
-        raise error(f"{what} is for {shown(keys)}, but {classes} are {shown(wanted)}{lacking}; {remedy}")
+        raise error(f"{what} has numbers for {shown(keys)}, but {classes} are {shown(wanted)}{lacking}; {remedy}")
     return numbers[[place[name] for name in wanted]]
+
+
+def class_mass_of(values: Any, scores: Scores) -> Any:
+    """What each class of scores takes, as an array in their order; shares with the sum that they are to have."""
+    mass = by_class(values, scores.shape[1], scores.class_names, "class_mass", InvalidMassError)
+    return None if mass is None else with_unit_sum(mass, values)
+
+
+def sample_mass_of(values: Any, scores: Scores) -> Any:
+    """What each row of scores weighs, as an array in their order."""
+    mass = by_row(values, scores.shape[0], scores.row_names, "sample_mass", InvalidMassError)
+    return None if mass is None else with_unit_sum(mass, values)
 
 
 def by_column(matrix: Any, names: Sequence[Any] | None, what: str, error: type[Exception] = ValueError) -> np.ndarray:

@@ -135,6 +135,7 @@ def _chosen(file: Path, name: str, found: list[str]) -> str:
         return found[0]
     if name in found:
         return name
-    listing = ", ".join(found) or "no array at all"
+    if not found:
+        raise FileFormatError(f"{file} holds no array at all")
     wanted = f"no {name!r}" if name else "more than one array; name one as FILE::NAME"
-    raise FileFormatError(f"{file} holds {wanted}. It holds: {listing}")
+    raise FileFormatError(f"{file} holds {wanted}. It holds: {', '.join(found)}")
