@@ -88,8 +88,8 @@ def open_scores(scores: Any, *, device: str = "auto", what: str = "scores") -> S
 
 def open_part(scores: Any, *, device: str = "auto", what: str = "scores") -> Scores:
     """The same for one rank's rows, of which there may be none."""
-    shapes = [tuple(getattr(one, "shape", ())) for one in (scores if is_list_of_parts(scores) else [scores])]
-    n_columns = {shape[1] if len(shape) == 2 and not shape[0] else 0 for shape in shapes}
+    parts = scores if is_list_of_parts(scores) else [scores]
+    n_columns = {part.shape[1] if n_dimensions(part) == 2 and not part.shape[0] else 0 for part in parts}
     if isinstance(scores, Scores) or len(n_columns) > 1 or n_columns == {0}:
         return open_scores(scores, device=device, what=what)
     return open_scores(np.zeros((1, n_columns.pop()), np.float32)).take(np.empty(0, np.int64))
