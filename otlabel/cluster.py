@@ -83,8 +83,9 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         n_clusters: K.
         size_min: fewest rows of a cluster. None: no bound, if size_max is given.
         size_max: most rows of a cluster. None: no bound, if size_min is given.
-        sizes: (K,) integers that sum to N, the rows of each cluster; excludes size_min and size_max. If none of the
-            three is given, every cluster gets N / K rows, and the first N mod K one more.
+        sizes: (K,) integers that sum to N, the rows of each cluster (a Series by its index, 0 ... K - 1, or a dict by
+            its keys); excludes size_min and size_max. If none of the three is given, every cluster gets N / K rows, and
+            the first N mod K one more.
         metric: "euclidean", or "cosine". A row of zeros has no direction: with "cosine" it fits anywhere.
         init: "k-means++", on a sample of the rows where there are many; or (K, D) centres.
         n_init: how often to start anew; the smallest inertia wins. Given centres are started from once.
@@ -149,8 +150,9 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
 
         Args:
             X: (N, D) features. Anything that scikit-learn takes as a dense matrix; or any other place that
-                `sinkhorn_assign` takes scores from: a tensor, an h5py dataset, "features.h5::/features", shards. A
-                file is kept in memory if half of what is free holds it, else each pass reads it. Never modified.
+                `sinkhorn_assign` takes scores from: a tensor, an h5py dataset, "features.h5::/features", shards, a list
+                of batches. A file is kept in memory if half of what is free holds it, else each pass reads it. Never
+                modified.
             y: ignored.
             group: a torch.distributed group whose ranks call this together, each with its own rows (maybe none). Then
                 `labels_` are of this rank's rows, and everything else is of all rows and the same on all ranks; sums

@@ -142,11 +142,13 @@ def linear_scores(
         s_ik = <features_i, weight_k> + bias_k,    if normalize less  log sum_j exp(<features_i, weight_j> + bias_j)
 
     Args:
-        features: (N, D), from any of the places that `sinkhorn_assign` takes scores from: array, tensor, mapped file,
-            h5py dataset, "features.h5::/features", shards. Of a file they are kept in memory, in the type they are
-            stored in, if the memory limit of the first solve allows it; else each pass reads them.
+        features: (N, D), from any of the places that `sinkhorn_assign` takes scores from: array, tensor, data frame,
+            mapped file, h5py dataset, "features.h5::/features", shards, a list of batches. Of a file they are kept in
+            memory, in the type they are stored in, if the memory limit of the first solve allows it; else each pass
+            reads them.
         weight: (K, D) of the head, NumPy or torch; or a list of them, one for each of several heads, which then share
-            one copy of the features: the first solve reads them for all.
+            one copy of the features: the first solve reads them for all. In a data frame, rows have the classes' names,
+            and columns those of the features' where these are a data frame, too.
         bias: (K,), or a list of them; None for none.
         normalize: True gives log-probabilities (log-softmax), False the logits. The labels and the plan are the same,
             since a constant in a row changes nothing; the value is the mean log-probability or the mean logit.
@@ -156,7 +158,7 @@ def linear_scores(
         are in float32, or in float64 where the features are.
 
     Raises:
-        InvalidScoresError: shapes that do not fit together.
+        InvalidScoresError: shapes or names that do not fit together, masked features.
     """
     source = open_part(features, what="features")
     shared = Features(source, home_of(features))
