@@ -384,6 +384,7 @@ LOADER = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4
         (lambda rows: 3.5, r"the float 3\.5"),
         (lambda rows: b"abc", "the bytes"),
         (scipy.sparse.csr_array, r"a sparse matrix \(csr_array of shape \(6, 3\)\).*\.toarray\(\)"),
+        (scipy.sparse.dok_array, r"a sparse matrix \(dok_array"),  # a dictionary, too
         (scipy.sparse.coo_matrix, r"a sparse matrix \(coo_matrix of shape \(6, 3\)\).*\.toarray\(\)"),
         (lambda rows: torch.tensor(rows).to_sparse(), r"sparse tensor \(torch\.sparse_coo\).*\.to_dense\(\)"),
         (lambda rows: torch.tensor(rows).to_sparse_csr(), r"sparse tensor \(torch\.sparse_csr\)"),

@@ -199,6 +199,9 @@ def _no_matrix(given: Any, what: str) -> str | None:
     if given is None or isinstance(given, (Number, bytes, bytearray)):
         said = "None" if given is None else f"the {kind} {given!r}"
         return f"{what} are {said:.60}; pass a matrix, one row a sample"
+    if hasattr(given, "todense") and not is_tensor(given):
+        told = f"{what} are a sparse matrix ({kind} of shape {given.shape}); pass a full one: {what}.toarray()"
+        return told + (", with -inf for the entries that are missing if these pairs are forbidden" * (what == "scores"))
     fields = given if isinstance(given, Mapping) else getattr(given, "_fields", None)
     if fields is not None:
         names = list(fields)
@@ -206,9 +209,6 @@ def _no_matrix(given: Any, what: str) -> str | None:
         item = f"[{best!r}]" if isinstance(given, Mapping) else f".{best}"
         held = f"of {shown(names)}; pass one of these, such as {what}{item}" if names else "with nothing in it"
         return f"{what} are of type {kind}, {held}"
-    if hasattr(given, "todense") and not is_tensor(given):
-        told = f"{what} are a sparse matrix ({kind} of shape {given.shape}); pass a full one: {what}.toarray()"
-        return told + (", with -inf for the entries that are missing if these pairs are forbidden" * (what == "scores"))
     has_items = hasattr(given, "__getitem__") or hasattr(given, "__array__")
     if isinstance(given, Iterable) and not has_items:
         return (
