@@ -11,13 +11,25 @@ import numpy as np
 
 from otlabel import sweep
 from otlabel.distributed import Alone, ranks_of
-from otlabel.errors import ConvergenceWarning
+from otlabel.errors import ConvergenceWarning, InvalidMassError
 from otlabel.marginals import KL, Exact, Range, Rule, class_sizes
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.result import Assignment, Certificate, Status, like
 from otlabel.rounding import Placement, round_exact
-from otlabel.scores import Rows, keep, keep_whole, open_part, open_scores, part_of_all, take_rows
+from otlabel.scores import (
+    Rows,
+    by_class,
+    by_row,
+    class_mass_of,
+    keep,
+    keep_whole,
+    open_part,
+    open_scores,
+    part_of_all,
+    sample_mass_of,
+    take_rows,
+)
 from otlabel.semidual import EPSILON_STEP, SAMPLE_ENTRIES, Point, draw_sampled, sharpen, solve
 from otlabel.validate import check_finite, check_labels, check_mass, check_problem, check_solver, check_vector, warn
 
@@ -66,15 +78,19 @@ def sinkhorn_assign(
 
     Args:
         scores: (N, K) log-probabilities, similarities or negative distances, the larger the better. A NumPy array
-            (also memory-mapped), a torch tensor, an h5py dataset, "file.npy", "file.h5::/name", several files as
-            one ("part-*.h5::/name", or a list), or `linear_scores`; of float16, bfloat16, float32, float64 or
-            integers; halves are read in place. Adding a constant to a row changes nothing. -inf forbids a pair.
-            Never modified.
+            (also memory-mapped), a torch tensor, a data frame, an h5py dataset, "file.npy", "file.h5::/name", several
+            files as one ("part-*.h5::/name"), a list of any of these with the rows one after the other, or
+            `linear_scores`; of float16, bfloat16, float32, float64 or integers; halves are read in place. Adding a
+            constant to a row changes nothing. -inf forbids a pair, and so does a mask. Never modified.
         class_mass: (K,) what each class takes: shares b that sum to 1, or integer sizes that sum to N. None: 1/K
-            each. Shares become sizes by the largest remainder of N b, ties to the lower class.
-        sample_mass: (N,) how much each sample counts: shares that sum to 1, or integers. None: 1/N each. Class sizes
-            are then shares of this mass. The linear program may split up to K - 1 samples between classes; labels
-            cannot, so each of these goes where most of it went, and `gap` and `label_mass` say what that makes.
+            each. Shares become sizes by the largest remainder of N b, ties to the lower class. A Series or a dict, as
+            for everything with one number a class, is read by its names: the columns of a data frame of scores, else
+            0 ... K - 1.
+        sample_mass: (N,) how much each sample counts: shares that sum to 1, or integers. None: 1/N each. A Series, as
+            for everything with one number a row, is read by the index of a data frame of scores, else its index is to
+            be 0 ... N - 1 in this order. Class sizes are then shares of this mass. The linear program may split up to K
+            - 1 samples between classes; labels cannot, so each of these goes where most of it went, and `gap` and
+            `label_mass` say what that makes.
         classes: the rule on class masses. `Exact()`: each class takes its mass. `Range(lo, hi)`: anything between.
             `KL(rho)`: prefers its mass and pays for leaving it.
         samples: `Exact()`, or `KL(rho)` where samples may take more or less than their mass too (fully unbalanced
@@ -94,7 +110,7 @@ def sinkhorn_assign(
         seed: of the row samples, and of the choice among equally good labels.
         progress: True for a bar, or a function called after each pass with a dict of stage, rows, epsilon, error,
             seconds and n_sweeps, and while the plan is solved its potentials (K,), which `init` takes.
-        memory_limit: bytes that may hold a copy of what is read from files, in the type that it is stored in. What
+        memory_limit: bytes that may hold a copy of what is read from files or a list, in the type it is stored in. What
             does not fit is read anew in each pass; the labels are the same. None: half of the memory that is free.
         group: a torch.distributed group whose ranks call this together: scores and sample_mass are of this rank's
             rows, of which there may be none; all rows are those of rank 0, then rank 1, and so on. Everything else is
@@ -103,13 +119,14 @@ def sinkhorn_assign(
 
     Returns:
         Assignment with labels (N,), their class sizes, value, bound and gap, and the potentials that prove them.
-        torch in, torch out on the same device; everything else gives NumPy. With a group, labels are of this rank's
-        rows, and bytes_read, bytes_sent and peak_memory its own; everything else is of all rows.
+        torch in (a tensor, or a list of nothing else), torch out on the same device; everything else gives NumPy. With
+        a group, labels are of this rank's rows, and bytes_read, bytes_sent and peak_memory its own; everything else is
+        of all rows.
 
     Raises:
-        InvalidScoresError: NaN, +inf, no matrix.
+        InvalidScoresError: NaN, +inf, no matrix, parts of a list that do not fit together.
         FileFormatError: a file that is damaged, unfinished, or changed while it is read.
-        InvalidMassError: class_mass, sample_mass or a Range of wrong length, sign or sum.
+        InvalidMassError: class_mass, sample_mass or a Range of wrong length, sign or sum, with other names or a mask.
         InfeasibleError: forbidden pairs, or bounds that do not add up, leave no assignment.
         RankError: another rank failed, was lost, was silent for half of the group's timeout, or was called with
             something else; the message names it.
@@ -127,6 +144,17 @@ def sinkhorn_assign(
         solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
         opened = open_part(scores, device=device) if team.number > 1 else open_scores(scores, device=device)
         read_before = opened.bytes_read
+        n_classes, named = opened.shape[1], opened.class_names
+        class_mass = class_mass_of(class_mass, opened)
+        sample_mass = sample_mass_of(sample_mass, opened)
+        if isinstance(classes, Range):
+            classes = Range(
+                *(
+                    by_class(bound, n_classes, named, f"Range: {name}", InvalidMassError)
+                    for name, bound in vars(classes).items()
+                )
+            )
+        init = init if isinstance(init, Assignment) else by_class(init, n_classes, named, "init")
         rows = Rows(keep_whole(opened, memory_limit), team)
         team.check_alike(
             epsilon=epsilon, rounding=rounding, tol=tol, max_sweeps=max_sweeps, method=method, seed=seed,
@@ -134,7 +162,7 @@ def sinkhorn_assign(
             samples=samples, abstain=abstain, init=getattr(init, "plan_potentials", init),
             weighted=sample_mass is not None,
         )  # fmt: skip
-        n_rows, n_classes = rows.scores.share.n_rows, opened.shape[1]
+        n_rows = rows.scores.share.n_rows
         sampled = draw_sampled(n_rows, n_classes, seed)
         kept = keep(rows.scores, rows.scores.share.within(sampled), memory_limit)
         monitor = Monitor(n_rows, n_classes, observer)
@@ -221,7 +249,7 @@ def certify(
     with ranks_of(group) as team:
         opened = part_of_all(open_part(scores) if team.number > 1 else open_scores(scores), team)
         n_rows, n_classes = opened.share.n_rows, opened.shape[1]
-        given = check_labels(labels, opened.shape[0], n_classes)
+        given = check_labels(by_row(labels, opened.shape[0], opened.row_names, "labels"), opened.shape[0], n_classes)
         labelled = given >= 0
         (sizes,) = team.total("sizes", np.bincount(given[labelled], minlength=n_classes))
         n_labelled = int(sizes.sum())
@@ -229,13 +257,14 @@ def certify(
             raise ValueError("all labels are -1: there is nothing to certify")
         targets = sizes
         if class_mass is not None:
-            targets = class_sizes(check_mass(class_mass, n_labelled, n_classes), n_labelled)
+            shares = class_mass_of(class_mass, opened)
+            targets = class_sizes(check_mass(shares, n_labelled, n_classes), n_labelled)
         if potentials is None:
             mass, abstain = targets / n_labelled, 1 - n_labelled / n_rows
             potentials = sinkhorn_assign(opened, class_mass=mass, abstain=abstain, group=group).potentials
         else:
             check_finite(opened, sweep.inspect(opened))
-        g = check_vector(potentials, n_classes, "potentials")
+        g = check_vector(by_class(potentials, n_classes, opened.class_names, "potentials"), n_classes, "potentials")
         _, best, own = sweep.label(opened, g, given)
         if (
             n_labelled < n_rows

@@ -30,8 +30,13 @@ from otlabel.scores import (
     WrappedScores,
     as_array,
     as_float,
+    by_class,
+    by_column,
+    check_kind,
     draw_rows,
     gathered,
+    is_foreign,
+    is_list_of_parts,
     is_stored,
     is_tensor,
     keep_whole,
@@ -78,8 +83,9 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         n_clusters: K.
         size_min: fewest rows of a cluster. None: no bound, if size_max is given.
         size_max: most rows of a cluster. None: no bound, if size_min is given.
-        sizes: (K,) integers that sum to N, the rows of each cluster; excludes size_min and size_max. If none of the
-            three is given, every cluster gets N / K rows, and the first N mod K one more.
+        sizes: (K,) integers that sum to N, the rows of each cluster (a Series by its index, 0 ... K - 1, or a dict by
+            its keys); excludes size_min and size_max. If none of the three is given, every cluster gets N / K rows, and
+            the first N mod K one more.
         metric: "euclidean", or "cosine". A row of zeros has no direction: with "cosine" it fits anywhere.
         init: "k-means++", on a sample of the rows where there are many; or (K, D) centres.
         n_init: how often to start anew; the smallest inertia wins. Given centres are started from once.
@@ -144,8 +150,9 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
 
         Args:
             X: (N, D) features. Anything that scikit-learn takes as a dense matrix; or any other place that
-                `sinkhorn_assign` takes scores from: a tensor, an h5py dataset, "features.h5::/features", shards. A
-                file is kept in memory if half of what is free holds it, else each pass reads it. Never modified.
+                `sinkhorn_assign` takes scores from: a tensor, an h5py dataset, "features.h5::/features", shards, a list
+                of batches. A file is kept in memory if half of what is free holds it, else each pass reads it. Never
+                modified.
             y: ignored.
             group: a torch.distributed group whose ranks call this together, each with its own rows (maybe none). Then
                 `labels_` are of this rank's rows, and everything else is of all rows and the same on all ranks; sums
@@ -164,7 +171,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         if n_rows < self.n_clusters:
             raise ValueError(f"n_samples={n_rows} should be >= n_clusters={self.n_clusters}")
         demand = _demand(self, n_rows)
-        given = None if isinstance(self.init, str) else _checked_centres(self.init, self.n_clusters, n_features)
+        given = None if isinstance(self.init, str) else _checked_centres(self, n_features)
         variance = _variance(source)
         rows = _Rows(source, self.metric == "cosine", demand, variance, float(self.tol), int(self.max_iter), group)
         random = check_random_state(self.random_state)
@@ -237,9 +244,9 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         """Features as a source, of length 1 for "cosine"; what scikit-learn knows about is checked by it."""
         if not reset:
             check_is_fitted(self)
-        if is_tensor(X) or is_stored(X):
+        if is_tensor(X) or is_stored(X) or is_list_of_parts(X):
             opened = open_part if may_be_empty else open_scores
-            source = opened(os.fspath(X) if isinstance(X, os.PathLike) else X, device=self.device)
+            source = opened(os.fspath(X) if isinstance(X, os.PathLike) else X, device=self.device, what="features")
             if reset:
                 self.n_features_in_ = source.shape[1]
                 with contextlib.suppress(AttributeError):  # of an earlier fit to a data frame
@@ -250,8 +257,11 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
                 )
         else:
             least = 0 if may_be_empty else 1
+            check_kind(X, "features")
+            if isinstance(X, np.ma.MaskedArray) or is_foreign(X):  # of which scikit-learn sees no mask, or no numbers
+                X = as_array(X, "features", InvalidScoresError)
             checked = validate_data(self, X, reset=reset, dtype=NUMBERS, ensure_min_samples=least)
-            source = open_part(checked, device=self.device)
+            source = open_part(checked, device=self.device, what="features")
         source = keep_whole(source)
         return UnitRows(source) if self.metric == "cosine" else source
 
@@ -527,7 +537,7 @@ def _demand(estimator: BalancedKMeans, n_rows: int) -> dict[str, Any]:
 
 
 def _checked_sizes(sizes: Any, n_clusters: int, n_rows: int) -> np.ndarray:
-    given = as_array(sizes)
+    given = by_class(sizes, n_clusters, None, "sizes")
     if given.shape != (n_clusters,) or given.dtype.kind not in "iu" or (given < 0).any():
         raise ValueError(
             f"sizes must be {n_clusters} whole numbers of rows, one a cluster; got shape {given.shape} of {given.dtype}"
@@ -539,8 +549,9 @@ def _checked_sizes(sizes: Any, n_clusters: int, n_rows: int) -> np.ndarray:
     return given.astype(np.int64)
 
 
-def _checked_centres(init: Any, n_clusters: int, n_features: int) -> np.ndarray:
-    centres = as_array(init)
+def _checked_centres(estimator: BalancedKMeans, n_features: int) -> np.ndarray:
+    init, n_clusters = estimator.init, estimator.n_clusters
+    centres = by_column(init, getattr(estimator, "feature_names_in_", None), "init")
     if centres.shape != (n_clusters, n_features) or centres.dtype.kind not in "fiu":
         raise ValueError(
             f"init has shape {centres.shape} of {centres.dtype}; pass {n_clusters} centres of {n_features} features"

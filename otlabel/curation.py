@@ -91,7 +91,7 @@ def curate(
         arXiv:2405.15613, 2024, sections 3.2 and 3.3; there each level is clustered anew a few times, which is left out.
     """
     with ranks_of(group) as team:
-        opened = open_part(features) if team.number > 1 else open_scores(features)
+        opened = (open_part if team.number > 1 else open_scores)(features, what="features")
         source = part_of_all(keep_whole(opened, memory_limit), team)
         team.check_alike(n=n, n_clusters=n_clusters, seed=seed, n_features=source.shape[1])
         return _curated(source, n, n_clusters, seed, features)
@@ -105,7 +105,7 @@ def _curated(source: Scores, n: int, n_clusters: int | None, seed: int, features
         n_clusters = min(int(np.ceil(np.sqrt(n_rows))), n)
     _check_number("n_clusters", n_clusters, n_rows)
     found = sweep.inspect(source)
-    check_finite(source, found)
+    check_finite(source, found, "features")
     if found.n_forbidden:
         raise InvalidScoresError(f"{found.n_forbidden} features are -inf; pass finite numbers")
     rng = np.random.default_rng(seed)

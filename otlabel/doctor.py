@@ -18,7 +18,7 @@ from otlabel.assign import sinkhorn_assign
 from otlabel.errors import InfeasibleError, MissingPackageError, OtlabelWarning
 from otlabel.marginals import class_sizes
 from otlabel.result import Assignment
-from otlabel.scores import Scores, as_float, draw_rows, keep, open_scores
+from otlabel.scores import Scores, as_float, class_mass_of, draw_rows, keep, open_scores
 from otlabel.validate import check_mass
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def diagnose(scores: Any, *, class_mass: Any = None) -> Diagnosis:
     """
     opened = open_scores(scores)
     n_rows, n_classes = opened.shape
-    shares = check_mass(class_mass, n_rows, n_classes)
+    shares = check_mass(class_mass_of(class_mass, opened), n_rows, n_classes)
     n_sampled = max(LOOK_ROWS, ASSESSED_ENTRIES // n_classes)
     sampled = draw_rows(n_rows, n_sampled, np.random.default_rng(SEED))
     opened = keep(opened, sampled, 0)

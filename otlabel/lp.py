@@ -11,7 +11,7 @@ from otlabel.assign import certify
 from otlabel.errors import InfeasibleError, MissingPackageError
 from otlabel.monitor import Monitor
 from otlabel.result import Assignment, Status, like
-from otlabel.scores import as_float, open_scores
+from otlabel.scores import as_float, class_mass_of, open_scores
 from otlabel.validate import check_problem
 
 MAX_ITERATIONS = 10_000_000  # of the simplex; POT's own default ends early on a few thousand samples
@@ -51,7 +51,8 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
     except ImportError as error:
         raise MissingPackageError("POT", "exact") from error
     monitor = Monitor(n_rows)
-    problem, _ = check_problem(opened, np.arange(n_rows), monitor, class_mass=class_mass)
+    shares = class_mass_of(class_mass, opened)
+    problem, _ = check_problem(opened, np.arange(n_rows), monitor, class_mass=shares)
     dense = np.concatenate([as_float(opened.read(*block), opened.dtype) for block in opened.blocks()])
     cost = -dense.astype(np.float64)
     forbidden = np.isinf(cost)

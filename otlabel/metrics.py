@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from scipy.special import xlogy
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores import Scores, as_array, as_float, is_tensor, open_scores
+from otlabel.scores import Scores, as_array, as_float, by_row, home_of, in_one_order, open_scores
 
 if TYPE_CHECKING:
     import torch
@@ -362,7 +362,8 @@ class _Table:
 
 
 def _table(truth: Any, labels: Any, names: tuple[str, str] = ("truth", "labels")) -> _Table:
-    rows, columns = _checked_labels(truth, names[0]), _checked_labels(labels, names[1])
+    sides = in_one_order(truth, labels, names)
+    rows, columns = _checked_labels(sides[0], names[0]), _checked_labels(sides[1], names[1])
     if len(rows) != len(columns):
         raise ValueError(
             f"{names[0]} have shape {rows.shape}, {names[1]} {columns.shape}; pass one label a sample each"
@@ -378,7 +379,7 @@ def _table(truth: Any, labels: Any, names: tuple[str, str] = ("truth", "labels")
 
 
 def _checked_labels(labels: Any, name: str) -> np.ndarray:
-    array = as_array(labels)
+    array = as_array(labels, name)
     if array.ndim != 1:
         raise ValueError(f"{name} have shape {array.shape}; pass (N,) labels")
     if not len(array):
@@ -555,11 +556,11 @@ def _features(train: Any, test: Any) -> tuple[_Features, _Features]:
     """Both sides, where the first tensor is, in float64 if one of them is."""
     import torch
 
-    sources = open_scores(train), open_scores(test)
+    sources = open_scores(train, what="train_features"), open_scores(test, what="test_features")
     shapes = [source.shape for source in sources]
     if shapes[0][1] != shapes[1][1]:
         raise ValueError(f"train_features have shape {shapes[0]}, test_features {shapes[1]}; pass the same D features")
-    device = next((features.device for features in (train, test) if is_tensor(features)), torch.device("cpu"))
+    device = next(filter(None, map(home_of, (train, test))), torch.device("cpu"))
     dtype = torch.float64 if "float64" in {source.dtype for source in sources} else torch.float32
     return _Features(sources[0], "train_features", device, dtype), _Features(sources[1], "test_features", device, dtype)
 
@@ -567,7 +568,7 @@ def _features(train: Any, test: Any) -> tuple[_Features, _Features]:
 def _labels_of(features: _Features, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     """The label of each row, and whether it has one."""
     name = features.name.replace("features", "labels")
-    array = _checked_labels(labels, name)
+    array = _checked_labels(by_row(labels, features.n_rows, features.source.row_names, name), name)
     if len(array) != features.n_rows:
         raise ValueError(
             f"{features.name} have shape {features.source.shape}, {name} {array.shape}; pass one label a row"

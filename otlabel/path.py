@@ -13,7 +13,7 @@ from otlabel.assign import sinkhorn_assign
 from otlabel.errors import MissingPackageError
 from otlabel.marginals import KL, Exact
 from otlabel.result import Assignment
-from otlabel.scores import open_scores
+from otlabel.scores import class_mass_of, open_scores
 from otlabel.validate import check_mass
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def balance_path(
     if n_steps < 3:
         raise ValueError(f"n_steps is {n_steps}; the path has two ends and something between them, at least 3")
     opened = open_scores(scores)
-    mass = check_mass(class_mass, *opened.shape)
+    mass = check_mass(class_mass_of(class_mass, opened), *opened.shape)
 
     def solved(classes: Exact | KL, init: Assignment | None) -> Assignment:
         return sinkhorn_assign(

@@ -17,7 +17,7 @@ import numpy as np
 from otlabel import sweep
 from otlabel.errors import FileFormatError, InvalidScoresError
 from otlabel.files import replacing
-from otlabel.scores import Scores, WithColumn, as_array, is_tensor, open_scores
+from otlabel.scores import Scores, WithColumn, home_of, open_scores, sample_mass_of
 from otlabel.validate import check_finite, check_vector
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Assignment:
         if sample_mass is None:
             rows /= opened.shape[0]
         else:
-            rows *= as_array(sample_mass).astype(np.float64)[:, None]
+            rows *= sample_mass_of(sample_mass, opened).astype(np.float64)[:, None]
         if math.isfinite(self.sample_rho):
             choices, g = self._choices(opened)
             exponent = 1.0 / (self.sample_rho + self.epsilon)
@@ -281,8 +281,8 @@ def _open_for(scores: Any, n_classes: int) -> Scores:
 
 
 def like(array: np.ndarray, scores: Any) -> Array:
-    """The array as a torch tensor on the device of scores where these are tensors, else as it is."""
-    device = scores.device if is_tensor(scores) else getattr(scores, "torch_device", None)
+    """The array as a torch tensor on the device of scores where these are tensors (or a list), else as it is."""
+    device = home_of(scores)
     if device is None:
         return array
     import torch

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
 import torch
 
 from otlabel.errors import InvalidScoresError
+from otlabel.scores import as_matrix, is_foreign, plain_tensor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -15,23 +17,27 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def soft_assign(
-    logits: torch.Tensor, epsilon: float, n_iterations: int = 3, group: ProcessGroup | None = None
-) -> torch.Tensor:
+    logits: Any, epsilon: float | torch.Tensor, n_iterations: int = 3, group: ProcessGroup | None = None
+) -> Any:
     """Soft assignments of a batch whose classes take nearly the same mass, by a few Sinkhorn iterations.
 
         Q_ik = exp((s_ik + g_k) / epsilon) / sum_j exp((s_ij + g_j) / epsilon)
 
     Each iteration divides every class by its mass over the batch and then every row by its sum; it is the batch version
     of the problem that `sinkhorn_assign` solves to the end. Everything stays on the device of the logits, nothing waits
-    for it, and a compiled training step may contain it. It works with logarithms, shifted by the largest logit of each
-    row: nothing overflows, and no class or row is lost to underflow.
+    for it, and a compiled training step may contain it, whose epsilon may follow a schedule. It works with logarithms,
+    shifted by the largest logit of each row: nothing overflows, and no class or row is lost to underflow.
 
     Args:
         logits: (B, K) scores of the samples of this process, of any floating type, the larger the better: for SwAV and
             DINO the cosines with the prototypes, not yet divided by epsilon. A constant added to all of them changes
             nothing; one added to a row gives it more weight in the first iteration, and in the limit changes nothing.
-            -inf forbids a pair; a row of nothing but -inf gives zeros.
+            -inf forbids a pair; a row of nothing but -inf gives zeros. A row with NaN or +inf comes out as NaN, all of
+            it, so that the loss shows it; the others get what they would get without that row.
         epsilon: regularisation in the units of the logits (.05 in SwAV and DINO): the smaller, the harder the labels.
+            A number, or a tensor with one. A compiled step that is given another number each time is compiled once for
+            the first and once for all others. What a tensor holds is not looked at, since that would wait for the
+            device: if it is no positive number, everything comes out as NaN.
         n_iterations: how often class masses are brought to 1/K; the default of 3 is SwAV's. Rows come last, so that
             they sum to 1 in any case, and class masses are the nearer to 1/K the more iterations there are.
         group: processes of `torch.distributed` whose rows together are the batch: all of them call this at the same
@@ -39,25 +45,27 @@ def soft_assign(
             pass `torch.distributed.group.WORLD`.
 
     Returns:
-        (B, K) float32 on the same device, without a gradient; rows are not negative and sum to 1.
+        (B, K) float32 on the same device, without a gradient; rows are not negative and sum to 1. A NumPy array where
+        logits are no tensor.
 
     Raises:
         InvalidScoresError: logits that are no matrix of floating numbers.
-        ValueError: an epsilon that is not positive, or no iterations.
+        ValueError: an epsilon that is not positive (or not one number, as a tensor), or no iterations.
 
     Source: Caron, Misra, Mairal, Goyal, Bojanowski, Joulin, "Unsupervised learning of visual features by contrasting
         cluster assignments" (SwAV), NeurIPS 2020, section 3 and appendix A; the whole-data version: Asano, Rupprecht,
         Vedaldi, ICLR 2020. The iterations: Cuturi, NeurIPS 2013.
     """
-    if logits.ndim != 2 or not logits.is_floating_point():
-        raise InvalidScoresError(
-            f"logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; pass (B, K) floating numbers"
-        )
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f"epsilon is {epsilon}; it must be a positive number")
+    if not isinstance(logits, torch.Tensor):
+        return soft_assign(_as_tensor(logits), epsilon, n_iterations, group).numpy()
+    if logits.layout != torch.strided or logits.ndim != 2 or not logits.is_floating_point():
+        _refuse(logits)
+    epsilon = _checked_epsilon(epsilon)
     if n_iterations < 1:
         raise ValueError(f"n_iterations is {n_iterations}; at least one is needed (3 in SwAV)")
     numbers = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    bad = (numbers.isnan() | (numbers == torch.inf)).any(1, keepdim=True)
+    numbers = numbers.masked_fill(bad, -torch.inf)  # as if these rows were not there
     top = _largest(numbers, 1)
     scaled = (numbers - top.where(top > -torch.inf, 0)) / epsilon  # (B, K), at most 0 whatever the logits are
     log_rows = (
@@ -69,7 +77,40 @@ def soft_assign(
         if iteration < n_iterations - 1:
             log_rows = -torch.logsumexp(shifted, 1, keepdim=True)
             log_rows = log_rows.where(log_rows < torch.inf, -torch.inf)  # inf: of a row without any class
-    return torch.softmax(shifted, 1).where(top > -torch.inf, 0).float()
+    return torch.softmax(shifted, 1).where(top > -torch.inf, 0).masked_fill(bad, torch.nan).float()
+
+
+def _checked_epsilon(epsilon: Any) -> Any:
+    """A positive number; of a tensor NaN in place of anything else, without looking at what it holds."""
+    if isinstance(epsilon, (np.ndarray, np.generic)) and torch.compiler.is_compiling():
+        epsilon = torch.as_tensor(epsilon)  # as which a compiler follows NumPy's numbers
+    if isinstance(epsilon, torch.Tensor):
+        if epsilon.numel() != 1 or epsilon.is_complex():
+            raise ValueError(f"epsilon is a tensor of shape {tuple(epsilon.shape)} of {epsilon.dtype}; pass one number")
+        number = epsilon.detach().reshape(()).to(torch.promote_types(epsilon.dtype, torch.float32))
+        return number.where((number > 0) & (number < torch.inf), torch.nan)
+    if not 0 < epsilon < math.inf:
+        raise ValueError(f"epsilon is {epsilon}; it must be a positive number")
+    return epsilon
+
+
+def _as_tensor(logits: Any) -> torch.Tensor:
+    """Logits that are no tensor, in host memory; masked pairs are forbidden."""
+    array = as_matrix(logits, "logits")
+    if is_foreign(array):
+        array = array.astype(np.float32)
+    if array.ndim != 2 or array.dtype.kind != "f":
+        _refuse(array)
+    numbers = array.astype(np.promote_types(f"f{min(array.dtype.itemsize, 8)}", np.float32))
+    return torch.from_numpy(np.asarray(np.ma.filled(numbers, -np.inf)))
+
+
+def _refuse(logits: Any) -> NoReturn:
+    if isinstance(logits, torch.Tensor):
+        plain_tensor(logits, "logits")
+    raise InvalidScoresError(
+        f"logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; pass (B, K) floating numbers"
+    )
 
 
 def _log_column_sums(values: torch.Tensor, group: ProcessGroup | None) -> torch.Tensor:

@@ -144,7 +144,7 @@ def check_sample_mass(sample_mass: Any, n_rows: int) -> tuple[np.ndarray | None,
     return class_sizes(mass / mass.sum(), MASS_UNITS).astype(np.float64), MASS_UNITS
 
 
-def check_finite(scores: Scores, inspection: sweep.Inspection) -> None:
+def check_finite(scores: Scores, inspection: sweep.Inspection, what: str = "scores") -> None:
     """Raise InvalidScoresError that names the first NaN or +inf, if there is one."""
     if not inspection.n_bad:
         return
@@ -155,12 +155,13 @@ def check_finite(scores: Scores, inspection: sweep.Inspection) -> None:
         bad = np.isnan(values) | (values == np.inf)
         if bad.any():
             row, cls = np.argwhere(bad)[0]
-            found = f"{scores.place(start + int(row))}, class {cls} ({values[row, cls]})"
+            column = "class" if what == "scores" else "column"
+            found = f"{scores.place(start + int(row))}, {column} {cls} ({values[row, cls]})"
             break
     where = share.team.first("bad scores", found)
+    remedy = "mend them, or use -inf to forbid a pair" if what == "scores" else "mend them, or leave these rows out"
     raise InvalidScoresError(
-        f"{inspection.n_bad} of {share.n_rows * scores.shape[1]} scores are NaN or +inf, the first at {where}; mend "
-        "them, or use -inf to forbid a pair"
+        f"{inspection.n_bad} of {share.n_rows * scores.shape[1]} {what} are NaN or +inf, the first at {where}; {remedy}"
     )
 
 
@@ -238,7 +239,10 @@ def check_labels(labels: Any, n_rows: int, n_classes: int) -> np.ndarray:
     """Labels as (N,) int64, each of them a class, or -1 for none."""
     given = as_array(labels)
     if given.shape != (n_rows,) or given.dtype.kind not in "iu":
-        raise ValueError(f"labels must be {n_rows} integers, one a row; got shape {given.shape} of {given.dtype}")
+        joined = "; np.concatenate joins those of batches" if given.ndim > 1 else ""
+        raise ValueError(
+            f"labels must be {n_rows} integers, one a row; got shape {given.shape} of {given.dtype}{joined}"
+        )
     outside = np.flatnonzero((given < -1) | (given >= n_classes))
     if len(outside):
         raise ValueError(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import otlabel
 from otlabel import soft_assign
@@ -110,6 +111,60 @@ def test_compiled_in_one_graph() -> None:
     torch.testing.assert_close(compiled(logits, 0.05), soft_assign(logits, 0.05))
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("kind", [float, np.float64, torch.tensor], ids=["float", "numpy", "tensor"])
+def test_compiled_once_for_a_schedule(backend: str, kind) -> None:
+    """A first number is taken for a constant, a second one shows that it is none; then nothing is compiled any more."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend(backend)
+    step = torch.compile(lambda logits, epsilon: soft_assign(logits, epsilon), fullgraph=True, backend=counter)
+    logits = torch.from_numpy(cosines((24, 6))).float()
+    for epsilon in np.linspace(0.04, 0.07, 7):
+        torch.testing.assert_close(step(logits, kind(epsilon)), soft_assign(logits, epsilon), atol=1e-6, rtol=0)
+    assert counter.frame_count <= 2
+    logits[3, 1] = torch.nan
+    assert step(logits, kind(0.07)).isnan().all(1).tolist() == [row == 3 for row in range(24)]
+
+
+def test_epsilon_in_a_tensor() -> None:
+    logits = torch.from_numpy(cosines((20, 5)))
+    expected = soft_assign(logits, 0.0625)
+    for number in (torch.tensor(0.0625), torch.tensor([0.0625]), torch.tensor(0.0625, dtype=torch.bfloat16)):
+        torch.testing.assert_close(soft_assign(logits, number.requires_grad_()), expected)
+    for wrong in (0.0, -0.1, float("nan"), float("inf")):
+        assert soft_assign(logits, torch.tensor(wrong)).isnan().all()
+    with pytest.raises(ValueError, match="epsilon is a tensor of shape"):
+        soft_assign(logits, torch.ones(20))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_stays_in_its_row(dtype, value: float, there) -> None:
+    logits = torch.from_numpy(cosines((64, 16))).to(dtype)
+    logits[5, 2], logits[40] = value, value
+    logits[7] = -torch.inf
+    others = torch.tensor([row not in (5, 40) for row in range(64)])
+    found = torch.as_tensor(np.asarray(there(soft_assign, logits, 0.05)))
+    assert found[~others].isnan().all()
+    without = torch.as_tensor(np.asarray(there(soft_assign, logits[others], 0.05)))
+    torch.testing.assert_close(found[others], without, atol=2e-6, rtol=0)
+    assert soft_assign(torch.full((3, 4), torch.nan), 0.05).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_numpy_in_numpy_out(dtype: type) -> None:
+    logits = cosines((20, 5)).astype(dtype)
+    expected = soft_assign(torch.from_numpy(logits), 0.05).numpy()
+    for batch in (logits, logits.tolist()) if dtype is np.float64 else (logits,):
+        found = soft_assign(batch, 0.05)
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_array_equal(found, expected)
+    mask = logits > 0.9
+    forbidden = torch.from_numpy(logits).masked_fill(torch.from_numpy(mask), -torch.inf)
+    found = soft_assign(np.ma.array(logits, mask=mask), 0.05)
+    np.testing.assert_array_equal(found, soft_assign(forbidden, 0.05).numpy())
+
+
 def test_bad_arguments() -> None:
     logits = torch.zeros(4, 3)
     for epsilon in (0.0, -0.1, float("nan"), float("inf")):
@@ -118,8 +173,11 @@ def test_bad_arguments() -> None:
     for n_iterations in (0, -1):
         with pytest.raises(ValueError, match="n_iterations is"):
             soft_assign(logits, 0.05, n_iterations)
-    for wrong in (torch.zeros(3), torch.zeros(4, 3, dtype=torch.int64)):
+    for wrong in (torch.zeros(3), torch.zeros(4, 3, dtype=torch.int64), np.zeros(3), np.zeros((4, 3), np.int64)):
         with pytest.raises(InvalidScoresError, match="logits have shape"):
+            soft_assign(wrong, 0.05)
+    for wrong, said in (({"logits": logits}, "type dict"), (None, "are None"), (logits.to_sparse(), "sparse tensor")):
+        with pytest.raises(InvalidScoresError, match=f"logits.*{said}"):
             soft_assign(wrong, 0.05)
 
 

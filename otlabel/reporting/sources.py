@@ -54,7 +54,7 @@ def find(labels: Any, head: int = 0) -> Subject:
     elif isinstance(labels, (str, os.PathLike)):
         subject = _of_path(os.fspath(labels), head)
     else:
-        subject = Subject(as_array(labels))
+        subject = Subject(labels)
     return dataclasses.replace(subject, head=head)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from otlabel.errors import OtlabelWarning
 from otlabel.path import BalancePath, balance_path
 from otlabel.reporting.sources import Subject
 from otlabel.result import Certificate
-from otlabel.scores import Scores, as_array, keep_whole, linear_scores, open_scores, row_blocks
+from otlabel.scores import Scores, by_row, in_one_order, keep_whole, linear_scores, open_scores, row_blocks
 from otlabel.validate import check_finite
 
 PATH_ENTRIES = 10_000_000  # scores up to which the price of balance is drawn: ten solves
@@ -150,10 +150,11 @@ class Summary:
 
 def summarise(subject: Subject, seed: int = 0) -> Summary:
     """Find out all that a report tells."""
+    scores = None if subject.scores is None else keep_whole(open_scores(subject.scores))
+    features = None if subject.features is None else open_scores(subject.features, what="features")
+    subject = _in_order(subject, scores or features)
     labels = _checked_labels(subject.labels)
     n_samples = len(labels)
-    scores = None if subject.scores is None else keep_whole(open_scores(subject.scores))
-    features = None if subject.features is None else open_scores(subject.features)
     n_classes = _n_classes(subject, labels, scores)
     _check_lengths(subject, n_samples, n_classes, scores, features)
     sizes = np.bincount(labels[labels >= 0], minlength=n_classes)
@@ -176,7 +177,7 @@ def summarise(subject: Subject, seed: int = 0) -> Summary:
                 notes.append(f"k-means found its centres from {n_rows:,} samples drawn at random.")
         if scores is None and (subject.images is not None or subject.texts is not None):
             closeness = _closeness(features, labels, n_classes)
-    truth = None if subject.truth is None else as_array(subject.truth).astype(np.int64)
+    truth = None if subject.truth is None else subject.truth.astype(np.int64)
     history = [] if subject.history is None else [dict(line) for line in subject.history]
     return Summary(
         labels=labels,
@@ -314,6 +315,18 @@ def _proof(subject: Subject, scores: Scores, labels: np.ndarray, stated: Certifi
 # ---- what fits together ----
 
 
+def _in_order(subject: Subject, rows: Scores | None) -> Subject:
+    """The same with labels and truth as arrays, in the order of the rows that they are about."""
+    if rows is None:
+        labels, truth = in_one_order(subject.labels, subject.truth, ("labels", "truth"))
+    else:
+        labels, truth = (
+            by_row(values, rows.shape[0], rows.row_names, name)
+            for values, name in ((subject.labels, "labels"), (subject.truth, "truth"))
+        )
+    return replace(subject, labels=labels, truth=truth)
+
+
 def _checked_labels(labels: Any) -> np.ndarray:
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
         raise ValueError(f"labels must be (N,) integers, at least one; got {labels.dtype} of shape {labels.shape}")
@@ -356,6 +369,6 @@ def _check_lengths(
     if subject.names is not None and len(subject.names) != n_classes:
         raise ValueError(f"there are {n_classes:,} classes, but {len(subject.names):,} names")
     if subject.truth is not None:
-        truth = as_array(subject.truth)
+        truth = subject.truth
         if truth.ndim != 1 or truth.dtype.kind not in "iu":
             raise ValueError(f"truth must be (N,) integers; got {truth.dtype} of shape {truth.shape}")

@@ -26,9 +26,21 @@ from otlabel.scores.column import WithColumn
 from otlabel.scores.device import DeviceScores, on_device
 from otlabel.scores.factored import Features, LinearScores, checked_head
 from otlabel.scores.files import StoredScores
+from otlabel.scores.given import (
+    as_array,
+    as_matrix,
+    check_kind,
+    is_foreign,
+    is_frame,
+    is_tensor,
+    n_dimensions,
+    plain_tensor,
+    shown,
+)
 from otlabel.scores.hdf5 import HDF5Scores
 from otlabel.scores.kept import KeptRows, KeptWhole, default_limit, free_memory
-from otlabel.scores.memory import ArrayScores, TensorScores, as_array, is_tensor, open_array, open_tensor
+from otlabel.scores.memory import ArrayScores, TensorScores, open_array, open_tensor
+from otlabel.scores.names import by_class, by_column, by_row, class_mass_of, in_one_order, sample_mass_of
 from otlabel.scores.parts import Parts, rows_between
 from otlabel.scores.paths import load_array, matches, open_path
 from otlabel.scores.sharded import Rows, gathered, part_of_all, take_rows
@@ -38,40 +50,56 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "LinearScores", "Rows", "Scores", "TensorScores",
-    "WithColumn", "WrappedScores", "as_array", "as_float", "block_rows", "default_limit", "draw_rows", "free_memory",
-    "gathered", "is_stored", "is_tensor", "keep", "keep_whole", "linear_scores", "load_array", "matches", "on_device",
-    "open_part", "open_scores", "part_of_all", "partition", "row_blocks", "rows_between", "take_rows",
+    "WithColumn", "WrappedScores", "as_array", "as_float", "as_matrix", "block_rows", "by_class", "by_column",
+    "by_row", "check_kind", "class_mass_of", "default_limit", "draw_rows", "free_memory", "gathered", "home_of",
+    "in_one_order", "is_foreign", "is_list_of_parts", "is_stored", "is_tensor", "keep", "keep_whole", "linear_scores",
+    "load_array", "matches", "on_device", "open_part", "open_scores", "part_of_all", "partition", "plain_tensor",
+    "row_blocks", "rows_between", "sample_mass_of", "take_rows",
 ]  # fmt: skip
 
 
-def open_scores(scores: Any, *, device: str = "auto") -> Scores:
-    """Whatever holds an (N, K) matrix (array, tensor, nested lists, files) as a source, without copying if possible."""
+def open_scores(scores: Any, *, device: str = "auto", what: str = "scores") -> Scores:
+    """Whatever holds an (N, K) matrix (array, tensor, nested lists, files) as a source, without copying if possible.
+
+    `what` names it in messages; only "scores" may have masked entries, since they have -inf for a forbidden pair.
+    """
     if device != "auto":
         chosen = _checked_device(device)
         if is_tensor(scores) and scores.device.type != "cpu":
-            return open_tensor(scores.to(chosen))
-        opened = open_scores(scores)
+            return open_tensor(plain_tensor(scores, what).to(chosen), what)
+        opened = open_scores(scores, what=what)
         if chosen.type == "cpu" or not opened.on_cpu:
             return opened
-        return opened.on(chosen) if isinstance(opened, LinearScores) else on_device(opened, chosen)
+        moved = opened.on(chosen) if isinstance(opened, LinearScores) else on_device(opened, chosen)
+        moved.class_names, moved.row_names = opened.class_names, opened.row_names
+        return moved
     if is_tensor(scores):
-        return open_tensor(scores)
+        return open_tensor(scores, what)
     source = _open_stored(scores)
-    if source is None and isinstance(scores, (list, tuple)) and scores:
-        _check_same_device(scores)
-        parts = [_open_stored(part) for part in scores]
-        if any(part is not None for part in parts):
-            sources = [open_scores(rows) if part is None else part for rows, part in zip(scores, parts, strict=True)]
-            return Parts(sources, f"{len(parts)} parts")
-    return open_array(_as_matrix(scores)) if source is None else source
+    if source is None and is_list_of_parts(scores):
+        return _open_parts(scores, what)
+    if source is not None:
+        return source
+    opened = open_array(as_matrix(scores, what), what)
+    if is_frame(scores):
+        opened.class_names, opened.row_names = list(scores.columns), getattr(scores, "index", None)
+    return opened
 
 
-def open_part(scores: Any, *, device: str = "auto") -> Scores:
+def open_part(scores: Any, *, device: str = "auto", what: str = "scores") -> Scores:
     """The same for one rank's rows, of which there may be none."""
-    shape: tuple[int, ...] = tuple(getattr(scores, "shape", ()))
-    if len(shape) != 2 or shape[0] or not shape[1] or isinstance(scores, Scores):
-        return open_scores(scores, device=device)
-    return open_scores(np.zeros((1, shape[1]), np.float32)).take(np.empty(0, np.int64))
+    parts = scores if is_list_of_parts(scores) else [scores]
+    n_columns = {part.shape[1] if n_dimensions(part) == 2 and not part.shape[0] else 0 for part in parts}
+    if isinstance(scores, Scores) or len(n_columns) > 1 or n_columns == {0}:
+        return open_scores(scores, device=device, what=what)
+    return open_scores(np.zeros((1, n_columns.pop()), np.float32)).take(np.empty(0, np.int64))
+
+
+def is_list_of_parts(scores: Any) -> bool:
+    """Whether scores are a list of matrices, files or sources, such as the outputs of a model's batches."""
+    if not isinstance(scores, (list, tuple)) or hasattr(scores, "_fields"):  # a model's named outputs are no batches
+        return False
+    return any((n_dimensions(part) or 0) > 1 or is_stored(part) or getattr(part, "is_nested", False) for part in scores)
 
 
 def keep(scores: Scores, rows: np.ndarray, memory_limit: int | None = None) -> Scores:
@@ -114,11 +142,13 @@ def linear_scores(
         s_ik = <features_i, weight_k> + bias_k,    if normalize less  log sum_j exp(<features_i, weight_j> + bias_j)
 
     Args:
-        features: (N, D), from any of the places that `sinkhorn_assign` takes scores from: array, tensor, mapped file,
-            h5py dataset, "features.h5::/features", shards. Of a file they are kept in memory, in the type they are
-            stored in, if the memory limit of the first solve allows it; else each pass reads them.
+        features: (N, D), from any of the places that `sinkhorn_assign` takes scores from: array, tensor, data frame,
+            mapped file, h5py dataset, "features.h5::/features", shards, a list of batches. Of a file they are kept in
+            memory, in the type they are stored in, if the memory limit of the first solve allows it; else each pass
+            reads them.
         weight: (K, D) of the head, NumPy or torch; or a list of them, one for each of several heads, which then share
-            one copy of the features: the first solve reads them for all.
+            one copy of the features: the first solve reads them for all. In a data frame, rows have the classes' names,
+            and columns those of the features' where these are a data frame, too.
         bias: (K,), or a list of them; None for none.
         normalize: True gives log-probabilities (log-softmax), False the logits. The labels and the plan are the same,
             since a constant in a row changes nothing; the value is the mean log-probability or the mean logit.
@@ -128,20 +158,29 @@ def linear_scores(
         are in float32, or in float64 where the features are.
 
     Raises:
-        InvalidScoresError: shapes that do not fit together.
+        InvalidScoresError: shapes or names that do not fit together, masked features.
     """
-    source = open_part(features)
-    shared = Features(source, features.device if is_tensor(features) else None)
+    source = open_part(features, what="features")
+    shared = Features(source, home_of(features))
 
     def head(weight: Any, bias: Any) -> LinearScores:
-        return LinearScores(shared, *checked_head(weight, bias, source.shape[1]), normalize)
+        matrix, vector, names = checked_head(weight, bias, source)
+        scores = LinearScores(shared, matrix, vector, normalize)
+        scores.class_names, scores.row_names = names, source.row_names
+        return scores
 
-    if not isinstance(weight, (list, tuple)) or np.ndim(as_array(weight[0])) != 2:
+    if not isinstance(weight, (list, tuple)) or not weight or np.ndim(as_array(weight[0], "weight")) != 2:
         return head(weight, bias)
     biases = [None] * len(weight) if bias is None else bias
     if len(biases) != len(weight):
         raise ValueError(f"{len(weight)} weights and {len(biases)} biases were given; pass one bias a head, or None")
     return [head(*pair) for pair in zip(weight, biases, strict=True)]
+
+
+def home_of(scores: Any) -> torch.device | None:
+    """Where results are to be tensors: where scores are one, or a list of them; None where they are to be arrays."""
+    first = scores[0] if isinstance(scores, (list, tuple)) and scores and all(map(is_tensor, scores)) else scores
+    return first.device if is_tensor(first) else getattr(scores, "torch_device", None)
 
 
 def is_stored(scores: Any) -> bool:
@@ -172,12 +211,31 @@ def _checked_limit(limit: Any) -> int:
     return limit  # type: ignore[return-value]
 
 
-def _as_matrix(scores: Any) -> np.ndarray:
-    """Whatever NumPy makes an array of."""
-    try:
-        return np.asarray(scores)
-    except ValueError as error:
-        raise InvalidScoresError(f"scores are no matrix (N, K): {error}") from error
+def _open_parts(parts: Sequence[Any], what: str) -> Scores:
+    """Matrices, files and sources one after the other; a batch of no rows is left out."""
+    _check_same_device(parts)
+    for number, part in enumerate(parts):
+        if n_dimensions(part) not in (None, 2):
+            raise InvalidScoresError(
+                f"part {number} of {what} has shape {tuple(part.shape)}; parts are matrices that are joined row after "
+                "row: make it one, or join all yourself with np.concatenate or torch.cat"
+            )
+    filled = [part for part in parts if is_stored(part) or n_dimensions(part) is None or part.shape[0]] or parts[:1]
+    sources = [open_scores(part, what=f"{what}[{number}]") for number, part in enumerate(filled)]
+    joined = Parts(sources, f"{len(sources)} parts", what)
+    named = [source for source in sources if source.class_names is not None]
+    for source in named:
+        if source.class_names != named[0].class_names:
+            raise InvalidScoresError(
+                f"parts of {what} have other columns, or others' in another order: {shown(named[0].class_names or ())} "
+                f"and {shown(source.class_names or ())}; pass all with the same, such as part[parts[0].columns]"
+            )
+        joined.class_names = source.class_names
+    indexes = [source.row_names for source in sources]
+    if all(index is not None for index in indexes):
+        index = indexes[0].append(indexes[1:])
+        joined.row_names = index if index.is_unique else None  # each batch may count its own rows
+    return joined
 
 
 def _check_same_device(parts: Sequence[Any]) -> None:

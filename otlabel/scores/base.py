@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,6 +70,8 @@ class Scores(ABC):
     keeps_all = False  # whether the first pass leaves all scores in memory
     bytes_read = 0  # from files, so far
     own_share: Share | None = None  # where other ranks have rows, too
+    class_names: Sequence[Any] | None = None  # where they came with some: the columns of a data frame
+    row_names: Any = None  # likewise: its index
 
     @property
     def share(self) -> Share:
@@ -188,12 +190,14 @@ def draw_rows(n_rows: int, size: int, rng: np.random.Generator) -> np.ndarray:
 
 def check_shape(shape: tuple[int, ...], what: str = "scores") -> tuple[int, int]:
     """The shape of a matrix with something in it, or InvalidScoresError."""
+    column = "class" if what.startswith("scores") else "feature"
     if len(shape) != 2:
-        raise InvalidScoresError(
-            f"{what} have shape {shape}; pass a matrix (N, K): one row a sample, one column a class"
-        )
+        wanted = f"pass a matrix ({'N, K' if column == 'class' else 'N, D'}): one row a sample, one column a {column}"
+        if len(shape) > 2:
+            wanted += ", and of batches one after the other: np.concatenate or torch.cat"
+        raise InvalidScoresError(f"{what} have shape {shape}; {wanted}")
     if 0 in shape:
-        raise InvalidScoresError(f"{what} have shape {shape}; at least one sample and one class are needed")
+        raise InvalidScoresError(f"{what} have shape {shape}; at least one sample and one {column} are needed")
     return int(shape[0]), int(shape[1])
 
 

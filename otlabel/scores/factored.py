@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from otlabel.errors import InvalidScoresError
 from otlabel.scores.base import Batch, Scores, grouped
 from otlabel.scores.device import kept_in_host_memory, on_device
 from otlabel.scores.files import StoredScores
+from otlabel.scores.given import as_array, is_frame
 from otlabel.scores.kept import KeptWhole
-from otlabel.scores.memory import ArrayScores, TensorScores, as_array
+from otlabel.scores.memory import ArrayScores, TensorScores
+from otlabel.scores.names import by_class, by_column
 from otlabel.sweep import cpu
 from otlabel.sweep.pool import blas_on_one_thread
 
@@ -197,9 +199,11 @@ def _concatenated(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def checked_head(weight: Any, bias: Any, n_features: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """A head's weight (K, D) and bias (K,) as arrays of numbers, or InvalidScoresError."""
-    matrix = as_array(weight)
+def checked_head(
+    weight: Any, bias: Any, features: Scores
+) -> tuple[np.ndarray, np.ndarray | None, Sequence[Any] | None]:
+    """A head's weight (K, D) and bias (K,) as arrays of numbers, and its classes' names; or InvalidScoresError."""
+    matrix, names, n_features = as_array(weight, "weight", InvalidScoresError), None, features.shape[1]
     if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind not in "fiu":
         raise InvalidScoresError(
             f"weight has shape {matrix.shape} of {matrix.dtype}; pass (K, D) numbers, a row a class"
@@ -209,9 +213,12 @@ def checked_head(weight: Any, bias: Any, n_features: int) -> tuple[np.ndarray, n
         raise InvalidScoresError(
             f"weight has shape {matrix.shape}, for {matrix.shape[1]} features a sample; there are {n_features}{hint}"
         )
+    matrix = by_column(weight, features.class_names, "weight", InvalidScoresError)
+    if is_frame(weight) and hasattr(weight, "index"):
+        names = weight.index.tolist()
     if bias is None:
-        return matrix, None
-    vector = as_array(bias)
+        return matrix, None, names
+    vector = by_class(bias, len(matrix), names, "bias", InvalidScoresError)
     if vector.shape != (matrix.shape[0],) or vector.dtype.kind not in "fiu":
         raise InvalidScoresError(f"bias has shape {vector.shape} of {vector.dtype}; pass ({matrix.shape[0]},) numbers")
-    return matrix, vector
+    return matrix, vector, names

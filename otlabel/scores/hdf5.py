@@ -192,7 +192,8 @@ def find_dataset(handle: h5py.File, path: Path, name: str) -> h5py.Dataset:
     if not name:
         found = _datasets(handle)
         if len(found) != 1:
-            raise FileFormatError(f"{path} holds {_listed(found)}; name one as FILE::/NAME")
+            remedy = "; name one as FILE::/NAME" if found else ""
+            raise FileFormatError(f"{path} holds {_listed(found)}{remedy}")
         name = found[0].name
     node: Any = handle
     for part in name.split("/"):

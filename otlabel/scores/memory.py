@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import BLOCK_ENTRIES, Batch, Scores, check_shape, storage_type
+from otlabel.scores.base import BLOCK_ENTRIES, Batch, Scores, WrappedScores, check_shape, storage_type
+from otlabel.scores.given import plain_tensor, tensor_array, widened
 from otlabel.sweep import has_triton
 
 if TYPE_CHECKING:
     import torch
 
+FLOAT16_MINUS_INF = 0xFC00  # its bits
 SPAN_ENTRIES = 1 << 30  # scores that one call reduces on a device: few calls, and partial sums that stay small
 
 
@@ -70,41 +71,63 @@ class TensorScores(Scores):
         return [(start, min(start + size, self.shape[0])) for start in range(0, self.shape[0], size)]
 
 
-def open_array(array: np.ndarray, what: str = "scores") -> ArrayScores:
-    """An array as a source, without a copy where its type can be read in place."""
+class Masked(WrappedScores):
+    """An array some of whose pairs are masked, which forbids them; a block is copied where it is read."""
+
+    def __init__(self, source: ArrayScores, mask: np.ndarray) -> None:
+        super().__init__(source)
+        self._mask = mask
+        self._forbidden = FLOAT16_MINUS_INF if source.dtype == "float16" else -np.inf
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """A copy of just this block, with -inf where it is masked."""
+        return self._filled(self.source.read(start, stop), self._mask[start:stop])
+
+    def take(self, rows: np.ndarray) -> Scores:
+        """A copy of the given rows."""
+        return ArrayScores(self._filled(self.source.take(rows).read(0, len(rows)), self._mask[rows]), self.dtype)
+
+    def _filled(self, block: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return np.where(mask, np.array(self._forbidden, block.dtype), block)
+
+
+def open_array(array: np.ndarray, what: str = "scores") -> Scores:
+    """An array as a source, without a copy where its type can be read in place; masked pairs of scores are -inf."""
     check_shape(array.shape, what)
-    dtype = storage_type(array.dtype, what)
-    if array.dtype != dtype:  # whole numbers, long doubles, numbers in another byte order
-        array = array.astype(dtype)
-    return ArrayScores(array.view(np.uint16) if dtype == "float16" else array, dtype)
+    mask = np.ma.getmaskarray(array) if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array) else None
+    if mask is not None and not what.startswith("scores"):
+        row, column = np.argwhere(mask)[0]
+        raise InvalidScoresError(
+            f"{int(mask.sum())} of {mask.size} {what} are masked, the first at row {row}, column {column}; a masked "
+            f"number is none: put one there ({what}.filled(value)) or leave these rows out"
+        )
+    array = np.asarray(np.ma.getdata(array))
+    if array.dtype.name == "bfloat16":
+        source = ArrayScores(array.view(np.int16), "bfloat16")
+    else:
+        array = widened(array)
+        dtype = storage_type(array.dtype, what)
+        if array.dtype != dtype:  # whole numbers, long doubles, numbers in another byte order
+            array = array.astype(dtype)
+        source = ArrayScores(array.view(np.uint16) if dtype == "float16" else array, dtype)
+    return source if mask is None else Masked(source, mask)
 
 
-def open_tensor(tensor: torch.Tensor, what: str = "scores") -> ArrayScores | TensorScores:
+def open_tensor(tensor: torch.Tensor, what: str = "scores") -> Scores:
     """A tensor as a source, where it is."""
     import torch
 
+    tensor = plain_tensor(tensor, what)
     check_shape(tuple(tensor.shape), what)
     if tensor.is_complex():
         raise InvalidScoresError(f"{what} have dtype {tensor.dtype}; pass real numbers (float16, float32, float64)")
-    tensor = tensor.detach()
-    if tensor.is_floating_point() and tensor.itemsize == 1:  # float8
-        tensor = tensor.float()
     if tensor.device.type != "cpu":
+        if tensor.itemsize == 1 and tensor.is_floating_point():  # float8
+            tensor = tensor.float()
         return TensorScores(tensor if tensor.is_floating_point() else tensor.double())
     if tensor.dtype == torch.bfloat16:  # NumPy has none
         return ArrayScores(tensor.view(torch.int16).numpy(), "bfloat16")
-    return open_array(tensor.numpy(), what)
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether value is a torch tensor, without importing torch for those who do not use it."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def as_array(values: Any) -> np.ndarray:
-    """Numbers of any kind as a NumPy array; tensors from any device."""
-    return np.asarray(values.detach().cpu() if is_tensor(values) else values)
+    return open_array(tensor_array(tensor, what), what)
 
 
 def _is_mapped(array: np.ndarray) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import Scores
+from otlabel.scores.base import Scores, as_float
 from otlabel.scores.files import StoredScores
 from otlabel.scores.memory import ArrayScores
 
@@ -57,21 +57,36 @@ class RowRange(StoredScores):
 
 
 class Parts(StoredScores):
-    """Row-concatenated sources with the same classes and type."""
+    """Row-concatenated sources with the same classes; files are also of one type, what is in memory is widened."""
 
-    def __init__(self, parts: Sequence[Scores], name: str) -> None:
-        self.name, self._parts = name, list(parts)
-        first = self._parts[0]
+    def __init__(self, parts: Sequence[Scores], name: str, what: str = "scores") -> None:
+        self.name, self._parts, self._what = name, list(parts), what
+        first = next((part for part in self._parts if isinstance(part, StoredScores)), self._parts[0])
         for number, part in enumerate(self._parts):
-            if (part.shape[1], part.dtype) != (first.shape[1], first.dtype) or not part.on_cpu:
-                raise InvalidScoresError(
-                    f"parts differ: {self._name_of(0)} holds {first.dtype} scores of {first.shape[1]} classes, "
-                    f"{self._name_of(number)} {part.dtype} of {part.shape[1]}; store all parts alike"
-                )
+            same_type = part.dtype == first.dtype or not isinstance(part, StoredScores)
+            if part.shape[1] != first.shape[1] or not same_type or not part.on_cpu:
+                raise InvalidScoresError(self._difference(self._parts.index(first), number))
         self._ends = np.cumsum([part.shape[0] for part in self._parts])
-        self.shape, self.dtype = (int(self._ends[-1]), first.shape[1]), first.dtype
+        self.shape = int(self._ends[-1]), first.shape[1]
+        types = {part.dtype for part in self._parts}
+        self.dtype = types.pop() if len(types) == 1 else "float64" if "float64" in types else "float32"
         self.least_rows = max(getattr(part, "least_rows", 1) for part in self._parts)
+        self.reads_files = any(part.reads_files for part in self._parts)
         self._start_over()
+
+    def _difference(self, one: int, other: int) -> str:
+        """How two parts do not fit together, and what to do."""
+        columns = "classes" if self._what.startswith("scores") else "columns"
+        told = [
+            f"{self._name_of(number)}{' holds' * (number == one)} {part.dtype} {self._what} of {part.shape[1]}"
+            for number, part in ((one, self._parts[one]), (other, self._parts[other]))
+        ]
+        stored = any(isinstance(self._parts[number], StoredScores) for number in (one, other))
+        remedy = (
+            "store all parts alike" if stored else "only parts with the same columns can be joined, as torch.cat does"
+        )
+        told[1] = told[1].replace(f" {self._what} of", " of")
+        return f"parts differ: {told[0]} {columns}, {told[1]}; {remedy}"
 
     def _start_over(self) -> None:
         self._lock = threading.Lock()
@@ -103,11 +118,14 @@ class Parts(StoredScores):
             number, begin = self._find(at)
             part, end = self._parts[number], min(stop, int(self._ends[number]))
             rows = out[at - start : end - start]
-            if isinstance(part, StoredScores):
+            if isinstance(part, StoredScores) and part.dtype == self.dtype:
                 part.read_into(at - begin, end - begin, rows)
-                self._close_others(number)
-            else:
+            elif part.dtype == self.dtype:
                 rows[:] = part.read(at - begin, end - begin)
+            else:
+                rows[:] = as_float(part.read(at - begin, end - begin), part.dtype)
+            if isinstance(part, StoredScores):
+                self._close_others(number)
             at = end
 
     def _close_others(self, number: int) -> None:
@@ -125,7 +143,9 @@ class Parts(StoredScores):
     def place(self, row: int) -> str:
         """The row's number in all, and in its part."""
         number, begin = self._find(row)
-        return f"row {row} ({self._parts[number].place(row - begin)})"
+        part = self._parts[number]
+        there = part.place(row - begin)
+        return f"row {row} ({there if isinstance(part, StoredScores) else f'{there} of part {number}'})"
 
     def _find(self, row: int) -> tuple[int, int]:
         """Which part has a row, and the part's first row."""

@@ -14,8 +14,9 @@ import numpy as np
 
 from otlabel.errors import FileFormatError
 from otlabel.scores.base import Scores
+from otlabel.scores.given import as_array
 from otlabel.scores.hdf5 import load_dataset, open_hdf5_scores
-from otlabel.scores.memory import as_array, open_array, open_tensor
+from otlabel.scores.memory import open_array, open_tensor
 from otlabel.scores.npy import NpyScores, parse_header, read_header
 from otlabel.scores.parts import Parts
 
@@ -134,6 +135,7 @@ def _chosen(file: Path, name: str, found: list[str]) -> str:
         return found[0]
     if name in found:
         return name
-    listing = ", ".join(found) or "no array at all"
+    if not found:
+        raise FileFormatError(f"{file} holds no array at all")
     wanted = f"no {name!r}" if name else "more than one array; name one as FILE::NAME"
-    raise FileFormatError(f"{file} holds {wanted}. It holds: {listing}")
+    raise FileFormatError(f"{file} holds {wanted}. It holds: {', '.join(found)}")

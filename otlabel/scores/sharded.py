@@ -11,7 +11,8 @@ from otlabel.distributed import Alone, Layout, Share
 from otlabel.errors import InvalidMassError, RankError
 from otlabel.scores.base import Batch, Scores, WrappedScores, as_float, block_rows, grouped, storage_array
 from otlabel.scores.factored import LinearScores
-from otlabel.scores.memory import ArrayScores, as_array
+from otlabel.scores.given import as_array
+from otlabel.scores.memory import ArrayScores
 
 
 class ShardedScores(WrappedScores):

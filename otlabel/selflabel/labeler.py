@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from otlabel.distributed import Alone, Arrays, ranks_of
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
-from otlabel.scores import as_array
+from otlabel.scores import as_array, by_row
 from otlabel.selflabel import alarms
 from otlabel.selflabel.features import check_complete, check_range, extract, extract_part, weights_hash, whole_numbers
 from otlabel.selflabel.labelings import Labeling, OptimalTransport
@@ -620,7 +620,7 @@ def _read_labels(name: str, values: Any, n_samples: int, n_classes: list[int]) -
 
 
 def _checked_truth(truth: Any, n_samples: int) -> np.ndarray:
-    array = as_array(truth)
+    array = by_row(truth, n_samples, None, "truth")
     if array.shape != (n_samples,):
         raise ValueError(
             f"truth has shape {array.shape}; pass ({n_samples},) true classes, in the order of the indices"
