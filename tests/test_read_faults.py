@@ -466,7 +466,7 @@ with h5py.File(sys.argv[1], "w") as handle:
     writer = python(code, tmp_path / "scores.h5", stdin=subprocess.PIPE)
     assert writer.stdout is not None
     assert writer.stdout.readline() == "ready\n"
-    refused(tmp_path / "scores.h5", "scores.h5 is not a readable HDF5 file", "unable to lock file")
+    refused(tmp_path / "scores.h5", "scores.h5 is open for writing elsewhere")
     writer.communicate(timeout=100)
     assert open_scores(tmp_path / "scores.h5").shape == (99, 2)
 
