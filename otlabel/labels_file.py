@@ -34,7 +34,6 @@ import numpy as np
 from otlabel.errors import FileFormatError, OtlabelWarning
 from otlabel.files import replacing, save_array
 from otlabel.scores import Scores, load_array, matches
-from otlabel.scores.base import printable
 from otlabel.scores.hdf5 import (
     DAMAGE,
     LIBVER,
@@ -46,6 +45,7 @@ from otlabel.scores.hdf5 import (
     said,
     texts_sum,
 )
+from otlabel.text import printable
 
 if TYPE_CHECKING:
     import h5py
@@ -314,7 +314,9 @@ def checked_receipt(told: dict[str, Any]) -> Receipt:
     for name, value in told.items():
         kind = {"status": str, "seed": int}.get(name, dict if name in _TEXTS else (int, float))
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):  # type: ignore[arg-type]
-            raise FileFormatError(f"the {name} of its receipt is a {type(value).__name__}, {printable(repr(value))[:80]}")
+            raise FileFormatError(
+                f"the {name} of its receipt is a {type(value).__name__}, {printable(repr(value))[:80]}"
+            )
     if told.get("input") is None:
         raise FileFormatError("its receipt does not say what the input was")
     return Receipt(**{name: value for name, value in told.items() if name in _NUMBERS or value is not None})

@@ -26,8 +26,9 @@ from otlabel.scores.column import WithColumn
 from otlabel.scores.device import DeviceScores, on_device
 from otlabel.scores.factored import Features, LinearScores, checked_head
 from otlabel.scores.files import StoredScores
+from otlabel.scores.free import free_memory
 from otlabel.scores.hdf5 import HDF5Scores
-from otlabel.scores.kept import KeptRows, KeptWhole, default_limit, free_memory
+from otlabel.scores.kept import KeptRows, KeptWhole, default_limit
 from otlabel.scores.memory import ArrayScores, TensorScores, as_array, is_tensor, open_array, open_tensor
 from otlabel.scores.parts import Parts, rows_between
 from otlabel.scores.paths import load_array, matches, open_path

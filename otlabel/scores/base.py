@@ -186,11 +186,6 @@ def draw_rows(n_rows: int, size: int, rng: np.random.Generator) -> np.ndarray:
     return rng.integers(ends[:-1], ends[1:])
 
 
-def printable(text: str | None) -> str:
-    """A name out of a file, for people: what would move a cursor, hide or break a line is written as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text or "")
-
-
 def check_shape(shape: tuple[int, ...], what: str = "scores") -> tuple[int, int]:
     """The shape of a matrix with something in it, or InvalidScoresError."""
     if len(shape) != 2:

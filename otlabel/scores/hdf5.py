@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from otlabel.errors import FileFormatError, InvalidScoresError, OtlabelError
-from otlabel.scores.base import as_numbers, check_shape, printable, storage_array, storage_type
+from otlabel.scores.base import as_numbers, check_shape, storage_array, storage_type
 from otlabel.scores.files import Stamp, StoredScores
+from otlabel.scores.free import free_memory
+from otlabel.text import printable
 
 if TYPE_CHECKING:
     import h5py
@@ -186,6 +188,10 @@ def load_dataset(path: Path, name: str) -> np.ndarray:
         place = f"{path}::{printable(dataset.name)}"
         with told_by(place):
             check_stored(dataset, place)
+            if dataset.size and dataset.size * dataset.dtype.itemsize > (free := free_memory()):
+                raise MemoryError(
+                    f"{place} holds {_about(dataset)}, more than the {free:,} bytes of memory that are free"
+                )
             values = np.asarray(dataset[()])
             check_found(dataset, values, 0, place)
             return values

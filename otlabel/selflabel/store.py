@@ -45,7 +45,16 @@ import numpy as np
 
 from otlabel.errors import ExtractionError, FileFormatError, FingerprintError, InvalidScoresError, SelfLabelWarning
 from otlabel.files import check_writable, clear_leftovers, replacing
-from otlabel.scores.hdf5 import DAMAGE, LIBVER, TEXTS_SUM, check_stored, find_dataset, read_attributes, reading_hdf5, texts_sum
+from otlabel.scores.hdf5 import (
+    DAMAGE,
+    LIBVER,
+    TEXTS_SUM,
+    check_stored,
+    find_dataset,
+    read_attributes,
+    reading_hdf5,
+    texts_sum,
+)
 
 if TYPE_CHECKING:
     import h5py

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.files import replacing
 from otlabel.marginals import KL, Range
+from otlabel.scores.paths import load_plain
 from otlabel.selflabel import (
     Argmax,
     ClassUniformSampler,
@@ -228,7 +229,7 @@ class Run:
         if not path.exists():
             return
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = load_plain(path, self.device)
         except OSError:
             raise
         except Exception as error:  # damage may show up as nearly any of them
