@@ -313,7 +313,7 @@ def checked_receipt(told: dict[str, Any]) -> Receipt:
     """A receipt of values as they were read, each of its kind."""
     for name, value in told.items():
         kind = {"status": str, "seed": int}.get(name, dict if name in _TEXTS else (int, float))
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):  # type: ignore[arg-type]
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise FileFormatError(
                 f"the {name} of its receipt is a {type(value).__name__}, {printable(repr(value))[:80]}"
             )

@@ -16,9 +16,10 @@ from otlabel.scores.base import as_numbers, check_shape, storage_type
 from otlabel.scores.files import Stamp, StoredScores
 from otlabel.text import printable
 
-# What NumPy makes of a header that is wrong: a Python literal, which may be cut off, or brackets in brackets without end.
+# What NumPy makes of a header that is wrong: a Python literal, cut off, or of brackets in brackets.
 HEADER_DAMAGE = (
-    ValueError, EOFError, tokenize.TokenError, SyntaxError, TypeError, KeyError, OverflowError, RecursionError, MemoryError,
+    ValueError, EOFError, tokenize.TokenError, SyntaxError, TypeError, KeyError, OverflowError, RecursionError,
+    MemoryError,
 )  # fmt: skip
 
 
