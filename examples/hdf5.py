@@ -32,8 +32,8 @@ def write(path: Path, n: int, weight: np.ndarray, seed: int) -> None:
     """Features of uneven clusters and the log-probabilities of a linear head, chunk by chunk."""
     rng = np.random.default_rng(seed)
     shares = 1 / np.arange(1, K + 1)
-    with h5py.File(path, "w") as file:
-        features = file.create_dataset("features", (n, D), np.float32, chunks=(CHUNK, D))
+    with h5py.File(path, "w", libver=("v110", "latest")) as file:  # with checksums of the structures, too
+        features = file.create_dataset("features", (n, D), np.float32, chunks=(CHUNK, D), fletcher32=True)
         log_probs = file.create_dataset("log_probs", (n, K), np.float16, chunks=(CHUNK, K), fletcher32=True)
         for start in range(0, n, CHUNK):
             clusters = rng.choice(K, min(CHUNK, n - start), p=shares / shares.sum())

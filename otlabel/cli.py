@@ -28,6 +28,7 @@ from otlabel.clustering_command import add_cluster
 from otlabel.errors import FileFormatError, InvalidMassError, OtlabelWarning, RankError
 from otlabel.files import Output, check_apart, check_outputs, destination, replacing, save_array
 from otlabel.reporting.command import add_report
+from otlabel.text import one_line
 from otlabel.training.command import add_train, add_transfer
 
 if TYPE_CHECKING:
@@ -684,6 +685,8 @@ def _read_labels(text: str) -> np.ndarray:
 
     if Path(text).is_dir() or (text.lower().endswith((".h5", ".hdf5")) and labels_file.holds_labels(text)):
         return labels_file.read_labels(text).labels
+    if text.lower().endswith(".npy") and labels_file.receipt_path(Path(text)).exists():
+        return labels_file.read_labels(text).labels  # which tells where labels are not those of the receipt
     from otlabel.scores import load_array
 
     return load_array(text)
@@ -811,7 +814,7 @@ def _told(error: OSError) -> str:
 
 def _complain(message: object, code: int) -> int:
     with suppress(OSError):  # of a terminal that has hung up
-        print(f"otlabel: error: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"otlabel: error: {one_line(message)}", file=sys.stderr)
     return code
 
 
@@ -857,7 +860,7 @@ def _one_line_warnings() -> Iterator[None]:
     """Show warnings as lines of this command, without the place in the library that gave them."""
 
     def show(message: Warning | str, *_: Any) -> None:
-        print(f"otlabel: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"otlabel: warning: {one_line(message)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         # A file mapped into memory is read-only, which torch takes for a danger; scores are never written to.

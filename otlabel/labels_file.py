@@ -5,9 +5,11 @@ The HDF5 layout, version 1:
     /labels      (N,) int8, int16, int32 or int64, the smallest that holds K; in chunks with checksums (fletcher32)
     /counts      (K,) int64: samples in each class
     /potentials  (K,) float64: labels are the argmax of scores + potentials but for ties; -inf: an empty class
+                 both in chunks with checksums, too
     attributes   format = "otlabel.labels", format_version = 1, complete = True
                  value, bound, gap (float64), seed (int64), status (text), where they are known
                  input, parameters, versions: JSON texts (see Receipt)
+                 texts_crc32 (uint32): of all texts among them, as JSON with sorted names
 
 Beside a `.npy` file the same receipt may lie as JSON, `labels.npy.json`, with a hash of the labels it is about.
 """
@@ -21,6 +23,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,9 +31,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otlabel.errors import FileFormatError
+from otlabel.errors import FileFormatError, OtlabelWarning
 from otlabel.files import replacing, save_array
 from otlabel.scores import Scores, load_array, matches
+from otlabel.scores.hdf5 import (
+    DAMAGE,
+    LIBVER,
+    TEXTS_SUM,
+    check_found,
+    check_stored,
+    read_attributes,
+    reading_hdf5,
+    said,
+    texts_sum,
+)
+from otlabel.text import printable
 from otlabel.validate import check_vector
 
 if TYPE_CHECKING:
@@ -44,6 +59,7 @@ PART_NAME = re.compile(r"part-(\d{5,})-of-(\d{5,})\.h5")  # in a folder that sev
 FINGERPRINT_ROWS = 64  # rows of the scores that a fingerprint hashes, evenly spaced from the first to the last
 CHUNK_BYTES = 1 << 20
 NPY_HEADER_BYTES = 128
+MOST_CLASSES_A_SAMPLE, FEWEST_CLASSES = 64, 1 << 20  # beyond which a largest label is taken for a mistake
 HDF5_HEADER_BYTES = 24 << 10  # more than its structures and a receipt take
 _NUMBERS = ("value", "bound", "gap", "seed", "status")
 _TEXTS = ("input", "parameters", "versions")
@@ -158,12 +174,14 @@ def _hdf5_image(
 ) -> io.BytesIO:
     with hdf5_image() as (image, handle):
         create_labels(handle, labels, counts)
-        handle.create_dataset("potentials", data=potentials.astype(np.float64))
-        handle.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, complete=True, threshold=threshold)
+        _create_summed(handle, "potentials", potentials.astype(np.float64))
+        about: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "complete": True}
+        about["threshold"] = threshold
         if receipt is not None:
             known = {name: getattr(receipt, name) for name in _NUMBERS}
-            handle.attrs.update({name: value for name, value in known.items() if value is not None})
-            handle.attrs.update({name: json.dumps(getattr(receipt, name), allow_nan=False) for name in _TEXTS})
+            about |= {name: value for name, value in known.items() if value is not None}
+            about |= {name: json.dumps(getattr(receipt, name), allow_nan=False) for name in _TEXTS}
+        write_attributes(handle, about)
     return image
 
 
@@ -173,17 +191,27 @@ def hdf5_image() -> Iterator[tuple[io.BytesIO, h5py.File]]:
     import h5py
 
     image = io.BytesIO()
-    with h5py.File(image, "w") as handle:
+    with h5py.File(image, "w", libver=LIBVER) as handle:
         yield image, handle
 
 
+def write_attributes(handle: h5py.File, about: dict[str, Any]) -> None:
+    """Attributes of the file, and a checksum of the texts among them."""
+    handle.attrs.update(about)
+    handle.attrs[TEXTS_SUM] = np.uint32(texts_sum(about))
+
+
 def create_labels(group: h5py.Group, labels: np.ndarray, counts: np.ndarray) -> None:
-    """Labels in chunks with checksums, and class sizes."""
-    stored = labels.astype(_label_type(len(counts)))
+    """Labels and class sizes."""
+    _create_summed(group, "labels", labels.astype(_label_type(len(counts))))
+    _create_summed(group, "counts", counts.astype(np.int64))
+
+
+def _create_summed(group: h5py.Group, name: str, stored: np.ndarray) -> None:
+    """An array in chunks with checksums."""
     n_chunks = max(1, -(-stored.nbytes // CHUNK_BYTES))  # of equal size: a chunk is stored in full
     chunked = {"chunks": (-(-len(stored) // n_chunks),), "fletcher32": True} if len(stored) else {}
-    group.create_dataset("labels", data=stored, **chunked)
-    group.create_dataset("counts", data=counts.astype(np.int64))
+    group.create_dataset(name, data=stored, **chunked)
 
 
 def sizes_of(labels: np.ndarray, n_classes: int) -> np.ndarray:
@@ -207,12 +235,10 @@ def holds_labels(path: str | os.PathLike[str]) -> bool:
     """Whether an HDF5 file, or a folder of parts, was made by `write_labels`; others hold labels in their own way."""
     if os.path.isdir(path):
         return any(PART_NAME.fullmatch(name) for name in os.listdir(path))
-    import h5py
-
     try:
-        with h5py.File(path, "r") as handle:
+        with reading_hdf5(Path(path)) as handle:
             return handle.attrs.get("format") == FORMAT
-    except OSError:
+    except (OSError, FileFormatError):
         return False
 
 
@@ -233,23 +259,68 @@ def read_labels(path: str | os.PathLike[str]) -> StoredLabels:
         raise FileFormatError(f"{file} ends in {file.suffix!r}; labels are in files that end in {', '.join(ENDINGS)}")
     try:
         return _read_npy(file) if file.suffix.lower() == ".npy" else _read_hdf5(file)
-    except (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError) as error:  # the last by HDF5
-        if isinstance(error, (FileFormatError, PermissionError)):
+    except FileFormatError as error:
+        if str(file) in str(error):
             raise
         raise FileFormatError(f"{file} is no usable file of labels: {error}") from error
+    except (*DAMAGE, EOFError, AttributeError, RecursionError) as error:  # a receipt may hold anything
+        if isinstance(error, PermissionError):
+            raise
+        raise FileFormatError(f"{file} is no usable file of labels: {said(error)}") from error
 
 
 def _read_npy(file: Path) -> StoredLabels:
     labels = load_array(str(file))
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < -1:
         raise ValueError(f"it holds {labels.dtype} of shape {labels.shape}, not (N,) whole numbers from 0 up, or -1")
+    check_not_absurd(labels)
     labels = np.ascontiguousarray(labels, np.int64)
-    receipt = None
-    if receipt_path(file).exists():
-        told = json.loads(receipt_path(file).read_text(encoding="utf-8"))
-        if told.get("labels_sha256") == _digest(labels):  # else of labels that were here before
-            receipt = Receipt(**{name: told.get(name) for name in (*_TEXTS, *_NUMBERS)})
+    receipt = _receipt_of(file, _digest(labels)) if receipt_path(file).exists() else None
     return StoredLabels(labels, np.bincount(labels[labels >= 0]), None, receipt)
+
+
+def check_not_absurd(labels: np.ndarray) -> None:
+    """Refuse a label that no number of classes explains, before memory is taken for so many classes.
+
+    Classes may be empty, so that more of them than samples are no mistake; many times more are.
+    """
+    largest = int(labels.max(initial=-1))
+    if largest >= max(MOST_CLASSES_A_SAMPLE * labels.size, FEWEST_CLASSES):
+        at = int(labels.argmax())
+        raise ValueError(
+            f"label {largest:,} of sample {at:,} is far beyond the number of samples, {labels.size:,}: damaged, or no "
+            "class label"
+        )
+
+
+def _receipt_of(file: Path, digest: str) -> Receipt | None:
+    """What the receipt beside labels tells, if it is of these labels."""
+    path = receipt_path(file)
+    told = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(told, dict):
+        raise FileFormatError(f"{file} has a receipt, {path.name}, that is none: it holds a {type(told).__name__}")
+    if told.get("labels_sha256") != digest:
+        warnings.warn(
+            f"{path} is a receipt of other labels than {file.name} holds now, and is left out: the labels were written "
+            "anew without one, or are damaged; if neither is known, label again",
+            OtlabelWarning,
+            stacklevel=4,
+        )
+        return None
+    return checked_receipt({name: told.get(name) for name in (*_TEXTS, *_NUMBERS)})
+
+
+def checked_receipt(told: dict[str, Any]) -> Receipt:
+    """A receipt of values as they were read, each of its kind."""
+    for name, value in told.items():
+        kind = {"status": str, "seed": int}.get(name, dict if name in _TEXTS else (int, float))
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise FileFormatError(
+                f"the {name} of its receipt is a {type(value).__name__}, {printable(repr(value))[:80]}"
+            )
+    if told.get("input") is None:
+        raise FileFormatError("its receipt does not say what the input was")
+    return Receipt(**{name: value for name, value in told.items() if name in _NUMBERS or value is not None})
 
 
 def _read_parts(folder: Path) -> StoredLabels:
@@ -281,10 +352,8 @@ def _number(found: re.Match[str]) -> int:
 
 
 def _read_hdf5(file: Path) -> StoredLabels:
-    import h5py
-
-    with h5py.File(file, "r") as handle:
-        about = dict(handle.attrs)
+    with reading_hdf5(file) as handle:
+        about = read_attributes(handle, file)
         if (about.get("format"), about.get("format_version")) != (FORMAT, FORMAT_VERSION):
             raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")
         if not about.get("complete"):
@@ -293,7 +362,8 @@ def _read_hdf5(file: Path) -> StoredLabels:
         labels = read_dataset(handle, "labels", "i", room).astype(np.int64)
         counts = read_dataset(handle, "counts", "i", room).astype(np.int64)
         potentials = read_dataset(handle, "potentials", "f", room).astype(np.float64)
-    if labels.min(initial=0) < -1 or not np.array_equal(sizes_of(labels, len(counts)), counts):
+    within = labels.min(initial=0) >= -1 and labels.max(initial=-1) < len(counts)
+    if not within or not np.array_equal(sizes_of(labels, len(counts)), counts):
         raise ValueError("its counts are not those of its labels")
     if len(potentials) != len(counts):
         raise ValueError(f"it holds {len(potentials)} potentials for {len(counts)} classes")
@@ -301,7 +371,7 @@ def _read_hdf5(file: Path) -> StoredLabels:
     receipt = None
     if "input" in about:
         known = {name: np.asarray(about[name]).item() for name in _NUMBERS if name in about}
-        receipt = Receipt(**{name: json.loads(about[name]) for name in _TEXTS}, **known)
+        receipt = checked_receipt({name: json.loads(about[name]) for name in _TEXTS} | known)
     threshold = float(about.get("threshold", -math.inf))
     if not threshold < math.inf:  # nor is NaN
         raise ValueError(f"its threshold is {threshold}")
@@ -323,11 +393,15 @@ def read_dataset(handle: h5py.File, name: str, kind: str, room: int) -> np.ndarr
         raise ValueError(f"/{name} lies in another file")
     if dataset.ndim != 1 or dataset.dtype.kind != kind or dataset.size * dataset.dtype.itemsize > room:
         raise ValueError(f"/{name} claims to be {dataset.dtype} of shape {dataset.shape}, in a file of {room:,} bytes")
+    place = f"{handle.filename}::/{name}"
+    check_stored(dataset, place)
     step = dataset.chunks[0] if dataset.chunks else max(1, dataset.size)
     parts = []
     for start in range(0, dataset.size, step):
         try:
             parts.append(dataset[start : start + step])
-        except OSError as error:
-            raise ValueError(f"/{name} is damaged in chunk {start // step} (from item {start}): {error}") from error
+        except DAMAGE as error:
+            told = f"{place} is damaged in chunk {start // step} (from item {start}): {said(error)}"
+            raise FileFormatError(told) from error
+        check_found(dataset, parts[-1], start, place)
     return np.concatenate(parts) if parts else np.empty(0, dataset.dtype)

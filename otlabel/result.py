@@ -10,6 +10,7 @@ import textwrap
 import zipfile
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -18,6 +19,7 @@ from otlabel import sweep
 from otlabel.errors import FileFormatError, InvalidScoresError
 from otlabel.files import replacing
 from otlabel.scores import Scores, WithColumn, home_of, open_scores, sample_mass_of
+from otlabel.scores.paths import load_archive
 from otlabel.validate import check_finite, check_vector
 
 if TYPE_CHECKING:
@@ -218,9 +220,9 @@ class Assignment:
             with open(path, "rb") as file:
                 if not zipfile.is_zipfile(file):  # of other files NumPy says how to unpickle them
                     raise ValueError("it is no .npz archive, or is cut off")
-            with np.load(path, allow_pickle=False) as archive:
-                header = json.loads(str(archive["header"]))
-                arrays = {name: archive[name] for name in ARRAYS}
+            stored = load_archive(Path(path))
+            header = json.loads(str(stored["header"]))
+            arrays: dict[str, Any] = {name: stored[name] for name in ARRAYS}
             if (header.pop("format"), header.pop("version")) != (FORMAT, FORMAT_VERSION):
                 raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")
             header["status"] = Status(header["status"])

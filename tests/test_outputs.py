@@ -21,9 +21,9 @@ import pytest
 import torch
 
 import otlabel
-from otlabel import Assignment, sinkhorn_assign
+from otlabel import Assignment, report, sinkhorn_assign
 from otlabel.cli import main
-from otlabel.errors import FileFormatError
+from otlabel.errors import FileFormatError, OtlabelWarning
 from otlabel.files import replacing
 from otlabel.labels_file import Receipt, fingerprint, read_labels, stored_bytes, write_labels
 from otlabel.scores import open_scores
@@ -529,3 +529,69 @@ def test_interrupt_ends_at_once_and_leaves_nothing(tmp_path, work, delay) -> Non
     assert err.endswith("otlabel: error: interrupted\n")
     assert "Traceback" not in err
     assert names(folder) == []
+
+
+# ---- receipts and texts that are none ----
+
+
+def _labels_with_receipt(path: Path) -> Path:
+    labels = np.arange(20) % 4
+    receipt = Receipt({"source": "scores.npy"}, {"epsilon": 0.04}, {"otlabel": "1"}, value=0.5)
+    write_labels(path, labels, np.bincount(labels), np.zeros(4), receipt)
+    return path
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"x"', "null", "[" * 100_000, "{", "\udcff", '{"labels_sha256": HASH}'])
+def test_receipts_that_are_none(tmp_path: Path, text: str) -> None:
+    path = _labels_with_receipt(tmp_path / "labels.npy")
+    receipt = path.with_name("labels.npy.json")
+    digest = json.dumps(json.loads(receipt.read_text())["labels_sha256"])
+    receipt.write_bytes(text.replace("HASH", digest).encode(errors="surrogateescape"))
+    with pytest.raises(FileFormatError, match=r"labels\.npy is no usable file of labels|labels\.npy has a receipt"):
+        read_labels(path)
+
+
+def test_labels_of_another_receipt_are_told(tmp_path: Path) -> None:
+    """A checksum can tell, so nothing changes silently."""
+    path = _labels_with_receipt(tmp_path / "labels.npy")
+    np.save(path, np.arange(20) % 3)
+    with pytest.warns(OtlabelWarning, match=r"labels\.npy\.json is a receipt of other labels"):
+        assert read_labels(path).receipt is None
+
+
+@pytest.mark.parametrize("name", ["value", "seed", "threshold", "input", "status", "complete"])
+@pytest.mark.parametrize("value", ["text", b"text", [1, 2], "[1]", '{"a": 1}'])
+def test_attributes_of_other_kinds(tmp_path: Path, name: str, value: Any) -> None:
+    """An error of ours or a file that reads, never a traceback of another kind."""
+    path = _labels_with_receipt(tmp_path / "labels.h5")
+    with h5py.File(path, "r+") as handle:
+        handle.attrs[name] = value
+        del handle.attrs["texts_crc32"]  # as if made by others
+    try:
+        found = read_labels(path)
+    except FileFormatError as error:
+        assert str(path) in str(error)
+    else:
+        assert isinstance(found.threshold, float)
+        assert found.receipt is not None
+        assert isinstance(found.receipt.value, float)
+        assert isinstance(found.receipt.input, dict)
+
+
+def test_texts_of_labels_have_a_checksum(tmp_path: Path) -> None:
+    path = _labels_with_receipt(tmp_path / "labels.h5")
+    good = path.read_bytes()
+    path.write_bytes(good.replace(b"scores.npy", b"scores.npz"))
+    with pytest.raises(FileFormatError, match=r"labels\.h5 is damaged: the texts among its attributes"):
+        read_labels(path)
+
+
+@pytest.mark.parametrize("largest", [1 << 60, 1_500_000_000])
+def test_one_large_label_takes_no_memory(tmp_path: Path, largest: int) -> None:
+    labels = np.arange(60) % 4
+    labels[7] = largest
+    np.save(tmp_path / "labels.npy", labels)
+    with pytest.raises(FileFormatError, match=rf"label {largest:,} of sample 7 is far beyond"):
+        read_labels(tmp_path / "labels.npy")
+    with pytest.raises(ValueError, match="far beyond"):
+        report(labels, path=tmp_path / "page.html")

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import signal
+import struct
 import subprocess
 import time
 import tracemalloc
@@ -262,7 +263,11 @@ REFUSED: dict[str, tuple[Callable[[Path, np.ndarray], str], type[Exception], str
         FORMAT,
         r"/x is stored in chunks of \(1000, 1000\).*chunks of about 1 MiB",
     ),
-    "unknown filter": (in_hdf5(behind_unknown_filter), FORMAT, r"/x .*filter 32015.*not installed.*hdf5plugin"),
+    "unknown filter": (
+        in_hdf5(behind_unknown_filter),
+        FORMAT,
+        r"/x .*filter 32015.*not installed.*pip install hdf5plugin",
+    ),
     # elsewhere
     "folder.npy": (folder_named("a.npy"), IsADirectoryError, r"a\.npy"),
     "folder.npz": (folder_named("a.npz"), IsADirectoryError, r"a\.npz"),
@@ -344,6 +349,54 @@ REFUSED: dict[str, tuple[Callable[[Path, np.ndarray], str], type[Exception], str
         with_bytes("a.pt", lambda _: stored(collections.deque([1]))),
         FORMAT,
         r"a\.pt is not a file of plain tensors: it holds more than that$",
+    ),
+    "pt with a flipped bit": (
+        with_bytes("a.pt", lambda b: overwritten(b)),
+        FORMAT,
+        r"a\.pt is damaged: the checksum of '\S*data/0' in it does not hold",
+    ),
+    **{
+        f"pt {what}": (
+            with_bytes("a.pt", lambda _, value=value: stored(value)),  # type: ignore[misc]
+            FORMAT,
+            rf"a\.pt holds a tensor that is {what}; save .*",
+        )
+        for what, value in {
+            "sparse": torch.eye(3).to_sparse_csr(),
+            "nested": torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=torch.jagged),
+            "quantised": torch.quantize_per_tensor(torch.ones(3, 4), 0.1, 0, torch.qint8),
+            "on the device meta": torch.empty(3, 4, device="meta"),
+        }.items()
+    },
+    "npy of brackets in brackets": (
+        with_bytes("a.npy", lambda _: b"\x93NUMPY\x01\x00" + struct.pack("<H", 9000) + b"(" * 9000 + bytes(99)),
+        FORMAT,
+        r"a\.npy is not a usable \.npy file",
+    ),
+    "npy of signs before a number": (
+        with_bytes("a.npy", lambda _: b"\x93NUMPY\x01\x00" + struct.pack("<H", 9000) + b"-" * 8999 + b"1" + bytes(99)),
+        FORMAT,
+        r"a\.npy is not a usable \.npy file",
+    ),
+    "names for terminals": (
+        in_hdf5(lambda h: [h.create_dataset(f"a\x1b[2J\n\u202e{n}", (3, 2), "f4") for n in "bc"], ""),
+        FORMAT,
+        r"holds /a\\x1b\[2J\\n\\u202eb \(3, 2\) float32, /a\\x1b\[2J\\n\\u202ec .*name one",
+    ),
+    "names for terminals in an archive": (
+        with_bytes("a.npz", lambda _: member("a\x1b[2J.npy", b"") + b""),
+        FORMAT,
+        r"a\.npz::a\\x1b\[2J is not a usable",
+    ),
+    "groups in groups without end": (
+        in_hdf5(lambda h: h.create_group("/".join(["g"] * 400)).create_dataset("x", (3, 2), "f4"), ""),
+        FORMAT,
+        "no data set at all",
+    ),
+    "groups in a circle": (
+        in_hdf5(lambda h: h.create_group("a/b").__setitem__("c", h["a"]), ""),
+        FORMAT,
+        "no data set",
     ),
     "Fortran order": (
         with_bytes("a.npy", lambda _: saved(np.asfortranarray(np.eye(3)[:2]))),
@@ -466,7 +519,7 @@ with h5py.File(sys.argv[1], "w") as handle:
     writer = python(code, tmp_path / "scores.h5", stdin=subprocess.PIPE)
     assert writer.stdout is not None
     assert writer.stdout.readline() == "ready\n"
-    refused(tmp_path / "scores.h5", "scores.h5 is not a readable HDF5 file", "unable to lock file")
+    refused(tmp_path / "scores.h5", "scores.h5 is open for writing elsewhere")
     writer.communicate(timeout=100)
     assert open_scores(tmp_path / "scores.h5").shape == (99, 2)
 

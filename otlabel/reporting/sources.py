@@ -17,6 +17,7 @@ from otlabel.errors import FileFormatError, FingerprintError
 from otlabel.labels_file import CLUSTERED
 from otlabel.result import Assignment
 from otlabel.scores import as_array, load_array
+from otlabel.scores.paths import load_plain
 
 if TYPE_CHECKING:
     from otlabel.selflabel.labels import HeadLabels
@@ -231,12 +232,10 @@ def _data(config: Config) -> Images:
 
 def _checkpoint(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """The weights of the network and a record of each relabelling and head; nothing where there is no checkpoint."""
-    import torch
-
     if not path.is_file():
         return None, []
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_plain(path)
         return dict(state["weights"]), [dict(record) for record in state["labeler"]["history"]]
     except OSError:
         raise

@@ -15,6 +15,7 @@ from otlabel import metrics, sweep
 from otlabel.assign import certify
 from otlabel.curation import k_means, nearest
 from otlabel.errors import OtlabelWarning
+from otlabel.labels_file import check_not_absurd
 from otlabel.path import BalancePath, balance_path
 from otlabel.reporting.sources import Subject
 from otlabel.result import Certificate
@@ -349,6 +350,8 @@ def _n_classes(subject: Subject, labels: np.ndarray, scores: Scores | None) -> i
                 f"the labels are of {subject.n_classes} classes, but scores have {scores.shape[1]} columns"
             )
         return scores.shape[1]
+    if subject.n_classes is None:
+        check_not_absurd(labels)
     named = 0 if subject.names is None else len(subject.names)
     return max(needed, subject.n_classes or named)
 

@@ -26,6 +26,7 @@ from otlabel.scores.column import WithColumn
 from otlabel.scores.device import DeviceScores, on_device
 from otlabel.scores.factored import Features, LinearScores, checked_head
 from otlabel.scores.files import StoredScores
+from otlabel.scores.free import free_memory
 from otlabel.scores.given import (
     as_array,
     as_matrix,
@@ -38,7 +39,7 @@ from otlabel.scores.given import (
     shown,
 )
 from otlabel.scores.hdf5 import HDF5Scores
-from otlabel.scores.kept import KeptRows, KeptWhole, default_limit, free_memory
+from otlabel.scores.kept import KeptRows, KeptWhole, default_limit
 from otlabel.scores.memory import ArrayScores, TensorScores, open_array, open_tensor
 from otlabel.scores.names import by_class, by_column, by_row, class_mass_of, in_one_order, sample_mass_of
 from otlabel.scores.parts import Parts, rows_between

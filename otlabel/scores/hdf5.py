@@ -7,18 +7,25 @@ does one thing at a time, so reads take turns; while one thread reads, the other
 from __future__ import annotations
 
 import contextlib
+import importlib
+import itertools
+import json
 import math
 import os
 import threading
-from collections.abc import Iterator
+import zlib
+from array import array
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from otlabel.errors import FileFormatError, InvalidScoresError
+from otlabel.errors import FileFormatError, InvalidScoresError, OtlabelError
 from otlabel.scores.base import as_numbers, check_shape, storage_array, storage_type
 from otlabel.scores.files import Stamp, StoredScores
+from otlabel.scores.free import free_memory
+from otlabel.text import printable
 
 if TYPE_CHECKING:
     import h5py
@@ -27,6 +34,13 @@ LARGEST_CHUNK = 1 << 30  # bytes of a row of chunks: each thread holds one in me
 MOST_LEFTOVERS = 8  # rows of chunks kept for the next batch: one for each thread at work, as a rule
 LEFTOVER_BYTES = 32 << 20  # or more of them in so much memory, for a thread that others overtake
 LISTED = 20  # data sets that an error names
+MOST_LOOKED_AT = 10_000  # groups and data sets of a file that are looked at to list them
+DEEPEST = 100  # groups in one another; HDF5 takes a time that grows as the square of it
+# What is written: structures with checksums (the oldest format has none), as every HDF5 from 1.10 on reads them.
+LIBVER = ("v110", "latest")
+TEXTS_SUM = "texts_crc32"  # attribute with a checksum of the other ones that are texts
+SHUFFLE, FLETCHER32, SUM_BYTES = 2, 3, 4  # HDF5's numbers of filters that change no sizes, or by the checksum alone
+LARGEST_NUMBER = (1 << 63) - 1
 KEEP_OPEN = "keep its file open while it is read, or pass FILE::/NAME as a text"
 
 
@@ -37,15 +51,17 @@ class HDF5Scores(StoredScores):
         if not dataset:
             raise FileFormatError(f"the data set was closed; {KEEP_OPEN}")
         file = Path(dataset.file.filename)
-        self.name = f"{file}::{dataset.name}"
-        self._path, self._inner = path, dataset.name
+        with told_by(file):
+            self.name = f"{file}::{printable(dataset.name)}"
+            self._path, self._inner = path, dataset.name
         self._stamp = Stamp(file) if file.exists() else None  # an open file may have been removed, or be in memory
-        check_stored(dataset, self.name)
-        self.shape = check_shape(dataset.shape or (), f"scores in {self.name}")
-        self.dtype = storage_type(dataset.dtype, f"scores in {self.name}")
-        self._converted = dataset.dtype.kind == "b"  # which HDF5 does not turn into numbers
-        self.least_rows = min(dataset.chunks[0], self.shape[0]) if dataset.chunks else 1
-        self._compression = dataset.id.get_storage_size() / (dataset.size * dataset.dtype.itemsize)
+        with told_by(self.name):
+            check_stored(dataset, self.name)
+            self.shape = check_shape(dataset.shape or (), f"scores in {self.name}")
+            self.dtype = storage_type(dataset.dtype, f"scores in {self.name}")
+            self._converted = dataset.dtype.kind == "b"  # which HDF5 does not turn into numbers
+            self.least_rows = min(dataset.chunks[0], self.shape[0]) if dataset.chunks else 1
+            self._compression = dataset.id.get_storage_size() / (dataset.size * dataset.dtype.itemsize)
         self._start_over(None if path is not None else dataset)
 
     def _start_over(self, dataset: h5py.Dataset | None) -> None:
@@ -121,26 +137,27 @@ class HDF5Scores(StoredScores):
         # By h5py's lower layer: the upper one drops objects right after a read, and Python loses an interrupt that came
         # during the read in the callback for that. Here they live on, so that it is raised in this very function.
         room, kind = h5py.h5s.create_simple(stored.shape), h5py.h5t.py_create(stored.dtype)
-        rows = dataset.id.get_space()
-        rows.select_hyperslab((start, 0), stored.shape)
         try:
+            rows = dataset.id.get_space()
+            rows.select_hyperslab((start, 0), stored.shape)
             dataset.id.read(room, rows, stored, kind)
-            if stored is not into:
-                into[:] = stored
-        except OSError as error:
+        except DAMAGE as error:
             if self._stamp is not None:
                 self._stamp.check()
             self._blame_chunk(dataset, start, stop, error)
+        check_found(dataset, stored, start, self.name)
+        if stored is not into:
+            into[:] = stored
         self.bytes_read += int(out.nbytes * self._compression * dataset.dtype.itemsize / into.dtype.itemsize)
 
-    def _blame_chunk(self, dataset: h5py.Dataset, start: int, stop: int, error: OSError) -> NoReturn:
+    def _blame_chunk(self, dataset: h5py.Dataset, start: int, stop: int, error: Exception) -> NoReturn:
         """Find the chunk that cannot be read and name it."""
         tall, wide = dataset.chunks or (stop - start, self.shape[1])
         for row in range(start, stop, tall):
             for column in range(0, self.shape[1], wide):
                 try:
                     dataset[row : min(row + tall, stop), column : column + wide]
-                except OSError as cause:
+                except DAMAGE as cause:
                     where = f"chunk ({row // tall}, {column // wide})" if dataset.chunks else "its data"
                     raise FileFormatError(
                         f"{self.name} is damaged in {where}, rows {row} to {min(row + tall, stop) - 1}: {cause}"
@@ -150,7 +167,9 @@ class HDF5Scores(StoredScores):
     def _dataset(self) -> h5py.Dataset:
         """The data set as this process has it open."""
         if self._path is not None and (self._opened is None or self._opened[0] != os.getpid()):
-            self._opened = os.getpid(), find_dataset(open_hdf5(self._path), self._path, self._inner)
+            handle = open_hdf5(self._path)
+            with told_by(self.name):
+                self._opened = os.getpid(), find_dataset(handle, self._path, self._inner)
         if self._opened is None or not self._opened[1]:
             raise FileFormatError(f"{self.name} was closed; {KEEP_OPEN}")
         return self._opened[1]
@@ -158,19 +177,66 @@ class HDF5Scores(StoredScores):
 
 def open_hdf5_scores(path: Path, name: str) -> HDF5Scores:
     """The data set of a file; no name will do where there is only one."""
-    with open_hdf5(path) as handle:
+    with reading_hdf5(path) as handle:
         return HDF5Scores(find_dataset(handle, path, name), path)
 
 
 def load_dataset(path: Path, name: str) -> np.ndarray:
     """A whole data set of any dimension, for small arrays."""
-    with open_hdf5(path) as handle:
+    with reading_hdf5(path) as handle:
         dataset = find_dataset(handle, path, name)
-        check_stored(dataset, f"{path}::{dataset.name}")
-        try:
-            return np.asarray(dataset[()])
-        except OSError as error:
-            raise FileFormatError(f"{path}::{dataset.name} is damaged: {error}") from error
+        place = f"{path}::{printable(dataset.name)}"
+        with told_by(place):
+            check_stored(dataset, place)
+            if dataset.size and dataset.size * dataset.dtype.itemsize > (free := free_memory()):
+                raise MemoryError(
+                    f"{place} holds {_about(dataset)}, more than the {free:,} bytes of memory that are free"
+                )
+            values = np.asarray(dataset[()])
+            check_found(dataset, values, 0, place)
+            return values
+
+
+# What h5py makes of what libhdf5 says of a damaged file.
+DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, SystemError, OverflowError)
+
+
+@contextlib.contextmanager
+def told_by(name: str | Path) -> Iterator[None]:
+    """Whatever h5py raises while it reads is an error about that file or data set, and so says."""
+    try:
+        yield
+    except OtlabelError:
+        raise
+    except DAMAGE as error:
+        raise FileFormatError(f"{name} is damaged: {said(error)}") from error
+
+
+def said(error: Exception) -> str:
+    """What an error says, in one line; a KeyError puts it into quotes."""
+    return printable(str(error.args[0] if isinstance(error, KeyError) and error.args else error))
+
+
+def texts_sum(attributes: Mapping[str, Any]) -> int:
+    """CRC-32 of the texts among attributes, which HDF5 keeps where it has no checksums: written as TEXTS_SUM."""
+    texts = {name: value for name, value in attributes.items() if isinstance(value, str)}
+    return zlib.crc32(json.dumps(texts, sort_keys=True).encode())
+
+
+def read_attributes(handle: h5py.File, path: Path) -> dict[str, Any]:
+    """All attributes of a file; its texts must be those that were written, where it has a sum of them."""
+    with told_by(path):
+        found = dict(handle.attrs)
+    if TEXTS_SUM in found and found[TEXTS_SUM] != texts_sum(found):
+        raise FileFormatError(f"{path} is damaged: the texts among its attributes are not those that were written")
+    return found
+
+
+@contextlib.contextmanager
+def reading_hdf5(path: Path) -> Iterator[h5py.File]:
+    """The file while it is read; all that h5py raises by then is about the file."""
+    with open_hdf5(path) as handle, told_by(path):
+        yield handle
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -181,8 +247,17 @@ def open_hdf5(path: Path) -> h5py.File:
         pass
     try:
         return h5py.File(path, "r")
-    except OSError as error:
-        raise FileFormatError(f"{path} is not a readable HDF5 file: {error}") from error
+    except DAMAGE as error:
+        if isinstance(error, BlockingIOError) or "unable to lock file" in str(error):
+            raise FileFormatError(
+                f"{path} is open for writing elsewhere (it is locked): wait until it is closed there, or copy it"
+            ) from error
+        if "already open for write" in str(error):
+            raise FileFormatError(
+                f"{path} is open for writing elsewhere, or was never closed by what wrote it: write it anew, or clear "
+                "its flags by h5clear -s if it is known to be whole"
+            ) from error
+        raise FileFormatError(f"{path} is not a readable HDF5 file: {said(error)}") from error
 
 
 def find_dataset(handle: h5py.File, path: Path, name: str) -> h5py.Dataset:
@@ -222,38 +297,145 @@ def check_stored(dataset: h5py.Dataset, name: str) -> None:
         return  # the shape itself is refused where a matrix is wanted
     if _type_of(dataset) is None or dataset.dtype.kind == "O":
         raise InvalidScoresError(f"{name} has dtype {_type_of(dataset) or 'unknown'}; numbers are needed")
+    n_bytes, room = dataset.size * dataset.dtype.itemsize, dataset.file.id.get_filesize()
     if dataset.chunks:
         wanted = math.prod(-(-length // step) for length, step in zip(dataset.shape, dataset.chunks, strict=True))
-        stored = dataset.id.get_num_chunks()
+        stored = _count_chunks(dataset, wanted, room)
         missing = f"{stored:,} of its {wanted:,} chunks are there" if stored < wanted else ""
     else:
-        wanted, stored = dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size()
+        wanted, stored, at = n_bytes, dataset.id.get_storage_size(), dataset.id.get_offset()
         missing = f"{stored:,} of its {wanted:,} bytes are there" if stored < wanted else ""
+        if not missing and at is not None and at + wanted > room:
+            raise FileFormatError(
+                f"{name} is damaged: its {wanted:,} bytes are said to begin at {at:,}, in a file of {room:,} bytes"
+            )
     if missing:
         raise FileFormatError(f"{name} claims the shape {dataset.shape}, but only {missing}: it was never finished")
     if dataset.chunks:
-        _check_chunks(dataset, name)
+        _check_chunks(dataset, name, wanted, room)
 
 
-def _check_chunks(dataset: h5py.Dataset, name: str) -> None:
-    """Refuse chunks too large to be read whole, and compression that the HDF5 library here cannot undo."""
+def check_found(dataset: h5py.Dataset, values: np.ndarray, start: int, name: str) -> None:
+    """Refuse fill values in place of a chunk that is there, but that an index of damaged keys does not lead to.
+
+    values are what was read of the rows from `start`, where a chunk begins. HDF5 takes such a chunk for one that was
+    never written, and says nothing.
+    """
+    if not dataset.chunks or not values.size or values.dtype.kind not in "fiub":
+        return
+    fill = np.asarray(dataset.fillvalue)
+    corners = values[tuple(slice(None, None, step) for step in dataset.chunks)]
+    for place in np.argwhere(_same(corners, fill)).tolist():
+        first = [at * step for at, step in zip(place, dataset.chunks, strict=True)]
+        chunk = tuple(slice(at, at + step) for at, step in zip(first, dataset.chunks, strict=True))
+        if _same(values[chunk], fill).all():
+            first[0] += start
+            with contextlib.suppress(*DAMAGE):
+                dataset.id.read_direct_chunk(tuple(first))
+                continue
+            at = tuple(at // step for at, step in zip(first, dataset.chunks, strict=True))
+            raise FileFormatError(f"{name} is damaged: its index of chunks does not lead to chunk {at}, which is there")
+
+
+def _same(values: np.ndarray, fill: np.ndarray) -> np.ndarray:
+    """Where values are the one they are filled with, which may be NaN."""
+    if fill.dtype.kind == "f" and np.isnan(fill):
+        return np.isnan(values)
+    with np.errstate(over="ignore"):
+        return values == fill.astype(values.dtype)
+
+
+def _count_chunks(dataset: h5py.Dataset, wanted: int, room: int) -> int:
+    """Chunks that are there; where they are all said to lie in one piece, a claim that HDF5 would count one by one."""
     import h5py
 
+    properties = dataset.id.get_create_plist()
+    fit = room // (math.prod(dataset.chunks) * dataset.dtype.itemsize)
+    in_one_piece = properties.get_alloc_time() == h5py.h5d.ALLOC_TIME_EARLY and not properties.get_nfilters()
+    return fit if in_one_piece and fit < wanted else dataset.id.get_num_chunks()
+
+
+def _check_chunks(dataset: h5py.Dataset, name: str, wanted: int, room: int) -> None:
+    """Refuse chunks too large to be read whole, filters that are not here, and chunks that lie where none can be."""
     row_of_chunks = min(dataset.chunks[0], dataset.shape[0]) * math.prod(dataset.shape[1:])
-    if max(row_of_chunks, math.prod(dataset.chunks)) * dataset.dtype.itemsize > LARGEST_CHUNK:
+    chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    if max(row_of_chunks * dataset.dtype.itemsize, chunk_bytes) > LARGEST_CHUNK:
         raise FileFormatError(
             f"{name} is stored in chunks of {dataset.chunks}, of which a row takes more than "
             f"{LARGEST_CHUNK >> 30} GiB of memory; store it in chunks of about 1 MiB"
         )
     properties = dataset.id.get_create_plist()
-    for number in range(properties.get_nfilters()):
-        code, *_, label = properties.get_filter(number)
-        if not h5py.h5z.filter_avail(code) and not dataset.id.get_chunk_info(0).filter_mask >> number & 1:
-            called = f"{code} ({label.decode(errors='replace')})" if label else f"{code}"
+    filters = [properties.get_filter(number) for number in range(properties.get_nfilters())]
+    found = _chunk_table(dataset)
+    firsts, masks, begin, size = found[:, :-3], found[:, -3], found[:, -2], found[:, -1]
+    for number, (code, *_, label) in enumerate(filters):
+        if not (masks >> number & 1).all():
+            _check_filter(code, label, name)
+    _check_grid(dataset, name, firsts, wanted)
+
+    def blame(wrong: np.ndarray, what: str) -> None:
+        if wrong.any():
+            first = int(wrong.argmax())
+            at = tuple(int(one) // step for one, step in zip(firsts[first], dataset.chunks, strict=True))
             raise FileFormatError(
-                f"{name} is stored through the HDF5 filter {called}, which is not installed here; import the package "
-                "that brings it (hdf5plugin has most) before, or store it with gzip"
+                f"{name} is damaged: chunk {at} is said to have {size[first]:,} bytes from {begin[first]:,} on, {what}"
             )
+
+    blame((begin < 0) | (size <= 0) | (begin > room - size), f"in a file of {room:,} bytes")
+    codes = np.array([code for code, *_ in filters], int)
+    used = ~masks[:, None] >> np.arange(len(codes)) & 1 == 1  # (chunks, filters)
+    sums = SUM_BYTES * (used & (codes == FLETCHER32)).sum(1)
+    compressed = (used & (codes != FLETCHER32) & (codes != SHUFFLE)).any(1)
+    edge = (firsts + dataset.chunks > dataset.shape).any(1)  # may be stored without filters
+    fits = (size == chunk_bytes + sums) | (compressed & (size > sums)) | (edge & (size == chunk_bytes))
+    blame(~fits, f"but takes {chunk_bytes:,} before its filters")
+    order = np.argsort(begin, kind="stable")
+    overlap = np.zeros(len(found), bool)
+    overlap[order[1:]] = begin[order[1:]] < (begin + size)[order[:-1]]
+    blame(overlap, "where another one lies")
+
+
+def _check_grid(dataset: h5py.Dataset, name: str, firsts: np.ndarray, wanted: int) -> None:
+    """Refuse chunks that begin where none does, or twice at one place, so that rows would lack theirs."""
+    inside = (firsts < dataset.shape).all(1)
+    grid = [-(-length // step) for length, step in zip(dataset.shape, dataset.chunks, strict=True)]
+    n_found = len(np.unique(np.ravel_multi_index(tuple((firsts[inside] // dataset.chunks).T), grid)))
+    if (firsts[inside] % dataset.chunks).any() or n_found < wanted:
+        raise FileFormatError(
+            f"{name} is damaged: {wanted:,} chunks are needed, and its index has {n_found:,} at places of their own"
+        )
+
+
+def _chunk_table(dataset: h5py.Dataset) -> np.ndarray:
+    """(chunks, dimensions + 3) whole numbers: where a chunk begins in the array, filters left out, offset, size."""
+    flat = array("q")
+
+    def add(chunk: Any) -> None:
+        flat.extend(chunk.chunk_offset)
+        begin = -1 if chunk.byte_offset is None else chunk.byte_offset
+        flat.extend((chunk.filter_mask, min(begin, LARGEST_NUMBER), min(chunk.size, LARGEST_NUMBER)))
+
+    if hasattr(dataset.id, "chunk_iter"):
+        dataset.id.chunk_iter(add)
+    else:  # HDF5 older than 1.10.10, which takes n steps to find the nth
+        for number in range(dataset.id.get_num_chunks()):
+            add(dataset.id.get_chunk_info(number))
+    return np.frombuffer(flat, np.int64).reshape(-1, dataset.ndim + 3)
+
+
+def _check_filter(code: int, label: bytes, name: str) -> None:
+    """Refuse compression that the HDF5 library here cannot undo, with or without the package that has most."""
+    import h5py
+
+    if not h5py.h5z.filter_avail(code):
+        with contextlib.suppress(ImportError):
+            importlib.import_module("hdf5plugin")  # which tells HDF5 of its filters
+    if not h5py.h5z.filter_avail(code):
+        called = f"{code} ({printable(label.decode(errors='replace'))})" if label else f"{code}"
+        raise FileFormatError(
+            f"{name} is stored through the HDF5 filter {called}, which is not installed here: pip install hdf5plugin "
+            "(it has most, and is used where it is there), or store it with gzip"
+        )
 
 
 def _type_of(dataset: h5py.Dataset) -> np.dtype | None:
@@ -265,16 +447,32 @@ def _type_of(dataset: h5py.Dataset) -> np.dtype | None:
 
 
 def _datasets(handle: h5py.File) -> list[h5py.Dataset]:
-    """All data sets; `visititems` follows no links."""
+    """The first data sets, by hard links alone and none twice, of a file that may be made to keep us busy."""
     import h5py
 
     found: list[h5py.Dataset] = []
-    handle.visititems(lambda _, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
+    seen: set[int] = set()
+
+    def walk(group: h5py.Group, depth: int) -> None:
+        for name in itertools.islice(group, MOST_LOOKED_AT):
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                continue
+            node = group[name]
+            place = h5py.h5o.get_info(node.id).addr
+            if place in seen or len(seen) >= MOST_LOOKED_AT:
+                continue
+            seen.add(place)
+            if isinstance(node, h5py.Dataset):
+                found.append(node)
+            elif isinstance(node, h5py.Group) and depth < DEEPEST:
+                walk(node, depth + 1)
+
+    walk(handle["/"], 0)
     return found
 
 
 def _listed(datasets: list[h5py.Dataset]) -> str:
-    names = [f"{dataset.name} {_about(dataset)}" for dataset in datasets[:LISTED]]
+    names = [f"{printable(dataset.name)} {_about(dataset)}" for dataset in datasets[:LISTED]]
     more = [f"and {len(datasets) - LISTED} more"] if len(datasets) > LISTED else []
     return ", ".join(names + more) or "no data set at all"
 

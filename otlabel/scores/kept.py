@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from otlabel.scores.base import Batch, Scores, WrappedScores, storage_array
 from otlabel.scores.files import StoredScores
+from otlabel.scores.free import free_memory
 from otlabel.scores.memory import ArrayScores
 
 CACHE_SHARE = 0.5  # of the memory that is free may hold a copy of the scores where no limit is stated
@@ -87,16 +87,3 @@ class KeptRows(WrappedScores):
 def default_limit() -> int:
     """Bytes that may hold a copy of the scores where no limit is stated."""
     return int(CACHE_SHARE * free_memory())
-
-
-def free_memory() -> int:
-    """Bytes that this process may still take: what the system has free, or what its control group leaves."""
-    free = 1 << 62
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
-        free = 1024 * int(lines["MemAvailable"].split()[0])
-    group = Path("/sys/fs/cgroup")
-    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text().strip()) != "max":
-        free = min(free, int(limit) - int((group / "memory.current").read_text()))
-    return max(free, 0)

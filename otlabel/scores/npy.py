@@ -14,6 +14,13 @@ import numpy as np
 from otlabel.errors import FileFormatError
 from otlabel.scores.base import as_numbers, check_shape, storage_type
 from otlabel.scores.files import Stamp, StoredScores
+from otlabel.text import printable
+
+# What NumPy makes of a header that is wrong: a Python literal, cut off, or of brackets in brackets.
+HEADER_DAMAGE = (
+    ValueError, EOFError, tokenize.TokenError, SyntaxError, TypeError, KeyError, OverflowError, RecursionError,
+    MemoryError,
+)  # fmt: skip
 
 
 class NpyScores(StoredScores):
@@ -75,8 +82,9 @@ def parse_header(file: IO[bytes], size: int, name: str) -> tuple[tuple[int, ...]
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read(file)
-    except (ValueError, EOFError, tokenize.TokenError) as error:
-        raise FileFormatError(f"{name} is not a usable .npy file: {error}") from error
+    except HEADER_DAMAGE as error:
+        told = printable(str(error)) or type(error).__name__
+        raise FileFormatError(f"{name} is not a usable .npy file: {told}") from error
     offset = file.tell()
     if dtype.hasobject:
         raise FileFormatError(f"{name} holds pickled Python objects, which are never loaded; save plain numbers")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import lzma
+import math
 import re
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +18,13 @@ import numpy as np
 
 from otlabel.errors import FileFormatError
 from otlabel.scores.base import Scores
+from otlabel.scores.free import free_memory
 from otlabel.scores.given import as_array
 from otlabel.scores.hdf5 import load_dataset, open_hdf5_scores
 from otlabel.scores.memory import open_array, open_tensor
-from otlabel.scores.npy import NpyScores, parse_header, read_header
+from otlabel.scores.npy import HEADER_DAMAGE, NpyScores, parse_header, read_header
 from otlabel.scores.parts import Parts
+from otlabel.text import printable
 
 ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".pt")
 
@@ -52,7 +58,8 @@ def load_array(text: str) -> np.ndarray:
     file = Path(file_text)
     if _ending(file) == ".npy":
         _check_nameless(file, name)
-        read_header(file)
+        shape, _, dtype, _ = read_header(file)
+        check_room(shape, dtype, str(file))
         return np.load(file, allow_pickle=False)
     readers: dict[str, Callable[[Path, str], Any]] = {".npz": _load_npz, ".pt": _load_torch}
     return as_array(readers.get(_ending(file), load_dataset)(file, name))
@@ -88,30 +95,64 @@ def _check_nameless(file: Path, name: str) -> None:
 
 
 def _load_npz(file: Path, name: str) -> np.ndarray:
-    """One array of an archive, its header checked before memory is taken for what it claims."""
+    """One array of an archive."""
+    with _archive(file) as (archive, members):
+        return _member(file, archive, members[_chosen(file, name, list(members))])
+
+
+def load_archive(file: Path) -> dict[str, np.ndarray]:
+    """All arrays of a small archive."""
+    with _archive(file) as (archive, members):
+        return {name: _member(file, archive, member) for name, member in members.items()}
+
+
+@contextlib.contextmanager
+def _archive(file: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
+    """An archive and its arrays, and an error of ours for whatever is wrong in it."""
     try:
         with zipfile.ZipFile(file) as archive:
-            members = {m.filename.removesuffix(".npy"): m for m in archive.infolist() if m.filename.endswith(".npy")}
-            member = members[_chosen(file, name, list(members))]
-            with archive.open(member) as stream:
-                parse_header(stream, member.file_size, f"{file}::{member.filename.removesuffix('.npy')}")
-            with archive.open(member) as stream:
-                return np.lib.format.read_array(stream, allow_pickle=False)
+            listed = [one for one in archive.infolist() if one.filename.endswith(".npy")]
+            yield archive, {one.filename.removesuffix(".npy"): one for one in listed}
     except FileFormatError:
         raise
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        raise FileFormatError(f"{file} is not a usable .npz file: {error}") from error
+    except (*HEADER_DAMAGE, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, struct.error) as error:
+        if type(error) is MemoryError:
+            raise
+        told = printable(str(error)) or type(error).__name__
+        raise FileFormatError(f"{file} is not a usable .npz file: {told}") from error
+
+
+def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array, its header checked before memory is taken for what it claims, read to the end for the checksum."""
+    name = f"{file}::{printable(member.filename.removesuffix('.npy'))}"
+    with archive.open(member) as stream:
+        shape, _, dtype, offset = parse_header(stream, member.file_size, name)
+        n_bytes = offset + math.prod(shape) * dtype.itemsize
+        if n_bytes != member.file_size:
+            raise FileFormatError(f"{name} is damaged: it takes {n_bytes:,} bytes, and {member.file_size:,} are there")
+        check_room(shape, dtype, name)
+    with archive.open(member) as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+        stream.read(1)  # the end itself: only there is the checksum looked at
+        return array
+
+
+def check_room(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
+    """Raise MemoryError before memory is taken for more than there is."""
+    n_bytes, free = math.prod(shape) * dtype.itemsize, free_memory()
+    if n_bytes > free:
+        raise MemoryError(f"{name} holds {dtype} of shape {shape}, {n_bytes:,} bytes, and {free:,} are free")
 
 
 def _load_torch(file: Path, name: str) -> Any:
     import torch
 
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
+        loaded = load_plain(file)
+    except (OSError, MemoryError, FileFormatError):
         raise
     except Exception as error:  # damage may show up as nearly any of them
-        told = str(error).partition("\n")[0]
+        told = printable(str(error).partition("\n")[0])
         # torch advises to unpickle what was refused, which is never to be done with a stranger's file.
         why = (
             "it holds more than that"
@@ -126,7 +167,28 @@ def _load_torch(file: Path, name: str) -> Any:
         raise FileFormatError(f"{file} holds one tensor and no names; leave out '::{name}'")
     if not isinstance(loaded, torch.Tensor):
         raise FileFormatError(f"{file} holds a {type(loaded).__name__}, not a tensor")
+    for what, remedy in {
+        "on the device meta, without numbers": "" if loaded.device.type != "meta" else "save the one with its numbers",
+        "nested": "save t.to_padded_tensor(-float('inf'))" if loaded.is_nested else "",
+        "quantised": "save t.dequantize()" if loaded.is_quantized else "",
+        "sparse": "save t.to_dense()" if not loaded.is_nested and loaded.layout != torch.strided else "",
+    }.items():
+        if remedy:
+            raise FileFormatError(f"{file} holds a tensor that is {what}; {remedy}")
     return loaded
+
+
+def load_plain(file: Path, device: Any = "cpu") -> Any:
+    """What torch saved, tensors and plain values alone; the archive's checksums, which torch does not look at, hold."""
+    import torch
+
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            # torch.serialization.set_crc32_options(False) leaves all of them out.
+            damaged = archive.testzip() if any(member.CRC for member in archive.infolist()) else None
+        if damaged is not None:
+            raise FileFormatError(f"{file} is damaged: the checksum of {printable(damaged)!r} in it does not hold")
+    return torch.load(file, map_location=device, weights_only=True)
 
 
 def _chosen(file: Path, name: str, found: list[str]) -> str:
@@ -138,4 +200,4 @@ def _chosen(file: Path, name: str, found: list[str]) -> str:
     if not found:
         raise FileFormatError(f"{file} holds no array at all")
     wanted = f"no {name!r}" if name else "more than one array; name one as FILE::NAME"
-    raise FileFormatError(f"{file} holds {wanted}. It holds: {', '.join(found)}")
+    raise FileFormatError(f"{file} holds {wanted}. It holds: {', '.join(map(printable, found))}")

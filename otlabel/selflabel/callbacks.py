@@ -16,6 +16,7 @@ from torch import nn
 
 from otlabel.errors import FileFormatError, FingerprintError, MissingPackageError
 from otlabel.files import replacing
+from otlabel.scores.paths import load_plain
 from otlabel.selflabel.features import weights_hash
 from otlabel.selflabel.labeler import SelfLabeler
 from otlabel.selflabel.model import unwrapped
@@ -215,7 +216,7 @@ def _resume(labeler: SelfLabeler, folder: Path, model: nn.Module | None) -> None
             "resume an older one"
         )
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = load_plain(path)
         state, weights = saved["labeler"], saved["weights"]
     except Exception as error:
         raise FileFormatError(f"{path} is no usable state of a labeler: {error}") from error

@@ -6,7 +6,8 @@ The layout, version 1:
     /heads/0/counts   (K,) int64: samples in each class
     /heads/1/...      the same of the other heads
     attributes        format = "otlabel.heads", format_version = 1, complete = True, n_classes = JSON list of K a head,
-                      data = what the data set is told by, seed (int64), records = JSON list: the last relabelling
+                      data = what the data set is told by, seed (int64), records = JSON list: the last relabelling,
+                      texts_crc32 (uint32): of all texts among them, as JSON with sorted names
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import numpy as np
 
 from otlabel.errors import FileFormatError
 from otlabel.files import replacing
-from otlabel.labels_file import create_labels, hdf5_image, read_dataset
+from otlabel.labels_file import create_labels, hdf5_image, read_dataset, write_attributes
+from otlabel.scores.hdf5 import DAMAGE, read_attributes, reading_hdf5, said
 
 FORMAT = "otlabel.heads"
 FORMAT_VERSION = 1
@@ -65,7 +67,7 @@ def save_labels(
         for head, k in enumerate(n_classes):
             group = handle.create_group(f"heads/{head}")
             create_labels(group, labels[head], np.bincount(labels[head][labels[head] >= 0], minlength=k))
-        handle.attrs.update(about)
+        write_attributes(handle, about)
     with replacing(path) as file:
         file.write(image.getbuffer())
 
@@ -77,14 +79,12 @@ def load_labels(path: str | os.PathLike[str]) -> HeadLabels:
         FileFormatError: a file that is unfinished, damaged, of another kind or of a newer version.
         FileNotFoundError: there is none.
     """
-    import h5py
-
     file = Path(path)
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist")
     try:
-        with h5py.File(file, "r") as handle:
-            about = dict(handle.attrs)
+        with reading_hdf5(file) as handle:
+            about = read_attributes(handle, file)
             if (about.get("format"), about.get("format_version")) != (FORMAT, FORMAT_VERSION):
                 raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")
             if not about.get("complete"):
@@ -95,11 +95,14 @@ def load_labels(path: str | os.PathLike[str]) -> HeadLabels:
             records = [dict(record) for record in json.loads(about["records"])]
         if len({len(labels) for labels in heads}) != 1:
             raise ValueError("its heads have labels of different numbers of samples")
-        return HeadLabels(np.stack(heads), n_classes, about.get("data"), int(about["seed"]), records)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # the last is HDF5's, too
-        if isinstance(error, PermissionError):
+        data = about.get("data")
+        if data is not None and not isinstance(data, str):
+            raise ValueError(f"its data is a {type(data).__name__}")
+        return HeadLabels(np.stack(heads), n_classes, data, int(about["seed"]), records)
+    except (*DAMAGE, AttributeError) as error:
+        if isinstance(error, PermissionError) or (isinstance(error, FileFormatError) and str(file) in str(error)):
             raise
-        raise FileFormatError(f"{file} is no usable file of labels: {error}") from error
+        raise FileFormatError(f"{file} is no usable file of labels: {said(error)}") from error
 
 
 def _read_head(handle: Any, head: int, k: int, room: int) -> np.ndarray:

@@ -6,6 +6,7 @@ it is. The HDF5 layout, version 1:
     /features    (N, D) float16 or float32, in chunks of about 1 MiB of whole rows with checksums (fletcher32)
     attributes   format = "otlabel.features", format_version = 1, complete = True, dtype (text)
                  about: a JSON text, what the rows are of
+                 texts_crc32 (uint32): of all texts among them, as JSON with sorted names
 
 Two files beside it hold an extraction under way, so that it goes on where it was killed:
 
@@ -44,7 +45,16 @@ import numpy as np
 
 from otlabel.errors import ExtractionError, FileFormatError, FingerprintError, InvalidScoresError, SelfLabelWarning
 from otlabel.files import check_writable, clear_leftovers, replacing
-from otlabel.scores.hdf5 import check_stored, find_dataset, open_hdf5
+from otlabel.scores.hdf5 import (
+    DAMAGE,
+    LIBVER,
+    TEXTS_SUM,
+    check_stored,
+    find_dataset,
+    read_attributes,
+    reading_hdf5,
+    texts_sum,
+)
 
 if TYPE_CHECKING:
     import h5py
@@ -369,7 +379,7 @@ class FeatureStore:
         """The finished file, once it is seen to be one."""
         if not self._path.exists():
             raise ExtractionError(_nothing(str(self._path), _rows_path(self._path).exists()))
-        with open_hdf5(self._path) as handle:
+        with reading_hdf5(self._path) as handle:
             _check_format(handle, self._path)
             yield handle
 
@@ -788,7 +798,7 @@ def _write_hdf5(path: Path, name: str, extraction: _Extraction, kept: np.ndarray
     with replacing(path) as file, open(file.name, "r+b", buffering=0) as opened:
         disk = _Disk(opened.fileno())
         try:
-            with h5py.File(disk, "w") as handle:
+            with h5py.File(disk, "w", libver=LIBVER) as handle:
                 shape = n_rows, contents.shape[1]
                 stored: dict[str, Any] = {"chunks": (step, shape[1]), "fletcher32": True} if n_rows else {}
                 dataset = handle.create_dataset(name, shape, contents.dtype, **stored)
@@ -799,8 +809,10 @@ def _write_hdf5(path: Path, name: str, extraction: _Extraction, kept: np.ndarray
                 if contents.n_parts:
                     handle.create_dataset(f"{name}_index", data=kept, **(stored and stored | {"chunks": (step,)}))
                     handle.attrs.update(n_samples=contents.shape[0])
-                handle.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, dtype=contents.dtype)
-                handle.attrs.update(about=json.dumps(contents.about, sort_keys=True), complete=True)
+                about = {"format": FORMAT, "format_version": FORMAT_VERSION, "dtype": contents.dtype}
+                about |= {"about": json.dumps(contents.about, sort_keys=True), "complete": True}
+                handle.attrs.update(about)
+                handle.attrs[TEXTS_SUM] = np.uint32(texts_sum(about))
         finally:
             disk.check()  # says more than what HDF5 makes of it
 
@@ -870,7 +882,7 @@ def _check_ours(path: Path) -> None:
         return
     ours = False
     if path.is_file():
-        with contextlib.suppress(FileFormatError), open_hdf5(path) as handle:
+        with contextlib.suppress(FileFormatError), reading_hdf5(path) as handle:
             ours = _attribute(handle, "format") == FORMAT
     if not ours:
         raise FileFormatError(f"{path} is no file of {FORMAT} and is not replaced; remove it or write elsewhere")
@@ -885,6 +897,7 @@ def _check_format(handle: h5py.File, path: Path) -> None:
         raise FileFormatError(f"{path} is of version {version}; version {FORMAT_VERSION} is read here, update otlabel")
     if not _attribute(handle, "complete"):
         raise FileFormatError(f"{path} was never finished; extract again")
+    read_attributes(handle, path)
 
 
 def _read_about(handle: h5py.File, path: Path) -> dict[str, str]:
@@ -901,6 +914,6 @@ def _attribute(handle: h5py.File, name: str) -> Any:
     """A single value; None for what is not there, cannot be read or is an array."""
     try:
         value = handle.attrs.get(name)
-    except (OSError, KeyError, TypeError, ValueError):
+    except DAMAGE:
         return None
     return value.item() if isinstance(value, np.generic) else None if isinstance(value, np.ndarray) else value

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.files import check_apart, replacing, working_in
 from otlabel.marginals import KL, Range
+from otlabel.scores.paths import load_plain
 from otlabel.selflabel import (
     Argmax,
     ClassUniformSampler,
@@ -261,7 +262,7 @@ class Run:
 
     def _load(self, path: Path) -> None:
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = load_plain(path, self.device)
             self._trained.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.labeler.load_state_dict(state["labeler"])
