@@ -104,7 +104,11 @@ def is_tensor(value: Any) -> bool:
 
 def as_array(values: Any) -> np.ndarray:
     """Numbers of any kind as a NumPy array; tensors from any device."""
-    return np.asarray(values.detach().cpu() if is_tensor(values) else values)
+    if is_tensor(values):
+        values = values.detach().cpu()
+        if values.is_floating_point() and str(values.dtype).startswith(("torch.bfloat16", "torch.float8")):
+            values = values.float()  # NumPy has none
+    return np.asarray(values)
 
 
 def _is_mapped(array: np.ndarray) -> bool:
