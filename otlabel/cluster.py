@@ -57,6 +57,7 @@ PLAN_TOLERANCE = 0.02  # class error at which the plan is left to the repair, wh
 STRETCHES = 16  # of the rows, whose sums are added in this order whoever makes them
 CACHED_ENTRIES = 1 << 17  # differences made at once, in float64: they stay in the processor's cache
 INIT_ROWS, INIT_ROWS_A_CLUSTER = 20_000, 20  # sample that k-means++ draws centres from
+FAR = 1e-7  # of the data's variance: what squares of the steps between float32 numbers may sum to
 DISTINCT = 1e-20  # of the data's variance: a row at this squared distance from its centre is at its centre
 CENTRING_ROUNDS = 50  # of potentials towards the middle of where they may be; each halves what is left, nearly
 NUMBERS = (np.float64, np.float32, np.float16)  # read as they are; anything else becomes the first
@@ -72,10 +73,9 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
 
     An empty cluster that may have rows moves to the row that is farthest from its centre.
 
-    Centres are float32 for features of float16, bfloat16 and float32, and float64 otherwise. For these centres, labels,
-    `inertia_` and `gap_` are what float64 makes of the features as they are, however far from zero they lie. There are
-    no sample weights, since the copies that a weighted row stands for may belong to several clusters: repeat the row
-    instead.
+    For the centres as they are stored, labels, `inertia_` and `gap_` are what float64 makes of the features, however
+    far from zero these lie. There are no sample weights, since the copies that a weighted row stands for may belong to
+    several clusters: repeat the row instead.
 
     Args:
         n_clusters: K.
@@ -94,7 +94,8 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
 
     Attributes:
         labels_: (N,) int64, optimal for `cluster_centers_` among all labels with sizes that are allowed.
-        cluster_centers_: (K, D), float32, or float64 where features are neither that nor halves.
+        cluster_centers_: (K, D), float32 for features of float16, bfloat16 and float32, unless these lie so far from
+            zero that float32 would move their means (dates, timestamps); float64 otherwise.
         sizes_: (K,) int64, rows in each cluster.
         inertia_: sum_i ||x_i - mu_{labels_i}||^2, or for "cosine" half of it, which is sum_i 1 - <x_i, mu_{labels_i}>.
         gap_: by how much labels with these sizes and these centres could at most lower the inertia; zero up to
@@ -169,8 +170,10 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             raise ValueError(f"n_samples={n_rows} should be >= n_clusters={self.n_clusters}")
         demand = _demand(self, n_rows)
         given = None if isinstance(self.init, str) else _checked_centres(self.init, self.n_clusters, n_features)
-        variance = _variance(source)
-        rows = _Rows(source, self.metric == "cosine", demand, variance, float(self.tol), int(self.max_iter), group)
+        mean, variance = _mean_and_variance(source)
+        dtype = np.float64 if source.dtype == "float64" or _is_far(mean, variance) else np.float32
+        cosine, tol, max_iter = self.metric == "cosine", float(self.tol), int(self.max_iter)
+        rows = _Rows(source, cosine, demand, variance, dtype, tol, max_iter, group)
         random = check_random_state(self.random_state)
         best: _Clustering | None = None
         for _ in range(self.n_init if given is None else 1):
@@ -279,6 +282,7 @@ class _Rows:
     cosine: bool
     demand: dict[str, Any]  # as `sinkhorn_assign` wants it
     variance: float  # mean squared distance from the mean
+    dtype: type  # of centres
     tol: float
     max_iter: int
     group: Any  # whose ranks have rows, too
@@ -309,7 +313,7 @@ class _Clustering:
 def _cluster(rows: _Rows, centres: np.ndarray, seed: int) -> _Clustering:
     """Labels and centres in turn until neither changes any more."""
     source = rows.source
-    dtype = np.float64 if source.dtype == "float64" else np.float32
+    dtype = rows.dtype
     centres = _unit(centres).astype(dtype) if rows.cosine else centres.astype(dtype)
     enough = rows.tol * rows.variance / source.shape[1]
     assignment, moved, n_iter = _assigned(rows, centres, seed), np.inf, 0
@@ -409,8 +413,8 @@ def _inertia(squares: float, cosine: bool) -> float:
     return squares / 2 if cosine else squares
 
 
-def _variance(source: Scores) -> float:
-    """Mean squared distance of the rows from their mean; raises InvalidScoresError where they are not finite."""
+def _mean_and_variance(source: Scores) -> tuple[np.ndarray, float]:
+    """The rows' mean (D,), and their mean squared distance from it; InvalidScoresError where they are not finite."""
     n_here, n_rows = source.shape[0], source.share.n_rows
     head = as_float(source.read(0, min(1, n_here)), source.dtype).astype(np.float64)
     first = source.share.team.joined("first", head)[0][:1]
@@ -418,7 +422,7 @@ def _variance(source: Scores) -> float:
         sums, squares = _moments(source, np.zeros(n_here, np.int64), first)
         variance = squares / n_rows - float(np.square(sums / n_rows).sum())
     if np.isfinite(variance):
-        return max(variance, 0.0)
+        return first[0] + sums[0] / n_rows, max(variance, 0.0)
     found = ""
     for (start, _), block in row_blocks(source):
         bad = np.argwhere(~np.isfinite(block))
@@ -429,6 +433,11 @@ def _variance(source: Scores) -> float:
     if where := source.share.team.first("bad features", found):
         raise InvalidScoresError(f"features hold NaN or infinity, the first at {where}")
     raise InvalidScoresError("features are so large that their squares overflow; divide them by a constant")
+
+
+def _is_far(mean: np.ndarray, variance: float) -> bool:
+    """Whether centres near the mean would be moved noticeably by being rounded to float32."""
+    return bool(np.square(np.spacing(np.abs(mean).astype(np.float32)), dtype=np.float64).sum() > FAR * variance)
 
 
 def _drawn_centres(source: Scores, n_clusters: int, seed: int) -> np.ndarray:

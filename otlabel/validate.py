@@ -133,9 +133,12 @@ def _too_coarse(scores: Scores, inspection: sweep.Inspection, epsilon: float) ->
     """Whether float32 does not tell apart what epsilon does, or has scores that overflow or vanish."""
     if scores.fine is scores:
         return False
-    tops = inspection.tops[inspection.tops > -np.inf]
-    (largest,) = scores.share.team.largest("coarse", float(np.abs(tops).max(initial=0.0)))
-    return bool(inspection.n_bad) or not SMALLEST < largest < min(LARGEST, RESOLVED * epsilon)
+    is_open = inspection.tops > -np.inf
+    tops = inspection.tops[is_open].astype(np.float64)
+    largest, widest = scores.share.team.largest(
+        "coarse", np.abs(tops).max(initial=0.0), (tops - inspection.bottoms[is_open]).max(initial=0.0)
+    )
+    return bool(inspection.n_bad) or not (SMALLEST < largest < min(LARGEST, RESOLVED * epsilon) and widest)
 
 
 def check_sample_mass(sample_mass: Any, n_rows: int) -> tuple[np.ndarray | None, int]:

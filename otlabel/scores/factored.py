@@ -231,7 +231,8 @@ class LinearScores(Scores):
         return {**self.__dict__, "_factor_on_device": None, "_fine": None}
 
     def _block(self, rows: np.ndarray, start: int, stop: int, out: np.ndarray) -> np.ndarray:
-        np.matmul(rows, self._factor, out=out)
+        with np.errstate(over="ignore", invalid="ignore"):  # float32 may overflow where `fine` does not
+            np.matmul(rows, self._factor, out=out)
         if self._normalize:
             normalizers = self._normalizers[start:stop]
             if np.isnan(normalizers).any():
