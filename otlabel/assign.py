@@ -175,6 +175,7 @@ def sinkhorn_assign(
             classes=classes,
             samples=samples,
             abstain=abstain,
+            epsilon=solver.epsilon,
         )
         start = _start(init, problem.rule, epsilon, n_classes)
 
@@ -302,7 +303,8 @@ def _merge_equal_rows(
     team, n_rows, n_classes = problem.team, problem.n_rows, problem.scores.shape[1]
     if problem.weights is not None or _mostly_distinct(hashes, team, n_rows):
         return problem, None
-    hashes = sweep.inspect(problem.scores, every_score=True).hashes
+    scores = problem.scores.fine  # what float32 has made alike may differ
+    hashes = sweep.inspect(scores, every_score=True).hashes
     monitor.saw("inspect", n_rows)
     if _mostly_distinct(hashes, team, n_rows):
         return problem, None
@@ -310,11 +312,11 @@ def _merge_equal_rows(
     seen, first, times = team.joined("hashes", here, first + problem.scores.share.first, times)
     seen, at, same = np.unique(seen, return_index=True, return_inverse=True)  # the first of equal ones
     first, times = first[at], np.bincount(same, times, len(seen))
-    (from_files,) = team.largest("hashes", not problem.scores.random_access)
+    (from_files,) = team.largest("hashes", not scores.random_access)
     if from_files and len(first) * n_classes > SAMPLE_ENTRIES:
         return problem, None
     order = np.argsort(first)
-    distinct = take_rows(problem.scores, first[order])
+    distinct = take_rows(scores, first[order])
     weights = times[order][distinct.share.first : distinct.share.stop]
     merged = replace(problem, scores=distinct, weights=weights, sampled=draw_sampled(len(first), n_classes, seed))
     return merged, np.argsort(order)[np.searchsorted(seen, here)[members]]

@@ -24,15 +24,15 @@ from otlabel.errors import InvalidScoresError, MissingPackageError, OtlabelWarni
 from otlabel.marginals import Range
 from otlabel.result import Assignment, predict
 from otlabel.scores import (
-    ArrayScores,
     Scores,
-    TensorScores,
-    WrappedScores,
+    UnitRows,
     as_array,
     as_float,
     by_class,
     by_column,
     check_kind,
+    closeness,
+    cosines,
     draw_rows,
     gathered,
     is_foreign,
@@ -40,7 +40,6 @@ from otlabel.scores import (
     is_stored,
     is_tensor,
     keep_whole,
-    linear_scores,
     open_part,
     open_scores,
     part_of_all,
@@ -63,6 +62,8 @@ PLAN_TOLERANCE = 0.02  # class error at which the plan is left to the repair, wh
 STRETCHES = 16  # of the rows, whose sums are added in this order whoever makes them
 CACHED_ENTRIES = 1 << 17  # differences made at once, in float64: they stay in the processor's cache
 INIT_ROWS, INIT_ROWS_A_CLUSTER = 20_000, 20  # sample that k-means++ draws centres from
+FAR = 1e-7  # of the data's variance: what squares of the steps between float32 numbers may sum to
+DISTINCT = 1e-20  # of the data's variance: a row at this squared distance from its centre is at its centre
 CENTRING_ROUNDS = 50  # of potentials towards the middle of where they may be; each halves what is left, nearly
 NUMBERS = (np.float64, np.float32, np.float16)  # read as they are; anything else becomes the first
 
@@ -75,9 +76,11 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
     or #{i : labels_i = k} = sizes_k; by alternation, to a local minimum as k-means. With metric="cosine" this is
     spherical k-means: rows are scaled to length 1, the sum is of 1 - <x_i, mu_k>, and centres have length 1.
 
-    Scores, and so the choice between all but equally good clusters, are float32 for features of float16, bfloat16 and
-    float32, and float64 otherwise; sums are float64. There are no sample weights, since the copies that a weighted row
-    stands for may belong to several clusters: repeat the row instead.
+    An empty cluster that may have rows moves to the row that is farthest from its centre.
+
+    For the centres as they are stored, labels, `inertia_` and `gap_` are what float64 makes of the features, however
+    far from zero these lie. There are no sample weights, since the copies that a weighted row stands for may belong to
+    several clusters: repeat the row instead.
 
     Args:
         n_clusters: K.
@@ -97,7 +100,8 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
 
     Attributes:
         labels_: (N,) int64, optimal for `cluster_centers_` among all labels with sizes that are allowed.
-        cluster_centers_: (K, D), float64 or float32 as the scores.
+        cluster_centers_: (K, D), float32 for features of float16, bfloat16 and float32, unless these lie so far from
+            zero that float32 would move their means (dates, timestamps); float64 otherwise.
         sizes_: (K,) int64, rows in each cluster.
         inertia_: sum_i ||x_i - mu_{labels_i}||^2, or for "cosine" half of it, which is sum_i 1 - <x_i, mu_{labels_i}>.
         gap_: by how much labels with these sizes and these centres could at most lower the inertia; zero up to
@@ -112,7 +116,8 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         MissingPackageError: scikit-learn is not installed; on import of this class.
 
     Warns:
-        sklearn.exceptions.ConvergenceWarning: max_iter was reached. The sizes are exact all the same.
+        sklearn.exceptions.ConvergenceWarning: max_iter was reached, though sizes are exact all the same; or clusters
+            that may have rows are empty.
 
     Source: Bradley, Bennett, Demiriz, "Constrained k-means clustering", MSR-TR-2000-65; Hornik, Feinerer, Kober,
         Buchta, "Spherical k-means clustering", Journal of Statistical Software 50(10), 2012.
@@ -172,8 +177,10 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             raise ValueError(f"n_samples={n_rows} should be >= n_clusters={self.n_clusters}")
         demand = _demand(self, n_rows)
         given = None if isinstance(self.init, str) else _checked_centres(self, n_features)
-        variance = _variance(source)
-        rows = _Rows(source, self.metric == "cosine", demand, variance, float(self.tol), int(self.max_iter), group)
+        mean, variance = _mean_and_variance(source)
+        dtype = np.float64 if source.dtype == "float64" or _is_far(mean, variance) else np.float32
+        cosine, tol, max_iter = self.metric == "cosine", float(self.tol), int(self.max_iter)
+        rows = _Rows(source, cosine, demand, variance, dtype, tol, max_iter, group)
         random = check_random_state(self.random_state)
         best: _Clustering | None = None
         for _ in range(self.n_init if given is None else 1):
@@ -185,6 +192,14 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             warnings.warn(
                 f"labels still change after max_iter={self.max_iter} iterations; their sizes are exact and they are "
                 "optimal for these centres all the same. Raise max_iter or tol",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        n_empty = np.count_nonzero(as_array(best.assignment.counts) == 0) if rows.may_fill else 0
+        if n_empty:
+            warnings.warn(
+                f"{n_empty} of {self.n_clusters} clusters are empty: as many rows are equal to others, or max_iter="
+                f"{self.max_iter} iterations were too few to fill them. Ask for fewer clusters, or pass size_min=1",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -212,13 +227,16 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         Args:
             X: (M, D) features, as for `fit`.
         """
-        source = self._opened(X)
+        source = self._opened(X).fine
         out = np.empty((source.shape[0], len(self.cluster_centers_)), self.cluster_centers_.dtype)
+        centres = self.cluster_centers_.astype(np.float64)
+        middle = centres.mean(0)
         for (start, stop), block in row_blocks(source):
+            rows = block.astype(np.float64)
             if self.metric == "cosine":
-                out[start:stop] = 1 - block @ self.cluster_centers_.T
-            else:
-                out[start:stop] = euclidean_distances(block, self.cluster_centers_)
+                out[start:stop] = 1 - rows @ centres.T
+            else:  # numbers are small near the middle, and squares of small numbers cancel little
+                out[start:stop] = euclidean_distances(rows - middle, centres - middle)
         return out
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -266,36 +284,6 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         return UnitRows(source) if self.metric == "cosine" else source
 
 
-class UnitRows(WrappedScores):
-    """Rows of another source, each divided by its length; a row of zeros stays as it is."""
-
-    def __init__(self, source: Scores) -> None:
-        super().__init__(source)
-        self.dtype = "float64" if source.dtype == "float64" else "float32"
-        self.least_rows = getattr(source, "least_rows", 1)
-
-    def read(self, start: int, stop: int) -> Any:
-        """By the source, then divided."""
-        return self._divided(self.source.read(start, stop))
-
-    def take(self, rows: np.ndarray) -> Scores:
-        """The given rows, divided."""
-        taken = self._divided(self.source.take(rows).read(0, len(rows)))
-        return ArrayScores(taken, self.dtype) if self.on_cpu else TensorScores(taken)
-
-    def _divided(self, rows: Any) -> Any:
-        if not self.on_cpu:
-            import torch
-
-            wide = rows.to(getattr(torch, self.dtype))
-            lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True, dtype=torch.float64)
-            return (wide / lengths.where(lengths > 0, 1)).to(wide.dtype)
-        numbers = as_float(rows, self.source.dtype)
-        # In float64, where squares of float32 numbers neither overflow nor vanish.
-        lengths = np.sqrt(np.einsum("ij,ij->i", numbers, numbers, dtype=np.float64))
-        return (numbers / np.where(lengths > 0, lengths, 1)[:, None]).astype(self.dtype)
-
-
 @dataclass(frozen=True, eq=False)
 class _Rows:
     """The data of a fit, what each cluster is to take, and when to stop."""
@@ -304,9 +292,15 @@ class _Rows:
     cosine: bool
     demand: dict[str, Any]  # as `sinkhorn_assign` wants it
     variance: float  # mean squared distance from the mean
+    dtype: type  # of centres
     tol: float
     max_iter: int
     group: Any  # whose ranks have rows, too
+
+    @property
+    def may_fill(self) -> bool:
+        """Whether an empty cluster may take a row: not where its size is stated."""
+        return "classes" in self.demand
 
     @property
     def epsilon(self) -> float:
@@ -329,25 +323,45 @@ class _Clustering:
 def _cluster(rows: _Rows, centres: np.ndarray, seed: int) -> _Clustering:
     """Labels and centres in turn until neither changes any more."""
     source = rows.source
-    dtype = np.float64 if source.dtype == "float64" else np.float32
+    dtype = rows.dtype
     centres = _unit(centres).astype(dtype) if rows.cosine else centres.astype(dtype)
     enough = rows.tol * rows.variance / source.shape[1]
     assignment, moved, n_iter = _assigned(rows, centres, seed), np.inf, 0
     while True:
-        sums, squares = _moments(source, as_array(assignment.labels), centres)
-        if moved <= enough or n_iter == rows.max_iter:
+        labels, counts = as_array(assignment.labels), as_array(assignment.counts)
+        sums, squares = _moments(source, labels, centres)
+        empty = np.flatnonzero(counts == 0) if rows.may_fill else np.empty(0, np.int64)
+        far = _farthest(rows, labels, centres, len(empty)) if len(empty) else np.empty((0, source.shape[1]))
+        if (moved <= enough and not len(far)) or n_iter == rows.max_iter:
             break
         before, at = assignment, centres
-        counts = np.maximum(as_array(assignment.counts), 1)  # an empty cluster stays where it is
-        means = centres + sums / counts[:, None]
+        means = centres + sums / np.maximum(counts, 1)[:, None]  # a cluster that is to be empty stays where it is
+        means[empty[: len(far)]] = far
         centres = (_unit(means) if rows.cosine else means).astype(dtype)
         moved = float(np.square(centres - at, dtype=np.float64).sum())
         n_iter += 1
         assignment = _assigned(rows, centres, seed, before)
-        n_changed = np.count_nonzero(as_array(before.labels) != as_array(assignment.labels))
+        n_changed = np.count_nonzero(labels != as_array(assignment.labels))
         if not int(source.share.team.total("changed", np.array(n_changed))[0]):
             moved = 0.0
     return _Clustering(assignment, centres, _inertia(squares, rows.cosine), n_iter, moved <= enough)
+
+
+def _farthest(rows: _Rows, labels: np.ndarray, centres: np.ndarray, number: int) -> np.ndarray:
+    """Up to so many rows of all ranks', (n, D) float64: those farthest from their centres, of any that are not there.
+
+    A cluster that moves to such a row can take it: then it is no longer empty, and the inertia is less.
+    """
+    source, wide = rows.source, centres.astype(np.float64)
+    distances = np.empty(source.shape[0])
+    with source.reading():
+        for (start, stop), block in row_blocks(source):
+            distances[start:stop] = np.square(block - wide[labels[start:stop]]).sum(1)
+    away = np.flatnonzero(distances > DISTINCT * rows.variance)
+    chosen = np.sort(away[np.argsort(-distances[away], kind="stable")[:number]])
+    taken = as_float(source.take(chosen).read(0, len(chosen)), rows.source.dtype).astype(np.float64)
+    distances, found = source.share.team.joined("farthest", distances[chosen], taken)
+    return found[np.argsort(-distances, kind="stable")[:number]]
 
 
 def _assigned(rows: _Rows, centres: np.ndarray, seed: int, start: Assignment | None = None) -> Assignment:
@@ -366,16 +380,8 @@ def _assigned(rows: _Rows, centres: np.ndarray, seed: int, start: Assignment | N
 
 
 def _scores(source: Scores, centres: np.ndarray, cosine: bool) -> Scores:
-    """-||x - mu_k||^2 + ||x - m||^2 = <x, 2 (mu_k - m)> - ||mu_k||^2 + ||m||^2, or <x, mu_k>.
-
-    With m, the mean of the centres, numbers stay small where the data is far from zero, and float32 resolves more.
-    """
-    if cosine:
-        return linear_scores(source, centres, normalize=False)
-    wide = centres.astype(np.float64)
-    middle = wide.mean(0)
-    bias = -((wide - middle) * (wide + middle)).sum(1)
-    return linear_scores(source, 2 * (wide - middle), bias, normalize=False)
+    """-||x - mu_k||^2, or <x, mu_k>, up to a constant in each row, which changes nothing."""
+    return cosines(source, centres) if cosine else closeness(source, centres)
 
 
 def _moments(source: Scores, labels: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
@@ -383,6 +389,7 @@ def _moments(source: Scores, labels: np.ndarray, centres: np.ndarray) -> tuple[n
 
     Differences instead of the rows themselves: nothing cancels where the data is far from zero.
     """
+    source = source.fine
     batches = source.batches()
     n_tasks = max(1, min(STRETCHES, len(batches)))
     ends = [number * len(batches) // n_tasks for number in range(n_tasks + 1)]
@@ -416,8 +423,8 @@ def _inertia(squares: float, cosine: bool) -> float:
     return squares / 2 if cosine else squares
 
 
-def _variance(source: Scores) -> float:
-    """Mean squared distance of the rows from their mean; raises InvalidScoresError where they are not finite."""
+def _mean_and_variance(source: Scores) -> tuple[np.ndarray, float]:
+    """The rows' mean (D,), and their mean squared distance from it; InvalidScoresError where they are not finite."""
     n_here, n_rows = source.shape[0], source.share.n_rows
     head = as_float(source.read(0, min(1, n_here)), source.dtype).astype(np.float64)
     first = source.share.team.joined("first", head)[0][:1]
@@ -425,7 +432,7 @@ def _variance(source: Scores) -> float:
         sums, squares = _moments(source, np.zeros(n_here, np.int64), first)
         variance = squares / n_rows - float(np.square(sums / n_rows).sum())
     if np.isfinite(variance):
-        return max(variance, 0.0)
+        return first[0] + sums[0] / n_rows, max(variance, 0.0)
     found = ""
     for (start, _), block in row_blocks(source):
         bad = np.argwhere(~np.isfinite(block))
@@ -436,6 +443,11 @@ def _variance(source: Scores) -> float:
     if where := source.share.team.first("bad features", found):
         raise InvalidScoresError(f"features hold NaN or infinity, the first at {where}")
     raise InvalidScoresError("features are so large that their squares overflow; divide them by a constant")
+
+
+def _is_far(mean: np.ndarray, variance: float) -> bool:
+    """Whether centres near the mean would be moved noticeably by being rounded to float32."""
+    return bool(np.square(np.spacing(np.abs(mean).astype(np.float32)), dtype=np.float64).sum() > FAR * variance)
 
 
 def _drawn_centres(source: Scores, n_clusters: int, seed: int) -> np.ndarray:
@@ -476,7 +488,7 @@ def _centred_potentials(rows: _Rows, found: _Clustering) -> np.ndarray:
     np.minimum.at(room, (own_classes[others], classes[others]), np.maximum(own[row_of[others]] - totals[others], 0.0))
     room = rows.source.share.team.least("room", room)
     # Of clusters with bounds, only those at a bound have a potential.
-    movable = np.isfinite(g) & ((g != 0) | ("classes" not in rows.demand))
+    movable = np.isfinite(g) & ((g != 0) | (not rows.may_fill))
     moved = np.zeros(len(g))
     for _ in range(CENTRING_ROUNDS):
         middle = ((moved[:, None] + room).min(0) + (moved - room).max(1)) / 2

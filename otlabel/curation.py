@@ -15,10 +15,10 @@ from otlabel.errors import InvalidScoresError, MissingPackageError
 from otlabel.result import like
 from otlabel.scores import (
     Scores,
+    closeness,
     draw_rows,
     gathered,
     keep_whole,
-    linear_scores,
     open_part,
     open_scores,
     part_of_all,
@@ -133,17 +133,17 @@ def k_means(features: Scores, n_clusters: int, seed: int, extra: str) -> tuple[n
     most = max(min(ROWS, PRODUCTS // (n_clusters * n_features)), 2 * n_clusters)
     rows = draw_rows(n_rows, min(most, n_rows), np.random.default_rng(seed))
     sample = gathered(features, rows)
+    middle = sample.mean(0, dtype=np.float64)
     model = KMeans(n_clusters, n_init=1, max_iter=ITERATIONS, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # where fewer rows are distinct, some centres are equal
-        model.fit(sample)
-    return model.cluster_centers_, len(rows)
+        model.fit((sample - middle).astype(sample.dtype))
+    return model.cluster_centers_ + middle, len(rows)
 
 
 def nearest(features: Scores, centres: np.ndarray) -> np.ndarray:
     """(N,) int64: the centre that each row is nearest to."""
-    by_centre = linear_scores(features, 2 * centres, -(centres.astype(np.float64) ** 2).sum(1), normalize=False)
-    labels, _, _ = sweep.label(by_centre, np.zeros(len(centres)))
+    labels, _, _ = sweep.label(closeness(features, centres), np.zeros(len(centres)))
     return labels.astype(np.int64)
 
 

@@ -137,7 +137,7 @@ def diagnose(scores: Any, *, class_mass: Any = None) -> Diagnosis:
         InvalidScoresError: no matrix of real numbers.
         InvalidMassError: class_mass of wrong length, sign or sum.
     """
-    opened = open_scores(scores)
+    opened = open_scores(scores).fine
     n_rows, n_classes = opened.shape
     shares = check_mass(class_mass_of(class_mass, opened), n_rows, n_classes)
     n_sampled = max(LOOK_ROWS, ASSESSED_ENTRIES // n_classes)

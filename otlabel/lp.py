@@ -39,7 +39,7 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
     Source: Bonneel, van de Panne, Paris, Heidrich, "Displacement interpolation using Lagrangian mass transport",
         SIGGRAPH Asia 2011, whose network simplex POT contains.
     """
-    opened = open_scores(scores, device="cpu")
+    opened = open_scores(scores, device="cpu").fine
     n_rows, n_classes = opened.shape
     if n_rows * n_classes > max_entries:
         raise ValueError(

@@ -170,7 +170,7 @@ class Assignment:
         if math.isfinite(self.sample_rho):
             choices, g = self._choices(opened)
             exponent = 1.0 / (self.sample_rho + self.epsilon)
-            rows *= sweep.sweep(choices, g, self.epsilon, row_exponent=exponent).row_mass[:, None]
+            rows *= sweep.sweep(choices.fine, g, self.epsilon, row_exponent=exponent).row_mass[:, None]
         return like(rows, scores)
 
     def soft_labels(self, scores: Any) -> Array:
@@ -184,7 +184,7 @@ class Assignment:
         """softmax_k((s_ik + g_k) / epsilon), with staying unlabelled among the choices where there is that."""
         n_classes = opened.shape[1]
         choices, g = self._choices(opened)
-        rows = sweep.plan(choices, g, self.epsilon)
+        rows = sweep.plan(choices.fine, g, self.epsilon)
         return rows if len(g) == n_classes else rows[:, :n_classes].copy()
 
     def _choices(self, opened: Scores) -> tuple[Scores, np.ndarray]:

@@ -33,9 +33,11 @@ from otlabel.marginals import (
 )
 from otlabel.monitor import Monitor
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
-from otlabel.scores import Scores, WithColumn, as_array, as_float, draw_rows
+from otlabel.scores import KeptRows, Scores, WithColumn, as_array, as_float, draw_rows
 
 LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities
+RESOLVED = 1e5  # times epsilon: products up to here have errors far below it in float32
+SMALLEST, LARGEST = 1e-30, 1e30  # products of which float32 loses neither these nor their differences
 
 
 def check_solver(epsilon: float, rounding: Rounding, tol: float, max_sweeps: int, method: Method, seed: int) -> Solver:
@@ -61,10 +63,12 @@ def check_problem(
     classes: Exact | KL | Range = EXACT,
     samples: Exact | KL = EXACT,
     abstain: float = 0.0,
+    epsilon: float = math.inf,
 ) -> tuple[Problem, np.ndarray]:
     """The problem, after a first look at every score; and a hash of each row. Samples will be taken from `sampled`.
 
-    Of several ranks, scores are those worked on here, and sample_mass is of all rows.
+    Of several ranks, scores are those worked on here, and sample_mass is of all rows. Scores that float32 makes too
+    coarsely for epsilon give way to float64's.
     """
     share, team, n_classes = scores.share, scores.share.team, scores.shape[1]
     n_rows = share.n_rows
@@ -82,6 +86,10 @@ def check_problem(
     rule = rule_of(classes, shares * (1 - abstain), n_rows)
     inspection = sweep.inspect(scores)
     monitor.saw("inspect", n_rows)
+    if _too_coarse(scores, inspection, epsilon):
+        scores = KeptRows(scores.fine, share.within(sampled)) if scores.on_cpu else scores.fine
+        inspection = sweep.inspect(scores)
+        monitor.saw("inspect", n_rows)
     check_finite(scores, inspection)
     if inspection.n_forbidden:
         rule = _check_forbidden(scores, inspection, rule, monitor, may_abstain=abstain > 0)
@@ -121,6 +129,18 @@ def check_problem(
     return problem, inspection.hashes
 
 
+def _too_coarse(scores: Scores, inspection: sweep.Inspection, epsilon: float) -> bool:
+    """Whether float32 does not tell apart what epsilon does, or has scores that overflow or vanish."""
+    if scores.fine is scores:
+        return False
+    is_open = inspection.tops > -np.inf
+    tops = inspection.tops[is_open].astype(np.float64)
+    largest, widest = scores.share.team.largest(
+        "coarse", np.abs(tops).max(initial=0.0), (tops - inspection.bottoms[is_open]).max(initial=0.0)
+    )
+    return bool(inspection.n_bad) or not (SMALLEST < largest < min(LARGEST, RESOLVED * epsilon) and widest)
+
+
 def check_sample_mass(sample_mass: Any, n_rows: int) -> tuple[np.ndarray | None, int]:
     """How many units each row has (None for one each), and their sum."""
     if sample_mass is None:
@@ -148,7 +168,7 @@ def check_finite(scores: Scores, inspection: sweep.Inspection, what: str = "scor
     """Raise InvalidScoresError that names the first NaN or +inf, if there is one."""
     if not inspection.n_bad:
         return
-    share, found = scores.share, ""
+    scores, share, found = scores.fine, scores.share, ""
     for start, stop in scores.blocks():
         block = scores.read(start, stop)
         values = as_float(block, scores.dtype)

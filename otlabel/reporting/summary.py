@@ -19,7 +19,15 @@ from otlabel.labels_file import check_not_absurd
 from otlabel.path import BalancePath, balance_path
 from otlabel.reporting.sources import Subject
 from otlabel.result import Certificate
-from otlabel.scores import Scores, by_row, in_one_order, keep_whole, linear_scores, open_scores, row_blocks
+from otlabel.scores import (
+    Scores,
+    by_row,
+    closeness,
+    in_one_order,
+    keep_whole,
+    open_scores,
+    row_blocks,
+)
 from otlabel.validate import check_finite
 
 PATH_ENTRIES = 10_000_000  # scores up to which the price of balance is drawn: ten solves
@@ -242,7 +250,7 @@ def _closeness(features: Scores, labels: np.ndarray, n_classes: int) -> Fit:
     means = sums[present] / np.bincount(compact)[:, None]
     places = np.full(len(labels), -1)
     places[labels >= 0] = compact
-    near = look(linear_scores(features, 2 * means, -(means**2).sum(1), normalize=False), places)
+    near = look(closeness(features, means).fine, places)
     return Fit(present[near.best], present[near.other], near.margin, near.confidence)
 
 

@@ -15,7 +15,6 @@ from otlabel.scores.base import (
     ITEM_BYTES,
     Batch,
     Scores,
-    WrappedScores,
     as_float,
     block_rows,
     draw_rows,
@@ -24,7 +23,7 @@ from otlabel.scores.base import (
 )
 from otlabel.scores.column import WithColumn
 from otlabel.scores.device import DeviceScores, on_device
-from otlabel.scores.factored import Features, LinearScores, checked_head
+from otlabel.scores.factored import Features, LinearScores, checked_head, closeness, cosines
 from otlabel.scores.files import StoredScores
 from otlabel.scores.free import free_memory
 from otlabel.scores.given import (
@@ -45,17 +44,18 @@ from otlabel.scores.names import by_class, by_column, by_row, class_mass_of, in_
 from otlabel.scores.parts import Parts, rows_between
 from otlabel.scores.paths import load_array, matches, open_path
 from otlabel.scores.sharded import Rows, gathered, part_of_all, take_rows
+from otlabel.scores.unit import UnitRows
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "LinearScores", "Rows", "Scores", "TensorScores",
-    "WithColumn", "WrappedScores", "as_array", "as_float", "as_matrix", "block_rows", "by_class", "by_column",
-    "by_row", "check_kind", "class_mass_of", "default_limit", "draw_rows", "free_memory", "gathered", "home_of",
-    "in_one_order", "is_foreign", "is_list_of_parts", "is_stored", "is_tensor", "keep", "keep_whole", "linear_scores",
-    "load_array", "matches", "on_device", "open_part", "open_scores", "part_of_all", "partition", "plain_tensor",
-    "row_blocks", "rows_between", "sample_mass_of", "take_rows",
+    "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "KeptRows", "LinearScores", "Rows", "Scores", "TensorScores",
+    "UnitRows", "WithColumn", "WrappedScores", "as_array", "as_float", "as_matrix", "block_rows", "by_class",
+    "by_column", "by_row", "check_kind", "class_mass_of", "closeness", "cosines", "default_limit", "draw_rows",
+    "free_memory", "gathered", "home_of", "in_one_order", "is_foreign", "is_list_of_parts", "is_stored", "is_tensor",
+    "keep", "keep_whole", "linear_scores", "load_array", "matches", "on_device", "open_part", "open_scores",
+    "part_of_all", "partition", "plain_tensor", "row_blocks", "rows_between", "sample_mass_of", "take_rows",
 ]  # fmt: skip
 
 
@@ -156,7 +156,8 @@ def linear_scores(
 
     Returns:
         What `sinkhorn_assign`, `certify` and `predict` take as scores; a list of them for a list of heads. Products
-        are in float32, or in float64 where the features are.
+        are in float32 of features less their mean, or in float64 where the features are; what decides between labels,
+        and value and bound, are those of float64.
 
     Raises:
         InvalidScoresError: shapes or names that do not fit together, masked features.

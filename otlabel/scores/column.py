@@ -17,6 +17,15 @@ class WithColumn(WrappedScores):
         super().__init__(source)
         self.shape = (source.shape[0], source.shape[1] + 1)
 
+    @property
+    def fine(self) -> Scores:
+        """The fine source with the same column."""
+        if self.source.fine is self.source:
+            return self
+        fine = WithColumn(self.source.fine)
+        fine.own_share = self.own_share
+        return fine
+
     def read(self, start: int, stop: int) -> Any:
         """The source's rows, and a zero, which has the same bits in every storage form."""
         return _widened(self.source.read(start, stop))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from otlabel.distributed import Share
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import Batch, Scores, grouped
+from otlabel.scores.base import Batch, Scores, as_float, grouped
 from otlabel.scores.device import kept_in_host_memory, on_device
 from otlabel.scores.files import StoredScores
 from otlabel.scores.given import as_array, is_frame
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 DEVICE_ENTRIES = 1 << 26  # scores that a device makes at a time: products large enough to keep it busy
 FEATURE_BYTES = 1 << 20  # read at once: batches enough that all threads are done at about the same time
+CENTRE_STRETCHES, CENTRE_ROWS = 16, 16  # rows whose mean products are centred by; so few reads that files do not mind
 
 
 class Features:
@@ -35,9 +37,18 @@ class Features:
         self.source, self.torch_device = source, torch_device
         self._lock = threading.Lock()
         self._moved: dict[torch.device, Features] = {}
+        self._centre: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"source": self.source, "torch_device": self.torch_device}  # copies on devices stay behind
+
+    @property
+    def centre(self) -> np.ndarray:
+        """(D,) float64, the mean of a few rows of all ranks', which are to ask for it together the first time."""
+        with self._lock:
+            if self._centre is None:
+                self._centre = _mean_of_some(self.source)
+            return self._centre
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -59,21 +70,66 @@ class Features:
 
 
 class LinearScores(Scores):
-    """features @ weight.T + bias, or its log-softmax, in float32 (float64 where features are)."""
+    """<features - centre, weight> + bias, or its log-softmax, in float32 (float64 where features are).
 
-    def __init__(self, features: Features, weight: np.ndarray, bias: np.ndarray | None, normalize: bool) -> None:
+    The centre, near all rows, keeps numbers small before anything is rounded. Without one the bias is that of
+    uncentred features, as heads have it; a centre is then found where products are of float32.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        normalize: bool,
+        *,
+        centre: np.ndarray | None = None,
+        double: bool = False,
+    ) -> None:
         source = features.source
         self.features, self._normalize = features, normalize
         self.shape = (source.shape[0], weight.shape[0])
-        self.dtype = "float64" if source.dtype == "float64" else "float32"
+        self.dtype = "float64" if double or source.dtype == "float64" else "float32"
         self.on_cpu = source.on_cpu
         if not source.on_cpu:
             self.device = source.device
-        # Features get a last column of ones, so that the product adds the bias.
-        last = np.zeros(self.shape[1]) if bias is None else bias
-        self._weight = np.concatenate([weight.T, last[None]]).astype(self.dtype)  # (D + 1, K)
-        self._weight_on_device: torch.Tensor | None = None
+        self._weight, self._bias, self._given_centre = weight, bias, centre
+        self._fine: LinearScores | None = None
+        self._factor_on_device: tuple[torch.Tensor, ...] | None = None
         self._normalizers = np.full(self.shape[0], np.nan, self.dtype)  # log sum exp of each row seen so far
+
+    @functools.cached_property
+    def _centre(self) -> np.ndarray:
+        """(D,) that is subtracted from rows, in numbers of the features' own precision: differences are then exact."""
+        precision = np.float64 if self.features.source.dtype == "float64" else np.float32
+        if self._given_centre is not None:
+            return self._given_centre.astype(precision).astype(np.float64)
+        if precision is np.float64:
+            return np.zeros(self.features.source.shape[1])
+        return self.features.centre.astype(precision).astype(np.float64)
+
+    @functools.cached_property
+    def _factor(self) -> np.ndarray:
+        """(D + 1, K): rows get a last column of ones, so that the product adds the bias."""
+        weight = self._weight.astype(np.float64)
+        bias = np.zeros(self.shape[1]) if self._bias is None else self._bias.astype(np.float64)
+        moved = self._centre if self._given_centre is None else self._centre - self._given_centre
+        with np.errstate(invalid="ignore", over="ignore"):  # what is no number then shows in the scores
+            return np.concatenate([weight.T, (bias + weight @ moved)[None]]).astype(self.dtype)
+
+    @property
+    def fine(self) -> LinearScores:
+        """The same products in float64, of features as float64 makes them."""
+        source = self.features.source
+        if self.dtype == "float64" and source.fine is source:
+            return self
+        if self._fine is None or self._fine.own_share is not self.own_share:
+            features = self.features if source.fine is source else Features(source.fine, self.features.torch_device)
+            self._fine = LinearScores(
+                features, self._weight, self._bias, self._normalize, centre=self._given_centre, double=True
+            )
+            self._fine.own_share = self.own_share
+        return self._fine
 
     @property
     def torch_device(self) -> torch.device | None:
@@ -103,7 +159,9 @@ class LinearScores(Scores):
         return self._on(Features(source, self.torch_device))
 
     def _on(self, features: Features) -> LinearScores:
-        return LinearScores(features, self._weight[:-1].T, self._weight[-1], self._normalize)
+        moved = LinearScores(features, self._weight, self._bias, self._normalize, centre=self._given_centre)
+        _ = moved._centre  # found where all ranks are together
+        return moved
 
     @property
     def share(self) -> Share:
@@ -137,8 +195,8 @@ class LinearScores(Scores):
         if not self.on_cpu:
             yield from (self._on_device(features[start - first : stop - first]) for start, stop in batch)
             return
-        rows = np.ones((batch[-1][1] - first, len(self._weight)), self.dtype)
-        cpu.widen_block(features, rows)
+        rows = np.ones((batch[-1][1] - first, len(self._factor)), self.dtype)
+        cpu.centre_block(features, self._centre.astype(self.dtype), rows)
         room = np.empty((longest, self.shape[1]), self.dtype)
         for start, stop in batch:
             yield self._block(rows[start - first : stop - first], start, stop, room[: stop - start])
@@ -172,10 +230,11 @@ class LinearScores(Scores):
         return f"{self.features.source.place(row)} (of the features)"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_weight_on_device": None}
+        return {**self.__dict__, "_factor_on_device": None, "_fine": None}
 
     def _block(self, rows: np.ndarray, start: int, stop: int, out: np.ndarray) -> np.ndarray:
-        np.matmul(rows, self._weight, out=out)
+        with np.errstate(over="ignore", invalid="ignore"):  # float32 may overflow where `fine` does not
+            np.matmul(rows, self._factor, out=out)
         if self._normalize:
             normalizers = self._normalizers[start:stop]
             if np.isnan(normalizers).any():
@@ -186,10 +245,11 @@ class LinearScores(Scores):
     def _on_device(self, features: torch.Tensor) -> torch.Tensor:
         import torch
 
-        if self._weight_on_device is None:
-            self._weight_on_device = torch.from_numpy(self._weight).to(features.device)
-        weight = self._weight_on_device
-        scores = torch.addmm(weight[-1], features.to(weight.dtype), weight[:-1])
+        if self._factor_on_device is None:
+            parts = self._factor, self._centre.astype(self.dtype)
+            self._factor_on_device = tuple(torch.from_numpy(part).to(features.device) for part in parts)
+        factor, centre = self._factor_on_device
+        scores = torch.addmm(factor[-1], features.to(factor.dtype) - centre, factor[:-1])
         return torch.log_softmax(scores, 1) if self._normalize else scores
 
 
@@ -197,6 +257,41 @@ def _concatenated(parts: list[torch.Tensor]) -> torch.Tensor:
     import torch
 
     return torch.cat(parts)
+
+
+def closeness(source: Scores, centres: np.ndarray) -> LinearScores:
+    """-||x - mu_k||^2 + ||x - m||^2 = <x - m, 2 (mu_k - m)> - ||mu_k - m||^2 with m, the mean of the centres mu."""
+    wide = centres.astype(np.float64)
+    middle = wide.mean(0)
+    wide -= middle
+    return LinearScores(Features(source), 2 * wide, -np.square(wide).sum(1), False, centre=middle)
+
+
+def cosines(source: Scores, centres: np.ndarray) -> LinearScores:
+    """<x, mu_k> - <x, m> of unit rows, which may lie close together."""
+    wide = centres.astype(np.float64)
+    middle = wide.mean(0)
+    wide -= middle
+    return LinearScores(Features(source), wide, wide @ middle, False, centre=middle)
+
+
+def _mean_of_some(source: Scores) -> np.ndarray:
+    """The mean of what is finite in a few stretches of rows."""
+    n_rows = source.share.n_rows
+    starts = np.unique(np.arange(CENTRE_STRETCHES) * n_rows // CENTRE_STRETCHES)
+    rows = np.unique(np.minimum(starts[:, None] + np.arange(CENTRE_ROWS), n_rows - 1))
+    here = source.share.within(rows)
+    parts = [np.empty((0, source.shape[1]))]
+    with source.reading():
+        for stretch in np.split(here, np.flatnonzero(np.diff(here) != 1) + 1):
+            if len(stretch):
+                stored = source.read(int(stretch[0]), int(stretch[-1]) + 1)
+                parts.append(as_float(stored, source.dtype).astype(np.float64))
+    (some,) = source.share.team.joined("centre", np.concatenate(parts))
+    finite = np.isfinite(some)
+    with np.errstate(over="ignore"):
+        mean = np.where(finite, some, 0).sum(0) / np.maximum(finite.sum(0), 1)
+    return np.where(np.isfinite(mean), mean, 0)
 
 
 def checked_head(

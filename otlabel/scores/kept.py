@@ -63,6 +63,11 @@ class KeptRows(WrappedScores):
         self._kept = storage_array((len(rows), self.shape[1]), self.dtype)
         self._missing = {start for start, _ in self.blocks()}
 
+    @property
+    def fine(self) -> Scores:
+        """The source's, unless that is what is read here."""
+        return self if self.source.fine is self.source else self.source.fine
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """By the source."""
         return self.source.read(start, stop)

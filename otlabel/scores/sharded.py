@@ -13,6 +13,7 @@ from otlabel.scores.base import Batch, Scores, WrappedScores, as_float, block_ro
 from otlabel.scores.factored import LinearScores
 from otlabel.scores.given import as_array
 from otlabel.scores.memory import ArrayScores
+from otlabel.scores.unit import UnitRows
 
 
 class ShardedScores(WrappedScores):
@@ -123,8 +124,10 @@ class Rows:
             return
         if isinstance(scores, LinearScores):  # features travel, so that a block's products are made as one
             features = scores.features.source
-            self._shards = Shards(features, team, scores.shape[1])
-            self.scores = scores.with_rows(self._shards.sharded(features))
+            stored = features.source if isinstance(features, UnitRows) else features
+            self._shards = Shards(stored, team, scores.shape[1])
+            sharded = self._shards.sharded(stored)
+            self.scores = scores.with_rows(sharded if stored is features else UnitRows(sharded))
         else:
             self._shards = Shards(scores, team)
             self.scores = self._shards.sharded(scores)

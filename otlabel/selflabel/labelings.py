@@ -235,12 +235,17 @@ def whitened(source: Scores, n_components: int) -> np.ndarray:
     """Centred rows on their first principal components, each of variance 1, and then of length 1; (N, d) float32."""
     n_rows, n_columns = source.shape
     total, products = np.zeros(n_columns), np.zeros((n_columns, n_columns))
+    origin: np.ndarray | None = None  # near all rows: nothing cancels below where these are far from zero
     for _, stored in row_blocks(source):
         block = stored.astype(np.float64)
+        origin = block.mean(0) if origin is None else origin
+        block -= origin
         total += block.sum(0)
         products += block.T @ block
-    mean = total / n_rows
-    variances, directions = np.linalg.eigh(products / n_rows - np.outer(mean, mean))
+    assert origin is not None
+    shift = total / n_rows
+    mean = origin + shift
+    variances, directions = np.linalg.eigh(products / n_rows - np.outer(shift, shift))
     kept = np.flatnonzero(variances > PCA_FLOOR * max(variances[-1], 0.0))[::-1][:n_components]
     if not len(kept):
         return np.zeros((n_rows, 1), np.float32)  # all rows are equal

@@ -265,6 +265,8 @@ def inspect(scores: Scores, *, every_score: bool = False) -> Inspection:
 
     here = np.array(_run_blocks(scores, look), np.int64).reshape(-1, 2).sum(0)
     (found,) = scores.share.team.total("inspect", here)
+    if found[0] and scores.fine is not scores:  # float32 may have overflowed
+        return inspect(scores.fine, every_score=every_score)
     return Inspection(int(found[0]), int(found[1]), hashes, tops, bottoms)
 
 
@@ -272,7 +274,7 @@ def label(
     scores: Scores, potentials: np.ndarray, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """In float64, of each row: its label (the given one, or the best class), max_k u_k, and u at the label."""
-    n_rows = scores.shape[0]
+    scores, n_rows = scores.fine, scores.shape[0]
     labels = np.full(n_rows, -1, np.int32) if labels is None else labels.astype(np.int32)
     best, own = np.empty(n_rows), np.empty(n_rows)
 
@@ -290,7 +292,7 @@ def candidates(scores: Scores, potentials: np.ndarray, labels: np.ndarray, slack
         rows, *rest = backend.candidates_block(block, potentials, labels[start:stop], slack, tie)
         return rows + start, *rest
 
-    found = _run_blocks(scores, find) or [(np.empty(0, np.int64),) * 2 + (np.empty(0, np.int32), np.empty(0))]
+    found = _run_blocks(scores.fine, find) or [(np.empty(0, np.int64),) * 2 + (np.empty(0, np.int32), np.empty(0))]
     return Candidates(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
 

@@ -244,13 +244,13 @@ def sweep_block(scores, potentials, inverse_epsilon, weights, row_exponent, labe
     return linear, entropic
 
 
-@njit(fastmath=FAST, nogil=True, cache=True)
-def widen_block(stored, numbers):
-    """Write a block in storage form as numbers (n, at least K) of any precision."""
+@njit(fastmath=STRICT, nogil=True, cache=True)
+def centre_block(stored, centre, numbers):
+    """Write a block in storage form, less `centre` (D,), as numbers (n, at least D) of the centre's precision."""
     n_rows, n_columns = stored.shape
     for i in range(n_rows):
         for k in range(n_columns):
-            numbers[i, k] = _widen(stored[i, k])
+            numbers[i, k] = _widen(stored[i, k]) - centre[k]
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)

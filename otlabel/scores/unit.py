@@ -1,0 +1,49 @@
+"""Rows of another source, each divided by its length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from otlabel.scores.base import Scores, WrappedScores, as_float
+from otlabel.scores.memory import ArrayScores, TensorScores
+
+
+class UnitRows(WrappedScores):
+    """Rows of length 1; a row of zeros stays as it is. Lengths and quotients are float64's, then rounded to `dtype`."""
+
+    def __init__(self, source: Scores, *, double: bool = False) -> None:
+        super().__init__(source)
+        self.dtype = "float64" if double or source.dtype == "float64" else "float32"
+        self.least_rows = getattr(source, "least_rows", 1)
+
+    @property
+    def fine(self) -> UnitRows:
+        """The same rows without the last rounding."""
+        if self.dtype == "float64":
+            return self
+        fine = UnitRows(self.source, double=True)
+        fine.own_share = self.own_share
+        return fine
+
+    def read(self, start: int, stop: int) -> Any:
+        """By the source, then divided."""
+        return self._divided(self.source.read(start, stop))
+
+    def take(self, rows: np.ndarray) -> Scores:
+        """The given rows, divided."""
+        taken = self._divided(self.source.take(rows).read(0, len(rows)))
+        return ArrayScores(taken, self.dtype) if self.on_cpu else TensorScores(taken)
+
+    def _divided(self, rows: Any) -> Any:
+        if not self.on_cpu:
+            import torch
+
+            wide = rows.double()
+            lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+            return (wide / lengths.where(lengths > 0, 1)).to(getattr(torch, self.dtype))
+        # In float64, where squares of float32 numbers neither overflow nor vanish.
+        numbers = as_float(rows, self.source.dtype).astype(np.float64)
+        lengths = np.sqrt(np.einsum("ij,ij->i", numbers, numbers))
+        return (numbers / np.where(lengths > 0, lengths, 1)[:, None]).astype(self.dtype)

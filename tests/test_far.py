@@ -1,0 +1,321 @@
+"""Features far from zero, or of very different scales: what is proven is about the numbers that are stored.
+
+Scores, values and bounds are recomputed here in float64 (or wider) from the rows, weights and centres as they are.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from oracles import FLOAT64_EPS, float64, hungarian_labels
+from ranks import on_ranks
+from sklearn.exceptions import ConvergenceWarning
+
+from otlabel import BalancedKMeans, certify, curate, linear_scores, lp_assign, sinkhorn_assign
+from otlabel.curation import nearest
+from otlabel.reporting.summary import _closeness
+from otlabel.scores import LinearScores, UnitRows, closeness, open_scores
+from otlabel.selflabel.labelings import whitened
+
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
+
+DTYPES = ["float16", "bfloat16", "float32", "float64", "int32", "int64"]
+OFFSETS = [1e0, 1e3, 2.04e7, 1.7e9, 1e10]
+
+
+def far_rows(offset: float, dtype: str, n: int = 90, d: int = 3, *, scale: float = 1.0, seed: int = 0) -> Any:
+    """Rows of noise and a column of 30 days, all at an offset; as tensors where NumPy has no such type."""
+    rng = np.random.default_rng(seed)
+    rows = offset + scale * np.c_[rng.normal(size=(n, d)), rng.integers(0, 30, n)]
+    if dtype == "bfloat16":
+        return torch.from_numpy(rows).bfloat16()
+    if dtype.startswith("int"):
+        rows = np.clip(rows.round(), -2e9, 2e9) if dtype == "int32" else rows.round()
+    return (np.clip(rows, -6e4, 6e4) if dtype == "float16" else rows).astype(dtype)
+
+
+def by_distance(rows: Any, centres: np.ndarray) -> np.ndarray:
+    """-||x - mu||^2, (N, K)."""
+    return -np.square(float64(rows)[:, None] - centres.astype(np.float64)).sum(2)
+
+
+def by_cosine(rows: Any, centres: np.ndarray) -> np.ndarray:
+    """<x, mu> of unit rows, less what is the same for all classes: nothing of the differences is rounded away."""
+    wide, centres = float64(rows), centres.astype(np.float64)
+    unit = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    middle = centres.mean(0)
+    return (unit - middle) @ (centres - middle).T + (centres - middle) @ middle
+
+
+def check_clustering(model: BalancedKMeans, rows: Any, scores: np.ndarray) -> None:
+    """Labels are the best for the stored centres, gap_ is by how much they are not, and predict gives them back."""
+    n = len(scores)
+    spread = float(np.median(np.ptp(scores, axis=1)))
+    room = n * (1e-9 * spread + 16 * FLOAT64_EPS * float(np.abs(scores - scores.max(1, keepdims=True)).max()))
+    best = hungarian_labels(scores, model.sizes_)
+    short = float((scores[np.arange(n), best] - scores[np.arange(n), model.labels_]).sum())
+    assert abs(model.gap_ - short) <= room
+    assert short <= room
+    predicted = model.predict(rows)
+    totals = scores + model.potentials_
+    away = np.flatnonzero(predicted != model.labels_)  # only rows that are as good there
+    assert (np.abs(totals[away, predicted[away]] - totals[away, model.labels_[away]]) <= room).all()
+
+
+# ---- k-means ----
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_labels_and_gap_are_those_of_the_rows_as_stored(dtype: str, offset: float) -> None:
+    rows = far_rows(offset, dtype)
+    model = BalancedKMeans(6, size_max=20, max_iter=8, random_state=0).fit(rows)
+    scores = by_distance(rows, model.cluster_centers_)
+    check_clustering(model, rows, scores)
+    assert model.inertia_ == pytest.approx(-scores[np.arange(len(scores)), model.labels_].sum(), rel=1e-9)
+    np.testing.assert_allclose(model.transform(rows), np.sqrt(-scores), rtol=1e-5, atol=1e-7 * np.sqrt(-scores.min()))
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int64"])
+def test_the_same_of_unit_rows_that_lie_close_together(dtype: str, offset: float) -> None:
+    rows = far_rows(offset, dtype, scale=1.0 if dtype == "int64" else offset**0.5)
+    model = BalancedKMeans(5, metric="cosine", random_state=0).fit(rows)
+    check_clustering(model, rows, by_cosine(rows, model.cluster_centers_))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_float32_rows_are_clustered_as_well_as_the_same_in_float64(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = np.c_[rng.normal(size=(1000, 3)), 20240400 + rng.integers(1, 31, 1000)].astype(np.float32)
+    narrow, wide = (BalancedKMeans(10, random_state=0).fit(x) for x in (rows, rows.astype(np.float64)))
+    assert narrow.inertia_ == pytest.approx(wide.inertia_, rel=0.02)
+    assert narrow.cluster_centers_.dtype == np.float64  # float32 would move them by a day
+    near = BalancedKMeans(10, random_state=0).fit(rows - np.float32([0, 0, 0, 20240400]))
+    assert near.cluster_centers_.dtype == np.float32
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e15])
+def test_squares_beyond_float32(scale: float) -> None:
+    rows = (scale * far_rows(3.0, "float64")).astype(np.float32)
+    model = BalancedKMeans(4, random_state=0).fit(rows)
+    check_clustering(model, rows, by_distance(rows, model.cluster_centers_))
+
+
+def test_one_huge_column_among_small_ones() -> None:
+    rng = np.random.default_rng(0)
+    rows = np.c_[rng.normal(size=(120, 3)), 1e6 * rng.integers(0, 2, 120)].astype(np.float32)
+    model = BalancedKMeans(4, random_state=0).fit(rows)
+    check_clustering(model, rows, by_distance(rows, model.cluster_centers_))
+
+
+METRICS = {"euclidean": by_distance, "cosine": by_cosine}
+
+
+def fit_part(group: Any) -> tuple[Any, ...]:
+    rows = far_rows(2.04e7, "float32", n=600)[group.rank() :: group.size()]
+    models = [BalancedKMeans(7, metric=one, max_iter=5, random_state=0).fit(rows, group=group) for one in METRICS]
+    weight = np.random.default_rng(1).normal(size=(6, 4))
+    head = sinkhorn_assign(linear_scores(rows, weight), group=group)
+    return [(model.labels_, model.cluster_centers_, model.gap_) for model in models], head.labels, head.value, head.gap
+
+
+def test_ranks_prove_the_same() -> None:
+    parts = on_ranks(fit_part, 2)
+    for part in parts:
+        assert not isinstance(part, Exception), part
+    order = np.argsort(np.concatenate([np.arange(600)[rank::2] for rank in range(2)]))
+    rows = far_rows(2.04e7, "float32", n=600)
+    for at, make in enumerate(METRICS.values()):
+        _, centres, gap = parts[0][0][at]
+        scores = make(rows, centres)
+        proof = certify(scores, np.concatenate([part[0][at][0] for part in parts])[order])
+        room = 1e-9 * float(np.ptp(scores, axis=1).max())
+        assert abs(proof.gap) <= room
+        assert abs(gap / 600 - proof.gap) <= room
+    dense = rows.astype(np.float64) @ np.random.default_rng(1).normal(size=(6, 4)).T
+    dense -= np.logaddexp.reduce(dense, axis=1, keepdims=True)
+    proof = certify(dense, np.concatenate([part[1] for part in parts])[order])
+    assert parts[0][2] == pytest.approx(proof.value, rel=1e-12)
+    assert max(abs(parts[0][3]), abs(proof.gap)) <= 1e-9 * float(np.ptp(dense, axis=1).max())
+
+
+# ---- empty clusters ----
+
+
+def test_an_empty_cluster_is_filled() -> None:
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.normal(c, 0.1, (100, 2)) for c in ((0, 0), (3, 0), (0, 3), (3, 3))])
+    for far in (90.0, 1e9):
+        init = [[0, 0], [3, 0], [0, 3], [far, far]]
+        model = BalancedKMeans(4, size_max=250, init=init, random_state=0).fit(rows)
+        np.testing.assert_array_equal(model.sizes_, [100] * 4)
+        np.testing.assert_array_equal(model.predict(rows), model.labels_)
+    several = BalancedKMeans(4, size_min=0, size_max=250, init=[[0, 0], [80, 0], [0, 80], [90, 90]]).fit(rows)
+    assert several.sizes_.min() > 0
+
+
+def test_an_empty_cluster_that_cannot_be_filled_is_told_of() -> None:
+    rows = np.repeat([[0.0, 0.0], [1.0, 1.0]], [7, 3], axis=0)
+    with pytest.warns(ConvergenceWarning, match="1 of 3 clusters are empty"):
+        model = BalancedKMeans(3, size_max=10, random_state=0).fit(rows)
+    assert model.inertia_ == 0
+    assert model.n_iter_ < 10
+
+
+def test_a_cluster_that_is_to_be_empty_stays_so() -> None:
+    rows = far_rows(0.0, "float64")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = BalancedKMeans(3, sizes=[0, 45, 45], random_state=0, tol=1.0).fit(rows)
+    np.testing.assert_array_equal(model.sizes_, [0, 45, 45])
+
+
+# ---- features times weights ----
+
+
+def wide_scores(features: Any, weight: Any, bias: Any, normalize: bool) -> np.ndarray:
+    """In more than float64."""
+    logits = float64(features).astype(np.longdouble) @ float64(weight).T.astype(np.longdouble) + float64(bias)
+    if normalize:
+        top = logits.max(1, keepdims=True)
+        logits = logits - top - np.log(np.exp(logits - top).sum(1, keepdims=True))
+    return logits.astype(np.float64)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("offset", OFFSETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_heads_on_far_features(dtype: str, offset: float, normalize: bool) -> None:
+    features = far_rows(offset, dtype, n=60)
+    rng = np.random.default_rng(1)
+    weight = rng.normal(size=(5, 4)).astype(np.float32)
+    bias = rng.normal(size=5) - weight @ float64(features).mean(0)  # as a head that was trained on them has it
+    head = linear_scores(features, weight, bias, normalize=normalize)
+    dense = wide_scores(features, weight, bias, normalize)
+    size = (np.abs(float64(features)) @ np.abs(weight).T + np.abs(bias)).max()
+    room = 1e-9 * float(np.median(np.ptp(dense, axis=1))) + 16 * FLOAT64_EPS * size
+    result = sinkhorn_assign(head)
+    best = dense[np.arange(60), hungarian_labels(dense, result.counts)].mean()
+    own = dense[np.arange(60), np.asarray(result.labels)].mean()
+    assert abs(result.value - own) <= room
+    assert abs(result.gap - (best - own)) <= room
+    assert best - own <= room
+    shuffled = rng.permutation(np.asarray(result.labels))
+    proof = certify(head, shuffled)
+    assert abs(proof.gap - (best - dense[np.arange(60), shuffled].mean())) <= room
+    assert lp_assign(head).value == pytest.approx(best, abs=room)
+    totals = dense + float64(result.potentials)
+    predicted = np.asarray(result.predict(head))
+    assert (totals.max(1) - totals[np.arange(60), predicted] <= 2 * room).all()
+    shown = np.asarray(result.soft_labels(head))
+    expected = np.exp((dense + float64(result.plan_potentials)) / result.epsilon)
+    if room < 1e-6:
+        np.testing.assert_allclose(shown, expected / expected.sum(1, keepdims=True), atol=100 * room)
+
+
+@pytest.mark.filterwarnings("error::otlabel.errors.DegenerateScoresWarning")
+def test_rows_that_float32_makes_alike_are_not_merged() -> None:
+    """Most rows repeat others up to what float32 loses of their products."""
+    rng = np.random.default_rng(0)
+    features = np.c_[1e6 * rng.integers(0, 2, 200), rng.normal(size=(200, 2))].astype(np.float32)
+    weight = np.c_[np.full(4, 1e3), rng.normal(size=(4, 2))]
+    result = sinkhorn_assign(linear_scores(features, weight, normalize=False), epsilon=1e5)
+    dense = wide_scores(features, weight, np.zeros(4), normalize=False)
+    best = dense[np.arange(200), hungarian_labels(dense, result.counts)].mean()
+    assert best - dense[np.arange(200), result.labels].mean() <= 1e-6
+    assert abs(result.gap) <= 1e-6
+
+
+def test_products_that_overflow_float32() -> None:
+    features = (1e25 * np.random.default_rng(0).normal(size=(40, 3))).astype(np.float32)
+    weight = 1e20 * np.eye(3)
+    result = sinkhorn_assign(linear_scores(features, weight, normalize=False), epsilon=1e44)
+    dense = wide_scores(features, weight, np.zeros(3), normalize=False)
+    np.testing.assert_array_equal(result.labels, hungarian_labels(dense, result.counts))
+    np.testing.assert_array_equal(
+        result.predict(linear_scores(features, weight, normalize=False)), (dense + result.potentials).argmax(1)
+    )
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_scores_made_on_a_device(normalize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the reference sweep, on a device whose memory is the host's."""
+    from otlabel.scores.device import on_device
+
+    def moved(source: Any, device: Any) -> Any:
+        return on_device(source, torch.device("cpu"))
+
+    monkeypatch.setattr("otlabel.scores._checked_device", torch.device)
+    monkeypatch.setattr("otlabel.scores.factored.on_device", moved)
+    features = far_rows(2.04e7, "float32", n=200)
+    weight = np.random.default_rng(1).normal(size=(5, 4))
+    bias = -weight @ features.mean(0, dtype=np.float64)
+    there = open_scores(linear_scores(features, weight, bias, normalize=normalize), device="cuda")
+    assert isinstance(there, LinearScores)
+    assert not there.on_cpu
+    dense = wide_scores(features, weight, bias, normalize)
+    result = sinkhorn_assign(there)
+    best = dense[np.arange(200), hungarian_labels(dense, result.counts)].mean()
+    assert result.value == pytest.approx(dense[np.arange(200), result.labels].mean(), abs=1e-6)
+    assert result.value == pytest.approx(best, abs=1e-6)
+    assert abs(result.gap) <= 1e-6
+    centres = features[:4].astype(np.float64)
+    by_centre = closeness(open_scores(torch.from_numpy(features)), centres).on(torch.device("cuda"))
+    distances = by_distance(features, centres)
+    expected = distances - distances[:, :1]
+    found = by_centre.fine.read(0, 200).numpy()
+    np.testing.assert_allclose(found - found[:, :1], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_heads_in_halves(dtype: torch.dtype) -> None:
+    head = torch.nn.Linear(16, 5).to(dtype)
+    features = torch.from_numpy(np.random.default_rng(0).normal(size=(200, 16))).to(dtype)
+    result = sinkhorn_assign(linear_scores(features, head.weight, head.bias))
+    assert result.counts.tolist() == [40] * 5
+    dense = wide_scores(features, head.weight, head.bias, normalize=True)
+    assert result.value == pytest.approx(dense[np.arange(200), result.labels.numpy()].mean(), rel=1e-12)
+
+
+# ---- whatever else looks at distances ----
+
+
+def test_unit_rows_are_rounded_once() -> None:
+    rows = far_rows(1e7, "float32")
+    unit = UnitRows(open_scores(rows))
+    exact = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    np.testing.assert_array_equal(unit.read(0, len(rows)), exact.astype(np.float32), strict=True)
+    np.testing.assert_allclose(unit.fine.read(0, len(rows)), exact, rtol=1e-15)
+
+
+@pytest.mark.parametrize("offset", [2.04e7, 1.7e9])
+def test_nearest_centres_of_far_rows(offset: float) -> None:
+    rows = far_rows(offset, "float32", n=300, scale=offset / 1e6)
+    centres = rows[:20].astype(np.float64)
+    distances = by_distance(rows, centres)
+    found = nearest(open_scores(rows), centres)
+    np.testing.assert_array_equal(distances[np.arange(300), found], distances.max(1))
+    labels = np.arange(300) % 5
+    means = np.stack([rows[labels == k].mean(0, dtype=np.float64) for k in range(5)])
+    fit = _closeness(open_scores(rows), labels, 5)
+    distances = by_distance(rows, means)
+    np.testing.assert_allclose(distances[np.arange(300), fit.best], distances.max(1), rtol=1e-12)
+
+
+def test_a_subset_of_far_rows_is_as_even_as_that_of_near_ones() -> None:
+    rng = np.random.default_rng(0)
+    near = np.concatenate([rng.normal(100 * k, 1, (n, 2)) for k, n in enumerate((400, 40, 40, 40))]).round()
+    sizes = [np.sort(curate(near.astype(np.float32) + np.float32(at), 80, n_clusters=4).quotas) for at in (0, 8e6)]
+    np.testing.assert_array_equal(sizes[0], sizes[1])
+
+
+def test_whitened_rows_do_not_depend_on_where_they_lie() -> None:
+    near = np.random.default_rng(0).integers(0, 30, (300, 4)).astype(np.float32)
+    expected = whitened(open_scores(near), 4)
+    found = whitened(open_scores(near.astype(np.float64) + 1.7e9), 4)
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-4)
