@@ -51,7 +51,7 @@ def _cluster(arguments: argparse.Namespace) -> int:
 
     from otlabel.cluster import BalancedKMeans
     from otlabel.labels_file import write_labels
-    from otlabel.result import Certificate
+    from otlabel.result import Certificate, potentials_spread
 
     started = time.perf_counter()
     model = BalancedKMeans(
@@ -65,7 +65,7 @@ def _cluster(arguments: argparse.Namespace) -> int:
     ).fit(arguments.features)
     seconds, labels, sizes = time.perf_counter() - started, np.asarray(model.labels_), np.asarray(model.sizes_)
     value, gap = -model.inertia_ / len(labels), model.gap_ / len(labels)
-    proof = Certificate(value, value + gap, sizes)
+    proof = Certificate(value, value + gap, sizes, gap, potentials_spread(np.asarray(model.potentials_), sizes))
     alone = arguments.output.suffix.lower() == ".npy"
     receipt = None if alone else _receipt(arguments, proof)
     write_labels(arguments.output, labels, sizes, model.potentials_, receipt)

@@ -34,8 +34,11 @@ class Problem:
     extent: float  # how far apart a row's finite scores are at most
     magnitude: float  # the largest score of any row, by size: what rounding is relative to
     sampled: np.ndarray  # (R,) sorted: rows of all from which samples are taken, in memory whatever the source is
+    for_new: np.ndarray  # (K,) bool: classes that may take samples, if not these; without staying unlabelled
     weights: np.ndarray | None = None  # (N,) of the rows here: their units, whole numbers as float64; None for one each
     row_rho: float = math.inf  # price of leaving a row's mass, KL; inf where rows are exact
+    lowered: float = 0.0  # by how much scores were moved to be near zero, in the mean of all labelled units
+    column_lowered: float = 0.0  # the same of staying unlabelled, whose score is zero: potentials are to make up for it
 
     @property
     def n_rows(self) -> int:
@@ -50,7 +53,7 @@ class Problem:
     @functools.cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Fewest and most units (K,) int64 of each class."""
-        return self.rule.unit_bounds(self.n_units)
+        return self.rule.unit_bounds(self.n_units, weighted=self.weights is not None)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from otlabel.scores.files import StoredScores
 from otlabel.scores.hdf5 import HDF5Scores
 from otlabel.scores.kept import KeptRows, KeptWhole, default_limit, free_memory
 from otlabel.scores.memory import ArrayScores, TensorScores, as_array, is_tensor, open_array, open_tensor
+from otlabel.scores.moved import MovedScores
 from otlabel.scores.parts import Parts, rows_between
 from otlabel.scores.paths import load_array, matches, open_path
 from otlabel.scores.sharded import Rows, gathered, part_of_all, take_rows
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "LinearScores", "Rows", "Scores", "TensorScores",
-    "WithColumn", "WrappedScores", "as_array", "as_float", "block_rows", "default_limit", "draw_rows", "free_memory",
+    "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "LinearScores", "MovedScores", "Rows", "Scores",
+    "TensorScores", "WithColumn", "WrappedScores", "as_array", "as_float", "block_rows", "default_limit", "draw_rows", "free_memory",
     "gathered", "is_stored", "is_tensor", "keep", "keep_whole", "linear_scores", "load_array", "matches", "on_device",
     "open_part", "open_scores", "part_of_all", "partition", "row_blocks", "rows_between", "take_rows",
 ]  # fmt: skip

@@ -77,6 +77,11 @@ class Scores(ABC):
         return self.own_share or Share(ALONE, 0, self.shape[0], self.shape[0])
 
     @property
+    def fine(self) -> Scores:
+        """The same scores as float64 makes them of what is stored, for what decides; itself where it is stored."""
+        return self
+
+    @property
     def block_columns(self) -> int:
         """The classes that blocks are made for."""
         return self.shape[1]
