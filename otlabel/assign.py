@@ -15,7 +15,7 @@ from otlabel.errors import ConvergenceWarning
 from otlabel.marginals import KL, Exact, Range, class_sizes
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
-from otlabel.result import Assignment, Certificate, Status, like, potentials_spread
+from otlabel.result import PROVEN, Assignment, Certificate, Status, like, potentials_spread
 from otlabel.rounding import Placement, round_exact
 from otlabel.scores import (
     LinearScores,
@@ -47,6 +47,9 @@ EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon 
 SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
 SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer
 WORTHWHILE = 0.7  # share of the excess that may be left after such a step, or it was the last
+ROUNDED = (
+    4 * float(np.finfo(np.float64).eps) / PROVEN
+)  # of scores' size: what counts as spread, as rounding is so large
 PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
 FAR_BEHIND = 50.0  # times epsilon and the usual spread of potentials: who must be raised by more is wanted by no sample
 
@@ -276,7 +279,9 @@ def certify(
             # Constants in rows would hide what tells classes apart: they are taken off before anything is added.
             total, n_open = team.total("far", best[open_rows].sum(), open_rows.sum())
             _, best, own = sweep.label(MovedScores(opened, None if n_labelled == n_rows else total / n_open), g, given)
-        (short,) = team.total("short", (best - own)[labelled].sum())
+        fits = own > -np.inf
+        short = np.where(fits, best, np.inf) - np.where(fits, own, 0.0)  # of a label on a forbidden pair without end
+        (short,) = team.total("short", short[labelled].sum())
         if n_labelled < n_rows:
             # Whoever may stay unlabelled: no choice of so many leaves more than that of the lowest.
             all_best = team.joined("best", best)[0]
@@ -285,10 +290,13 @@ def certify(
             misplaced = np.where(labelled, np.maximum(-above, 0), np.maximum(above, 0)).sum()
             more, apart = team.total("misplaced", misplaced, np.abs(above[best > -np.inf]).sum())
             short, spread = short + more, max(spread, float(apart) / n_rows)
+        if spread:  # else nothing was added, nor rounded
+            (size,) = team.total("size", np.abs(best[best > -np.inf]).sum())
+            spread = max(spread, ROUNDED * float(size) / n_rows)
         gap = (float(short) + float((sizes - targets)[used] @ g[used])) / n_rows
         size_error = float(np.maximum(targets - sizes, 0).sum()) / n_rows
-        value = float(value) / n_rows
-        return Certificate(value, value + gap, like(sizes, scores), gap, spread, size_error)
+        mean = float(value) / n_rows
+        return Certificate(mean, mean + gap, like(sizes, scores), gap, spread, size_error)
 
 
 def _start(init: Any, problem: Problem, epsilon: float, n_classes: int) -> np.ndarray | None:
@@ -403,29 +411,29 @@ def _certified(
     labels, best, own = sweep.label(problem.scores, potentials, labels)
     n_classes, n_units = problem.scores.shape[1], problem.n_units
     monitor.saw("certify", problem.n_rows)
-    scored, short = own - potentials[labels], best - own
     # Staying unlabelled has a potential that constants in rows change: how far rows are from it does not.
     n_given = len(problem.for_new)
     apart = np.zeros_like(best) if n_given == n_classes else np.abs(best - potentials[-1])
-    if problem.weights is not None:
-        short, scored, apart = problem.weights * short, problem.weights * scored, problem.weights * apart
-    here = np.array([short.sum(), scored.sum(), apart.sum()]), np.bincount(labels, problem.weights, n_classes)
-    totals, sizes, counts = problem.team.total("certify", *here, np.bincount(labels, minlength=n_classes))
-    total_short, total_scored, total_apart = totals.tolist()
+    of_rows = np.stack([best - own, own - potentials[labels], np.maximum(apart, ROUNDED * np.abs(best))])
+    here = (of_rows if problem.weights is None else of_rows * problem.weights).sum(1)
+    totals, sizes, counts = problem.team.total(
+        "certify", here, np.bincount(labels, problem.weights, n_classes), np.bincount(labels, minlength=n_classes)
+    )
+    short, scored, apart_in_all = totals.tolist()
     size_error = 0.0
     if by_rule:
-        total_short += problem.rule.shortfall(potentials, sizes, n_units)
+        short += problem.rule.shortfall(potentials, sizes, n_units)
         lo, hi = problem.bounds
         soft = np.isfinite(problem.rule.rho)
         off = np.maximum(lo - sizes, 0), np.where(soft, 0, np.maximum(sizes - hi, 0))
         size_error = float(max(part.sum() for part in off)) / n_units
-    gap, value = total_short / n_units, total_scored / n_units + problem.lowered
-    spread = max(potentials_spread(potentials[:n_given], counts[:n_given]), total_apart / n_units)
+    gap, value = short / n_units, scored / n_units + problem.lowered
+    spread = max(potentials_spread(potentials[:n_given], counts[:n_given]), apart_in_all / n_units)
     proof = Certificate(value, value + gap, counts, gap, spread, size_error)
-    return labels, proof, sizes, _priced(problem, potentials, best)
+    return labels, proof, sizes, _priced(problem, potentials, best, monitor)
 
 
-def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray) -> np.ndarray:
+def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor: Monitor) -> np.ndarray:
     """Potentials with those of classes that take no sample here, but may take new ones, in place of -inf.
 
     They are the largest at which no sample here would enter, g_k = min_i (best_i - s_ik), where best_i is the largest
@@ -442,6 +450,7 @@ def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray) -> np.nd
             for (start, stop), block in zip(batch, scores.read_blocks(batch), strict=True):
                 some = as_float(block[:, classes], scores.dtype).astype(np.float64)
                 room = np.minimum(room, (best[start:stop, None] - some).min(0))
+    monitor.saw("prices", problem.n_rows)
     room = problem.team.least("prices", room)
     room = np.where(room < np.inf, room, finite.min())
     below = PRICE_ROOM * (problem.magnitude + np.abs(room) + float(np.abs(finite).max()))  # so that none ties either

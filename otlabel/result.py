@@ -102,14 +102,10 @@ class Certificate:
             return "rounding error: proven optimal"
         if math.isinf(self.gap):
             return "some labels are on forbidden pairs"
-        off = (
-            f"sizes are off by {self.size_error:.2%} of the mass"
-            if self.size_error
-            else "sizes are not those asked for"
-        )
+        off = f"sizes are off by {self.size_error:.2%} of the mass" if self.size_error else ""
         if self.gap < 0:
-            return f"{off}, so this is no proof"
-        return "at most this much better is possible" + (f"; {off}" if self.size_error else "")
+            return f"{off or 'sizes are not those asked for'}, so this is no proof"
+        return "at most this much better is possible" + (f"; {off}" if off else "")
 
     def summary(self) -> str:
         """A few lines for people, at most 80 columns."""
@@ -193,8 +189,8 @@ class Assignment:
 
         Raises:
             InvalidScoresError: scores that do not have K columns, or with NaN.
-            InfeasibleError: a sample that is allowed no class, or only such as are to stay empty (potential -inf), where
-                none may stay unlabelled.
+            InfeasibleError: a sample that is allowed no class, or only such as are to stay empty (potential -inf),
+                where none may stay unlabelled.
         """
         return predict(scores, _to_numpy(self.potentials), self.threshold)
 

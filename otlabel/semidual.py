@@ -59,6 +59,7 @@ DEVICE_CLASSES = 8192  # the same on a device
 DENSE_PLAN = 0.1  # share of entries from which on a sampled plan is multiplied as a dense matrix
 ACTIVE_SETS = 12  # times that the step is solved for, to find which limits bind at its end
 RIDGE = 1e-3  # of the class mass, added to the curvature: F is flat along constants and in empty directions
+LEAST_CURVATURE = 1e-300  # of soft classes that nothing goes to
 LONGEST_STEP = 8.0  # in units of epsilon: how far the quadratic model is trusted at first ...
 TRUST_STEP = 4.0  # ... and how much farther after a step of that length that held
 HALVINGS = 6  # before a Newton step is given up for a plain Sinkhorn step
@@ -393,7 +394,7 @@ def _newton_direction(objective: Objective, point: Point) -> np.ndarray:
     own = epsilon * rule.curvature(point.potentials, point.sweep.mass)[active] / size
     # What charges for mass holds itself; a ridge of more than its own would hold back classes of little mass.
     least = np.where(np.isfinite(rule.rho[active]), 0.0, 1.0 / len(active))
-    diagonal = sampled * scale**2 + own + RIDGE * (mass + least)
+    diagonal = np.maximum(sampled * scale**2 + own + RIDGE * (mass + least), LEAST_CURVATURE)
     scale *= np.sqrt(1 - epsilon / objective.row_scale)
     y = np.zeros(len(point.potentials))
     total = float(point.sweep.mass.sum())
@@ -447,8 +448,9 @@ def _solve_within(curvature: Curvature, limits: Limits, mass: np.ndarray, residu
     for _ in range(ACTIVE_SETS):
         there = limits.potentials + y
         # A potential that passes zero stops there for this step: jumps from limit to limit may go on for ever.
-        low = may_be_low & (there + (limits.lo - ahead) / curvature.diagonal > 0)
-        high = may_be_high & (there + (limits.hi - ahead) / curvature.diagonal < 0)
+        with np.errstate(over="ignore", invalid="ignore"):  # of classes that next to nothing goes to
+            low = may_be_low & (there + (limits.lo - ahead) / curvature.diagonal > 0)
+            high = may_be_high & (there + (limits.hi - ahead) / curvature.diagonal < 0)
         free = ~limits.ranged | low | high
         if before is not None and np.array_equal(before, low.astype(int) - high):
             break

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "LinearScores", "MovedScores", "Rows", "Scores",
-    "TensorScores", "WithColumn", "WrappedScores", "as_array", "as_float", "block_rows", "default_limit", "draw_rows", "free_memory",
-    "gathered", "is_stored", "is_tensor", "keep", "keep_whole", "linear_scores", "load_array", "matches", "on_device",
-    "open_part", "open_scores", "part_of_all", "partition", "row_blocks", "rows_between", "take_rows",
+    "TensorScores", "WithColumn", "WrappedScores", "as_array", "as_float", "block_rows", "default_limit", "draw_rows",
+    "free_memory", "gathered", "is_stored", "is_tensor", "keep", "keep_whole", "linear_scores", "load_array", "matches",
+    "on_device", "open_part", "open_scores", "part_of_all", "partition", "row_blocks", "rows_between", "take_rows",
 ]  # fmt: skip
 
 
