@@ -170,7 +170,7 @@ class Rule:
 
     def step(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Potentials after a step, which may bring those of ranged classes to zero but not beyond in one go."""
-        crossed = self.ranged & (before * after < 0)
+        crossed = self.ranged & (np.sign(before) * np.sign(after) < 0)
         return np.where(crossed, 0.0, after)
 
     def with_units(self, n_units: int) -> Rule:

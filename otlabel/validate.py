@@ -46,10 +46,8 @@ def check_solver(epsilon: float, rounding: Rounding, tol: float, max_sweeps: int
     for name, number in (("epsilon", epsilon), ("tol", tol)):
         if not (math.isfinite(number) and number > 0):
             raise ValueError(f"{name} is {number}; it must be a positive number")
-    if epsilon < LEAST_EPSILON:
-        raise ValueError(
-            f"epsilon is {epsilon:g}; below {LEAST_EPSILON:g} quotients by it are beyond what numbers hold"
-        )
+    if not LEAST_EPSILON <= epsilon <= LARGEST_SCORE:
+        raise ValueError(f"epsilon is {epsilon:g}; beyond {LEAST_EPSILON:g} to {LARGEST_SCORE:g} sums are no numbers")
     for name, value, choices in (("rounding", rounding, ("exact", "argmax")), ("method", method, ("auto", "sinkhorn"))):
         if value not in choices:
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
