@@ -12,13 +12,16 @@ import numpy as np
 from otlabel import sweep
 from otlabel.distributed import Alone, ranks_of
 from otlabel.errors import ConvergenceWarning, InvalidMassError
-from otlabel.marginals import KL, Exact, Range, Rule, class_sizes
+from otlabel.marginals import KL, Exact, Range, class_sizes
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
-from otlabel.result import Assignment, Certificate, Status, like
+from otlabel.result import PROVEN, Assignment, Certificate, Status, like, potentials_spread
 from otlabel.rounding import Placement, round_exact
 from otlabel.scores import (
+    LinearScores,
+    MovedScores,
     Rows,
+    as_float,
     by_class,
     by_row,
     class_mass_of,
@@ -31,7 +34,16 @@ from otlabel.scores import (
     take_rows,
 )
 from otlabel.semidual import EPSILON_STEP, SAMPLE_ENTRIES, Point, draw_sampled, sharpen, solve
-from otlabel.validate import check_finite, check_labels, check_mass, check_problem, check_solver, check_vector, warn
+from otlabel.validate import (
+    FAR,
+    check_finite,
+    check_labels,
+    check_mass,
+    check_problem,
+    check_solver,
+    check_vector,
+    warn,
+)
 
 DISTINCT_SHARE = 0.5  # solve equal rows as one where at most this share of the rows is distinct
 HASHES = 1 << 20  # of rows that are looked at to tell
@@ -39,6 +51,8 @@ EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon 
 SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
 SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer
 WORTHWHILE = 0.7  # share of the excess that may be left after such a step, or it was the last
+ROUNDED = 4 * float(np.finfo(np.float64).eps) / PROVEN  # of the size of scores: as rounding, it counts as spread
+PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
 FAR_BEHIND = 50.0  # times epsilon and the usual spread of potentials: who must be raised by more is wanted by no sample
 
 
@@ -176,8 +190,9 @@ def sinkhorn_assign(
             samples=samples,
             abstain=abstain,
             epsilon=solver.epsilon,
+            rounding=rounding,
         )
-        start = _start(init, problem.rule, epsilon, n_classes)
+        start = _start(init, problem, epsilon, n_classes)
 
         distinct, members = _merge_equal_rows(problem, hashes, monitor, seed)
         monitor.n_rows = distinct.n_rows
@@ -191,13 +206,14 @@ def sinkhorn_assign(
         else:
             labels, potentials = None, solution.point.plan_potentials
         monitor.n_rows = n_rows
-        labels, proof, label_units = _certified(problem, labels, potentials, monitor, by_rule=exact)
+        labels, proof, label_units, potentials = _certified(problem, labels, potentials, monitor, by_rule=exact)
         labels = rows.returned(labels)
     if solution.status is not Status.CONVERGED:
         _warn_of_status(solution.status, solution.point.error, solver, monitor.n_sweeps)
     thresholds = (-math.inf, -math.inf)
     if len(potentials) > n_classes:  # after the classes comes that of those who abstain
-        thresholds = float(potentials[-1]), float(solution.point.plan_potentials[-1])
+        lowered = problem.column_lowered
+        thresholds = float(potentials[-1]) + lowered, float(solution.point.plan_potentials[-1]) + lowered
     return Assignment(
         labels=like(np.where(labels < n_classes, labels, -1).astype(np.int64), scores),
         counts=like(np.asarray(proof.counts)[:n_classes], scores),
@@ -221,6 +237,10 @@ def sinkhorn_assign(
         plan_threshold=thresholds[1],
         sample_rho=problem.row_rho,
         notes=_notes(solution.point, epsilon),
+        gap=proof.gap,
+        spread=proof.spread,
+        size_error=proof.size_error,
+        weighted=problem.weights is not None,
     )
 
 
@@ -266,28 +286,49 @@ def certify(
         else:
             check_finite(opened, sweep.inspect(opened))
         g = check_vector(by_class(potentials, n_classes, opened.class_names, "potentials"), n_classes, "potentials")
+        used = (sizes > 0) | (targets > 0)
+        g = np.where(used & np.isneginf(g), g[np.isfinite(g)].min(initial=0.0), g)  # any finite one makes a bound
+        if n_labelled == n_rows:
+            g = g - g[used].mean()  # a constant says nothing where all are labelled
         _, best, own = sweep.label(opened, g, given)
-        if (
-            n_labelled < n_rows
-        ):  # whoever may stay unlabelled: no choice of so many leaves more than the largest of these
-            largest = np.partition(team.joined("best", best)[0], n_rows - n_labelled)[n_rows - n_labelled :].sum()
-        else:
-            (largest,) = team.total("best", best.sum())
         (value,) = team.total("value", (own[labelled] - g[given[labelled]]).sum())
-        bound = (float(largest) - float(targets[targets > 0] @ g[targets > 0])) / n_rows
-        return Certificate(float(value) / n_rows, bound, like(sizes, scores))
+        open_rows = best > -np.inf
+        spread = potentials_spread(g, np.where(used, 1, 0))
+        (farthest,) = team.largest("far", np.abs(best[open_rows]).max(initial=0.0))
+        if farthest > FAR * spread > 0 and not isinstance(opened, LinearScores):
+            # Constants in rows would hide what tells classes apart: they are taken off before anything is added.
+            total, n_open = team.total("far", best[open_rows].sum(), open_rows.sum())
+            _, best, own = sweep.label(MovedScores(opened, None if n_labelled == n_rows else total / n_open), g, given)
+        fits = own > -np.inf
+        short = np.where(fits, best, np.inf) - np.where(fits, own, 0.0)  # of a label on a forbidden pair without end
+        (short,) = team.total("short", short[labelled].sum())
+        if n_labelled < n_rows:
+            # Whoever may stay unlabelled: no choice of so many leaves more than that of the lowest.
+            all_best = team.joined("best", best)[0]
+            limit = np.partition(all_best, n_rows - n_labelled)[n_rows - n_labelled]
+            above = best - limit
+            misplaced = np.where(labelled, np.maximum(-above, 0), np.maximum(above, 0)).sum()
+            more, apart = team.total("misplaced", misplaced, np.abs(above[best > -np.inf]).sum())
+            short, spread = short + more, max(spread, float(apart) / n_rows)
+        if spread:  # else nothing was added, nor rounded
+            (size,) = team.total("size", np.abs(best[best > -np.inf]).sum())
+            spread = max(spread, ROUNDED * float(size) / n_rows)
+        gap = (float(short) + float((sizes - targets)[used] @ g[used])) / n_rows
+        size_error = float(np.maximum(targets - sizes, 0).sum()) / n_rows
+        mean = float(value) / n_rows
+        return Certificate(mean, mean + gap, like(sizes, scores), gap, spread, size_error)
 
 
-def _start(init: Any, rule: Rule, epsilon: float, n_classes: int) -> np.ndarray | None:
+def _start(init: Any, problem: Problem, epsilon: float, n_classes: int) -> np.ndarray | None:
     """Potentials to start from; a class that was to stay empty starts from zero."""
     if init is None:
         return None
-    g, threshold = init, 0.0
+    rule, g, threshold = problem.rule, init, problem.column_lowered
     if isinstance(init, Assignment):
         g, threshold = init.plan_potentials, init.plan_threshold
     g = check_vector(g, n_classes, "init")
     if len(rule.mass) > n_classes:
-        g = np.append(g, threshold)
+        g = np.append(g, threshold - problem.column_lowered)
     g = g - epsilon * np.where(rule.wanted, rule.log_mass, 0.0)
     return np.where(np.isfinite(g), g, 0.0)
 
@@ -382,29 +423,61 @@ def _excess(point: Point, problem: Problem) -> float:
 
 def _certified(
     problem: Problem, labels: np.ndarray | None, potentials: np.ndarray, monitor: Monitor, *, by_rule: bool
-) -> tuple[np.ndarray, Certificate, np.ndarray]:
+) -> tuple[np.ndarray, Certificate, np.ndarray, np.ndarray]:
     """Labels (the argmax where none are given), value and bound from one pass in float64, and units of each class.
 
-    The bound holds for all labels that the problem's rule allows, or for all of the same class sizes.
+    The bound holds for all labels that the problem's rule allows, or for all of the same class sizes. Last come the
+    potentials, with those of classes that take no sample here but may take new ones.
     """
     labels, best, own = sweep.label(problem.scores, potentials, labels)
-    n_classes = problem.scores.shape[1]
+    n_classes, n_units = problem.scores.shape[1], problem.n_units
     monitor.saw("certify", problem.n_rows)
-    scored = own - potentials[labels]
-    if problem.weights is not None:
-        best, scored = problem.weights * best, problem.weights * scored
-    here = np.array([best.sum(), scored.sum()]), np.bincount(labels, problem.weights, n_classes)
-    (total_best, total_scored), sizes, counts = problem.team.total(
-        "certify", *here, np.bincount(labels, minlength=n_classes)
+    # Staying unlabelled has a potential that constants in rows change: how far rows are from it does not.
+    n_given = len(problem.for_new)
+    apart = np.zeros_like(best) if n_given == n_classes else np.abs(best - potentials[-1])
+    of_rows = np.stack([best - own, own - potentials[labels], np.maximum(apart, ROUNDED * np.abs(best))])
+    here = (of_rows if problem.weights is None else of_rows * problem.weights).sum(1)
+    totals, sizes, counts = problem.team.total(
+        "certify", here, np.bincount(labels, problem.weights, n_classes), np.bincount(labels, minlength=n_classes)
     )
+    short, scored, apart_in_all = totals.tolist()
+    size_error = 0.0
     if by_rule:
-        offset = problem.rule.bound(potentials, problem.n_units)
-    else:
-        offset = -float(sizes[sizes > 0] @ potentials[sizes > 0])
-    bound = (float(total_best) + offset) / problem.n_units
-    if by_rule:
-        bound += problem.rule.charge(sizes / problem.n_units)
-    return labels, Certificate(float(total_scored) / problem.n_units, bound, counts), sizes
+        short += problem.rule.shortfall(potentials, sizes, n_units)
+        lo, hi = problem.bounds
+        soft = np.isfinite(problem.rule.rho)
+        off = np.maximum(lo - sizes, 0), np.where(soft, 0, np.maximum(sizes - hi, 0))
+        size_error = float(max(part.sum() for part in off)) / n_units
+    gap, value = short / n_units, scored / n_units + problem.lowered
+    spread = max(potentials_spread(potentials[:n_given], counts[:n_given]), apart_in_all / n_units)
+    proof = Certificate(value, value + gap, counts, gap, spread, size_error)
+    return labels, proof, sizes, _priced(problem, potentials, best, monitor)
+
+
+def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor: Monitor) -> np.ndarray:
+    """Potentials with those of classes that take no sample here, but may take new ones, in place of -inf.
+
+    They are the largest at which no sample here would enter, g_k = min_i (best_i - s_ik), where best_i is the largest
+    score + potential of the row. A class that is forbidden to all samples tells nothing: it gets the least of others.
+    """
+    classes = np.flatnonzero(problem.for_new & np.isneginf(potentials[: len(problem.for_new)]))
+    finite = potentials[np.isfinite(potentials)]
+    if not len(classes) or not len(finite):
+        return potentials
+    scores = problem.scores.fine
+    room = np.full(len(classes), np.inf)
+    with scores.reading():
+        for batch in scores.batches():
+            for (start, stop), block in zip(batch, scores.read_blocks(batch), strict=True):
+                some = as_float(block[:, classes], scores.dtype).astype(np.float64)
+                room = np.minimum(room, (best[start:stop, None] - some).min(0))
+    monitor.saw("prices", problem.n_rows)
+    room = problem.team.least("prices", room)
+    room = np.where(room < np.inf, room, finite.min())
+    below = PRICE_ROOM * (problem.magnitude + np.abs(room) + float(np.abs(finite).max()))  # so that none ties either
+    priced = potentials.copy()
+    priced[classes] = room - below
+    return priced
 
 
 def _warn_of_status(status: Status, error: float, solver: Solver, n_sweeps: int) -> None:

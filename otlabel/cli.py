@@ -471,6 +471,7 @@ def _tell_assignment(arguments: argparse.Namespace, result: Assignment, n_rows: 
             value=result.value,
             bound=result.bound,
             gap=result.gap,
+            proven=result.proof.proven,
             epsilon=result.epsilon,
             marginal_error=result.marginal_error,
             status=result.status.value,
@@ -526,6 +527,7 @@ def _certify(arguments: argparse.Namespace) -> int:
             bound=certificate.bound,
             gap=certificate.gap,
             relative_gap=certificate.relative_gap,
+            proven=certificate.proven,
             counts=certificate.counts,
         )
     else:

@@ -67,7 +67,7 @@ def _cluster_share(arguments: argparse.Namespace, team: Alone, group: Any) -> No
 
     from otlabel.cluster import BalancedKMeans
     from otlabel.labels_file import write_labels
-    from otlabel.result import Certificate
+    from otlabel.result import Certificate, potentials_spread
     from otlabel.scores import open_scores, rows_between
     from otlabel.torchrun import share_of_rows
 
@@ -89,7 +89,7 @@ def _cluster_share(arguments: argparse.Namespace, team: Alone, group: Any) -> No
     if team.rank:
         return
     value, gap = -model.inertia_ / len(labels), model.gap_ / len(labels)
-    proof = Certificate(value, value + gap, sizes)
+    proof = Certificate(value, value + gap, sizes, gap, potentials_spread(np.asarray(model.potentials_), sizes))
     alone = arguments.output.suffix.lower() == ".npy"
     receipt = None if alone else _receipt(arguments, proof)
     write_labels(arguments.output, labels, sizes, model.potentials_, receipt)

@@ -85,4 +85,6 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
         history=(),
         seconds=monitor.seconds,
         peak_memory=monitor.peak_memory,
+        gap=certificate.gap,
+        spread=certificate.spread,
     )

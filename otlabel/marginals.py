@@ -24,6 +24,8 @@ MASS_TOLERANCE = 1e-6  # how far from 1 the sum of shares may be: float32 roundi
 MASS_UNITS = 1 << 40  # whole numbers that stand for real sample masses: exact labels move units
 LEVEL_STEPS = 50  # of Newton's; rounding ends it after a handful
 MOST_WHOLE_TOLERANCE = 1e-3  # absolute: far below the half that would round anything
+ONE_SAMPLE = "write 1.0 for all samples, a float, or both as integers for sizes"
+SUM_ROUNDING = 1e-12  # what adding up shares may leave over; a unit too many of fewer than 1e12 is more
 WHOLE_TOLERANCE = 1e-9  # relative: a share times N this near to a whole number was meant to be it
 
 
@@ -67,6 +69,12 @@ class Range:
     lo: Any = 0.0
     hi: Any = 1.0
 
+    @property
+    def hi_is_one_sample(self) -> bool:
+        """Whether hi is 1 as an integer, which may have been meant as all samples."""
+        given = np.asarray(self.hi)
+        return given.dtype.kind in "iu" and bool((given == 1).all())
+
 
 @dataclass(frozen=True, eq=False)
 class Rule:
@@ -78,6 +86,7 @@ class Rule:
     rho: np.ndarray  # inf where the bounds are hard
     exact: np.ndarray  # bool: lo = hi
     log_mass: np.ndarray  # log b where the plan is regularised relative to b, else 0
+    sizes: np.ndarray | None = None  # int64, of exact classes: where masses were changed after they became sizes
 
     @property
     def wanted(self) -> np.ndarray:
@@ -161,40 +170,84 @@ class Rule:
 
     def step(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Potentials after a step, which may bring those of ranged classes to zero but not beyond in one go."""
-        crossed = self.ranged & (before * after < 0)
+        crossed = self.ranged & (np.sign(before) * np.sign(after) < 0)
         return np.where(crossed, 0.0, after)
 
     def with_units(self, n_units: int) -> Rule:
         """The rule with bounds that whole units can meet."""
-        lo, hi = self.unit_bounds(n_units)
+        sizes, most = self.unit_bounds(n_units)
         hard = np.isinf(self.rho)
-        lo, hi = np.where(hard, lo / n_units, self.lo), np.where(hard, hi / n_units, self.hi)
-        return replace(self, lo=lo, hi=hi, exact=hard & (lo == hi))
+        lo, hi = np.where(hard, sizes / n_units, self.lo), np.where(hard, most / n_units, self.hi)
+        return replace(self, lo=lo, hi=hi, exact=hard & (lo == hi), sizes=sizes)
 
-    def unit_bounds(self, n_units: int) -> tuple[np.ndarray, np.ndarray]:
+    def unit_bounds(self, n_units: int, *, weighted: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Fewest and most whole units of each class; raises InfeasibleError where they leave no way to share out all.
 
-        Exact masses become sizes together, by the largest remainder; bounds are rounded inwards one by one.
+        Exact masses become sizes together, by the largest remainder; bounds are rounded inwards one by one. Where
+        samples are weighted, units are parts of their mass, and errors speak of shares of it.
         """
         lo = np.ceil(_near_whole(self.lo * n_units)).astype(np.int64)
         hi = np.floor(_near_whole(np.minimum(self.hi, 1.0) * n_units)).astype(np.int64)
         if self.exact.any():
-            lo[self.exact] = hi[self.exact] = class_sizes(self.lo, n_units, self.exact)
+            sizes = class_sizes(self.lo, n_units, self.exact) if self.sizes is None else self.sizes[self.exact]
+            lo[self.exact] = hi[self.exact] = sizes
+
+        def told(units: float) -> str:
+            return f"{units / n_units:.6g}" if weighted else f"{units:.6g}"
+
+        of_all = "of the sample mass of 1" if weighted else f"of {n_units} samples"
         crossed = np.flatnonzero(lo > hi)
         if len(crossed):
             k = crossed[0]
             raise InfeasibleError(
-                f"no whole size of class {k} lies between {self.lo[k] * n_units:.6g} and {self.hi[k] * n_units:.6g} of "
-                f"{n_units} samples ({len(crossed)} such classes); widen the range"
+                f"no whole size of class {k} lies between {told(self.lo[k] * n_units)} and "
+                f"{told(self.hi[k] * n_units)} {of_all} ({len(crossed)} such classes); widen the range"
             )
-        if not lo.sum() <= n_units <= hi.sum():
-            short = (
-                f"at least {lo.sum()}, {lo.sum() - n_units} too many"
-                if lo.sum() > n_units
-                else (f"at most {hi.sum()}, {n_units - hi.sum()} too few")
-            )
-            raise InfeasibleError(f"the classes' bounds ask for {short}, of {n_units} samples; widen the range")
+        too_many = int(lo.sum()) > n_units
+        asked = int(lo.sum() if too_many else hi.sum())
+        if too_many or asked < n_units:
+            least, bounds, name = ("least", self.lo, "lo") if too_many else ("most", np.minimum(self.hi, 1.0), "hi")
+            off = f"{told(abs(asked - n_units))} too {'many' if too_many else 'few'}"
+            remedy = "widen the range"
+            rounded = np.flatnonzero((lo if too_many else hi) != bounds * n_units)
+            enough = bounds.sum() <= 1 if too_many else bounds.sum() >= 1
+            if len(rounded) and enough:
+                k = rounded[0]
+                whole = (lo if too_many else hi)[k]
+                remedy += (
+                    f" (shares are rounded inwards to whole samples: {name} of class {k} is {bounds[k] * n_units:.6g} "
+                    f'of them, so {whole}), or take rounding="argmax", which goes by shares'
+                )
+            if not too_many:
+                remedy += f", or leave {told(n_units - asked)} unlabelled by abstain={(n_units - asked) / n_units:.6g}"
+            raise InfeasibleError(f"the classes' bounds ask for at {least} {told(asked)}, {off}, {of_all}; {remedy}")
         return lo, hi
+
+    def check_shares(self, *, of_all: bool) -> None:
+        """The same where masses need not be whole, nor even sum to 1 unless they are to be those `of_all` samples."""
+        if not self.wanted.any():
+            raise InfeasibleError("no class may take anything: all masses or bounds are 0; widen the range")
+        if not of_all:
+            return
+        lo, hi = float(self.lo.sum()), float(np.minimum(self.hi, 1.0).sum())
+        if lo > 1 + MASS_TOLERANCE:
+            raise InfeasibleError(f"the classes' bounds ask for at least {lo:.6g} of all samples; widen the range")
+        if hi < 1 - MASS_TOLERANCE:
+            raise InfeasibleError(
+                f"the classes' bounds ask for at most {hi:.6g} of all samples; widen the range, or leave the rest "
+                f"unlabelled by abstain={1 - hi:.6g}"
+            )
+
+    def without(self, closed: np.ndarray, sizes: np.ndarray) -> Rule:
+        """The rule where some classes (bool) turn out to be allowed to nobody; other exact ones share out their mass.
+
+        `sizes` (K,) are those that exact classes have all the same.
+        """
+        shared = self.exact & ~closed
+        lost, left = float(self.lo[self.exact & closed].sum()), float(self.lo[shared].sum())
+        more = np.where(shared, 1 + lost / left, 1.0) if lost and left else np.ones(len(self.lo))
+        hi = np.where(closed, 0.0, self.hi * more)
+        return replace(self, mass=self.mass * more, lo=self.lo * more, hi=hi, sizes=sizes if lost else self.sizes)
 
     def charge(self, taken: np.ndarray) -> float:
         """What soft classes that may take anything are charged for these shares."""
@@ -219,23 +272,27 @@ class Rule:
             places += room & (self.prices(classes, np.minimum(places + 1, n_units), n_units) <= limits)
         return places
 
-    def bound(self, potentials: np.ndarray, n_units: int) -> float:
-        """sum_k max_n (-g_k n - N charge_k(n)) over the whole sizes n that a class may have, in total over samples."""
+    def shortfall(self, potentials: np.ndarray, sizes: np.ndarray, n_units: int) -> float:
+        """sum_k max_n (-g_k n - N charge_k(n)) + g_k size_k + N charge_k(size_k), in total over samples.
+
+        n are the whole sizes that a class may have. So no class adds less than zero, but for hard ones whose size is
+        not within their bounds; and one with the best size for its potential adds nothing, not even rounding.
+        """
         lo, hi = self.unit_bounds(n_units)
         wanted = self.wanted & (hi > 0)
         hard, soft = wanted & np.isinf(self.rho), wanted & np.isfinite(self.rho)
-        sizes = np.where(potentials > 0, lo, hi)[hard]
-        total = -float(sizes @ potentials[hard])
+        best = np.where(potentials > 0, lo, hi)[hard]
+        total = float((sizes[hard] - best) @ potentials[hard])
         if not soft.any():
             return total
-        g, rho, mass = potentials[soft], self.rho[soft], self.mass[soft]
+        g, rho, mass, own = potentials[soft], self.rho[soft], self.mass[soft], sizes[soft]
         with np.errstate(over="ignore"):
             near = np.minimum(n_units * mass * np.exp(-g / rho), n_units)  # where the derivative is zero
-        best = np.full(len(g), -np.inf)
+        charge, short = _divergence(own / n_units, mass), np.zeros(len(g))
         for offset in (-1, 0, 1, 2):
             n = np.clip(np.floor(near) + offset, 0, n_units)
-            best = np.maximum(best, -g * n - rho * _divergence(n / n_units, mass) * n_units)
-        return total + float(best.sum())
+            short = np.maximum(short, g * (own - n) + rho * (charge - _divergence(n / n_units, mass)) * n_units)
+        return total + float(short.sum())
 
 
 def rule_of(classes: Exact | KL | Range, mass: np.ndarray, n_rows: int) -> Rule:
@@ -246,6 +303,10 @@ def rule_of(classes: Exact | KL | Range, mass: np.ndarray, n_rows: int) -> Rule:
         lo, hi, rho = np.zeros(n_classes), np.where(mass > 0, 1.0, 0.0), np.full(n_classes, float(classes.rho))
     elif isinstance(classes, Range):
         lo, hi = _shares(classes.lo, "lo", n_rows, n_classes), _shares(classes.hi, "hi", n_rows, n_classes)
+        if (lo > hi).any() and classes.hi_is_one_sample and np.asarray(classes.lo).dtype.kind == "f":
+            raise InvalidMassError(f"Range: hi is the integer 1, which is one sample, but lo a share; {ONE_SAMPLE}")
+        if (lo == hi).all() and abs(lo.sum() - 1) <= MASS_TOLERANCE and np.asarray(classes.lo).dtype.kind == "f":
+            lo = hi = lo / lo.sum()  # shares that sum to 1 but for rounding; sizes are the user's word
         crossed = np.flatnonzero(lo > hi)
         if len(crossed):
             k = crossed[0]
@@ -336,8 +397,9 @@ def class_sizes(shares: np.ndarray, n_rows: int, among: np.ndarray | None = None
 
     `among` (bool) asks for some of the classes only: their sizes then sum to what is nearest to N times their shares.
     """
+    everything = among is None or (bool(among.all()) and abs(float(shares.sum()) - 1) <= SUM_ROUNDING)
     shares = shares if among is None else shares[among]
-    total = n_rows if among is None or among.all() else int(np.rint(shares.sum() * n_rows))
+    total = n_rows if everything else int(np.rint(shares.sum() * n_rows))
     wanted = _near_whole(shares * n_rows)
     sizes = np.floor(wanted).astype(np.int64)
     remainder = np.where(shares > 0, np.round(wanted - sizes, 9), -1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -36,6 +36,9 @@ class Problem:
     sampled: np.ndarray  # (R,) sorted: rows of all from which samples are taken, in memory whatever the source is
     weights: np.ndarray | None = None  # (N,) of the rows here: their units, whole numbers as float64; None for one each
     row_rho: float = math.inf  # price of leaving a row's mass, KL; inf where rows are exact
+    for_new: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # (K,) classes that may take new samples
+    lowered: float = 0.0  # by how much scores were moved to be near zero, in the mean of all labelled units
+    column_lowered: float = 0.0  # the same of staying unlabelled, whose score is zero: potentials are to make up for it
 
     @property
     def n_rows(self) -> int:
@@ -50,7 +53,7 @@ class Problem:
     @functools.cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Fewest and most units (K,) int64 of each class."""
-        return self.rule.unit_bounds(self.n_units)
+        return self.rule.unit_bounds(self.n_units, weighted=self.weights is not None)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from otlabel import sweep
-from otlabel.errors import FileFormatError, InvalidScoresError
+from otlabel.errors import FileFormatError, InfeasibleError, InvalidScoresError
 from otlabel.files import replacing
 from otlabel.scores import Scores, WithColumn, home_of, open_scores, sample_mass_of
 from otlabel.scores.paths import load_archive
@@ -31,6 +31,8 @@ FORMAT = "otlabel.Assignment"
 FORMAT_VERSION = 2
 ARRAYS = ("labels", "counts", "class_mass", "potentials", "plan_potentials", "label_mass")
 FLOATS = ("value", "bound", "epsilon", "marginal_error", "seconds", "threshold", "plan_threshold", "sample_rho")
+LATER_FLOATS = ("gap", "spread", "size_error")  # that files of earlier releases lack
+PROVEN = 1e-9  # of the spread of the potentials of classes: a gap up to this is rounding
 DAMAGED = (  # what a damaged archive may raise, by where the damage is
     zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, TypeError, AttributeError, RuntimeError,
 )  # fmt: skip
@@ -72,16 +74,40 @@ class Certificate:
     value: float  # mean score of the labels
     bound: float  # upper bound on the value of every assignment with these class sizes
     counts: Array  # (K,) int64: class sizes of the labels
+    gap: float = math.nan  # bound - value, as the mean of differences; NaN stands for that difference itself
+    spread: float = math.nan  # how far scores decide between classes: see `potentials_spread`; NaN: not known
+    size_error: float = 0.0  # share of the mass that would have to move for the sizes to be those of the bound
 
-    @property
-    def gap(self) -> float:
-        """bound - value: at most so much could be won; not below zero but for rounding."""
-        return self.bound - self.value
+    def __post_init__(self) -> None:
+        if math.isnan(self.gap):
+            object.__setattr__(self, "gap", self.bound - self.value)
 
     @property
     def relative_gap(self) -> float:
-        """The gap relative to the size of the value."""
+        """The gap relative to the size of the value, which constants in rows change; `proven` does not go by it."""
         return self.gap / max(abs(self.value), float(np.finfo(np.float64).tiny))
+
+    @property
+    def proven(self) -> bool:
+        """Whether the labels have the sizes that the bound is for, and the gap is nothing but rounding.
+
+        That is judged by how far the potentials of classes lie apart, which is how far scores decide between classes:
+        it grows with the scores, and no constant in a row changes it. Where it is not known, by a gap of exactly zero.
+        """
+        rounding = PROVEN * self.spread if self.spread > 0 else 0.0
+        return not self.size_error and abs(self.gap) <= rounding
+
+    @property
+    def verdict(self) -> str:
+        """What the gap says, in words."""
+        if self.proven:
+            return "rounding error: proven optimal"
+        if math.isinf(self.gap):
+            return "some labels are on forbidden pairs"
+        off = f"sizes are off by {self.size_error:.2%} of the mass" if self.size_error else ""
+        if self.gap < 0:
+            return f"{off or 'sizes are not those asked for'}, so this is no proof"
+        return "at most this much better is possible" + (f"; {off}" if off else "")
 
     def summary(self) -> str:
         """A few lines for people, at most 80 columns."""
@@ -91,9 +117,18 @@ class Certificate:
                 f"labels    {sizes.sum():,} samples in {len(sizes):,} classes of {_range_text(sizes)}",
                 f"value     {self.value:.9g} (mean score a sample)",
                 f"bound     {self.bound:.9g} (no labels with these class sizes exceed it)",
-                f"gap       {_gap_text(self.gap, self.value)}",
+                f"gap       {self.gap:.1e} ({self.verdict})",
             )
         )
+
+
+def potentials_spread(potentials: np.ndarray, counts: np.ndarray) -> float:
+    """How far apart the potentials of the classes that have samples lie.
+
+    Where they prove labels, this is how much of a score classes must be given, or charged, to have their sizes.
+    """
+    used = potentials[(counts > 0) & np.isfinite(potentials)]
+    return float(np.ptp(used)) if len(used) else 0.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -108,7 +143,8 @@ class Assignment:
     labels: Array  # (N,) int64; -1 for a sample left unlabelled
     counts: Array  # (K,) int64: class sizes of the labels
     class_mass: Array  # (K,) float64: share of each class in the entropic plan
-    potentials: Array  # (K,) float64: prove the labels; -inf for a class that was to stay empty
+    potentials: Array  # (K,) float64: prove the labels; -inf for a class that was to stay empty. A class that has no
+    # sample, though it may take some, has the potential at which a first one would just not enter
     plan_potentials: Array  # (K,) float64: of the entropic plan
     label_mass: Array  # (K,) float64: share of the sample mass that has each label
     value: float  # mean score of the labels, zero for a sample left unlabelled
@@ -127,11 +163,22 @@ class Assignment:
     sample_rho: float = math.inf  # price at which samples may leave their mass; inf where they may not
     n_samples: int = 0  # of all ranks, with a group; 0: as many as there are labels
     notes: tuple[str, ...] = ()  # what was noticed on the way, in plain sentences
+    gap: float = math.nan  # bound - value, as the mean of differences: zero up to rounding where labels are optimal
+    spread: float = math.nan  # of the scores, where it decides: see `Certificate`
+    size_error: float = 0.0  # share of the sample mass that class sizes are off, where weighted samples cannot be split
+    weighted: bool = False  # whether samples had masses of their own
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.gap):
+            object.__setattr__(self, "gap", self.bound - self.value)
 
     @property
-    def gap(self) -> float:
-        """bound - value; zero up to rounding where the labels are optimal for their class sizes."""
-        return self.bound - self.value
+    def proof(self) -> Certificate:
+        """Value, bound and gap with what they prove; `proof.proven` says whether the labels are optimal."""
+        spread = self.spread
+        if math.isnan(spread):  # a file of an earlier release
+            spread = potentials_spread(_to_numpy(self.potentials), _to_numpy(self.counts))
+        return Certificate(self.value, self.bound, self.counts, self.gap, spread, self.size_error)
 
     def predict(self, scores: Any) -> Array:
         """Labels of new samples, argmax_k (scores + potentials): sizes are balanced only as far as the data is alike.
@@ -144,6 +191,8 @@ class Assignment:
 
         Raises:
             InvalidScoresError: scores that do not have K columns, or with NaN.
+            InfeasibleError: a sample that is allowed no class, or only such as are to stay empty (potential -inf),
+                where none may stay unlabelled.
         """
         return predict(scores, _to_numpy(self.potentials), self.threshold)
 
@@ -156,17 +205,31 @@ class Assignment:
 
         Args:
             scores: (M, K); for the plan that was solved, the same scores again.
-            sample_mass: (M,) a, as shares. None: 1/M each.
+            sample_mass: (M,) a, as shares, or integers, which stand for their shares of their sum. None: 1/M each;
+                after a solve with sample masses they are to be given.
 
         Returns:
             (M, K) float64.
+
+        Raises:
+            ValueError: sample_mass is missing or of another length.
+            InfeasibleError: as for `predict`.
         """
-        opened = _open_for(scores, len(self.potentials))
-        rows = self._softmax(opened)
-        if sample_mass is None:
-            rows /= opened.shape[0]
-        else:
-            rows *= sample_mass_of(sample_mass, opened).astype(np.float64)[:, None]
+        if sample_mass is None and self.weighted:
+            raise ValueError(
+                "the plan was solved for samples with masses of their own: pass them as sample_mass, or "
+                "np.full(M, 1 / M) for equal ones"
+            )
+        opened, may_be_closed = _open_for(scores, len(self.potentials))
+        mass = sample_mass_of(sample_mass, opened)
+        if mass is None:
+            mass = np.full(opened.shape[0], 1 / opened.shape[0])
+        if mass.shape != (opened.shape[0],) or mass.dtype.kind not in "iuf":
+            raise ValueError(f"sample_mass has shape {mass.shape} of {mass.dtype}; pass one number for each row")
+        if mass.dtype.kind != "f":
+            mass = mass / max(int(mass.sum()), 1)
+        rows = self._softmax(opened, may_be_closed=may_be_closed)
+        rows *= mass.astype(np.float64)[:, None]
         if math.isfinite(self.sample_rho):
             choices, g = self._choices(opened)
             exponent = 1.0 / (self.sample_rho + self.epsilon)
@@ -176,14 +239,18 @@ class Assignment:
     def soft_labels(self, scores: Any) -> Array:
         """The plan's rows normalised to sum 1, (M, K) float64: a distribution over classes for each sample.
 
-        Where samples are left unlabelled, what a row lacks of 1 is the share of that choice.
+        Where samples are left unlabelled, what a row lacks of 1 is the share of that choice. Raises InfeasibleError as
+        `predict` does.
         """
-        return like(self._softmax(_open_for(scores, len(self.potentials))), scores)
+        opened, may_be_closed = _open_for(scores, len(self.potentials))
+        return like(self._softmax(opened, may_be_closed=may_be_closed), scores)
 
-    def _softmax(self, opened: Scores) -> np.ndarray:
+    def _softmax(self, opened: Scores, *, may_be_closed: bool) -> np.ndarray:
         """softmax_k((s_ik + g_k) / epsilon), with staying unlabelled among the choices where there is that."""
         n_classes = opened.shape[1]
         choices, g = self._choices(opened)
+        if self.plan_threshold == -math.inf and (may_be_closed or not np.isfinite(g).any()):
+            _refuse_closed(opened, sweep.label(opened, g)[1])
         rows = sweep.plan(choices.fine, g, self.epsilon)
         return rows if len(g) == n_classes else rows[:, :n_classes].copy()
 
@@ -202,8 +269,9 @@ class Assignment:
             "history": list(self.history),
             "notes": list(self.notes),
         }
-        for name in FLOATS + WHOLES:
+        for name in FLOATS + LATER_FLOATS + WHOLES:
             header[name] = getattr(self, name)
+        header["weighted"] = self.weighted
         header["status"] = self.status.value
         arrays: dict[str, Any] = {name: _to_numpy(getattr(self, name)) for name in ARRAYS}
         with replacing(path) as file:  # numbers and a text, never pickled; NumPy 1 would store allow_pickle as an array
@@ -228,9 +296,10 @@ class Assignment:
             header["status"] = Status(header["status"])
             header["history"] = tuple(map(dict, header["history"]))
             header["notes"] = tuple(map(str, header["notes"]))
-            header |= {name: float(header[name]) for name in FLOATS} | {
-                name: int(header.get(name, 0)) for name in WHOLES
-            }
+            header |= {name: float(header[name]) for name in FLOATS}
+            header |= {name: float(header[name]) for name in LATER_FLOATS if name in header}
+            header |= {name: int(header.get(name, 0)) for name in WHOLES}
+            header["weighted"] = bool(header.get("weighted", False))
             loaded = cls(**arrays, **header)
             if not (loaded.threshold < math.inf and loaded.plan_threshold < math.inf):  # nor is NaN
                 raise ValueError(f"its thresholds are {loaded.threshold} and {loaded.plan_threshold}")
@@ -243,7 +312,7 @@ class Assignment:
     def summary(self) -> str:
         """What came out, in a few lines of at most 80 columns."""
         sizes = _to_numpy(self.counts)
-        lines = Certificate(self.value, self.bound, self.counts).summary().split("\n")
+        lines = self.proof.summary().split("\n")
         n_samples = self.n_samples or len(self.labels)
         if unlabelled := n_samples - int(sizes.sum()):
             lines[0] += f"; {unlabelled:,} left unlabelled"
@@ -268,18 +337,31 @@ class Assignment:
 
 def predict(scores: Any, potentials: np.ndarray, threshold: float = -math.inf) -> Array:
     """Labels argmax_k (scores + potentials) of any samples, (M,) int64; see `Assignment.predict`."""
-    opened = _open_for(scores, len(potentials))
+    opened, _ = _open_for(scores, len(potentials))
     labels, best, _ = sweep.label(opened, potentials)
+    if threshold == -math.inf:
+        _refuse_closed(opened, best)
     return like(np.where(best >= threshold, labels, -1).astype(np.int64), scores)
 
 
-def _open_for(scores: Any, n_classes: int) -> Scores:
-    """Scores that have the right columns and no NaN."""
+def _refuse_closed(opened: Scores, best: np.ndarray) -> None:
+    """Raise InfeasibleError where the best class of a row is one that it may not take."""
+    closed = np.flatnonzero(best == -np.inf)
+    if len(closed):
+        raise InfeasibleError(
+            f"{len(closed)} rows are allowed no class that takes samples (scores or potentials of -inf), the first is "
+            f"{opened.place(int(closed[0]))}; leave these rows out, or solve with abstain"
+        )
+
+
+def _open_for(scores: Any, n_classes: int) -> tuple[Scores, bool]:
+    """Scores that have the right columns and no NaN, and whether any pair is forbidden."""
     opened = open_scores(scores)
     if opened.shape[1] != n_classes:
         raise InvalidScoresError(f"scores have {opened.shape[1]} columns, this assignment has {n_classes} classes")
-    check_finite(opened, sweep.inspect(opened))
-    return opened
+    inspection = sweep.inspect(opened)
+    check_finite(opened, inspection)
+    return opened, inspection.n_forbidden > 0
 
 
 def like(array: np.ndarray, scores: Any) -> Array:
@@ -300,6 +382,8 @@ def _check_arrays(arrays: dict[str, np.ndarray], *, is_part: bool) -> None:
         kinds = "iu" if name in ("labels", "counts") else "f"
         if array.ndim != 1 or array.dtype.kind not in kinds or (name != "labels" and len(array) != n_classes):
             raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, for {n_classes} classes")
+        if kinds == "f" and (np.isnan(array).any() or (array == np.inf).any()):
+            raise ValueError(f"{name} holds NaN or +inf")
     if (len(labels) == 0 and not is_part) or labels.min(initial=0) < -1 or labels.max(initial=0) >= n_classes:
         raise ValueError(f"labels are not from 0 to {n_classes - 1}, or -1")
     if not is_part and not np.array_equal(np.bincount(labels[labels >= 0], minlength=n_classes), counts):
@@ -324,8 +408,3 @@ def bytes_text(number: float) -> str:
         number /= 1000
         units.pop(0)
     return f"{number:.3g} {units[0]}"
-
-
-def _gap_text(gap: float, value: float) -> str:
-    proven = gap <= 1e-9 * max(1.0, abs(value))
-    return f"{gap:.1e}" + (" (rounding error: proven optimal)" if proven else " (at most this much better is possible)")

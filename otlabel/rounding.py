@@ -72,7 +72,8 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
     n_classes = problem.scores.shape[1]
     rng = np.random.default_rng(seed)
     most = problem.bounds[1]
-    g = np.where(most > 0, np.where(np.isfinite(potentials), potentials, 0.0), -np.inf)
+    reach = n_classes * problem.extent  # larger ones, from an epsilon far above the scores, would hide these in sums
+    g = np.where(most > 0, np.clip(np.where(np.isfinite(potentials), potentials, 0.0), -reach, reach), -np.inf)
     tie = TIE * (problem.magnitude + float(np.abs(g[np.isfinite(g)]).max()))
     n_here, no_rows = problem.scores.shape[0], np.empty(0, np.int64)
     weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)

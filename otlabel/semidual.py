@@ -59,11 +59,13 @@ DEVICE_CLASSES = 8192  # the same on a device
 DENSE_PLAN = 0.1  # share of entries from which on a sampled plan is multiplied as a dense matrix
 ACTIVE_SETS = 12  # times that the step is solved for, to find which limits bind at its end
 RIDGE = 1e-3  # of the class mass, added to the curvature: F is flat along constants and in empty directions
+LEAST_CURVATURE = 1e-300  # of soft classes that nothing goes to
 LONGEST_STEP = 8.0  # in units of epsilon: how far the quadratic model is trusted at first ...
 TRUST_STEP = 4.0  # ... and how much farther after a step of that length that held
 HALVINGS = 6  # before a Newton step is given up for a plain Sinkhorn step
 STALL_STEPS = 12  # Newton steps without a smaller error: the working precision is used up
 RESOLUTION_SHARE = 0.05  # of the tolerance that float32's rounding may take before float64 is used
+FLOAT32_REACH = 1e30  # what float32 holds with room for a few factors, upwards; downwards, its reciprocal
 LARGEST_EXPONENT = 40.0  # of row masses in float32
 FINE_TOLERANCE = 1e-5  # from here down float64 is used in any case
 
@@ -108,6 +110,7 @@ class Objective:
         self.magnitude = problem.magnitude + float(np.abs(finite).max(initial=0.0))
         rounding = float(np.finfo(np.float32).eps) * self.magnitude / epsilon
         double = problem.scores.dtype == "float64" or rounding > RESOLUTION_SHARE * tol or tol < FINE_TOLERANCE
+        double |= not 1 / FLOAT32_REACH < epsilon < FLOAT32_REACH or self.magnitude > FLOAT32_REACH
         double |= problem.magnitude > LARGEST_EXPONENT * (problem.row_rho + epsilon)  # or masses of rows would overflow
         self.precision: type = np.float64 if double else np.float32
         self.noise = 8 * float(np.finfo(self.precision).eps) * max(epsilon, self.magnitude)  # of a value of F
@@ -390,10 +393,11 @@ def _newton_direction(objective: Objective, point: Point) -> np.ndarray:
     size = objective.size_of(point)
     mass, residual = point.sweep.mass[active] / size, point.residual[active] / size
     scale = np.sqrt(mass / np.maximum(sampled, 0.1 * mass + 1e-300))
-    own = epsilon * rule.curvature(point.potentials, point.sweep.mass)[active] / size
+    with np.errstate(over="ignore"):
+        own = epsilon * rule.curvature(point.potentials, point.sweep.mass)[active] / size
     # What charges for mass holds itself; a ridge of more than its own would hold back classes of little mass.
     least = np.where(np.isfinite(rule.rho[active]), 0.0, 1.0 / len(active))
-    diagonal = sampled * scale**2 + own + RIDGE * (mass + least)
+    diagonal = np.maximum(sampled * scale**2 + own + RIDGE * (mass + least), LEAST_CURVATURE)
     scale *= np.sqrt(1 - epsilon / objective.row_scale)
     y = np.zeros(len(point.potentials))
     total = float(point.sweep.mass.sum())
@@ -447,8 +451,9 @@ def _solve_within(curvature: Curvature, limits: Limits, mass: np.ndarray, residu
     for _ in range(ACTIVE_SETS):
         there = limits.potentials + y
         # A potential that passes zero stops there for this step: jumps from limit to limit may go on for ever.
-        low = may_be_low & (there + (limits.lo - ahead) / curvature.diagonal > 0)
-        high = may_be_high & (there + (limits.hi - ahead) / curvature.diagonal < 0)
+        with np.errstate(over="ignore", invalid="ignore"):  # of classes that next to nothing goes to
+            low = may_be_low & (there + (limits.lo - ahead) / curvature.diagonal > 0)
+            high = may_be_high & (there + (limits.hi - ahead) / curvature.diagonal < 0)
         free = ~limits.ranged | low | high
         if before is not None and np.array_equal(before, low.astype(int) - high):
             break

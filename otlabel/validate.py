@@ -23,6 +23,7 @@ from otlabel.marginals import (
     KL,
     MASS_TOLERANCE,
     MASS_UNITS,
+    ONE_SAMPLE,
     Exact,
     Range,
     Rule,
@@ -33,11 +34,13 @@ from otlabel.marginals import (
 )
 from otlabel.monitor import Monitor
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
-from otlabel.scores import KeptRows, Scores, WithColumn, as_array, as_float, draw_rows
+from otlabel.scores import KeptRows, LinearScores, MovedScores, Scores, WithColumn, as_array, as_float, draw_rows
 
 LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities
 RESOLVED = 1e5  # times epsilon: products up to here have errors far below it in float32
 SMALLEST, LARGEST = 1e-30, 1e30  # products of which float32 loses neither these nor their differences
+FAR = 1e3  # times the usual spread of a row: scores as large hide from sums what tells classes apart
+LARGEST_SCORE, LEAST_EPSILON = 1e200, 1e-200  # sums and quotients of what lies between are numbers
 
 
 def check_solver(epsilon: float, rounding: Rounding, tol: float, max_sweeps: int, method: Method, seed: int) -> Solver:
@@ -45,6 +48,8 @@ def check_solver(epsilon: float, rounding: Rounding, tol: float, max_sweeps: int
     for name, number in (("epsilon", epsilon), ("tol", tol)):
         if not (math.isfinite(number) and number > 0):
             raise ValueError(f"{name} is {number}; it must be a positive number")
+    if not LEAST_EPSILON <= epsilon <= LARGEST_SCORE:
+        raise ValueError(f"epsilon is {epsilon:g}; beyond {LEAST_EPSILON:g} to {LARGEST_SCORE:g} sums are no numbers")
     for name, value, choices in (("rounding", rounding, ("exact", "argmax")), ("method", method, ("auto", "sinkhorn"))):
         if value not in choices:
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
@@ -64,11 +69,13 @@ def check_problem(
     samples: Exact | KL = EXACT,
     abstain: float = 0.0,
     epsilon: float = math.inf,
+    rounding: Rounding = "exact",
 ) -> tuple[Problem, np.ndarray]:
     """The problem, after a first look at every score; and a hash of each row. Samples will be taken from `sampled`.
 
     Of several ranks, scores are those worked on here, and sample_mass is of all rows. Scores that float32 makes too
-    coarsely for epsilon give way to float64's.
+    coarsely for epsilon give way to float64's. Whether there is an assignment is a matter of whole class sizes where
+    rounding is exact, else of shares.
     """
     share, team, n_classes = scores.share, scores.share.team, scores.shape[1]
     n_rows = share.n_rows
@@ -84,6 +91,13 @@ def check_problem(
         if abstain == 1:
             raise ValueError(f"abstain leaves none of the {n_rows} samples to be labelled")
     rule = rule_of(classes, shares * (1 - abstain), n_rows)
+    for_new = rule.wanted
+    if abstain > 0:
+        rule = with_abstention(rule, abstain)
+    by_size = rounding == "exact" and isinstance(samples, Exact)
+    sizes = _sizes(rule, classes, n_units, weighted=weights is not None) if by_size else None
+    if sizes is None:
+        rule.check_shares(of_all=isinstance(samples, Exact))
     inspection = sweep.inspect(scores)
     monitor.saw("inspect", n_rows)
     if _too_coarse(scores, inspection, epsilon):
@@ -92,40 +106,54 @@ def check_problem(
         monitor.saw("inspect", n_rows)
     check_finite(scores, inspection)
     if inspection.n_forbidden:
-        rule = _check_forbidden(scores, inspection, rule, monitor, may_abstain=abstain > 0)
+        n_unlabelled = round(abstain * n_units)
+        rule = _check_forbidden(scores, inspection, rule, sizes, weights, n_units, n_unlabelled, monitor)
     tops, bottoms = inspection.tops.astype(np.float64), inspection.bottoms.astype(np.float64)
     open_rows = tops > -np.inf
-    extents = np.where(open_rows, tops - bottoms, 0.0)
-    wide = np.where(open_rows, np.maximum(tops, 0) - np.minimum(bottoms, 0), np.maximum(tops, 0))  # with a score of 0
-    magnitude, extent, extent_of_all, top, below = team.largest(
+    with np.errstate(over="ignore"):  # what is beyond numbers is refused below
+        extents = np.where(open_rows, tops - bottoms, 0.0)
+    magnitude, extent, top, below = team.largest(
         "extents",
         np.abs(tops[open_rows]).max(initial=0.0),
         extents.max(initial=0.0),
-        wide.max(initial=0.0),
         tops.max(initial=-np.inf),
         -bottoms.min(initial=np.inf),
     )
+    check_reach(max(magnitude, extent))
     if n_rows < n_classes and class_mass is None and isinstance(classes, Exact):
         warn(FewSamplesWarning, f"{n_rows} samples for {n_classes} classes: sizes are 0 or 1")
     if n_classes > 1 and not inspection.n_forbidden and not extent:
         warn(DegenerateScoresWarning, "every row's scores are all equal: they carry no information, labels are random")
-    elif n_classes > 1 and top <= 1 and below <= 0 and _look_like_probabilities(scores, sampled):
-        warn(DegenerateScoresWarning, "rows are in [0, 1] and sum to 1, like probabilities: pass the logarithm of them")
-    if abstain > 0:
-        scores, rule, extent = WithColumn(scores), with_abstention(rule, abstain), extent_of_all
+    elif n_classes > 1 and top <= 1 and below <= 0:
+        _warn_of_probabilities(scores, sampled)
+    spread, lowered, constant = team.median("spread", extents), 0.0, 0.0
+    if isinstance(samples, Exact) and magnitude > FAR * spread and not isinstance(scores, LinearScores):
+        units = open_rows.astype(np.float64) if weights is None else np.where(open_rows, weights, 0.0)
+        total, of_all = team.total("far", np.where(open_rows, tops, 0.0) @ units, units.sum())
+        lowered = float(total) / max(float(of_all), 1.0)
+        if abstain > 0:  # whether a sample is labelled depends on how its row compares with others
+            constant, lowered = lowered, lowered * (1 - abstain)
+        scores = MovedScores(scores, constant if abstain > 0 else None)
+        tops = np.where(open_rows, tops - constant, tops) if abstain > 0 else np.where(open_rows, 0.0, tops)
+        bottoms = tops - extents
+        (magnitude,) = team.largest("far", np.abs(tops[open_rows]).max(initial=0.0))
+    if abstain > 0:  # staying unlabelled has a score of zero
+        wide = np.where(open_rows, np.maximum(tops, 0) - np.minimum(bottoms, 0), np.maximum(tops, 0))
+        scores, (extent,) = WithColumn(scores), team.largest("extents", wide.max(initial=0.0))
     problem = Problem(
         scores=scores,
         rule=rule,
         n_units=n_units,
-        spread=team.median("spread", extents),
+        spread=spread,
         extent=extent,
         magnitude=magnitude,
         sampled=sampled,
         weights=weights,
         row_rho=samples.rho if isinstance(samples, KL) else math.inf,
+        for_new=for_new,
+        lowered=lowered,
+        column_lowered=constant,
     )
-    if math.isinf(problem.row_rho):
-        rule.unit_bounds(n_units)  # raises where no sizes will do, before anything long begins
     return problem, inspection.hashes
 
 
@@ -139,6 +167,25 @@ def _too_coarse(scores: Scores, inspection: sweep.Inspection, epsilon: float) ->
         "coarse", np.abs(tops).max(initial=0.0), (tops - inspection.bottoms[is_open]).max(initial=0.0)
     )
     return bool(inspection.n_bad) or not (SMALLEST < largest < min(LARGEST, RESOLVED * epsilon) and widest)
+
+
+def _sizes(rule: Rule, classes: Exact | KL | Range, n_units: int, *, weighted: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Fewest and most units of each class, before anything long begins; raises where no sizes will do."""
+    try:
+        return rule.unit_bounds(n_units, weighted=weighted)
+    except InfeasibleError as error:
+        if isinstance(classes, Range) and classes.hi_is_one_sample:
+            raise InfeasibleError(f"{error} (hi is the integer 1, which is one sample: {ONE_SAMPLE})") from None
+        raise
+
+
+def check_reach(size: float) -> None:
+    """Refuse scores that are too large, or too far apart, for their sums to be numbers."""
+    if size > LARGEST_SCORE:
+        raise InvalidScoresError(
+            f"scores reach {size:.3g}, or lie as far apart, above {LARGEST_SCORE:g}: their sums may be beyond what "
+            "float64 can hold; divide them by a constant, or use -inf to forbid a pair"
+        )
 
 
 def check_sample_mass(sample_mass: Any, n_rows: int) -> tuple[np.ndarray | None, int]:
@@ -191,48 +238,92 @@ def check_mass(class_mass: Any, n_rows: int, n_classes: int) -> np.ndarray:
 
 
 def _check_forbidden(
-    scores: Scores, inspection: sweep.Inspection, rule: Rule, monitor: Monitor, *, may_abstain: bool
+    scores: Scores,
+    inspection: sweep.Inspection,
+    rule: Rule,
+    sizes: tuple[np.ndarray, np.ndarray] | None,
+    weights: np.ndarray | None,
+    n_units: int,
+    n_unlabelled: int,
+    monitor: Monitor,
 ) -> Rule:
-    """Refuse rows without any class, and classes that must have samples but may have none; others of these are shut."""
-    share = scores.share
-    n_closed, first = _counted(inspection.tops == -np.inf, share)
-    if n_closed and not may_abstain:
-        raise InfeasibleError(
-            f"{n_closed} rows have no class allowed (all scores are -inf), the first is row {first}; "
-            "leave these rows out or allow at least one class"
-        )
-    if not rule.wanted.all() and not may_abstain:
-        check_open_rows(scores, rule.wanted)
+    """Refuse rows without any class, and classes that must have samples but may have none; others of these are shut.
+
+    Which classes must or may take any is told by their sizes, fewest and most, or by shares where there are none.
+    """
+    share, n_classes = scores.share, scores.shape[1]
+    fewest, most = (rule.lo, np.where(rule.wanted, rule.hi, 0.0)) if sizes is None else sizes
+    _check_closed(
+        inspection.tops == -np.inf, share, weights, n_unlabelled, "have no class allowed (all scores are -inf)",
+        "leave these rows out or allow at least one class",
+    )  # fmt: skip
+    takers = (most > 0)[:n_classes]
+    if not takers.all():
+        check_open_rows(scores, takers, weights, n_unlabelled, by_size=sizes is not None)
         monitor.saw("inspect", share.n_rows)
-    allowed, n_read = np.zeros(len(rule.mass), bool), 0
+    allowed, n_read = np.zeros(n_classes, bool), 0
     for start, stop in scores.blocks():
         allowed |= (as_float(scores.read(start, stop), scores.dtype) > -np.inf).any(0)
         n_read = stop
         if allowed.all():
             break
     n_allowing, read = share.team.total("allowed", allowed.astype(np.int64), np.array(n_read))
-    allowed = n_allowing > 0
     monitor.saw("inspect", int(read))
-    closed = np.flatnonzero(~allowed & (rule.lo > 0))
+    shut = np.zeros(len(rule.mass), bool)  # staying unlabelled is open to all
+    shut[:n_classes] = n_allowing == 0
+    closed = np.flatnonzero(shut & (fewest > 0))
     if len(closed):
-        least = rule.lo[closed[0]] * share.n_rows
+        least = float(fewest[closed[0]]) / (1 if sizes is None else n_units)
+        told = f"{least * share.n_rows:.6g} samples" if weights is None else f"{least:.6g} of the sample mass"
         raise InfeasibleError(
-            f"class {closed[0]} is to take {least:.6g} samples, but its scores are all -inf "
-            f"({len(closed)} such classes); give it mass 0 or allow some pairs"
+            f"class {closed[0]} is to take {told}, but its scores are all -inf ({len(closed)} such classes); give it "
+            "mass 0 or allow some pairs"
         )
-    return replace(rule, hi=np.where(allowed, rule.hi, 0.0))
+    return rule.without(shut, sizes[0]) if sizes is not None else replace(rule, hi=np.where(shut, 0.0, rule.hi))
 
 
-def check_open_rows(scores: Scores, takers: np.ndarray) -> None:
-    """Refuse rows whose allowed classes are all among those that take nothing; `takers` (K,) says which take some."""
+def check_open_rows(
+    scores: Scores,
+    takers: np.ndarray,
+    weights: np.ndarray | None = None,
+    n_unlabelled: int = 0,
+    *,
+    by_size: bool = False,
+) -> None:
+    """Refuse rows whose allowed classes are all among those that take nothing; `takers` (K,) says which take some.
+
+    So many units may stay unlabelled.
+    """
     if takers.all():
         return
     _, best, _ = sweep.label(scores, np.where(takers, 0.0, -np.inf))
-    n_closed, first = _counted(best == -np.inf, scores.share)
-    if n_closed:
+    shut = np.flatnonzero(~takers)
+    shown = ", ".join(map(str, shut[:10])) + (", ..." if len(shut) > 10 else "")
+    why = "whose size is 0, by their mass or because their share rounds to it" if by_size else "which take nothing"
+    _check_closed(
+        best == -np.inf, scores.share, weights, n_unlabelled, f"are only allowed classes among {shown}, {why}",
+        "give those classes mass or allow other pairs",
+    )  # fmt: skip
+
+
+def _check_closed(
+    closed: np.ndarray, share: Share, weights: np.ndarray | None, n_unlabelled: int, finding: str, remedy: str
+) -> None:
+    """Refuse rows of no class, unless all of them may stay unlabelled."""
+    n_closed, first = _counted(closed, share)
+    if not n_closed:
+        return
+    n_units = n_closed
+    if weights is not None:
+        n_units = int(share.team.total("closed", weights[closed].sum())[0])
+    if not n_unlabelled:
         raise InfeasibleError(
-            f"{n_closed} rows are only allowed classes that are to take nothing, the first is row {first}; give "
-            "those classes mass or allow other pairs"
+            f"{n_closed} rows {finding}, the first is row {first}; {remedy}, or leave them unlabelled by abstain"
+        )
+    if n_units > n_unlabelled:
+        left = f"room for {n_unlabelled} of them" if weights is None else "less mass than theirs"
+        raise InfeasibleError(
+            f"{n_closed} rows {finding}, the first is row {first}; abstain leaves {left}: raise it, or {remedy}"
         )
 
 
@@ -244,15 +335,23 @@ def _counted(chosen: np.ndarray, share: Share) -> tuple[int, int]:
     return int(number), int(first) if number else -1
 
 
-def _look_like_probabilities(scores: Scores, sampled: np.ndarray) -> bool:
-    """Whether a few rows, all within [0, 1], sum to 1."""
+def _warn_of_probabilities(scores: Scores, sampled: np.ndarray) -> None:
+    """Say so if a few rows, all within [0, 1], sum to 1; of votes, one class a row, there is nothing to say."""
     rows = sampled[draw_rows(len(sampled), LOOK_ROWS, np.random.default_rng(0))]
     sample, near = scores.take(scores.share.within(rows)), 1e-3 if scores.dtype in ("float32", "float64") else 2e-2
-    farthest = 0.0
+    farthest, any_zero, any_share = 0.0, 0.0, 0.0
     for block in sample.blocks():
-        sums = as_float(sample.read(*block), scores.dtype).astype(np.float64).sum(1)
-        farthest = max(farthest, float(np.abs(sums - 1).max()))
-    return scores.share.team.largest("look", farthest)[0] < near
+        numbers = as_float(sample.read(*block), scores.dtype).astype(np.float64)
+        farthest = max(farthest, float(np.abs(numbers.sum(1) - 1).max()))
+        any_zero = max(any_zero, float((numbers == 0).any()))
+        any_share = max(any_share, float(((numbers > 0) & (numbers < 1)).any()))
+    farthest, any_zero, any_share = scores.share.team.largest("look", farthest, any_zero, any_share)
+    if farthest >= near or not any_share:
+        return
+    told = "rows are in [0, 1] and sum to 1, like probabilities: pass the logarithm of them"
+    if any_zero:
+        told += ", np.log(np.maximum(p, 1e-9)), as some are 0: without a least value those pairs would be forbidden"
+    warn(DegenerateScoresWarning, told)
 
 
 def check_labels(labels: Any, n_rows: int, n_classes: int) -> np.ndarray:

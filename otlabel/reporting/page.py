@@ -17,11 +17,11 @@ from otlabel.files import replacing
 from otlabel.reporting import figures
 from otlabel.reporting.montage import montage
 from otlabel.reporting.sources import find, opened
-from otlabel.reporting.summary import PROBABLY_ZERO, Summary, summarise
+from otlabel.reporting.summary import Summary, summarise
 from otlabel.reporting.words import NAME_LENGTH, TITLE_LENGTH, shown
 
 if TYPE_CHECKING:
-    from otlabel.result import Assignment
+    from otlabel.result import Assignment, Certificate
 
 HERE = Path(__file__).parent
 
@@ -119,7 +119,7 @@ def sentences(summary: Summary) -> list[str]:
     spread = f"{low:,} to {high:,}, with a median of {float(np.median(sizes)):,.10g}"
     found.append(f"Class sizes are {spread if low < high else f'{low:,} each'}.")
     if summary.proof is not None:
-        found += _proof(summary.proof.value, summary.proof.bound)
+        found += _proof(summary.proof)
     fit = summary.fit
     if fit is not None:
         n_moved = int((fit.margin < 0).sum())
@@ -139,11 +139,13 @@ def sentences(summary: Summary) -> list[str]:
     return [*found, *summary.about]
 
 
-def _proof(value: float, bound: float) -> list[str]:
-    gap = bound - value
-    proven = gap <= PROBABLY_ZERO * max(1.0, abs(value))
-    told = "rounding, so that the labels are proven optimal" if proven else "so much could be won at most"
-    return [f"The mean score is {value:.9g}.", f"The bound is {bound:.9g}.", f"The gap is {gap:.2g}: {told}."]
+def _proof(proof: Certificate) -> list[str]:
+    told = "rounding, so that the labels are proven optimal" if proof.proven else proof.verdict
+    return [
+        f"The mean score is {proof.value:.9g}.",
+        f"The bound is {proof.bound:.9g}.",
+        f"The gap is {proof.gap:.2g}: {told}.",
+    ]
 
 
 def _template() -> Any:

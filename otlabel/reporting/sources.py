@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 from otlabel import labels_file
 from otlabel.errors import FileFormatError, FingerprintError
 from otlabel.labels_file import CLUSTERED
-from otlabel.result import Assignment
+from otlabel.result import Assignment, Certificate, potentials_spread
 from otlabel.scores import as_array, load_array
 from otlabel.scores.paths import load_plain
 
@@ -33,8 +34,7 @@ class Subject:
     title: str = "Labels"
     head: int = 0  # whose labels these are, where there are several heads
     n_classes: int | None = None
-    value: float | None = None
-    bound: float | None = None
+    proof: Certificate | None = None  # as stated by whoever made the labels
     potentials: Any = None  # (K,) that prove the labels
     scores: Any = None
     images: Any = None
@@ -99,8 +99,7 @@ def _of_assignment(result: Assignment, title: str = "Labels") -> Subject:
         as_array(result.labels),
         title,
         n_classes=len(result.counts),
-        value=result.value,
-        bound=result.bound,
+        proof=result.proof,
         potentials=as_array(result.potentials),
     )
 
@@ -132,11 +131,20 @@ def _of_stored(stored: labels_file.StoredLabels, title: str) -> Subject:
         stored.labels,
         title,
         n_classes=None if stored.potentials is None else len(stored.counts),  # .npy may lack the last ones
-        value=None if receipt is None else receipt.value,
-        bound=None if receipt is None else receipt.bound,
+        proof=_stated(stored),
         potentials=stored.potentials,
         about=tuple(about),
     )
+
+
+def _stated(stored: labels_file.StoredLabels) -> Certificate | None:
+    """What a receipt says of the labels that it lies beside; how far scores decide is told by the potentials."""
+    receipt = stored.receipt
+    if receipt is None or receipt.value is None or receipt.bound is None:
+        return None
+    spread = math.nan if stored.potentials is None else potentials_spread(stored.potentials, stored.counts)
+    gap = math.nan if receipt.gap is None else receipt.gap
+    return Certificate(receipt.value, receipt.bound, stored.counts, gap, spread)
 
 
 def _of_head(stored: HeadLabels, head: int, title: str) -> Subject:

@@ -32,7 +32,6 @@ from otlabel.validate import check_finite
 
 PATH_ENTRIES = 10_000_000  # scores up to which the price of balance is drawn: ten solves
 COMMONEST = 3  # true classes that are named for each class
-PROBABLY_ZERO = 1e-9  # a gap up to this, relative to the value, is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +168,7 @@ def summarise(subject: Subject, seed: int = 0) -> Summary:
     sizes = np.bincount(labels[labels >= 0], minlength=n_classes)
     notes = list(subject.notes)
     fit = path = closeness = k_means = None
-    proof = _stated_proof(subject, sizes)
+    proof = subject.proof
     if scores is not None:
         proof = _proof(subject, scores, labels, proof)
         fit = look(scores, labels)
@@ -303,12 +302,6 @@ def _relabellings(history: list[dict[str, Any]], head: int, truth: np.ndarray | 
 
 
 # ---- the proof ----
-
-
-def _stated_proof(subject: Subject, sizes: np.ndarray) -> Certificate | None:
-    if subject.value is None or subject.bound is None:
-        return None
-    return Certificate(subject.value, subject.bound, sizes)
 
 
 def _proof(subject: Subject, scores: Scores, labels: np.ndarray, stated: Certificate | None) -> Certificate:
