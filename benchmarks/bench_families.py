@@ -59,13 +59,13 @@ def run_small(arguments: argparse.Namespace) -> tuple[dict[tuple[str, str], Cell
     return cells, usual
 
 
-def small_table(cells: dict[tuple[str, str], Cell], usual: float) -> list[list[str]]:
+def small_table(cells: dict[tuple[str, str], Cell], usual: float) -> list[str]:
     """One line for each family and rule."""
-    rows = [["family", "rule", "problems", "wrong", "worst relative difference", "slowest / usual"]]
+    header, rows = ["family", "rule", "problems", "wrong", "worst relative difference", "slowest / usual"], []
     for (family, rule), (findings, wrong) in sorted(cells.items()):
         worst, slowest = max(f.relative for f in findings), max(f.seconds for f in findings)
         rows.append([family, rule, f"{len(findings)}", f"{len(wrong)}", f"{worst:.1e}", f"{slowest / usual:.1f}"])
-    return rows
+    return table(header, rows)
 
 
 def run_large(arguments: argparse.Namespace, size: tuple[int, int]) -> list[dict]:
@@ -104,18 +104,18 @@ def main() -> None:
     seconds = time.perf_counter() - begun
     n_wrong = sum(len(cell.wrong) for cell in cells.values())
     if cells:
-        print(table(small_table(cells, usual)))
+        print(*small_table(cells, usual), sep="\n")
         print(f"{arguments.problems} problems in {seconds:.0f} s, usually {1e3 * usual:.1f} ms each: {n_wrong} wrong")
     times = {name: run_large(arguments, parse_size(name)) for name in arguments.sizes}
     outliers = []
     for name, rows in times.items():
         rows.sort(key=lambda row: -row["seconds"])
         usual_there = rows[0]["seconds"] / rows[0]["over_usual"]
-        lines = [["family", "rule", "beside it", "seconds", "times usual"]]
+        header, lines = ["family", "rule", "beside it", "seconds", "times usual"], []
         for row in rows[:8]:
             beside = ", ".join(f"{key} {row[key]}" for key in ("abstain", "weigh") if key in row)
             lines.append([row["family"], row["rule"], beside, f"{row['seconds']:.3f}", f"{row['over_usual']:.1f}"])
-        print(f"\n{name}: usually {usual_there:.3f} s; the slowest of {len(rows)}:\n{table(lines)}")
+        print(f"\n{name}: usually {usual_there:.3f} s; the slowest of {len(rows)}:", *table(header, lines), sep="\n")
         outliers += [row for row in rows if row["over_usual"] > OUTLIER]
     print(f"{len(outliers)} above {OUTLIER:.0f} times the usual time of their size")
     if arguments.out:

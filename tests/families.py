@@ -540,7 +540,7 @@ def _faults(drawn: Drawn, result: Assignment, best: float) -> tuple[list[str], f
             wrong.append(f"{int((~labelled).sum())} left unlabelled, not {drawn.unlabelled}")
         if not abs(loss + charge - best / n_units) <= room:
             wrong.append(f"value is {loss + charge - best / n_units:.3g} from the optimum, of a spread of {spread:.3g}")
-        if not abs(bound - charge * 0 - (value - charge)) <= room:
+        if not abs(bound - (value - charge)) <= room:
             wrong.append(f"the gap of its potentials is {bound - (value - charge):.3g}, of a spread of {spread:.3g}")
         if not abs(result.gap - (bound - (value - charge))) <= room:
             wrong.append(f"gap is {bound - (value - charge):.3g}, said {result.gap:.3g}")
@@ -582,7 +582,8 @@ def _class_terms(drawn: Drawn, g: np.ndarray, threshold: float) -> float:
     """sum_k max_n (-g_k n - charge(n)) over the sizes n that the rule allows."""
     total = -threshold * drawn.unlabelled if drawn.unlabelled else 0.0
     if drawn.rule != "kl":
-        sizes = np.where(g > 0, drawn.lo, drawn.hi)
+        allowed = (float64(drawn.scores) > -np.inf).any(0)  # others can take nothing, whatever the rule allows
+        sizes = np.where(g > 0, drawn.lo, np.where(allowed, drawn.hi, 0))
         taken = sizes > 0
         return total - math.fsum((g[taken] * sizes[taken]).tolist())
     price = prices(drawn)
