@@ -3,8 +3,9 @@
 A row (or several equal rows) holds units; an entry is a class that it may take. Moving a unit of a row from entry e to
 entry f costs (scores[e] - scores[f]) + (g[class of e] - g[class of f]), which is never negative at the start and is
 kept so: potentials fall by what the shortest path leaves over. Between two classes the order of all moves is thus that
-of their scores' differences whatever the potentials are: each pair of classes keeps its moves in a heap, and a search
-looks at the cheapest of each pair only. Costs are sums in float64, `tie` apart means equal.
+of their scores' differences whatever the potentials are: once the moves out of a class were looked at a few times, they
+are kept in heaps, one for each class that they enter, and a search looks at the cheapest of each only. Costs are sums
+in float64, `tie` apart means equal.
 
 Source: Ahuja, Magnanti, Orlin, "Network Flows" (1993), section 9.7 (successive shortest paths with potentials);
 Fredman, Sedgewick, Sleator, Tarjan, "The pairing heap", Algorithmica 1 (1986).
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+SCANS_A_HEAP = 16  # times that all moves out of a class are looked at, which costs about as much as heaps of them
 SCANS_A_SORT = 32.0  # times all pairs of classes that may be looked at before they are sorted anew
 SPARE_MOVES = 1 << 14  # fewest that may be added before all are collected anew
 HASH = np.uint64(0x9E3779B97F4A7C15)
@@ -36,11 +38,17 @@ class Board(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """Every move of a unit from an entry that has one to another of its row, in a heap for each pair of classes.
+    """Every move of a unit from an entry that has one to another of its row.
 
-    A move whose entry has no unit any more stays until it comes to the top.
+    Classes keep a list of their entries that have units. Of some, moves are in a heap for each pair of classes as well.
+    Entries and moves without a unit stay until somebody comes across them.
     """
 
+    newest: np.ndarray  # (K,) int64: entries listed of each class, -1 for none
+    older: np.ndarray  # (E,) int64: and the one after it
+    listed: np.ndarray  # (E,) bool
+    n_scans: np.ndarray  # (K,) int64: how often the list was gone through
+    in_heaps: np.ndarray  # (K,) bool: classes whose moves are in heaps
     key: np.ndarray  # (M,) float64: scores[leaves] - scores[enters]
     leaves: np.ndarray  # (M,) int64: entry
     enters: np.ndarray  # (M,) int64: entry
@@ -78,8 +86,8 @@ class Search(NamedTuple):
 
     distance: np.ndarray  # (K,) float64
     settled: np.ndarray  # (K,) bool
-    pair: np.ndarray  # (K,) int64: the last of the path there, -1 where it begins
-    move: np.ndarray  # (K,) int64: the pair's cheapest move
+    leaves: np.ndarray  # (K,) int64: entry by which the path there leaves the class before, -1 where it begins
+    enters: np.ndarray  # (K,) int64: and the one by which it enters
     nearer: np.ndarray  # (K,) int64: classes that have come nearer by the moves out of one
     is_nearer: np.ndarray  # (K,) bool
     found: np.ndarray  # (K,) int64: underfull classes, the nearest first
@@ -130,13 +138,13 @@ def repair(board, dropped, slack, tie, stop):
         np.empty(n_classes, np.int64), np.empty(n_classes, np.int64), np.zeros(n_classes, np.bool_),
         np.empty(n_classes, np.int64),
     )  # fmt: skip
-    moves = _collected(board)
+    moves = _collected(board, np.zeros(n_classes, np.int64), np.zeros(n_classes, np.bool_))
     ordered, n_scanned, n_paths = _sorted_pairs(board, moves), 0, 0
     while not stop[0]:
         if moves.number[2]:
-            moves = _collected(board)
+            moves = _collected(board, moves.n_scans, moves.in_heaps)
             ordered, n_scanned = _sorted_pairs(board, moves), 0
-        elif n_scanned > SCANS_A_SORT * moves.number[1]:
+        elif n_scanned > SCANS_A_SORT * max(moves.number[1], n_classes):
             ordered, n_scanned = _sorted_pairs(board, moves), 0
         n_found, radius, n_looked = _search(board, moves, ordered, search, dropped, slack, tie)
         n_scanned += n_looked
@@ -160,7 +168,7 @@ def _search(board, moves, ordered, search, dropped, slack, tie):
     """
     n_classes = board.counts.size
     keys, items, size = np.empty(2 * n_classes), np.empty(2 * n_classes, np.int64), 0
-    search.distance[:], search.settled[:], search.pair[:] = np.inf, False, -1
+    search.distance[:], search.settled[:], search.leaves[:] = np.inf, False, -1
     for node in range(n_classes):
         if board.counts[node] > board.targets[node]:
             search.distance[node] = 0.0
@@ -195,6 +203,10 @@ def _search(board, moves, ordered, search, dropped, slack, tie):
 @njit(cache=True, nogil=True)
 def _reach_out(board, moves, ordered, search, node, radius, tie):
     """Shorten the ways to other classes by the moves out of one; returns how many came nearer, and moves looked at."""
+    if not moves.in_heaps[node]:
+        if moves.n_scans[node] < SCANS_A_HEAP:
+            return _reach_out_by_entries(board, moves, search, node, radius)
+        _keep_in_heaps(board, moves, ordered, node)
     reached = search.distance[node]
     fallen = ordered.potentials[node] - board.potentials[node] + tie
     limit = radius - reached + fallen
@@ -206,26 +218,57 @@ def _reach_out(board, moves, ordered, search, node, radius, tie):
         other = ordered.others[at]  # most pairs are ruled out by what lies side by side in memory
         least = reached + ordered.cost[at] - fallen + (ordered.potentials[other] - board.potentials[other])
         if least < search.distance[other]:
-            n_nearer = _come_nearer(board, moves, search, reached, ordered.pairs[at], radius, n_nearer)
+            n_nearer = _come_nearer_by_pair(board, moves, search, reached, ordered.pairs[at], radius, n_nearer)
     pair = ordered.newest[node]
     while pair >= 0:
         n_looked += 1
-        n_nearer = _come_nearer(board, moves, search, reached, pair, radius, n_nearer)
+        n_nearer = _come_nearer_by_pair(board, moves, search, reached, pair, radius, n_nearer)
         pair = ordered.older[pair]
     return n_nearer, n_looked
 
 
 @njit(cache=True, nogil=True)
-def _come_nearer(board, moves, search, reached, pair, radius, n_nearer):
+def _reach_out_by_entries(board, moves, search, node, radius):
+    """The same by going through all moves out of the class."""
+    moves.n_scans[node] += 1
+    n_nearer, n_looked, before, entry = 0, 0, -1, moves.newest[node]
+    while entry >= 0:
+        after = moves.older[entry]
+        if board.units[entry] > 0:
+            row = board.row_of[entry]
+            own = board.scores[entry] + (search.distance[node] + board.potentials[node])
+            for other in range(board.start[row], board.start[row + 1]):
+                if own - board.scores[other] < radius + board.potentials[board.classes[other]] and other != entry:
+                    n_nearer = _come_nearer(board, search, search.distance[node], entry, other, radius, n_nearer)
+            n_looked += board.start[row + 1] - board.start[row]
+            before = entry
+        else:
+            moves.listed[entry] = False
+            if before < 0:
+                moves.newest[node] = after
+            else:
+                moves.older[before] = after
+        entry = after
+    return n_nearer, n_looked
+
+
+@njit(cache=True, nogil=True)
+def _come_nearer_by_pair(board, moves, search, reached, pair, radius, n_nearer):
     """Take a pair's cheapest move if it is the shortest way so far."""
-    other = moves.second[pair]
-    move = -1 if search.settled[other] else _cheapest(board, moves, pair)
+    move = -1 if search.settled[moves.second[pair]] else _cheapest(board, moves, pair)
     if move < 0:
         return n_nearer
-    through = reached + max(0.0, _cost(board, moves, pair, move))
-    if through >= search.distance[other] or through >= radius:
+    return _come_nearer(board, search, reached, moves.leaves[move], moves.enters[move], radius, n_nearer)
+
+
+@njit(cache=True, nogil=True)
+def _come_nearer(board, search, reached, leaves, enters, radius, n_nearer):
+    """Take a move if it is the shortest way so far."""
+    other = board.classes[enters]
+    through = reached + max(0.0, _cost(board, leaves, enters))
+    if search.settled[other] or not through < search.distance[other] or through >= radius:
         return n_nearer
-    search.distance[other], search.pair[other], search.move[other] = through, pair, move
+    search.distance[other], search.leaves[other], search.enters[other] = through, leaves, enters
     if search.is_nearer[other]:
         return n_nearer
     search.is_nearer[other] = True
@@ -234,9 +277,10 @@ def _come_nearer(board, moves, search, reached, pair, radius, n_nearer):
 
 
 @njit(cache=True, nogil=True)
-def _cost(board, moves, pair, move):
-    """What a move loses now."""
-    return moves.key[move] + (board.potentials[moves.first[pair]] - board.potentials[moves.second[pair]])
+def _cost(board, leaves, enters):
+    """What a move from one entry to another of its row loses now."""
+    gained = board.potentials[board.classes[leaves]] - board.potentials[board.classes[enters]]
+    return (board.scores[leaves] - board.scores[enters]) + gained
 
 
 @njit(cache=True, nogil=True)
@@ -245,24 +289,25 @@ def _move_along(board, moves, ordered, search, target, tie):
     n_times = 0
     while board.counts[target] < board.targets[target]:
         amount, node = board.targets[target] - board.counts[target], target
-        while search.pair[node] >= 0:
-            pair, move = search.pair[node], search.move[node]
-            if board.units[moves.leaves[move]] == 0:  # it went with a path before
-                move = _cheapest(board, moves, pair)
-                if move < 0 or _cost(board, moves, pair, move) > tie:
+        while search.leaves[node] >= 0:
+            leaves = search.leaves[node]
+            if board.units[leaves] == 0:  # it went with a path before
+                move = _cheapest_between(board, moves, board.classes[leaves], node)
+                if move < 0 or _cost(board, moves.leaves[move], moves.enters[move]) > tie:
                     return n_times
-                search.move[node] = move
-            amount = min(amount, board.units[moves.leaves[move]])
-            node = moves.first[pair]
+                leaves = moves.leaves[move]
+                search.leaves[node], search.enters[node] = leaves, moves.enters[move]
+            amount = min(amount, board.units[leaves])
+            node = board.classes[leaves]
         amount = min(amount, board.counts[node] - board.targets[node])
         if amount <= 0:
             return n_times
         board.counts[node] -= amount
         board.counts[target] += amount
         node = target
-        while search.pair[node] >= 0:
-            _move(board, moves, ordered, moves.leaves[search.move[node]], moves.enters[search.move[node]], amount)
-            node = moves.first[search.pair[node]]
+        while search.leaves[node] >= 0:
+            _move(board, moves, ordered, search.leaves[node], search.enters[node], amount)
+            node = board.classes[search.leaves[node]]
         n_times += 1
     return n_times
 
@@ -272,25 +317,25 @@ def _move(board, moves, ordered, leaves, enters, amount):
     """Let `amount` units go from one entry to another of the same row."""
     board.units[leaves] -= amount
     board.units[enters] += amount
-    if not moves.whole[enters]:
+    first = board.classes[enters]
+    if not moves.listed[enters]:
+        _list(moves, first, enters)
+    if moves.in_heaps[first] and not moves.whole[enters]:
         _add_moves(board, moves, enters)
-        first = board.classes[enters]
         row = board.row_of[enters]
         for other in range(board.start[row], board.start[row + 1]):
             pair = _pair_of(moves, first, board.classes[other], board.counts.size, False)
-            if other != enters and pair >= 0 and moves.top[pair] >= 0 and not ordered.listed[pair]:
+            if pair >= 0 and not ordered.listed[pair] and moves.top[pair] >= 0:
                 if moves.key[moves.top[pair]] < ordered.key[pair]:
-                    ordered.listed[pair] = True
-                    ordered.older[pair] = ordered.newest[first]
-                    ordered.newest[first] = pair
+                    _list_pair(ordered, first, pair)
 
 
 # ---- all moves ----
 
 
 @njit(cache=True, nogil=True)
-def _collected(board):
-    """All moves at the present units, with room for more."""
+def _collected(board, n_scans, in_heaps):
+    """All moves at the present units, those of some classes in heaps, with room for more."""
     n_classes, n_entries = board.counts.size, board.classes.size
     n_moves = 0
     for entry in range(n_entries):
@@ -303,6 +348,7 @@ def _collected(board):
     while n_slots < 2 * most_pairs:
         n_slots *= 2
     moves = Moves(
+        np.full(n_classes, -1), np.empty(n_entries, np.int64), np.zeros(n_entries, np.bool_), n_scans, in_heaps,
         np.empty(room), np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int32),
         np.empty(room, np.int32), np.zeros(n_entries, np.bool_), np.full(n_slots, -1, np.int32),
         np.zeros(3, np.int64), np.empty(most_pairs, np.int32), np.empty(most_pairs, np.int32),
@@ -310,8 +356,39 @@ def _collected(board):
     )  # fmt: skip
     for entry in range(n_entries):
         if board.units[entry] > 0:
-            _add_moves(board, moves, entry)
+            _list(moves, board.classes[entry], entry)
+            if in_heaps[board.classes[entry]]:
+                _add_moves(board, moves, entry)
     return moves
+
+
+@njit(cache=True, nogil=True)
+def _list(moves, node, entry):
+    """Add an entry to those of its class."""
+    moves.listed[entry] = True
+    moves.older[entry] = moves.newest[node]
+    moves.newest[node] = entry
+
+
+@njit(cache=True, nogil=True)
+def _list_pair(ordered, node, pair):
+    """Add a pair to those of its first class that are not in order."""
+    ordered.listed[pair] = True
+    ordered.older[pair] = ordered.newest[node]
+    ordered.newest[node] = pair
+
+
+@njit(cache=True, nogil=True)
+def _keep_in_heaps(board, moves, ordered, node):
+    """From now on keep the moves out of a class in heaps."""
+    moves.in_heaps[node] = True
+    n_pairs, entry = moves.number[1], moves.newest[node]
+    while entry >= 0:
+        if board.units[entry] > 0:
+            _add_moves(board, moves, entry)
+        entry = moves.older[entry]
+    for pair in range(n_pairs, moves.number[1]):
+        _list_pair(ordered, node, pair)
 
 
 @njit(cache=True, nogil=True)
@@ -369,6 +446,13 @@ def _cheapest(board, moves, pair):
 
 
 @njit(cache=True, nogil=True)
+def _cheapest_between(board, moves, first, second):
+    """The same for two classes; -1 too where their moves are in no heap."""
+    pair = _pair_of(moves, first, second, board.counts.size, False) if moves.in_heaps[first] else -1
+    return _cheapest(board, moves, pair) if pair >= 0 else -1
+
+
+@njit(cache=True, nogil=True)
 def _joined(moves, one, other):
     """Two heaps as one; returns its top."""
     if moves.key[other] < moves.key[one]:
@@ -412,7 +496,8 @@ def _sorted_pairs(board, moves):
     for pair in range(n_pairs):
         if key[pair] < np.inf:
             at = end[moves.first[pair]]
-            pairs[at], cost[at] = pair, _cost(board, moves, pair, moves.top[pair])
+            move = moves.top[pair]
+            pairs[at], cost[at] = pair, _cost(board, moves.leaves[move], moves.enters[move])
             end[moves.first[pair]] += 1
     for node in range(n_classes):
         part = slice(begin[node], begin[node + 1])
