@@ -1,10 +1,14 @@
 """Successive shortest paths over K classes, compiled: how units move from overfull to underfull classes.
 
 A row (or several equal rows) holds units; an entry is a class that it may take. Moving a unit of a row from entry e to
-entry f costs (scores[e] + g[class of e]) - (scores[f] + g[class of f]), which is never negative at the start and is
-kept so: potentials fall by what the shortest path leaves over. Costs are sums in float64, `tie` apart means equal.
+entry f costs (scores[e] - scores[f]) + (g[class of e] - g[class of f]), which is never negative at the start and is
+kept so: potentials fall by what the shortest path leaves over. Between two classes the order of all moves is thus that
+of their scores' differences whatever the potentials are: once the moves out of a class were looked at a few times, they
+are kept in heaps, one for each class that they enter, and a search looks at the cheapest of each only. Costs are sums
+in float64, `tie` apart means equal.
 
-Source: Ahuja, Magnanti, Orlin, "Network Flows" (1993), section 9.7 (successive shortest paths with potentials).
+Source: Ahuja, Magnanti, Orlin, "Network Flows" (1993), section 9.7 (successive shortest paths with potentials);
+Fredman, Sedgewick, Sleator, Tarjan, "The pairing heap", Algorithmica 1 (1986).
 """
 
 from __future__ import annotations
@@ -15,7 +19,10 @@ import numpy as np
 
 from otlabel.compiling import njit
 
-SCANS_A_SORT = 32.0  # times all arcs that may be looked at before they are sorted anew, which costs about as much
+SCANS_A_HEAP = 16  # times that all moves out of a class are looked at, which costs about as much as heaps of them
+SCANS_A_SORT = 32.0  # times all pairs of classes that may be looked at before they are sorted anew
+SPARE_MOVES = 1 << 14  # fewest that may be added before all are collected anew
+HASH = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Board(NamedTuple):
@@ -31,22 +38,48 @@ class Board(NamedTuple):
     targets: np.ndarray  # (K,) int64
 
 
-class Arcs(NamedTuple):
-    """Every move of a unit from an entry that has one to another of its row, by class and the cheapest first.
+class Moves(NamedTuple):
+    """Every move of a unit from an entry that has one to another of its row.
 
-    Potentials only fall, so a move out of class j costs at least what it did when arcs were sorted, less what the
-    potential of j has fallen since: a search need look at few of them. Entries that had no unit then are listed apart.
+    Classes keep a list of their entries that have units. Of some, moves are in a heap for each pair of classes as well.
+    Entries and moves without a unit stay until somebody comes across them.
     """
 
-    begin: np.ndarray  # (K + 1,) int64: arcs begin[j] to begin[j + 1] leave class j
-    leaves: np.ndarray  # (A,) int64: entry
-    enters: np.ndarray  # (A,) int64: entry
-    others: np.ndarray  # (A,) int32: its class
-    cost: np.ndarray  # (A,) float64, when sorted
-    potentials: np.ndarray  # (K,) float64, when sorted
-    known: np.ndarray  # (E,) bool: entries whose arcs are sorted or that are listed
-    newest: np.ndarray  # (K,) int64: the entries listed of each class, -1 for none
+    newest: np.ndarray  # (K,) int64: entries listed of each class, -1 for none
     older: np.ndarray  # (E,) int64: and the one after it
+    listed: np.ndarray  # (E,) bool
+    n_scans: np.ndarray  # (K,) int64: how often the list was gone through
+    in_heaps: np.ndarray  # (K,) bool: classes whose moves are in heaps
+    key: np.ndarray  # (M,) float64: scores[leaves] - scores[enters]
+    leaves: np.ndarray  # (M,) int64: entry
+    enters: np.ndarray  # (M,) int64: entry
+    child: np.ndarray  # (M,) int32: the first of those below it in the heap, -1 for none
+    sibling: np.ndarray  # (M,) int32: the next beside it
+    whole: np.ndarray  # (E,) bool: all moves out of this entry are in the heaps
+    table: np.ndarray  # hash table of pairs, -1 where it is empty
+    number: np.ndarray  # (3,) int64: of moves, of pairs, and whether there was no room for some
+    first: np.ndarray  # (P,) int32: class that moves of a pair leave
+    second: np.ndarray  # (P,) int32: class that they enter
+    top: np.ndarray  # (P,) int32: the cheapest move, -1 for none
+
+
+class Sorted(NamedTuple):
+    """The pairs of each class, the one with the cheapest move first.
+
+    Potentials only fall, so a move out of class j costs at least what it did when pairs were sorted, less what the
+    potential of j has fallen since: a search need look at few of them. Pairs that a new move made cheaper are listed
+    apart.
+    """
+
+    begin: np.ndarray  # (K + 1,) int64: pairs begin[j] to begin[j + 1] leave class j
+    pairs: np.ndarray  # int64
+    others: np.ndarray  # int32: the class that they enter
+    cost: np.ndarray  # float64, when sorted
+    potentials: np.ndarray  # (K,) float64, when sorted
+    key: np.ndarray  # (P,) float64: of each pair's cheapest move, when sorted; inf for none
+    listed: np.ndarray  # (P,) bool
+    newest: np.ndarray  # (K,) int64: the pairs listed of each class, -1 for none
+    older: np.ndarray  # (P,) int64: and the one after it
 
 
 class Search(NamedTuple):
@@ -54,19 +87,11 @@ class Search(NamedTuple):
 
     distance: np.ndarray  # (K,) float64
     settled: np.ndarray  # (K,) bool
-    leaves: np.ndarray  # (K,) int64: entry by which the path there leaves the class before
+    leaves: np.ndarray  # (K,) int64: entry by which the path there leaves the class before, -1 where it begins
     enters: np.ndarray  # (K,) int64: and the one by which it enters
-    nearer: np.ndarray  # (K,) int64: classes that have come nearer by the arcs of one class
+    nearer: np.ndarray  # (K,) int64: classes that have come nearer by the moves out of one
     is_nearer: np.ndarray  # (K,) bool
-
-
-class Scan(NamedTuple):
-    """Where the scan of each class's arcs stands, and the arc that it found last."""
-
-    arc: np.ndarray  # (K,) int64: next of the sorted arcs
-    listed: np.ndarray  # (K,) int64: next of the entries listed apart, -1 at the end
-    leaves: np.ndarray  # (K,) int64: entry
-    enters: np.ndarray  # (K,) int64: entry
+    found: np.ndarray  # (K,) int64: underfull classes, the nearest first
 
 
 @njit(cache=True, nogil=True)
@@ -110,127 +135,139 @@ def repair(board, dropped, slack, tie, stop):
         return 0
     n_classes = board.counts.size
     search = Search(
-        np.empty(n_classes), np.empty(n_classes, np.bool_), np.full(n_classes, -1), np.full(n_classes, -1),
-        np.empty(n_classes, np.int64), np.zeros(n_classes, np.bool_),
+        np.empty(n_classes), np.empty(n_classes, np.bool_), np.empty(n_classes, np.int64),
+        np.empty(n_classes, np.int64), np.empty(n_classes, np.int64), np.zeros(n_classes, np.bool_),
+        np.empty(n_classes, np.int64),
     )  # fmt: skip
-    keys, items = np.empty(n_classes), np.empty(n_classes, np.int64)
-    arcs, n_scanned, n_paths = _sorted_arcs(board), 0, 0
-    for source in range(n_classes):
-        while board.counts[source] > board.targets[source] and not stop[0]:
-            if n_scanned > SCANS_A_SORT * arcs.cost.size:
-                arcs, n_scanned = _sorted_arcs(board), 0
-            # Dijkstra from the overfull class to the nearest underfull one.
-            search.distance[:], search.settled[:] = np.inf, False
-            search.distance[source] = 0.0
-            target, radius = -1, slack
-            size = _push(keys, items, 0, 0.0, source)
-            while size > 0:
-                size = _pop(keys, items, size)
-                reached, node = keys[size], items[size]
-                if search.settled[node] or reached > search.distance[node]:
-                    continue
-                if reached >= radius:
-                    break
-                if board.counts[node] < board.targets[node]:
-                    target, radius = node, reached
-                    break
-                search.settled[node] = True
-                radius = min(radius, reached + slack - dropped[node])
-                n_nearer, n_looked = _reach_out(board, arcs, search, node, radius, tie)
-                n_scanned += n_looked
-                while keys.size < size + n_nearer:
-                    keys, items = _grown(keys), _grown(items)
-                for other in search.nearer[:n_nearer]:
-                    search.is_nearer[other] = False
-                    size = _push(keys, items, size, search.distance[other], other)
-            for node in range(n_classes):
-                if search.settled[node] and search.distance[node] < radius:
-                    board.potentials[node] -= radius - search.distance[node]
-                    dropped[node] += radius - search.distance[node]
-            if target < 0:
-                break
-            _move_along(board, arcs, search, source, target)
-            n_paths += 1
-            if board.counts[source] > board.targets[source]:
-                n_paths += _move_for_free(board, arcs, source, tie)
+    moves = _collected(board, np.zeros(n_classes, np.int64), np.zeros(n_classes, np.bool_))
+    ordered, n_scanned, n_paths = _sorted_pairs(board, moves), 0, 0
+    while not stop[0]:
+        if moves.number[2]:
+            moves = _collected(board, moves.n_scans, moves.in_heaps)
+            ordered, n_scanned = _sorted_pairs(board, moves), 0
+        elif n_scanned > SCANS_A_SORT * max(moves.number[1], n_classes):
+            ordered, n_scanned = _sorted_pairs(board, moves), 0
+        n_found, radius, n_looked = _search(board, moves, ordered, search, dropped, slack, tie)
+        n_scanned += n_looked
+        for node in range(n_classes):
+            if search.settled[node] and search.distance[node] < radius:
+                board.potentials[node] -= radius - search.distance[node]
+                dropped[node] += radius - search.distance[node]
+        if n_found == 0:
+            break
+        for target in search.found[:n_found]:
+            n_paths += _move_along(board, moves, ordered, search, target, tie)
     return n_paths
 
 
 @njit(cache=True, nogil=True)
-def _sorted_arcs(board):
-    """All arcs at the present units and potentials."""
-    n_classes, n_entries = board.counts.size, board.classes.size
-    begin = np.zeros(n_classes + 1, np.int64)
-    for entry in range(n_entries):
-        if board.units[entry] > 0:
-            row = board.row_of[entry]
-            begin[board.classes[entry] + 1] += board.start[row + 1] - board.start[row] - 1
-    begin = np.cumsum(begin)
-    leaves, enters, cost = np.empty(begin[-1], np.int64), np.empty(begin[-1], np.int64), np.empty(begin[-1])
-    end = begin[:-1].copy()
-    for entry in range(n_entries):
-        if board.units[entry] > 0:
-            row, node = board.row_of[entry], board.classes[entry]
-            for other in range(board.start[row], board.start[row + 1]):
-                if other != entry:
-                    at = end[node]
-                    leaves[at], enters[at], cost[at] = entry, other, _cost(board, entry, other)
-                    end[node] += 1
+def _search(board, moves, ordered, search, dropped, slack, tie):
+    """Dijkstra from all overfull classes at once to the nearest underfull ones.
+
+    Beyond the nearest it goes on for as much work again: one search then serves many paths. Returns how many it found,
+    the distance up to which all classes are settled, and how many moves were looked at.
+    """
+    n_classes = board.counts.size
+    keys, items, size = np.empty(2 * n_classes), np.empty(2 * n_classes, np.int64), 0
+    search.distance[:], search.settled[:], search.leaves[:] = np.inf, False, -1
     for node in range(n_classes):
-        part = slice(begin[node], begin[node + 1])
-        order = np.argsort(cost[part])
-        leaves[part], enters[part], cost[part] = leaves[part][order], enters[part][order], cost[part][order]
-    others = board.classes[enters]
-    lists = np.full(n_classes, -1), np.empty(n_entries, np.int64)
-    return Arcs(begin, leaves, enters, others, cost, board.potentials.copy(), board.units > 0, *lists)
+        if board.counts[node] > board.targets[node]:
+            search.distance[node] = 0.0
+            size = _push(keys, items, size, 0.0, node)
+    n_found, n_scanned, n_enough, farthest, radius = 0, 0, np.inf, 0.0, slack
+    while size > 0:
+        size = _pop(keys, items, size)
+        reached, node = keys[size], items[size]
+        if search.settled[node] or reached > search.distance[node]:
+            continue
+        if reached >= radius or n_scanned > n_enough:
+            radius = min(radius, reached)
+            return n_found, radius, n_scanned
+        search.settled[node] = True
+        if board.counts[node] < board.targets[node]:
+            search.found[n_found] = node
+            n_found += 1
+            farthest = reached
+            if n_found == 1:
+                n_enough = 2.0 * n_scanned + n_classes
+        radius = min(radius, reached + slack - dropped[node])
+        n_nearer, n_looked = _reach_out(board, moves, ordered, search, node, radius, tie)
+        n_scanned += n_looked
+        while keys.size < size + n_nearer:
+            keys, items = _grown(keys), _grown(items)
+        for other in search.nearer[:n_nearer]:
+            search.is_nearer[other] = False
+            size = _push(keys, items, size, search.distance[other], other)
+    return n_found, (farthest if n_found else radius), n_scanned
 
 
 @njit(cache=True, nogil=True)
-def _cost(board, leaves, enters):
-    """What a move from one entry to another of its row loses now."""
-    own = board.scores[leaves] + board.potentials[board.classes[leaves]]
-    return own - (board.scores[enters] + board.potentials[board.classes[enters]])
-
-
-@njit(cache=True, nogil=True)
-def _fallen(board, arcs, node):
-    """By how much less than when arcs were sorted a move out of a class may cost."""
-    potential = board.potentials[node]
-    return arcs.potentials[node] - potential if potential > -np.inf else 0.0
-
-
-@njit(cache=True, nogil=True)
-def _reach_out(board, arcs, search, node, radius, tie):
-    """Shorten the ways to other classes by the arcs of one; returns how many came nearer, and the arcs looked at."""
+def _reach_out(board, moves, ordered, search, node, radius, tie):
+    """Shorten the ways to other classes by the moves out of one; returns how many came nearer, and moves looked at."""
+    if not moves.in_heaps[node]:
+        if moves.n_scans[node] < SCANS_A_HEAP:
+            return _reach_out_by_entries(board, moves, search, node, radius)
+        _keep_in_heaps(board, moves, ordered, node)
     reached = search.distance[node]
-    fallen = _fallen(board, arcs, node) + tie
+    fallen = ordered.potentials[node] - board.potentials[node] + tie
     limit = radius - reached + fallen
-    n_nearer, n_looked, last = 0, 0, arcs.begin[node + 1]
-    for arc in range(arcs.begin[node], last):
+    n_nearer, n_looked = 0, 0
+    for at in range(ordered.begin[node], ordered.begin[node + 1]):
         n_looked += 1
-        if arcs.cost[arc] >= limit:
+        if ordered.cost[at] >= limit:
             break
-        other = arcs.others[arc]  # most arcs are ruled out by what lies side by side in memory
-        least = reached + arcs.cost[arc] - fallen + (arcs.potentials[other] - board.potentials[other])
-        if least < search.distance[other] and board.units[arcs.leaves[arc]] > 0:
-            n_nearer = _come_nearer(board, search, reached, arcs.leaves[arc], arcs.enters[arc], radius, n_nearer)
-    entry = arcs.newest[node]
-    while entry >= 0:
-        if board.units[entry] > 0:
-            row = board.row_of[entry]
-            for other in range(board.start[row], board.start[row + 1]):
-                n_looked += 1
-                n_nearer = _come_nearer(board, search, reached, entry, other, radius, n_nearer)
-        entry = arcs.older[entry]
+        other = ordered.others[at]  # most pairs are ruled out by what lies side by side in memory
+        least = reached + ordered.cost[at] - fallen + (ordered.potentials[other] - board.potentials[other])
+        if least < search.distance[other]:
+            n_nearer = _come_nearer_by_pair(board, moves, search, reached, ordered.pairs[at], radius, n_nearer)
+    pair = ordered.newest[node]
+    while pair >= 0:
+        n_looked += 1
+        n_nearer = _come_nearer_by_pair(board, moves, search, reached, pair, radius, n_nearer)
+        pair = ordered.older[pair]
     return n_nearer, n_looked
 
 
 @njit(cache=True, nogil=True)
+def _reach_out_by_entries(board, moves, search, node, radius):
+    """The same by going through all moves out of the class."""
+    moves.n_scans[node] += 1
+    n_nearer, n_looked, before, entry = 0, 0, -1, moves.newest[node]
+    while entry >= 0:
+        after = moves.older[entry]
+        if board.units[entry] > 0:
+            row = board.row_of[entry]
+            own = board.scores[entry] + (search.distance[node] + board.potentials[node])
+            for other in range(board.start[row], board.start[row + 1]):
+                if own - board.scores[other] < radius + board.potentials[board.classes[other]] and other != entry:
+                    n_nearer = _come_nearer(board, search, search.distance[node], entry, other, radius, n_nearer)
+            n_looked += board.start[row + 1] - board.start[row]
+            before = entry
+        else:
+            moves.listed[entry] = False
+            if before < 0:
+                moves.newest[node] = after
+            else:
+                moves.older[before] = after
+        entry = after
+    return n_nearer, n_looked
+
+
+@njit(cache=True, nogil=True)
+def _come_nearer_by_pair(board, moves, search, reached, pair, radius, n_nearer):
+    """Take a pair's cheapest move if it is the shortest way so far."""
+    move = -1 if search.settled[moves.second[pair]] else _cheapest(board, moves, pair)
+    if move < 0:
+        return n_nearer
+    return _come_nearer(board, search, reached, moves.leaves[move], moves.enters[move], radius, n_nearer)
+
+
+@njit(cache=True, nogil=True)
 def _come_nearer(board, search, reached, leaves, enters, radius, n_nearer):
-    """Take an arc if it is the shortest way so far."""
+    """Take a move if it is the shortest way so far."""
     other = board.classes[enters]
     through = reached + max(0.0, _cost(board, leaves, enters))
-    if search.settled[other] or through >= search.distance[other] or through >= radius:
+    if search.settled[other] or not through < search.distance[other] or through >= radius:
         return n_nearer
     search.distance[other], search.leaves[other], search.enters[other] = through, leaves, enters
     if search.is_nearer[other]:
@@ -241,92 +278,236 @@ def _come_nearer(board, search, reached, leaves, enters, radius, n_nearer):
 
 
 @njit(cache=True, nogil=True)
-def _move_along(board, arcs, search, source, target):
-    """Pass as many units as possible down the path that ends at `target`, each node entered from its predecessor."""
-    amount = min(board.counts[source] - board.targets[source], board.targets[target] - board.counts[target])
-    node = target
-    while node != source:
-        amount = min(amount, board.units[search.leaves[node]])
-        node = board.classes[search.leaves[node]]
-    board.counts[source] -= amount
-    board.counts[target] += amount
-    node = target
-    while node != source:
-        before = board.classes[search.leaves[node]]
-        _move(board, arcs, search.leaves[node], search.enters[node], amount)
-        node = before
+def _cost(board, leaves, enters):
+    """What a move from one entry to another of its row loses now."""
+    gained = board.potentials[board.classes[leaves]] - board.potentials[board.classes[enters]]
+    return (board.scores[leaves] - board.scores[enters]) + gained
 
 
 @njit(cache=True, nogil=True)
-def _move_for_free(board, arcs, source, tie):
-    """Move surplus along paths that cost nothing, depth first: where rows tie, one search lets many units go.
-
-    Each class scans its arcs once: one that leads nowhere stays `seen`, and where a scan stopped it goes on.
-    """
-    n_classes = board.counts.size
-    scan = Scan(
-        arcs.begin[:-1].copy(), arcs.newest.copy(), np.empty(n_classes, np.int64), np.empty(n_classes, np.int64)
-    )
-    seen, stack = np.zeros(n_classes, np.bool_), np.empty(n_classes, np.int64)
-    n_paths, depth = 0, 1
-    stack[0], seen[source] = source, True
-    while depth > 0 and board.counts[source] > board.targets[source]:
-        found = _next_free(board, arcs, scan, stack[depth - 1], seen, tie)
-        if found < 0:
-            depth -= 1
-        elif board.counts[found] >= board.targets[found]:
-            seen[found] = True
-            stack[depth] = found
-            depth += 1
-        else:
-            amount = min(board.counts[source] - board.targets[source], board.targets[found] - board.counts[found])
-            for level in range(depth):
-                amount = min(amount, board.units[scan.leaves[stack[level]]])
-            board.counts[source] -= amount
-            board.counts[found] += amount
-            for level in range(depth):
-                node = stack[level]
-                _move(board, arcs, scan.leaves[node], scan.enters[node], amount)
-                seen[node] = level == 0
-            depth = 1
-            n_paths += 1
-    return n_paths
+def _move_along(board, moves, ordered, search, target, tie):
+    """Pass units down the path that ends at `target`, again while moves of no cost are left; returns how often."""
+    n_times = 0
+    while board.counts[target] < board.targets[target]:
+        amount, node = board.targets[target] - board.counts[target], target
+        while search.leaves[node] >= 0:
+            leaves = search.leaves[node]
+            if board.units[leaves] == 0:  # it went with a path before
+                move = _cheapest_between(board, moves, board.classes[leaves], node)
+                if move < 0 or _cost(board, moves.leaves[move], moves.enters[move]) > tie:
+                    return n_times
+                leaves = moves.leaves[move]
+                search.leaves[node], search.enters[node] = leaves, moves.enters[move]
+            amount = min(amount, board.units[leaves])
+            node = board.classes[leaves]
+        amount = min(amount, board.counts[node] - board.targets[node])
+        if amount <= 0:
+            return n_times
+        board.counts[node] -= amount
+        board.counts[target] += amount
+        node = target
+        while search.leaves[node] >= 0:
+            _move(board, moves, ordered, search.leaves[node], search.enters[node], amount)
+            node = board.classes[search.leaves[node]]
+        n_times += 1
+    return n_times
 
 
 @njit(cache=True, nogil=True)
-def _next_free(board, arcs, scan, node, seen, tie):
-    """The next class not seen that a unit of `node` may go to at no cost, or -1; `scan` then holds the arc."""
-    limit = _fallen(board, arcs, node) + 2 * tie
-    while scan.arc[node] < arcs.begin[node + 1] and arcs.cost[scan.arc[node]] <= limit:
-        leaves, enters = arcs.leaves[scan.arc[node]], arcs.enters[scan.arc[node]]
-        other = board.classes[enters]
-        if board.units[leaves] > 0 and not seen[other] and _cost(board, leaves, enters) <= tie:
-            scan.leaves[node], scan.enters[node] = leaves, enters
-            return other
-        scan.arc[node] += 1
-    while scan.listed[node] >= 0:
-        leaves = scan.listed[node]
-        if board.units[leaves] > 0:
-            row = board.row_of[leaves]
-            for enters in range(board.start[row], board.start[row + 1]):
-                other = board.classes[enters]
-                if not seen[other] and _cost(board, leaves, enters) <= tie:
-                    scan.leaves[node], scan.enters[node] = leaves, enters
-                    return other
-        scan.listed[node] = arcs.older[leaves]
-    return -1
-
-
-@njit(cache=True, nogil=True)
-def _move(board, arcs, leaves, enters, amount):
+def _move(board, moves, ordered, leaves, enters, amount):
     """Let `amount` units go from one entry to another of the same row."""
     board.units[leaves] -= amount
     board.units[enters] += amount
-    if not arcs.known[enters]:
-        node = board.classes[enters]
-        arcs.older[enters] = arcs.newest[node]
-        arcs.newest[node] = enters
-        arcs.known[enters] = True
+    first = board.classes[enters]
+    if not moves.listed[enters]:
+        _list(moves, first, enters)
+    if moves.in_heaps[first] and not moves.whole[enters]:
+        _add_moves(board, moves, enters)
+        row = board.row_of[enters]
+        for other in range(board.start[row], board.start[row + 1]):
+            pair = _pair_of(moves, first, board.classes[other], board.counts.size, False)
+            if pair >= 0 and not ordered.listed[pair] and moves.top[pair] >= 0:
+                if moves.key[moves.top[pair]] < ordered.key[pair]:
+                    _list_pair(ordered, first, pair)
+
+
+# ---- all moves ----
+
+
+@njit(cache=True, nogil=True)
+def _collected(board, n_scans, in_heaps):
+    """All moves at the present units, those of some classes in heaps, with room for more."""
+    n_classes, n_entries = board.counts.size, board.classes.size
+    n_moves = 0
+    for entry in range(n_entries):
+        if board.units[entry] > 0:
+            row = board.row_of[entry]
+            n_moves += board.start[row + 1] - board.start[row] - 1
+    room = n_moves + max(n_moves // 4, SPARE_MOVES)
+    most_pairs = min(n_classes * n_classes, room)
+    n_slots = 2
+    while n_slots < 2 * most_pairs:
+        n_slots *= 2
+    moves = Moves(
+        np.full(n_classes, -1), np.empty(n_entries, np.int64), np.zeros(n_entries, np.bool_), n_scans, in_heaps,
+        np.empty(room), np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int32),
+        np.empty(room, np.int32), np.zeros(n_entries, np.bool_), np.full(n_slots, -1, np.int32),
+        np.zeros(3, np.int64), np.empty(most_pairs, np.int32), np.empty(most_pairs, np.int32),
+        np.full(most_pairs, -1, np.int32),
+    )  # fmt: skip
+    for entry in range(n_entries):
+        if board.units[entry] > 0:
+            _list(moves, board.classes[entry], entry)
+            if in_heaps[board.classes[entry]]:
+                _add_moves(board, moves, entry)
+    return moves
+
+
+@njit(cache=True, nogil=True)
+def _list(moves, node, entry):
+    """Add an entry to those of its class."""
+    moves.listed[entry] = True
+    moves.older[entry] = moves.newest[node]
+    moves.newest[node] = entry
+
+
+@njit(cache=True, nogil=True)
+def _list_pair(ordered, node, pair):
+    """Add a pair to those of its first class that are not in order."""
+    ordered.listed[pair] = True
+    ordered.older[pair] = ordered.newest[node]
+    ordered.newest[node] = pair
+
+
+@njit(cache=True, nogil=True)
+def _keep_in_heaps(board, moves, ordered, node):
+    """From now on keep the moves out of a class in heaps."""
+    moves.in_heaps[node] = True
+    n_pairs, entry = moves.number[1], moves.newest[node]
+    while entry >= 0:
+        if board.units[entry] > 0:
+            _add_moves(board, moves, entry)
+        entry = moves.older[entry]
+    for pair in range(n_pairs, moves.number[1]):
+        _list_pair(ordered, node, pair)
+
+
+@njit(cache=True, nogil=True)
+def _add_moves(board, moves, leaves):
+    """Put all moves out of an entry into the heaps, if there is room."""
+    row, first = board.row_of[leaves], board.classes[leaves]
+    begin, end = board.start[row], board.start[row + 1]
+    if moves.number[0] + end - begin > moves.key.size:
+        moves.number[2] = 1
+        return
+    moves.whole[leaves] = True
+    for enters in range(begin, end):
+        key, second = board.scores[leaves] - board.scores[enters], board.classes[enters]
+        if enters == leaves or not key < np.inf or board.potentials[second] == -np.inf:
+            continue  # no move, or one that is forbidden
+        move = moves.number[0]
+        moves.number[0] += 1
+        moves.key[move], moves.leaves[move], moves.enters[move] = key, leaves, enters
+        moves.child[move] = moves.sibling[move] = -1
+        pair = _pair_of(moves, first, second, board.counts.size, True)
+        moves.top[pair] = move if moves.top[pair] < 0 else _joined(moves, moves.top[pair], move)
+
+
+@njit(cache=True, nogil=True)
+def _pair_of(moves, first, second, n_classes, add):
+    """The number of a pair of classes; -1 for one not seen yet, or it is added."""
+    mask = np.uint64(moves.table.size - 1)
+    mixed = np.uint64(np.int64(first) * n_classes + second) * HASH
+    slot = (mixed ^ (mixed >> np.uint64(32))) & mask
+    while True:
+        pair = moves.table[slot]
+        if pair < 0:
+            break
+        if moves.first[pair] == first and moves.second[pair] == second:
+            return np.int64(pair)
+        slot = (slot + np.uint64(1)) & mask
+    if not add:
+        return np.int64(-1)
+    pair = moves.number[1]
+    moves.number[1] += 1
+    moves.table[slot] = pair
+    moves.first[pair], moves.second[pair] = first, second
+    return np.int64(pair)
+
+
+@njit(cache=True, nogil=True)
+def _cheapest(board, moves, pair):
+    """The cheapest move of a pair whose entry has a unit, or -1; others before it are dropped."""
+    move = moves.top[pair]
+    while move >= 0 and board.units[moves.leaves[move]] == 0:
+        moves.whole[moves.leaves[move]] = False
+        move = _without_top(moves, move)
+    moves.top[pair] = move
+    return move
+
+
+@njit(cache=True, nogil=True)
+def _cheapest_between(board, moves, first, second):
+    """The same for two classes; -1 too where their moves are in no heap."""
+    pair = _pair_of(moves, first, second, board.counts.size, False) if moves.in_heaps[first] else -1
+    return _cheapest(board, moves, pair) if pair >= 0 else -1
+
+
+@njit(cache=True, nogil=True)
+def _joined(moves, one, other):
+    """Two heaps as one; returns its top."""
+    if moves.key[other] < moves.key[one]:
+        one, other = other, one
+    moves.sibling[other] = moves.child[one]
+    moves.child[one] = other
+    return one
+
+
+@njit(cache=True, nogil=True)
+def _without_top(moves, move):
+    """What is left of a heap: those below its top, joined in twos and then from the last to the first."""
+    below, twos = moves.child[move], np.int32(-1)
+    while below >= 0:
+        other = moves.sibling[below]
+        after = moves.sibling[other] if other >= 0 else np.int32(-1)
+        two = _joined(moves, below, other) if other >= 0 else below
+        moves.sibling[two] = twos
+        twos, below = two, after
+    left = np.int32(-1)
+    while twos >= 0:
+        after = moves.sibling[twos]
+        moves.sibling[twos] = -1
+        left = twos if left < 0 else _joined(moves, left, twos)
+        twos = after
+    return left
+
+
+@njit(cache=True, nogil=True)
+def _sorted_pairs(board, moves):
+    """The pairs at the present potentials."""
+    n_classes, n_pairs = board.counts.size, moves.number[1]
+    begin, key = np.zeros(n_classes + 1, np.int64), np.full(moves.first.size, np.inf)
+    for pair in range(n_pairs):
+        move = _cheapest(board, moves, pair)
+        if move >= 0:
+            key[pair] = moves.key[move]
+            begin[moves.first[pair] + 1] += 1
+    begin = np.cumsum(begin)
+    pairs, cost, end = np.empty(begin[-1], np.int64), np.empty(begin[-1]), begin[:-1].copy()
+    for pair in range(n_pairs):
+        if key[pair] < np.inf:
+            at = end[moves.first[pair]]
+            move = moves.top[pair]
+            pairs[at], cost[at] = pair, _cost(board, moves.leaves[move], moves.enters[move])
+            end[moves.first[pair]] += 1
+    for node in range(n_classes):
+        part = slice(begin[node], begin[node + 1])
+        order = np.argsort(cost[part])
+        pairs[part], cost[part] = pairs[part][order], cost[part][order]
+    return Sorted(
+        begin, pairs, moves.second[pairs], cost, board.potentials.copy(), key, np.zeros(key.size, np.bool_),
+        np.full(n_classes, -1), np.full(key.size, -1),
+    )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
