@@ -12,6 +12,7 @@ import numpy as np
 from otlabel import sweep
 from otlabel.distributed import Alone, ranks_of
 from otlabel.errors import ConvergenceWarning
+from otlabel.interrupts import interruptible
 from otlabel.marginals import KL, Exact, Range, Rule, class_sizes
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
@@ -30,6 +31,7 @@ WORTHWHILE = 0.7  # share of the excess that may be left after such a step, or i
 FAR_BEHIND = 50.0  # times epsilon and the usual spread of potentials: who must be raised by more is wanted by no sample
 
 
+@interruptible
 def sinkhorn_assign(
     scores: Any,
     *,
@@ -195,6 +197,7 @@ def sinkhorn_assign(
     )
 
 
+@interruptible
 def certify(
     scores: Any, labels: Any, *, potentials: Any = None, class_mass: Any = None, group: Any = None
 ) -> Certificate:

@@ -28,6 +28,7 @@ import numpy as np
 
 from otlabel import errors
 from otlabel.errors import OtlabelError, RankError
+from otlabel.interrupts import came_of_interrupt
 
 if TYPE_CHECKING:
     import torch
@@ -306,8 +307,11 @@ class Ranks(Alone):
         self._ended = True
 
     def _failure(self, error: BaseException) -> _Message:
-        told = f"rank {self.rank} failed: {type(error).__name__}: {error}".removesuffix(": ")
-        return _Message(self._step + 1, "failure", {}, told, type(error).__name__, gone=True)
+        kind, text = type(error).__name__, f": {error}"
+        if came_of_interrupt(error):
+            kind, text = KeyboardInterrupt.__name__, ""
+        told = f"rank {self.rank} failed: {kind}{text}"
+        return _Message(self._step + 1, "failure", {}, told, kind, gone=True)
 
     def _heard(self, own: _Message) -> list[_Message]:
         """On rank 0, what everybody says at this step; of a rank that is lost or silent, that it is."""
@@ -374,7 +378,7 @@ class Ranks(Alone):
         if error is not None and not self._ended and not getattr(error, "known_to_ranks", False):
             said = self._failure(error)
             with contextlib.suppress(RuntimeError):
-                if not isinstance(error, Exception):
+                if not isinstance(error, Exception) or came_of_interrupt(error):
                     self._take_leave(said)
                 elif self.rank:
                     self._send(said)

@@ -17,6 +17,7 @@ import numpy as np
 from otlabel import sweep
 from otlabel.errors import FileFormatError, InvalidScoresError
 from otlabel.files import replacing
+from otlabel.interrupts import interruptible
 from otlabel.scores import Scores, WithColumn, as_array, is_tensor, open_scores
 from otlabel.validate import check_finite, check_vector
 
@@ -131,6 +132,7 @@ class Assignment:
         """bound - value; zero up to rounding where the labels are optimal for their class sizes."""
         return self.bound - self.value
 
+    @interruptible
     def predict(self, scores: Any) -> Array:
         """Labels of new samples, argmax_k (scores + potentials): sizes are balanced only as far as the data is alike.
 
@@ -145,6 +147,7 @@ class Assignment:
         """
         return predict(scores, _to_numpy(self.potentials), self.threshold)
 
+    @interruptible
     def plan(self, scores: Any, *, sample_mass: Any = None) -> Array:
         """The entropic plan Q_ik = a_i softmax_k((s_ik + g_k) / epsilon), which sums to 1 as in POT.
 
@@ -171,6 +174,7 @@ class Assignment:
             rows *= sweep.sweep(choices, g, self.epsilon, row_exponent=exponent).row_mass[:, None]
         return like(rows, scores)
 
+    @interruptible
     def soft_labels(self, scores: Any) -> Array:
         """The plan's rows normalised to sum 1, (M, K) float64: a distribution over classes for each sample.
 

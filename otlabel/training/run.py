@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.files import replacing
+from otlabel.interrupts import interruptible
 from otlabel.marginals import KL, Range
 from otlabel.selflabel import (
     Argmax,
@@ -64,6 +65,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 Report = Callable[[dict[str, Any]], None]
 
 
+@interruptible
 def train(
     config: Config,
     folder: str | os.PathLike[str] | None = None,
