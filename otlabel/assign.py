@@ -12,6 +12,7 @@ import numpy as np
 from otlabel import sweep
 from otlabel.distributed import Alone, ranks_of
 from otlabel.errors import ConvergenceWarning, InvalidMassError
+from otlabel.interrupts import interruptible
 from otlabel.marginals import KL, Exact, Range, class_sizes
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
@@ -56,6 +57,7 @@ PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding
 FAR_BEHIND = 50.0  # times epsilon and the usual spread of potentials: who must be raised by more is wanted by no sample
 
 
+@interruptible
 def sinkhorn_assign(
     scores: Any,
     *,
@@ -244,6 +246,7 @@ def sinkhorn_assign(
     )
 
 
+@interruptible
 def certify(
     scores: Any, labels: Any, *, potentials: Any = None, class_mass: Any = None, group: Any = None
 ) -> Certificate:

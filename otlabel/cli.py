@@ -27,6 +27,7 @@ from otlabel.arguments import seed_below
 from otlabel.clustering_command import add_cluster
 from otlabel.errors import FileFormatError, InvalidMassError, OtlabelWarning, RankError
 from otlabel.files import Output, check_apart, check_outputs, destination, replacing, save_array
+from otlabel.interrupts import interruptible
 from otlabel.reporting.command import add_report
 from otlabel.text import one_line
 from otlabel.training.command import add_train, add_transfer
@@ -80,10 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _complain(_told(error), USAGE if isinstance(error, _BAD_PATHS) else FAILURE)
         except ValueError as error:  # every OtlabelError about an input is one, and so is a bad argument
             return _complain(error, USAGE)
-        except SystemError as error:
-            if not _came_of_interrupt(error):
-                raise
-            return _complain(ENDINGS[ended[-1]], ENDED + ended[-1])
         except RuntimeError as error:
             # Torch's, told by name so as not to import torch; on a CPU it has none of its own.
             if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
@@ -92,11 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _came_of_interrupt(error: BaseException | None) -> bool:
-    """Whether compiled code that was being loaded met an interrupt, and wrapped it."""
-    return error is not None and (isinstance(error, KeyboardInterrupt) or _came_of_interrupt(error.__cause__))
-
-
+@interruptible
 def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     try:

@@ -21,6 +21,7 @@ from otlabel import sweep
 from otlabel.assign import sinkhorn_assign
 from otlabel.distributed import Alone, ranks_of
 from otlabel.errors import InvalidScoresError, MissingPackageError, OtlabelWarning
+from otlabel.interrupts import interruptible
 from otlabel.marginals import Range
 from otlabel.result import Assignment, predict
 from otlabel.scores import (
@@ -150,6 +151,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         self.random_state = random_state
         self.device = device
 
+    @interruptible
     def fit(self, X: Any, y: Any = None, *, group: Any = None) -> BalancedKMeans:
         """Find centres and labels.
 
@@ -209,6 +211,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         self.potentials_ = _centred_potentials(rows, best)
         return self
 
+    @interruptible
     def predict(self, X: Any) -> np.ndarray:
         """The cluster of each row by the rule that the labels follow, argmax_k s_k + potentials_k, (M,) int64.
 
@@ -221,6 +224,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         """
         return self._predicted(self._opened(X))
 
+    @interruptible
     def transform(self, X: Any) -> np.ndarray:
         """Distances ||x_i - mu_k|| to all centres, or 1 - <x_i, mu_k> for "cosine", (M, K).
 
@@ -239,6 +243,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
                 out[start:stop] = euclidean_distances(rows - middle, centres - middle)
         return out
 
+    @interruptible
     def score(self, X: Any, y: Any = None) -> float:
         """Minus the inertia of the predicted labels, the larger the better.
 

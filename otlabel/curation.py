@@ -12,6 +12,7 @@ import numpy as np
 from otlabel import sweep
 from otlabel.distributed import ranks_of
 from otlabel.errors import InvalidScoresError, MissingPackageError
+from otlabel.interrupts import interruptible
 from otlabel.result import like
 from otlabel.scores import (
     Scores,
@@ -49,6 +50,7 @@ class Curated:
         )
 
 
+@interruptible
 def curate(
     features: Any,
     n: int,

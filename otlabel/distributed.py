@@ -3,7 +3,8 @@
 Rank 0 hears all others, adds up or joins what they say in the order of their ranks, and tells the result to all: so
 every rank goes on with the same bits, whoever has which rows. Every message bears the number and the name of the step,
 so that ranks on different ways notice it; who fails says so in place of its next message, who is lost or silent for
-half of the group's timeout is named by rank 0 to the rest. Messages are arrays and JSON; nothing is pickled.
+half of the group's timeout is named by rank 0 to the rest. Messages travel on a thread of their own, so that who waits
+for one hears an interrupt, and tells the others at once. Messages are arrays and JSON; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ import math
 import queue
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from otlabel import errors
 from otlabel.errors import OtlabelError, RankError
+from otlabel.interrupts import came_of_interrupt
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +40,7 @@ FRAME = 1 << 13  # bytes that are sent at once; most messages need no second par
 PATIENCE_SHARE = 0.5  # of the group's timeout, after which rank 0 gives up a silent rank and can still tell the others
 FEW_NUMBERS = 1 << 14  # that are joined to find the one in the middle
 MOST_SHOWN = 8  # numbers of a setting in an error
+LEAVE_SECONDS = 5.0  # that an interrupted rank takes at most to tell the others; who is told later finds it gone
 DIGIT_BITS = 12  # of a number, found in one round when ranks look for the one in the middle
 
 
@@ -98,6 +104,9 @@ class Alone:
 
 ALONE = Alone()
 
+_ALL_GROUPS = threading.Lock()
+_GROUPS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # who works with a group now: a lock for each
+
 
 def ranks_of(group: Any) -> Alone:
     """The processes of a torch.distributed group; None: this one alone, and torch.distributed is not touched."""
@@ -152,6 +161,8 @@ class Ranks(Alone):
         self._step = 0
         self._ended = False  # whether the others know of the trouble
         self._listener: _Listener | None = None
+        self._unheard = set(range(1, self.number))  # on rank 0, whose next message nobody has asked for yet
+        self._sending = threading.Lock()  # while parts of one message go out
         self.bytes_sent = self.n_rounds = 0
 
     # ---- what is told ----
@@ -265,8 +276,7 @@ class Ranks(Alone):
         own = _Message(self._step, name, arrays)
         if self.rank:
             try:
-                self._send(own)
-                answer = self._receive(0)
+                answer = self._aside(lambda: self._ask(own))
             except RuntimeError as error:
                 self._ended = True
                 raise RankError(_lost(0, name, error)) from error
@@ -284,29 +294,39 @@ class Ranks(Alone):
         except Exception as error:
             self._end(heard, self._failure(error))
             raise
-        self._answer(heard, _Message(self._step, name, merged))
+        self._aside(lambda: self._answer(heard, _Message(self._step, name, merged)))
         return merged
 
+    def _ask(self, own: _Message) -> _Message:
+        """Tell rank 0, and hear what it makes of it."""
+        self._send(own)
+        return self._receive(0)
+
     def _end(self, heard: list[_Message], trouble: _Message) -> None:
-        self._answer(heard, trouble)
+        self._aside(lambda: self._answer(heard, trouble))
         self._ended = True
 
     def _failure(self, error: BaseException) -> _Message:
-        told = f"rank {self.rank} failed: {type(error).__name__}: {error}"
-        return _Message(self._step + 1, "failure", {}, told, type(error).__name__, gone=True)
+        kind, text = type(error).__name__, f": {error}"
+        if came_of_interrupt(error):
+            kind, text = KeyboardInterrupt.__name__, ""
+        told = f"rank {self.rank} failed: {kind}{text}"
+        return _Message(self._step + 1, "failure", {}, told, kind, gone=True)
 
     def _heard(self, own: _Message) -> list[_Message]:
         """On rank 0, what everybody says at this step; of a rank that is lost or silent, that it is."""
         heard = [own]
         for other in range(1, self.number):
+            self._unheard.discard(other)
             try:
-                heard.append(self._patiently(other))
+                heard.append(self._aside(partial(self._receive, other), self._patience))
             except (RuntimeError, TimeoutError) as error:
                 heard.append(_Message(own.step, own.name, {}, _lost(other, own.name, error), "RankError", gone=True))
         return heard
 
     def _answer(self, heard: list[_Message], answer: _Message) -> None:
         """Tell everybody who still listens."""
+        self._unheard = {other for other, said in enumerate(heard) if other and not said.gone}
         body, sending = answer.packed(), list[_Sent]()
         for other, said in enumerate(heard[1:], 1):
             if not said.gone:
@@ -316,19 +336,53 @@ class Ranks(Alone):
             with contextlib.suppress(RuntimeError):
                 one.wait()
 
+    def _take_leave(self, said: _Message) -> None:
+        """After an interrupt, tell the others at once: whatever else is on its way, this is what they hear next."""
+        calls: list[Callable[[], Any]] = [lambda: self._send(said)]
+        if self.rank == 0:
+            body = said.packed()
+            listening = sorted(self._unheard)  # each waits until it is heard; one was being listened to already
+            calls = [partial(self._tell, other, body) for other in range(1, self.number)]
+            calls += [partial(self._receive, other) for other in listening]
+        threads = [threading.Thread(target=_quietly, args=(call,), daemon=True) for call in calls]
+        deadline = time.monotonic() + LEAVE_SECONDS
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+
+    def _tell(self, other: int, body: bytes) -> None:
+        for one in self._begin(other, body):
+            one.wait()
+
     def __enter__(self) -> Ranks:
+        with _ALL_GROUPS:
+            self._in_use = _GROUPS.setdefault(self._group, threading.RLock())  # a command and its solve use one group
+        if not self._in_use.acquire(blocking=False):
+            raise RankError(
+                "another thread works with this group now, and messages of the two would mix; let one end before the "
+                "other begins, or give each a group of its own (torch.distributed.new_group)"
+            )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """An error that the others do not know of yet is told in place of the next message."""
+        try:
+            self._leave(error)
+        finally:
+            self._in_use.release()
+
+    def _leave(self, error: BaseException | None) -> None:
         if error is not None and not self._ended and not getattr(error, "known_to_ranks", False):
             said = self._failure(error)
             with contextlib.suppress(RuntimeError):
-                if self.rank:
+                if not isinstance(error, Exception) or came_of_interrupt(error):
+                    self._take_leave(said)
+                elif self.rank:
                     self._send(said)
-                elif isinstance(error, Exception):  # after an interrupt nobody knows what was being listened to
+                else:
                     self._answer(self._heard(said), said)
         if error is not None:
             with contextlib.suppress(AttributeError):
@@ -337,14 +391,15 @@ class Ranks(Alone):
             self._listener.close()
             self._listener = None
 
-    def _patiently(self, other: int) -> _Message:
-        """A message, or TimeoutError while the others can still be told.
+    def _aside(self, wanted: Callable[[], Any], seconds: float | None = None) -> Any:
+        """What a call returns that sends or receives, or TimeoutError while the others can still be told.
 
-        A wait that times out within gloo closes the connections to all ranks, so it goes on in a thread of its own.
+        A wait that times out within gloo closes the connections to all ranks, and one within it hears no interrupt, so
+        it goes on in a thread of its own.
         """
         if self._listener is None or self._listener.is_stuck:
             self._listener = _Listener()
-        return self._listener.result(lambda: self._receive(other), self._patience)
+        return self._listener.result(wanted, seconds)
 
     def _send(self, message: _Message) -> None:
         """To rank 0."""
@@ -352,8 +407,9 @@ class Ranks(Alone):
             one.wait()
 
     def _begin(self, other: int, body: bytes) -> list[_Sent]:
-        sending = [self._send_bytes(other, body[:FRAME].ljust(FRAME, b"\0"))]
-        return [*sending, self._send_bytes(other, body[FRAME:])] if len(body) > FRAME else sending
+        with self._sending:
+            sending = [self._send_bytes(other, body[:FRAME].ljust(FRAME, b"\0"))]
+            return [*sending, self._send_bytes(other, body[FRAME:])] if len(body) > FRAME else sending
 
     def _receive(self, other: int) -> _Message:
         frame = self._receive_bytes(other, FRAME)
@@ -415,13 +471,14 @@ class _Listener:
                 self._told.put((None, error))
 
     def result(self, wanted: Callable[[], Any], seconds: float | None) -> Any:
-        """What the call returns or raises, or TimeoutError; the thread is of no use after that."""
+        """What the call returns or raises, or TimeoutError; the thread is of no use after that, or an interrupt."""
+        self.is_stuck = True
         self._asked.put(wanted)
         try:
             found, error = self._told.get(timeout=seconds)
         except queue.Empty:
-            self.is_stuck = True
             raise TimeoutError(f"no word from it for {seconds:.3g} s") from None
+        self.is_stuck = False
         if error is not None:
             raise error
         return found
@@ -503,6 +560,12 @@ class Layout:
             low, high = max(self.share.first, int(self._ends[rank])), min(self.share.stop, int(self._ends[rank + 1]))
             if rank != self._team.rank and low < high:
                 yield rank, low, high
+
+
+def _quietly(call: Callable[[], Any]) -> None:
+    """To who may be gone."""
+    with contextlib.suppress(Exception):
+        call()
 
 
 def _timeout(group: Any, device: torch.device) -> float | None:

@@ -16,6 +16,7 @@ import numpy as np
 from otlabel import sweep
 from otlabel.assign import sinkhorn_assign
 from otlabel.errors import InfeasibleError, MissingPackageError, OtlabelWarning
+from otlabel.interrupts import interruptible
 from otlabel.marginals import class_sizes
 from otlabel.result import Assignment
 from otlabel.scores import Scores, as_float, class_mass_of, draw_rows, keep, open_scores
@@ -119,6 +120,7 @@ class _Usable:
     inspection: sweep.Inspection
 
 
+@interruptible
 def diagnose(scores: Any, *, class_mass: Any = None) -> Diagnosis:
     """Look at scores without labelling them: usable or not, what balance will change, which epsilon fits.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from otlabel.assign import certify
 from otlabel.errors import InfeasibleError, MissingPackageError
+from otlabel.interrupts import interruptible
 from otlabel.monitor import Monitor
 from otlabel.result import Assignment, Status, like
 from otlabel.scores import as_float, class_mass_of, open_scores
@@ -17,6 +18,7 @@ from otlabel.validate import check_problem
 MAX_ITERATIONS = 10_000_000  # of the simplex; POT's own default ends early on a few thousand samples
 
 
+@interruptible
 def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_000) -> Assignment:
     """Label every sample by solving the transport linear program with POT's network simplex (`ot.emd`).
 

@@ -11,6 +11,7 @@ import numpy as np
 from otlabel import sweep
 from otlabel.assign import sinkhorn_assign
 from otlabel.errors import MissingPackageError
+from otlabel.interrupts import interruptible
 from otlabel.marginals import KL, Exact
 from otlabel.result import Assignment
 from otlabel.scores import class_mass_of, open_scores
@@ -86,6 +87,7 @@ class BalancePath:
         return figure
 
 
+@interruptible
 def balance_path(
     scores: Any,
     *,

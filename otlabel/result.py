@@ -18,6 +18,7 @@ import numpy as np
 from otlabel import sweep
 from otlabel.errors import FileFormatError, InfeasibleError, InvalidScoresError
 from otlabel.files import replacing
+from otlabel.interrupts import interruptible
 from otlabel.scores import Scores, WithColumn, home_of, open_scores, sample_mass_of
 from otlabel.scores.paths import load_archive
 from otlabel.validate import check_finite, check_vector
@@ -180,6 +181,7 @@ class Assignment:
             spread = potentials_spread(_to_numpy(self.potentials), _to_numpy(self.counts))
         return Certificate(self.value, self.bound, self.counts, self.gap, spread, self.size_error)
 
+    @interruptible
     def predict(self, scores: Any) -> Array:
         """Labels of new samples, argmax_k (scores + potentials): sizes are balanced only as far as the data is alike.
 
@@ -196,6 +198,7 @@ class Assignment:
         """
         return predict(scores, _to_numpy(self.potentials), self.threshold)
 
+    @interruptible
     def plan(self, scores: Any, *, sample_mass: Any = None) -> Array:
         """The entropic plan Q_ik = a_i softmax_k((s_ik + g_k) / epsilon), which sums to 1 as in POT.
 
@@ -236,6 +239,7 @@ class Assignment:
             rows *= sweep.sweep(choices.fine, g, self.epsilon, row_exponent=exponent).row_mass[:, None]
         return like(rows, scores)
 
+    @interruptible
     def soft_labels(self, scores: Any) -> Array:
         """The plan's rows normalised to sum 1, (M, K) float64: a distribution over classes for each sample.
 

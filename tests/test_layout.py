@@ -18,7 +18,7 @@ PACKAGE = Path(otlabel.__file__).parent
 
 # A module may import its own layer and those before it. The package itself holds the public names: only the last may.
 LAYERS = (
-    {"errors", "files", "compiling", "marginals", "monitor", "problem", "text"},
+    {"errors", "files", "compiling", "interrupts", "marginals", "monitor", "problem", "text"},
     {"distributed"},
     {"scores", "sweep"},
     {"validate"},

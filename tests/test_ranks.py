@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import threading
 import time
 import warnings
 from typing import Any
@@ -446,6 +447,108 @@ def test_silent_rank_is_named_by_the_others(victim: int, tmp_path: Any) -> None:
     for seconds, said in found:
         assert 0 <= seconds < 12
         assert said.startswith(f"rank {victim} was lost at")
+
+
+def interrupted(group: Any, victim: int, stage: str, waiting: bool) -> tuple[str, str, float, list[int]]:
+    """One rank is interrupted at a stage, or while it waits for another; what each raises, and how long that takes."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test that runs in the background ignores it
+    rank, scores, struck, seen = group.rank(), scores_of(group, 20_000), [False], [time.monotonic()]
+
+    def interrupt() -> None:
+        seen[0] = time.monotonic()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def watch(record: dict[str, Any]) -> None:
+        if struck[0] or record["stage"] != stage:
+            return
+        struck[0], seen[0] = True, time.monotonic()
+        if rank == victim:
+            threading.Timer(0.3, interrupt).start() if waiting else interrupt()
+        elif waiting and rank == (victim + 1) % group.size():
+            time.sleep(1.5)
+            seen[0] = time.monotonic()
+
+    try:
+        sinkhorn_assign(scores, group=group, progress=watch, tol=1e-9)
+        told = "none", ""
+    except (RankError, KeyboardInterrupt) as error:
+        told = type(error).__name__, str(error)
+    seconds = time.monotonic() - seen[0]
+    return *told, seconds, sinkhorn_assign(scores, group=group).counts.tolist()
+
+
+@pytest.mark.parametrize(
+    ("victim", "stage", "waiting"),
+    [(0, "solve", False), (1, "certify", False), (0, "solve", True), (2, "solve", True)],
+)
+def test_an_interrupt_of_one_rank_ends_the_work_of_all_at_once(victim: int, stage: str, waiting: bool) -> None:
+    for rank, answer in enumerate(on_ranks(interrupted, 3, victim, stage, waiting)):
+        assert not isinstance(answer, Exception), answer
+        kind, told, seconds, counts = answer
+        if rank == victim:
+            assert (kind, told) == ("KeyboardInterrupt", "")
+            assert seconds < 4.0
+        else:
+            assert (kind, told) == ("RankError", f"rank {victim} failed: KeyboardInterrupt")
+            assert seconds < 2.5
+        assert counts == [10_000] * 6  # the group is as good as before
+
+
+def in_two_threads(group: Any) -> list[str]:
+    """A second thread asks for a group that the first one works with."""
+    found, scores, asked = list[str](), scores_of(group), [False]
+
+    def solve() -> None:
+        try:
+            sinkhorn_assign(scores, group=group)
+        except RankError as error:
+            found.append(str(error))
+
+    def watch(record: dict[str, Any]) -> None:
+        if not asked[0]:
+            asked[0] = True
+            second = threading.Thread(target=solve)
+            second.start()
+            second.join()
+
+    counts = sinkhorn_assign(scores, group=group, progress=watch).counts.tolist()
+    assert counts == sinkhorn_assign(scores, group=group).counts.tolist() == [3000] * 6
+    return found
+
+
+def test_a_group_in_two_threads_is_an_error() -> None:
+    for answer in on_ranks(in_two_threads, 2):
+        assert not isinstance(answer, Exception), answer
+        (told,) = answer
+        assert told.startswith("another thread works with this group now")
+
+
+def without_rows(group: Any) -> list[tuple[str, str]]:
+    """Nobody has a row."""
+    import otlabel
+
+    nothing, found = np.zeros((0, 6)), []
+    calls: list[Any] = [
+        lambda: sinkhorn_assign(nothing, group=group),
+        lambda: sinkhorn_assign(linear_scores(nothing, np.ones((3, 6))), classes=Range(0, 1), group=group),
+        lambda: certify(nothing, np.zeros(0, int), group=group),
+        lambda: otlabel.BalancedKMeans(3).fit(nothing, group=group),
+        lambda: otlabel.curate(nothing, 2, group=group),
+    ]
+    for call in calls:
+        try:
+            call()
+            found.append(("none", ""))
+        except Exception as error:
+            found.append((type(error).__name__, str(error)))
+    return found
+
+
+def test_where_no_rank_has_a_row_all_say_so() -> None:
+    found = on_ranks(without_rows, 2)
+    for answer in found:
+        assert not isinstance(answer, Exception), answer
+        assert answer == [("InvalidScoresError", "none of the 2 ranks has a row; some may be without, but not all")] * 5
 
 
 def test_saved_part_of_an_assignment(tmp_path: Any) -> None:

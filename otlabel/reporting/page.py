@@ -14,6 +14,7 @@ import numpy as np
 from otlabel import __version__
 from otlabel.errors import MissingPackageError
 from otlabel.files import replacing
+from otlabel.interrupts import interruptible
 from otlabel.reporting import figures
 from otlabel.reporting.montage import montage
 from otlabel.reporting.sources import find, opened
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 
 
+@interruptible
 def report(
     labels: Assignment | Any,
     *,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from otlabel.distributed import Alone, Layout, Share
-from otlabel.errors import InvalidMassError, RankError
+from otlabel.errors import InvalidMassError, InvalidScoresError, RankError
 from otlabel.scores.base import Batch, Scores, WrappedScores, as_float, block_rows, grouped, storage_array
 from otlabel.scores.factored import LinearScores
 from otlabel.scores.given import as_array
@@ -74,6 +74,7 @@ class Shards:
                     f"{kind[0]}; pass the same to all ranks"
                 )
         self.dtype, self._team = kinds[filled[0]][1], team
+        _check_any(counts)
         total = int(counts.sum())
         self.layout = Layout(team, counts, block_rows(total, n_classes or scores.block_columns))
 
@@ -87,11 +88,17 @@ class Shards:
         return ShardedScores(scores, tail, self.layout)
 
 
+def _check_any(counts: np.ndarray) -> None:
+    if not counts.any():
+        raise InvalidScoresError(f"none of the {len(counts)} ranks has a row; some may be without, but not all")
+
+
 def part_of_all(scores: Scores, team: Alone) -> Scores:
     """A rank's rows, all of them and no others, that know which rows of all they are."""
     if team.number == 1:
         return scores
     (counts,) = team.joined("rows", np.array([scores.shape[0]]))
+    _check_any(counts)
     first = int(counts[: team.rank].sum())
     return _with_share(scores, Share(team, first, first + scores.shape[0], int(counts.sum())))
 

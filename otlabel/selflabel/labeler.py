@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from otlabel.distributed import Alone, Arrays, ranks_of
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
+from otlabel.interrupts import interruptible
 from otlabel.scores import as_array, by_row
 from otlabel.selflabel import alarms
 from otlabel.selflabel.features import check_complete, check_range, extract, extract_part, weights_hash, whole_numbers
@@ -241,6 +242,7 @@ class SelfLabeler:
         self._progress = float(self._time(epoch, step, samples))
         return self.schedule.count(self._progress) > self._n_passed
 
+    @interruptible
     def update(self, model: nn.Module, loader: Iterable[Any] | None = None) -> list[dict[str, Any]]:
         """Label all samples anew with every head: all heads change, or none if anything goes wrong.
 
@@ -370,7 +372,7 @@ class SelfLabeler:
         for record in records:
             record["alarms"] = raised + list(found_wrong.values())
         for text in raised + [text for kind, text in found_wrong.items() if kind not in self._alarmed]:
-            warnings.warn(text, SelfLabelWarning, stacklevel=3)
+            warnings.warn(text, SelfLabelWarning, stacklevel=4)
         self._alarmed = set(found_wrong)
         logger.info("relabelling %d: %s", self._n_updates, alarms.told(records))
         return records

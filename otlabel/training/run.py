@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.files import check_apart, replacing, working_in
+from otlabel.interrupts import interruptible
 from otlabel.marginals import KL, Range
 from otlabel.scores.paths import load_plain
 from otlabel.selflabel import (
@@ -67,6 +68,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 Report = Callable[[dict[str, Any]], None]
 
 
+@interruptible
 def train(
     config: Config,
     folder: str | os.PathLike[str] | None = None,
