@@ -114,11 +114,13 @@ def test_one_huge_column_among_small_ones() -> None:
 
 
 METRICS = {"euclidean": by_distance, "cosine": by_cosine}
+WITH_ONE_FAR_AWAY = 2.04e7 + np.array([[0, 0, 0, 0], [0, 0, 0, 15], [0, 0, 0, 30], [1e9, 0, 0, 0]])
 
 
 def fit_part(group: Any) -> tuple[Any, ...]:
     rows = far_rows(2.04e7, "float32", n=600)[group.rank() :: group.size()]
     models = [BalancedKMeans(7, metric=one, max_iter=5, random_state=0).fit(rows, group=group) for one in METRICS]
+    models.append(BalancedKMeans(4, size_max=400, init=WITH_ONE_FAR_AWAY).fit(rows, group=group))
     weight = np.random.default_rng(1).normal(size=(6, 4))
     head = sinkhorn_assign(linear_scores(rows, weight), group=group)
     return [(model.labels_, model.cluster_centers_, model.gap_) for model in models], head.labels, head.value, head.gap
@@ -130,13 +132,14 @@ def test_ranks_prove_the_same() -> None:
         assert not isinstance(part, Exception), part
     order = np.argsort(np.concatenate([np.arange(600)[rank::2] for rank in range(2)]))
     rows = far_rows(2.04e7, "float32", n=600)
-    for at, make in enumerate(METRICS.values()):
+    for at, make in enumerate([*METRICS.values(), by_distance]):
         _, centres, gap = parts[0][0][at]
         scores = make(rows, centres)
         proof = certify(scores, np.concatenate([part[0][at][0] for part in parts])[order])
         room = 1e-9 * float(np.ptp(scores, axis=1).max())
         assert abs(proof.gap) <= room
         assert abs(gap / 600 - proof.gap) <= room
+        assert np.asarray(proof.counts).min() > 0  # the last one's far cluster is filled
     dense = rows.astype(np.float64) @ np.random.default_rng(1).normal(size=(6, 4)).T
     dense -= np.logaddexp.reduce(dense, axis=1, keepdims=True)
     proof = certify(dense, np.concatenate([part[1] for part in parts])[order])

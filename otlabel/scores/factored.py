@@ -12,7 +12,7 @@ import numpy as np
 
 from otlabel.distributed import Share
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import Batch, Scores, as_float, grouped
+from otlabel.scores.base import ITEM_BYTES, Batch, Scores, as_float, grouped
 from otlabel.scores.device import kept_in_host_memory, on_device
 from otlabel.scores.files import StoredScores
 from otlabel.scores.given import as_array, is_frame
@@ -25,7 +25,7 @@ from otlabel.sweep.pool import blas_on_one_thread
 if TYPE_CHECKING:
     import torch
 
-DEVICE_ENTRIES = 1 << 26  # scores that a device makes at a time: products large enough to keep it busy
+DEVICE_ENTRIES = 1 << 26  # float32 scores that a device makes at a time: products large enough to keep it busy
 FEATURE_BYTES = 1 << 20  # read at once: batches enough that all threads are done at about the same time
 CENTRE_STRETCHES, CENTRE_ROWS = 16, 16  # rows whose mean products are centred by; so few reads that files do not mind
 
@@ -172,7 +172,7 @@ class LinearScores(Scores):
         """Larger ones on a device, which makes them at once."""
         if self.on_cpu:
             return super().blocks()
-        size = max(1, DEVICE_ENTRIES // self.shape[1])
+        size = max(1, DEVICE_ENTRIES // (self.shape[1] * ITEM_BYTES[self.dtype] // ITEM_BYTES["float32"]))
         return [(start, min(start + size, self.shape[0])) for start in range(0, self.shape[0], size)]
 
     def batches(self) -> list[Batch]:
