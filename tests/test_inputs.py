@@ -201,6 +201,12 @@ def test_masked_pairs_are_forbidden(dtype: type, tmp_path, there) -> None:
     assert (scores[mask] == 12345).all()
 
 
+def test_masked_pairs_of_bfloat16_are_forbidden() -> None:
+    scores, mask = foreign("bfloat16")(plain()), plain() > 1
+    filled = np.where(mask, -np.inf, scores.astype(np.float32))
+    np.testing.assert_array_equal(rows_of(np.ma.array(scores, mask=mask)), filled)
+
+
 def test_what_is_masked_is_no_number_elsewhere() -> None:
     scores = plain()
     with pytest.raises(InvalidMassError, match=r"class_mass\[1\] is masked"):

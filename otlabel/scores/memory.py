@@ -14,7 +14,7 @@ from otlabel.sweep import has_triton
 if TYPE_CHECKING:
     import torch
 
-FLOAT16_MINUS_INF = 0xFC00  # its bits
+MINUS_INF_BITS = {"float16": 0xFC00, "bfloat16": -0x80}  # as halves are stored: unsigned, and signed
 SPAN_ENTRIES = 1 << 30  # scores that one call reduces on a device: few calls, and partial sums that stay small
 
 
@@ -77,7 +77,7 @@ class Masked(WrappedScores):
     def __init__(self, source: ArrayScores, mask: np.ndarray) -> None:
         super().__init__(source)
         self._mask = mask
-        self._forbidden = FLOAT16_MINUS_INF if source.dtype == "float16" else -np.inf
+        self._forbidden = MINUS_INF_BITS.get(source.dtype, -np.inf)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """A copy of just this block, with -inf where it is masked."""
