@@ -41,6 +41,7 @@ from otlabel.scores.hdf5 import (
     check_found,
     check_stored,
     check_texts,
+    open_hdf5,
     reading_hdf5,
     said,
     texts_sum,
@@ -351,7 +352,7 @@ def _number(found: re.Match[str]) -> int:
 
 
 def _read_hdf5(file: Path) -> StoredLabels:
-    with reading_hdf5(file) as handle:
+    with open_hdf5(file) as handle:
         about = dict(handle.attrs)
         if (about.get("format"), about.get("format_version")) != (FORMAT, FORMAT_VERSION):
             raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")

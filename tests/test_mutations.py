@@ -1,4 +1,4 @@
-"""Files of all kinds, damaged at random: read as before or refused, and where a checksum could tell, never otherwise."""
+"""Files of all kinds, damaged at random: read as before or refused; where a checksum could tell, never otherwise."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def test_a_key_above_the_leaves_that_hides_chunks(old) -> None:
     set_number(path, second_key + 8, 4 * 3, 8)  # the first leaf would end at chunk 3
     with h5py.File(path) as handle:
         assert not np.array_equal(handle["x"][()], array)  # no error of HDF5's
+    opened = open_scores(f"{path}::/x")
     with pytest.raises(FileFormatError, match=r"x is damaged: its index of chunks does not lead to chunk \(\d+, 0\)"):
-        opened = open_scores(f"{path}::/x")
         opened.read(0, len(array))
     with pytest.raises(FileFormatError, match="its index of chunks does not lead to chunk"):
         load_array(f"{path}::/x")
