@@ -40,7 +40,8 @@ from otlabel.scores.hdf5 import (
     TEXTS_SUM,
     check_found,
     check_stored,
-    read_attributes,
+    check_texts,
+    open_hdf5,
     reading_hdf5,
     said,
     texts_sum,
@@ -260,7 +261,7 @@ def read_labels(path: str | os.PathLike[str]) -> StoredLabels:
     try:
         return _read_npy(file) if file.suffix.lower() == ".npy" else _read_hdf5(file)
     except FileFormatError as error:
-        if str(file) in str(error):
+        if file.suffix.lower() == ".npy" and str(file) in str(error):
             raise
         raise FileFormatError(f"{file} is no usable file of labels: {error}") from error
     except (*DAMAGE, EOFError, AttributeError, RecursionError) as error:  # a receipt may hold anything
@@ -352,12 +353,13 @@ def _number(found: re.Match[str]) -> int:
 
 
 def _read_hdf5(file: Path) -> StoredLabels:
-    with reading_hdf5(file) as handle:
-        about = read_attributes(handle, file)
+    with open_hdf5(file) as handle:
+        about = dict(handle.attrs)
         if (about.get("format"), about.get("format_version")) != (FORMAT, FORMAT_VERSION):
             raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")
         if not about.get("complete"):
             raise ValueError("it was never finished")
+        check_texts(about, file)
         room = file.stat().st_size
         labels = read_dataset(handle, "labels", "i", room).astype(np.int64)
         counts = read_dataset(handle, "counts", "i", room).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Files of all kinds, damaged at random: read as before or refused, and where a checksum could tell, never otherwise."""
+"""Files of all kinds, damaged at random: read as before or refused; where a checksum could tell, never otherwise."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def set_number(path: Path, at: int, number: int, n_bytes: int) -> None:
         ("size below the checksum's", 0, 3, 4, "is said to have 3 bytes .* but takes 80 before its filters"),
         ("size beyond the file", 0, 1 << 31, 4, "bytes from .* on, in a file of"),
         ("checksum left out", 4, 1, 4, "but takes 80"),
-        ("place between chunks", 8, 2, 8, "99 chunks are needed"),
+        ("place between chunks", 8, 2, 8, "is damaged"),
         ("place of another chunk", 8, 4 * 70, 8, "99 chunks are needed, and its index has 98"),
         ("offset beyond the file", KEY_BYTES, 1 << 40, 8, "in a file of"),
         ("offset that is none", KEY_BYTES, (1 << 64) - 1, 8, "damaged"),
@@ -104,8 +104,8 @@ def test_a_key_above_the_leaves_that_hides_chunks(old) -> None:
     set_number(path, second_key + 8, 4 * 3, 8)  # the first leaf would end at chunk 3
     with h5py.File(path) as handle:
         assert not np.array_equal(handle["x"][()], array)  # no error of HDF5's
+    opened = open_scores(f"{path}::/x")
     with pytest.raises(FileFormatError, match=r"x is damaged: its index of chunks does not lead to chunk \(\d+, 0\)"):
-        opened = open_scores(f"{path}::/x")
         opened.read(0, len(array))
     with pytest.raises(FileFormatError, match="its index of chunks does not lead to chunk"):
         load_array(f"{path}::/x")
@@ -142,6 +142,7 @@ def test_good_files_of_all_layouts_are_read(tmp_path: Path, libver, settings, bl
     array[:14] = np.random.default_rng(1).standard_normal((14, 6)).round(3)  # what compression is left out of
     with h5py.File(tmp_path / "x.h5", "w", libver=libver, userblock_size=block) as handle:
         data = handle.create_dataset("x", data=array, **settings)
+        handle.flush()
         np.testing.assert_allclose(open_scores(data).read(0, 50), array, atol=1e-3)
     np.testing.assert_allclose(open_scores(f"{tmp_path}/x.h5").read(0, 50), array, atol=1e-3)
 

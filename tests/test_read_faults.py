@@ -365,7 +365,7 @@ REFUSED: dict[str, tuple[Callable[[Path, np.ndarray], str], type[Exception], str
             "sparse": torch.eye(3).to_sparse_csr(),
             "nested": torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=torch.jagged),
             "quantised": torch.quantize_per_tensor(torch.ones(3, 4), 0.1, 0, torch.qint8),
-            "on the device meta": torch.empty(3, 4, device="meta"),
+            "on the device meta, without numbers": torch.empty(3, 4, device="meta"),
         }.items()
     },
     "npy of brackets in brackets": (

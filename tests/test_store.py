@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,9 @@ def test_rows_come_back_in_the_order_of_the_index(data: st.DataObject) -> None:
         assert names(Path(folder)) == (["features.h5"] if kind == "file" else [])
 
 
+TEXTS = ("about", "dtype", "format")  # attributes that a checksum covers
+
+
 def test_the_layout_of_the_file(path: Path) -> None:
     rows = rows_of(3000, 512)
     extract(FeatureStore(path), rows)
@@ -121,6 +125,7 @@ def test_the_layout_of_the_file(path: Path) -> None:
         assert data.fletcher32
         assert data.chunks == (1000, 512)  # 3 MB in three chunks of equal size
         told = dict(handle.attrs)
+    assert told.pop("texts_crc32") == zlib.crc32(json.dumps({n: told[n] for n in sorted(told) if n in TEXTS}).encode())
     assert json.loads(told.pop("about")) == ABOUT
     assert told == {"format": "otlabel.features", "format_version": 1, "complete": True, "dtype": "float16"}
 

@@ -23,7 +23,7 @@ import numpy as np
 from otlabel.errors import FileFormatError
 from otlabel.files import replacing
 from otlabel.labels_file import create_labels, hdf5_image, read_dataset, write_attributes
-from otlabel.scores.hdf5 import DAMAGE, read_attributes, reading_hdf5, said
+from otlabel.scores.hdf5 import DAMAGE, check_texts, open_hdf5, said
 
 FORMAT = "otlabel.heads"
 FORMAT_VERSION = 1
@@ -83,12 +83,13 @@ def load_labels(path: str | os.PathLike[str]) -> HeadLabels:
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist")
     try:
-        with reading_hdf5(file) as handle:
-            about = read_attributes(handle, file)
+        with open_hdf5(file) as handle:
+            about = dict(handle.attrs)
             if (about.get("format"), about.get("format_version")) != (FORMAT, FORMAT_VERSION):
                 raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")
             if not about.get("complete"):
                 raise ValueError("it was never finished")
+            check_texts(about, file)
             n_classes = [int(k) for k in json.loads(about["n_classes"])]
             room = file.stat().st_size
             heads = [_read_head(handle, head, k, room) for head, k in enumerate(n_classes)]
@@ -100,7 +101,7 @@ def load_labels(path: str | os.PathLike[str]) -> HeadLabels:
             raise ValueError(f"its data is a {type(data).__name__}")
         return HeadLabels(np.stack(heads), n_classes, data, int(about["seed"]), records)
     except (*DAMAGE, AttributeError) as error:
-        if isinstance(error, PermissionError) or (isinstance(error, FileFormatError) and str(file) in str(error)):
+        if isinstance(error, PermissionError):
             raise
         raise FileFormatError(f"{file} is no usable file of labels: {said(error)}") from error
 

@@ -50,8 +50,8 @@ from otlabel.scores.hdf5 import (
     LIBVER,
     TEXTS_SUM,
     check_stored,
+    check_texts,
     find_dataset,
-    read_attributes,
     reading_hdf5,
     texts_sum,
 )
@@ -897,7 +897,6 @@ def _check_format(handle: h5py.File, path: Path) -> None:
         raise FileFormatError(f"{path} is of version {version}; version {FORMAT_VERSION} is read here, update otlabel")
     if not _attribute(handle, "complete"):
         raise FileFormatError(f"{path} was never finished; extract again")
-    read_attributes(handle, path)
 
 
 def _read_about(handle: h5py.File, path: Path) -> dict[str, str]:
@@ -907,6 +906,7 @@ def _read_about(handle: h5py.File, path: Path) -> dict[str, str]:
         raise FileFormatError(f"{path} does not say what its rows are of, or that is damaged: {error}") from error
     if not isinstance(about, dict):
         raise FileFormatError(f"{path} does not say what its rows are of: 'about' is no dictionary")
+    check_texts(dict(handle.attrs), path)
     return about
 
 
