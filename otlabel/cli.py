@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from otlabel.scores import Scores
 
 USAGE, FAILURE, BROKEN_PIPE = 2, 1, 141  # the last as a shell reports SIGPIPE
-ENDED, ENDINGS = 128, {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+SIGNALLED, SIGNALS = 128, {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 MANY_CLASSES = 4  # times as many as there are samples: equal sizes would then be 0 for most, by their number alone
 CHECKPOINT_SECONDS = 1.0  # between two writes of the potentials
 REPEAT_SECONDS = 0.3  # after which an interrupt that was not heard is raised again
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
         except KeyboardInterrupt:
-            return _complain(ENDINGS[ended[-1]], ENDED + ended[-1])
+            return _complain(SIGNALS[ended[-1]], SIGNALLED + ended[-1])
         except (ImportError, RankError) as error:  # a package that is missing, or the module that a recipe names
             return _complain(error, FAILURE)
         except MemoryError as error:
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemError as error:
             if not _came_of_interrupt(error):
                 raise
-            return _complain(ENDINGS[ended[-1]], ENDED + ended[-1])
+            return _complain(SIGNALS[ended[-1]], SIGNALLED + ended[-1])
         except RuntimeError as error:
             # Torch's, told by name so as not to import torch; on a CPU it has none of its own.
             if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
@@ -821,9 +821,9 @@ def _heard_signals(ended: list[signal.Signals]) -> Iterator[None]:
 
     It is repeated until the command ends: one that meets a callback from compiled code is lost there.
     """
-    usual = {number: signal.getsignal(number) for number in ENDINGS}
+    usual = {number: signal.getsignal(number) for number in SIGNALS}
     # A program that runs this command may deal with them in its own way, and nohup ignores some.
-    heard = [number for number in ENDINGS if usual[number] in (signal.SIG_DFL, signal.default_int_handler)]
+    heard = [number for number in SIGNALS if usual[number] in (signal.SIG_DFL, signal.default_int_handler)]
     if not heard or threading.current_thread() is not threading.main_thread():
         yield
         return
