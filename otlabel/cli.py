@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from otlabel.scores import Scores
 
 USAGE, FAILURE, BROKEN_PIPE = 2, 1, 141  # the last as a shell reports SIGPIPE
-ENDED, ENDINGS = 128, {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+SIGNALLED, SIGNALS = 128, {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 MANY_CLASSES = 4  # times as many as there are samples: equal sizes would then be 0 for most, by their number alone
 CHECKPOINT_SECONDS = 1.0  # between two writes of the potentials
 REPEAT_SECONDS = 0.3  # after which an interrupt that was not heard is raised again
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
         except KeyboardInterrupt:
-            return _complain(ENDINGS[ended[-1]], ENDED + ended[-1])
+            return _complain(SIGNALS[ended[-1]], SIGNALLED + ended[-1])
         except (ImportError, RankError) as error:  # a package that is missing, or the module that a recipe names
             return _complain(error, FAILURE)
         except MemoryError as error:
@@ -819,9 +819,9 @@ def _heard_signals(ended: list[signal.Signals]) -> Iterator[None]:
 
     It is repeated until the command ends: one that meets a callback from compiled code is lost there.
     """
-    usual = {number: signal.getsignal(number) for number in ENDINGS}
+    usual = {number: signal.getsignal(number) for number in SIGNALS}
     # A program that runs this command may deal with them in its own way, and nohup ignores some.
-    heard = [number for number in ENDINGS if usual[number] in (signal.SIG_DFL, signal.default_int_handler)]
+    heard = [number for number in SIGNALS if usual[number] in (signal.SIG_DFL, signal.default_int_handler)]
     if not heard or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,10 +121,16 @@ def compare() -> Findings:
     truth = images.train_labels.numpy()
     pixels = images.train.numpy()[:, 0]
     n_processes = min(len(SEEDS), os.cpu_count() or 1)
+    others = active_children()
     with ProcessPoolExecutor(n_processes, get_context("spawn")) as pool:
-        trained = pool.map(self_labelled, SEEDS)
-        clustered = [_k_means(pixels, truth, seed) for seed in SEEDS]
-        return Findings(pixels, truth, {METHODS[0]: clustered, METHODS[1]: list(trained)})
+        try:
+            trained = pool.map(self_labelled, SEEDS)
+            clustered = [_k_means(pixels, truth, seed) for seed in SEEDS]
+            return Findings(pixels, truth, {METHODS[0]: clustered, METHODS[1]: list(trained)})
+        except KeyboardInterrupt:
+            for worker in set(active_children()).difference(others):
+                worker.terminate()  # else the pool waits until it is done
+            raise
 
 
 def _k_means(pixels: np.ndarray, truth: np.ndarray, seed: int) -> Labelled:

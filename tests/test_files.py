@@ -132,6 +132,15 @@ def test_outputs_beside_inputs_are_fine(place: Path) -> None:
     assert {name: what for name, what in tree(place).items() if name not in new} == before
 
 
+def test_a_report_is_none_of_what_it_is_about(place: Path) -> None:
+    pytest.importorskip("jinja2")
+    before = tree(place)
+    for given in ({"labels": "labels.npy", "path": "there/link.html"}, {"labels": LABELS, "path": "words.html"}):
+        with pytest.raises(ValueError, match="are the same file"):
+            otlabel.report(**given, texts=Path("words.html"))
+    assert tree(place) == before
+
+
 def test_what_is_there_no_more_or_not_yet_is_compared_by_its_name(place: Path) -> None:
     Path("there/later").symlink_to("later")
     with pytest.raises(ValueError, match="a and b name the same file"):

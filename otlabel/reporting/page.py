@@ -13,7 +13,7 @@ import numpy as np
 
 from otlabel import __version__
 from otlabel.errors import MissingPackageError
-from otlabel.files import replacing
+from otlabel.files import check_apart, replacing
 from otlabel.interrupts import interruptible
 from otlabel.reporting import figures
 from otlabel.reporting.montage import montage
@@ -74,23 +74,27 @@ def report(
         The page.
 
     Raises:
-        ValueError: arguments that are not about the same N samples or K classes.
+        ValueError: arguments that are not about the same N samples or K classes, or a path that is one of theirs.
         FileFormatError, FileNotFoundError: a path that cannot be read.
         MissingPackageError: Jinja2, Pillow (for images) or scikit-learn (for features) is not installed.
 
     Source: the price of balance: `balance_path`; agreement: `metrics.compare`; the proof: `certify`.
     """
     template = _template()  # asked for now, not after the work
-    given = opened(
-        scores=scores,
-        images=images,
-        texts=texts,
-        features=features,
-        truth=truth,
-        history=history,
-        names=names,
-        true_names=true_names,
-    )
+    sources = {
+        "scores": scores,
+        "images": images,
+        "texts": texts,
+        "features": features,
+        "truth": truth,
+        "history": history,
+        "names": names,
+        "true_names": true_names,
+    }
+    if path is not None:
+        read = {"labels": labels} | sources
+        check_apart({"path": path}, {name: one for name, one in read.items() if isinstance(one, (str, os.PathLike))})
+    given = opened(**sources)
     subject = dataclasses.replace(find(labels, head), **given)
     summary = summarise(subject, seed)
     written = template.render(
