@@ -1,4 +1,4 @@
-"""Is there an assignment at all? Barely feasible patterns of -inf under every rule, against HiGHS; and what is claimed."""
+"""Is there an assignment at all? Barely feasible patterns of -inf under every rule, against HiGHS, and the claims made."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import scipy.sparse
 from oracles import round_shares
 from scipy.optimize import linprog
 
-from otlabel import KL, Assignment, Range, certify, lp_assign, sinkhorn_assign
-from otlabel.errors import InfeasibleError, InvalidMassError
+from otlabel import KL, Assignment, Range, certify, sinkhorn_assign
+from otlabel.errors import InfeasibleError
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning")
 
@@ -113,9 +113,10 @@ def check(problem: Drawn) -> Assignment | None:
     nowhere = ~np.isfinite(wide[:, hi > 0]).any(1)
     try:
         result = sinkhorn_assign(scores, **settings)
-    except InfeasibleError as error:
-        # Rows without mass are labelled too: one that no class may take is named.
-        assert best is None or (nowhere & (units == 0)).any(), f"{what}: {error}"
+    except InfeasibleError:
+        result = None
+    if result is None:  # rows without mass are labelled too: one that no class may take is named
+        assert best is None or (nowhere & (units == 0)).any(), what
         return None
     assert best is not None, what
     labels = np.asarray(result.labels)
@@ -126,8 +127,8 @@ def check(problem: Drawn) -> Assignment | None:
     assert result.gap == pytest.approx(result.bound - result.value, abs=1e-14 * size), what
     if weighted:
         sizes = np.bincount(labels[labelled], units[labelled], len(lo))
-        off = max(np.maximum(lo - sizes, 0).sum(), np.maximum(sizes - hi, 0).sum(), abs(units[labels < 0].sum() - unlabelled))
-        assert result.proof.proven <= (off == 0), what
+        met = (lo <= sizes).all() and (sizes <= hi).all() and units[labels < 0].sum() == unlabelled
+        assert met or not result.proof.proven, what
         if not isinstance(settings.get("classes"), KL):
             assert abs(result.bound * units.sum() - best) <= 1e-6 * size * units.sum(), what
     else:
@@ -149,7 +150,7 @@ def check(problem: Drawn) -> Assignment | None:
     return result
 
 
-@pytest.mark.parametrize("first", range(0, 200, 25))
+@pytest.mark.parametrize("first", range(0, 100, 25))
 def test_barely_feasible_problems_against_highs(first: int) -> None:
     answers = [check(drawn(seed)) for seed in range(first, first + 25)]
     assert any(answer is None for answer in answers)
