@@ -451,7 +451,8 @@ def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor:
     monitor.saw("prices", problem.n_rows)
     room = problem.team.least("prices", room)
     room = np.where(room < np.inf, room, finite.min())
-    below = PRICE_ROOM * (problem.magnitude + np.abs(room) + float(np.abs(finite).max()))  # so that none ties either
+    size = problem.stored_magnitude + np.abs(room) + float(np.abs(finite).max())
+    below = PRICE_ROOM * size  # so that none ties either
     priced = potentials.copy()
     priced[classes] = room - below
     return priced

@@ -1,4 +1,4 @@
-"""Is there an assignment at all? Barely feasible patterns of -inf under every rule, against HiGHS, and the claims made."""
+"""Is there an assignment at all? Barely feasible patterns of -inf, under every rule, against HiGHS; and what is said."""
 
 from __future__ import annotations
 
