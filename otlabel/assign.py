@@ -219,7 +219,7 @@ def sinkhorn_assign(
         gap=proof.gap,
         spread=proof.spread,
         size_error=proof.size_error,
-        weighted=problem.weights is not None,
+        weighted=problem.weighted,
     )
 
 

@@ -143,6 +143,7 @@ def check_problem(
         weights=weights,
         row_rho=samples.rho if isinstance(samples, KL) else math.inf,
         for_new=for_new,
+        weighted=weights is not None,
         stored_magnitude=stored_magnitude,
         lowered=lowered,
         column_lowered=constant,

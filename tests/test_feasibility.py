@@ -1,4 +1,4 @@
-"""Is there an assignment at all? Barely feasible patterns of -inf, under every rule, against HiGHS; and what is said."""
+"""Is there an assignment at all? Barely feasible patterns of -inf under every rule against HiGHS, and what is said."""
 
 from __future__ import annotations
 
@@ -155,3 +155,39 @@ def test_barely_feasible_problems_against_highs(first: int) -> None:
     answers = [check(drawn(seed)) for seed in range(first, first + 25)]
     assert any(answer is None for answer in answers)
     assert any(answer is not None for answer in answers)
+
+
+def test_samples_with_masses_are_told_by_shares() -> None:
+    """Row 0 has half of the mass and may go to class 0 only, which takes a quarter."""
+    scores = np.zeros((5, 4))
+    scores[0, 1:] = -np.inf
+    with pytest.raises(
+        InfeasibleError, match=r"samples of 0\.5 of the mass may only go to .* classes 0, .* take 0\.25;"
+    ):
+        sinkhorn_assign(scores, sample_mass=[4, 1, 1, 1, 1])
+    with pytest.raises(InfeasibleError, match=r"class 3 is to take 0\.25 of the sample mass"):
+        sinkhorn_assign(np.where(np.arange(4) == 3, -np.inf, scores), sample_mass=[4, 1, 1, 1, 1])
+
+
+def test_too_many_rows_to_leave_unlabelled() -> None:
+    scores = np.zeros((20, 4))
+    scores[:8] = -np.inf
+    assert (sinkhorn_assign(scores, abstain=0.4).labels[:8] == -1).all()
+    with pytest.raises(
+        InfeasibleError, match=r"8 rows have no class allowed .* row 0; abstain leaves room for 6 of them"
+    ):
+        sinkhorn_assign(scores, abstain=0.3)
+    with pytest.raises(InfeasibleError, match=r"8 rows .* or leave them unlabelled by abstain"):
+        sinkhorn_assign(scores)
+
+
+def test_a_class_that_nobody_may_take_and_whose_size_is_zero() -> None:
+    """Its share is not asked of anybody, in the plan neither, and sizes stay what they were."""
+    scores = np.random.default_rng(0).standard_normal((12, 30))
+    plain = sinkhorn_assign(scores)
+    scores[:, 20] = -np.inf
+    result = sinkhorn_assign(scores)
+    np.testing.assert_array_equal(result.counts, plain.counts)
+    assert result.status.value == "converged"
+    assert result.proof.proven
+    assert np.isfinite(result.potentials).all()
