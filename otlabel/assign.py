@@ -242,7 +242,7 @@ def sinkhorn_assign(
         gap=proof.gap,
         spread=proof.spread,
         size_error=proof.size_error,
-        weighted=problem.weights is not None,
+        weighted=problem.weighted,
     )
 
 
@@ -477,7 +477,8 @@ def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor:
     monitor.saw("prices", problem.n_rows)
     room = problem.team.least("prices", room)
     room = np.where(room < np.inf, room, finite.min())
-    below = PRICE_ROOM * (problem.magnitude + np.abs(room) + float(np.abs(finite).max()))  # so that none ties either
+    size = problem.stored_magnitude + np.abs(room) + float(np.abs(finite).max())
+    below = PRICE_ROOM * size  # so that none ties either
     priced = potentials.copy()
     priced[classes] = room - below
     return priced

@@ -22,6 +22,7 @@ from otlabel.errors import InfeasibleError, InvalidMassError
 
 MASS_TOLERANCE = 1e-6  # how far from 1 the sum of shares may be: float32 rounding of a thousand classes
 MASS_UNITS = 1 << 40  # whole numbers that stand for real sample masses: exact labels move units
+LEAST_RHO = 1e-200
 LEVEL_STEPS = 50  # of Newton's; rounding ends it after a handful
 MOST_WHOLE_TOLERANCE = 1e-3  # absolute: far below the half that would round anything
 ONE_SAMPLE = "write 1.0 for all samples, a float, or both as integers for sizes"
@@ -55,6 +56,8 @@ class KL:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.rho) and self.rho > 0):
             raise ValueError(f"rho is {self.rho}; it must be a positive number (Exact() stands for infinity)")
+        if self.rho < LEAST_RHO:
+            raise ValueError(f"rho is {self.rho}; it must be at least {LEAST_RHO:g} (Range() stands for 0)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +187,7 @@ class Rule:
         """Fewest and most whole units of each class; raises InfeasibleError where they leave no way to share out all.
 
         Exact masses become sizes together, by the largest remainder; bounds are rounded inwards one by one. Where
-        samples are weighted, units are parts of their mass, and errors speak of shares of it.
+        samples are weighted, units are parts of their mass, and errors tell shares of it.
         """
         lo = np.ceil(_near_whole(self.lo * n_units)).astype(np.int64)
         hi = np.floor(_near_whole(np.minimum(self.hi, 1.0) * n_units)).astype(np.int64)
@@ -218,7 +221,7 @@ class Rule:
                     f" (shares are rounded inwards to whole samples: {name} of class {k} is {bounds[k] * n_units:.6g} "
                     f'of them, so {whole}), or take rounding="argmax", which goes by shares'
                 )
-            if not too_many:
+            if 0 < asked < n_units:
                 remedy += f", or leave {told(n_units - asked)} unlabelled by abstain={(n_units - asked) / n_units:.6g}"
             raise InfeasibleError(f"the classes' bounds ask for at {least} {told(asked)}, {off}, {of_all}; {remedy}")
         return lo, hi
@@ -304,7 +307,7 @@ def rule_of(classes: Exact | KL | Range, mass: np.ndarray, n_rows: int) -> Rule:
     elif isinstance(classes, Range):
         lo, hi = _shares(classes.lo, "lo", n_rows, n_classes), _shares(classes.hi, "hi", n_rows, n_classes)
         if (lo > hi).any() and classes.hi_is_one_sample and np.asarray(classes.lo).dtype.kind == "f":
-            raise InvalidMassError(f"Range: hi is the integer 1, which is one sample, but lo a share; {ONE_SAMPLE}")
+            raise InvalidMassError(f"Range: hi is the integer 1, which is one sample, but lo is a share; {ONE_SAMPLE}")
         if (lo == hi).all() and abs(lo.sum() - 1) <= MASS_TOLERANCE and np.asarray(classes.lo).dtype.kind == "f":
             lo = hi = lo / lo.sum()  # shares that sum to 1 but for rounding; sizes are the user's word
         crossed = np.flatnonzero(lo > hi)

@@ -37,6 +37,8 @@ class Problem:
     weights: np.ndarray | None = None  # (N,) of the rows here: their units, whole numbers as float64; None for one each
     row_rho: float = math.inf  # price of leaving a row's mass, KL; inf where rows are exact
     for_new: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # (K,) classes that may take new samples
+    weighted: bool = False  # whether units are parts of the samples' own masses, not samples
+    stored_magnitude: float = 0.0  # the same as magnitude, before scores were moved to be near zero
     lowered: float = 0.0  # by how much scores were moved to be near zero, in the mean of all labelled units
     column_lowered: float = 0.0  # the same of staying unlabelled, whose score is zero: potentials are to make up for it
 
@@ -53,7 +55,7 @@ class Problem:
     @functools.cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Fewest and most units (K,) int64 of each class."""
-        return self.rule.unit_bounds(self.n_units, weighted=self.weights is not None)
+        return self.rule.unit_bounds(self.n_units, weighted=self.weighted)
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         done = np.array_equal(board.counts, board.targets)
         if not done and slack == np.inf:
             filled = np.bincount(spare.classes, board.units[len(units) :: 2], n_classes).astype(np.int64)
-            raise _infeasible(board, board.counts[:-1] - filled, *problem.bounds)
+            raise _infeasible(problem, board, board.counts[:-1] - filled)
         units = board.units[: len(units)]
         g = board.potentials[:-1] - (board.potentials[-1] if spare.any_room else 0.0)
         placement = _placed(movable, units, placement.labels, g, problem.scores.share)
@@ -273,8 +273,9 @@ def centred(rule: Rule, potentials: np.ndarray) -> np.ndarray:
     return np.where(finite, potentials - potentials[finite].mean(), potentials) if rule.shift_free else potentials
 
 
-def _infeasible(board: Board, counts: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> InfeasibleError:
+def _infeasible(problem: Problem, board: Board, counts: np.ndarray) -> InfeasibleError:
     """Name the classes that some samples cannot leave: all that an overfull class can pass a member on to."""
+    lo, hi = problem.bounds
     inside = board.counts > board.targets
     while True:
         movable = np.zeros(len(board.start) - 1, bool)
@@ -285,14 +286,20 @@ def _infeasible(board: Board, counts: np.ndarray, lo: np.ndarray, hi: np.ndarray
             break
         inside = wider
     shut = np.flatnonzero(~inside[:-1]) if inside[-1] else np.flatnonzero(inside[:-1])
-    shown = ", ".join(map(str, shut[:10])) + (", ..." if len(shut) > 10 else "")
-    n_units = counts[shut].sum()
+    named = [str(k) if k < len(problem.for_new) else "staying unlabelled (abstain)" for k in shut[:10]]
+    shown = ", ".join(named) + (", ..." if len(shut) > 10 else "")
+
+    def told(units: int) -> str:
+        return f"{units / problem.n_units:.6g}" if problem.weighted else f"{units}"
+
+    units = told(counts[shut].sum())
+    what = f"samples of {units} of the mass" if problem.weighted else f"{units} samples"
     if inside[-1]:  # what classes may leave free reaches all of these: others lack samples
-        finding, remedy = f"only {n_units} samples may go to the", "less"
-        wanted = lo[shut].sum()
+        finding, remedy = f"only {what} may go to the", "less"
+        wanted = told(lo[shut].sum())
     else:
-        finding, remedy = f"{n_units} samples may only go to the", "more"
-        wanted = hi[shut].sum()
+        finding, remedy = f"{what} may only go to the", "more"
+        wanted = told(hi[shut].sum())
     return InfeasibleError(
         f"{finding} {len(shut)} classes {shown}, which are to take {wanted}; allow more pairs (scores of -inf forbid "
         f"them) or give these classes {remedy} mass"

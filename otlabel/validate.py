@@ -126,7 +126,7 @@ def check_problem(
         warn(DegenerateScoresWarning, "every row's scores are all equal: they carry no information, labels are random")
     elif n_classes > 1 and top <= 1 and below <= 0:
         _warn_of_probabilities(scores, sampled)
-    spread, lowered, constant = team.median("spread", extents), 0.0, 0.0
+    spread, lowered, constant, stored_magnitude = team.median("spread", extents), 0.0, 0.0, magnitude
     if isinstance(samples, Exact) and magnitude > FAR * spread and not isinstance(scores, LinearScores):
         units = open_rows.astype(np.float64) if weights is None else np.where(open_rows, weights, 0.0)
         total, of_all = team.total("far", np.where(open_rows, tops, 0.0) @ units, units.sum())
@@ -151,6 +151,8 @@ def check_problem(
         weights=weights,
         row_rho=samples.rho if isinstance(samples, KL) else math.inf,
         for_new=for_new,
+        weighted=weights is not None,
+        stored_magnitude=stored_magnitude,
         lowered=lowered,
         column_lowered=constant,
     )

@@ -146,7 +146,9 @@ def sentences(summary: Summary) -> list[str]:
 
 
 def _proof(proof: Certificate) -> list[str]:
-    told = "rounding, so that the labels are proven optimal" if proof.proven else proof.verdict
+    told = "rounding, so that the labels are proven optimal"
+    if not proof.proven:
+        told = proof.verdict.replace("at most this much better is possible", "so much could be won at most")
     return [
         f"The mean score is {proof.value:.9g}.",
         f"The bound is {proof.bound:.9g}.",
