@@ -104,7 +104,8 @@ def check_problem(
     elif n_classes > 1 and top <= 1 and below <= 0 and _look_like_probabilities(scores, sampled):
         warn(DegenerateScoresWarning, "rows are in [0, 1] and sum to 1, like probabilities: pass the logarithm of them")
     if abstain > 0:
-        scores, rule, extent = WithColumn(scores), with_abstention(rule, abstain), extent_of_all
+        scores, rule, extents = WithColumn(scores), with_abstention(rule, abstain), wide
+        extent = extent_of_all
     problem = Problem(
         scores=scores,
         rule=rule,
