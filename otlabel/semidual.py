@@ -64,6 +64,7 @@ LONGEST_STEP = 8.0  # in units of epsilon: how far the quadratic model is truste
 TRUST_STEP = 4.0  # ... and how much farther after a step of that length that held
 HALVINGS = 6  # before a Newton step is given up for a plain Sinkhorn step
 STALL_STEPS = 12  # Newton steps without a smaller error: the working precision is used up
+PATIENCE = 25  # passes within which the error is to halve where only exact labels wait for the plan: they do not need it
 RESOLUTION_SHARE = 0.05  # of the tolerance that float32's rounding may take before float64 is used
 FLOAT32_REACH = 1e30  # what float32 holds with room for a few factors, upwards; downwards, its reciprocal
 LARGEST_EXPONENT = 40.0  # of row masses in float32
@@ -116,6 +117,7 @@ class Objective:
         self.noise = 8 * float(np.finfo(self.precision).eps) * max(epsilon, self.magnitude)  # of a value of F
         self.problem, self.epsilon, self.tol, self.least, self.monitor = problem, epsilon, tol, least, monitor
         self.newton = newton
+        self.patience = PATIENCE if newton and solver.rounding == "exact" else sys.maxsize
         self.row_scale = problem.row_rho + epsilon  # inf where rows are exact
         self.centred = problem.rule.shift_free and math.isinf(self.row_scale)
         self.rng = np.random.default_rng(solver.seed)
@@ -244,13 +246,15 @@ def solve(problem: Problem, solver: Solver, init: np.ndarray | None, monitor: Mo
             return solution
         g = np.where(wanted, level, -np.inf)  # the start given was too far off to be of use
     samples = list(_samples(problem, np.random.default_rng(solver.seed)))
-    *ladder, last = _ladder(problem.spread, solver.epsilon)
+    finest = float(np.finfo(np.float64).eps) * problem.magnitude  # what scores and potentials are known to
+    *ladder, last = _ladder(problem.spread, solver.epsilon, finest)
     for epsilon in ladder:
         g = _level(samples[0] if samples else problem, solver, epsilon, LEVEL_TOLERANCE, g, monitor).potentials
     for sample in samples:
         g = _level(sample, solver, last, LAST_TOLERANCE, g, monitor).potentials
     solution = _finish(problem, solver, g, FRESH_PASSES, monitor)
-    if solution.status is Status.CONVERGED or monitor.n_sweeps >= solver.max_sweeps:
+    done = solution.status is Status.CONVERGED or monitor.n_sweeps >= solver.max_sweeps
+    if done or solver.epsilon < finest or (solver.rounding == "exact" and not samples):
         return solution
     # At a tiny epsilon F is a staircase, and a class of few samples is more than a sample of the rows can place:
     # falling epsilon on all rows, each level to the end, finds the way.
@@ -277,12 +281,12 @@ def _level(problem: Problem, solver: Solver, epsilon: float, tol: float, g: np.n
     return _minimise(objective, g, min(LEVEL_STEPS, solver.max_sweeps)).point
 
 
-def _ladder(spread: float, epsilon: float) -> list[float]:
-    """Falling values of epsilon, from where the plan is nearly uniform to the one asked for."""
+def _ladder(spread: float, epsilon: float, finest: float) -> list[float]:
+    """Falling values of epsilon, from where the plan is nearly uniform to the one asked for; on the way none too fine."""
     levels = [epsilon]
     while levels[-1] * EPSILON_STEP < spread / EPSILON_STEP:
         levels.append(levels[-1] * EPSILON_STEP)
-    return levels[::-1]
+    return [level for level in levels[:0:-1] if level > finest] + [epsilon]
 
 
 def sample_sizes(n_rows: int, n_classes: int) -> list[int]:
@@ -321,10 +325,11 @@ def _minimise(objective: Objective, g: np.ndarray, max_passes: int) -> Solution:
     point = best = objective.at(g)
     opening = 0 if point.error < NEAR else SINKHORN_STEPS
     n_steps = n_idle = 0
+    halved, to_halve = 0, point.error  # the pass that halved the error last, and from what
     while not objective.met(best):
         if objective.n_passes >= max_passes:
             return Solution(best, Status.MAX_SWEEPS)
-        if n_idle >= STALL_STEPS:
+        if n_idle >= STALL_STEPS or objective.n_passes - halved > objective.patience:
             return Solution(best, Status.STALLED)
         following = _newton_step(objective, point, max_passes) if objective.newton and n_steps >= opening else None
         if following is not None and following.error > SLOW_STEP * point.error:
@@ -337,6 +342,8 @@ def _minimise(objective: Objective, g: np.ndarray, max_passes: int) -> Solution:
         n_idle = 0 if progress or following.error < best.error else n_idle + 1
         point = following
         best = point if point.error <= best.error else best
+        if best.error < 0.5 * to_halve:
+            halved, to_halve = objective.n_passes, best.error
         n_steps += 1
     return Solution(best, Status.CONVERGED)
 

@@ -140,6 +140,7 @@ def check_problem(
     if abstain > 0:  # staying unlabelled has a score of zero
         wide = np.where(open_rows, np.maximum(tops, 0) - np.minimum(bottoms, 0), np.maximum(tops, 0))
         scores, (extent,) = WithColumn(scores), team.largest("extents", wide.max(initial=0.0))
+        spread = team.median("spread of all", wide)
     problem = Problem(
         scores=scores,
         rule=rule,

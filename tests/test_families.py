@@ -1,0 +1,54 @@
+"""Five hundred random problems of 22 families under every rule on class sizes, against independent oracles."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from families import FAMILIES, RULES, check, draw, draw_large, solve
+
+from otlabel import sinkhorn_assign
+
+PROBLEMS = 500
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_small_problems(family: str) -> None:
+    """What is right is told by `check`; benchmarks/bench_families.py draws as many as one likes."""
+    each = -(-PROBLEMS // (len(FAMILIES) * len(RULES)))
+    wrong = []
+    for rule in RULES:
+        for seed in range(each):
+            drawn = draw(family, rule, seed)
+            wrong += [f"{drawn.name}: {fault}" for fault in check(drawn).wrong]
+    assert not wrong, "\n".join(wrong)
+
+
+def _least_seconds(call, times: int = 2) -> float:
+    """Of all processors, the least of a few calls."""
+    least = np.inf
+    for _ in range(times):
+        begun = time.process_time()
+        call()
+        least = min(least, time.process_time() - begun)
+    return least
+
+
+@pytest.mark.parametrize("family", ["capped", "line_distances", "row_scales", "quantised"])
+def test_no_outlier_of_time(family: str) -> None:
+    """Ties, chains of classes and rows of any scale take at most ten times what ordinary scores of their size do."""
+    normal = np.random.default_rng(0).standard_normal((10_000, 20))
+    usual = _least_seconds(lambda: sinkhorn_assign(normal, abstain=0.3))
+    for rule in ("equal", "kl"):
+        drawn = draw_large(family, rule, 0, 10_000, 20, abstain=0.3)
+        assert _least_seconds(lambda drawn=drawn: solve(drawn)) < 10 * usual + 0.02
+
+
+def test_plan_that_cannot_be_had_does_not_delay_exact_labels() -> None:
+    """Forty rows of wildly different scale are a staircase at a small epsilon: labels come first, and it is said so."""
+    drawn = draw("row_scales", "shares", 103)
+    result = solve(drawn)[0]
+    assert result is not None
+    assert result.n_sweeps < 120
+    assert result.gap < 1e-9
