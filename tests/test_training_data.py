@@ -356,3 +356,10 @@ def test_thinning_needs_labels_and_a_known_kind() -> None:
         thinned(images, "medium")
     with pytest.raises(ValueError, match="no labels"):
         thinned(Images("made", images.train), "light")
+
+
+def test_an_image_of_a_kind_that_starts_programs_is_refused_whatever_its_name(tmp_path: Path) -> None:
+    text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"  # drawn by Ghostscript
+    (tmp_path / "a.png").write_bytes(text)
+    with pytest.raises(FileFormatError, match="cannot identify image file"):
+        load_images(tmp_path)
