@@ -326,9 +326,9 @@ def _move(board, moves, ordered, leaves, enters, amount):
         row = board.row_of[enters]
         for other in range(board.start[row], board.start[row + 1]):
             pair = _pair_of(moves, first, board.classes[other], board.counts.size, False)
-            if pair >= 0 and not ordered.listed[pair] and moves.top[pair] >= 0:
-                if moves.key[moves.top[pair]] < ordered.key[pair]:
-                    _list_pair(ordered, first, pair)
+            known = pair >= 0 and not ordered.listed[pair] and moves.top[pair] >= 0
+            if known and moves.key[moves.top[pair]] < ordered.key[pair]:
+                _list_pair(ordered, first, pair)
 
 
 # ---- all moves ----

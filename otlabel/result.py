@@ -57,8 +57,8 @@ class Status(enum.Enum):
 _REMEDIES = {
     Status.CONVERGED: "Nothing to do.",
     Status.MAX_SWEEPS: "Raise max_sweeps, tol or epsilon; method='auto' needs far fewer sweeps than 'sinkhorn'.",
-    Status.STALLED: "Passes bring no more: raise tol or epsilon, pass the scores as float64, or take rounding='argmax', "
-    "which tries for all of max_sweeps.",
+    Status.STALLED: "More passes bring little: raise tol or epsilon, pass the scores as float64, or try for all of "
+    "max_sweeps with rounding='argmax'.",
     Status.NOT_RUN: "No entropic plan was asked for; the labels come from the linear program.",
 }
 

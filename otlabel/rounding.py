@@ -103,7 +103,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         if done:
             g = centred(problem.rule, g)
             return Rounded(placement, np.where(np.abs(g) <= tie, 0.0, g), n_paths)  # less is left of rounding
-        slack *= SLACK_STEP
+        slack = max(SLACK_STEP * slack, tie)  # scores may be far smaller than the prices of places
         if slack > widest:
             slack = np.inf
 

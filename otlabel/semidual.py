@@ -64,7 +64,9 @@ LONGEST_STEP = 8.0  # in units of epsilon: how far the quadratic model is truste
 TRUST_STEP = 4.0  # ... and how much farther after a step of that length that held
 HALVINGS = 6  # before a Newton step is given up for a plain Sinkhorn step
 STALL_STEPS = 12  # Newton steps without a smaller error: the working precision is used up
-PATIENCE = 25  # passes within which the error is to halve where only exact labels wait for the plan: they do not need it
+PATIENCE = (
+    25  # passes within which the error is to halve where only exact labels wait for the plan: they do not need it
+)
 RESOLUTION_SHARE = 0.05  # of the tolerance that float32's rounding may take before float64 is used
 FLOAT32_REACH = 1e30  # what float32 holds with room for a few factors, upwards; downwards, its reciprocal
 LARGEST_EXPONENT = 40.0  # of row masses in float32
@@ -254,7 +256,7 @@ def solve(problem: Problem, solver: Solver, init: np.ndarray | None, monitor: Mo
         g = _level(sample, solver, last, LAST_TOLERANCE, g, monitor).potentials
     solution = _finish(problem, solver, g, FRESH_PASSES, monitor)
     done = solution.status is Status.CONVERGED or monitor.n_sweeps >= solver.max_sweeps
-    if done or solver.epsilon < finest or (solver.rounding == "exact" and not samples):
+    if done or solver.epsilon < finest:
         return solution
     # At a tiny epsilon F is a staircase, and a class of few samples is more than a sample of the rows can place:
     # falling epsilon on all rows, each level to the end, finds the way.
@@ -282,7 +284,7 @@ def _level(problem: Problem, solver: Solver, epsilon: float, tol: float, g: np.n
 
 
 def _ladder(spread: float, epsilon: float, finest: float) -> list[float]:
-    """Falling values of epsilon, from where the plan is nearly uniform to the one asked for; on the way none too fine."""
+    """Falling values of epsilon, from where the plan is nearly uniform to the one asked for; none between is too fine."""
     levels = [epsilon]
     while levels[-1] * EPSILON_STEP < spread / EPSILON_STEP:
         levels.append(levels[-1] * EPSILON_STEP)

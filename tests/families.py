@@ -157,7 +157,7 @@ def _huge(rng, n, k, hidden):
 
 def _line_distances(rng, n, k, hidden):
     x, centres = NORMAL(rng, (n, 1)) ** rng.choice([1, 3]), rng.choice([np.linspace(-2, 2, k), NORMAL(rng, k)])
-    return -np.abs(x - centres) ** rng.choice([1.0, 2.0])
+    return -(np.abs(x - centres) ** rng.choice([1.0, 2.0]))
 
 
 def _row_scales(rng, n, k, hidden):
@@ -308,9 +308,12 @@ def _class_rule(
     arguments["classes"] = Range(low, high)
     most = [min(share, Fraction(1)) for share in most]
     if real:
-        return arguments, shares, np.array([float(x) for x in least]) * n_units, np.array(
-            [float(x) for x in most]
-        ) * n_units
+        return (
+            arguments,
+            shares,
+            np.array([float(x) for x in least]) * n_units,
+            np.array([float(x) for x in most]) * n_units,
+        )
     lo, hi = [math.ceil(x * n_units) for x in least], [math.floor(x * n_units) for x in most]
     return arguments, shares, np.array(lo), np.array(hi)
 
@@ -561,7 +564,11 @@ def _faults(drawn: Drawn, result: Assignment, best: float) -> tuple[list[str], f
         wrong.append(f"bound is {bound + charge:.17g}, said {result.bound:.17g}")
     text = result.summary()
     obeyed = (drawn.lo - 1e-9 * n_units <= sizes).all() and (sizes <= drawn.hi + 1e-9 * n_units).all()
-    if "proven optimal" in text and "not proven optimal" not in text and not (obeyed or abs(bound - value + charge) <= room):
+    if (
+        "proven optimal" in text
+        and "not proven optimal" not in text
+        and not (obeyed or abs(bound - value + charge) <= room)
+    ):
         wrong.append(f"claimed as proven, with a gap of {bound - value + charge:.3g} of a spread of {spread:.3g}")
     return wrong, relative
 
