@@ -878,7 +878,7 @@ class _Disk:
 
 def _check_ours(path: Path) -> None:
     """Refuse to replace a file unless a store made it, whatever its version."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     ours = False
     if path.is_file():
