@@ -161,9 +161,7 @@ def test_samples_with_masses_are_told_by_shares() -> None:
     """Row 0 has half of the mass and may go to class 0 only, which takes a quarter."""
     scores = np.zeros((5, 4))
     scores[0, 1:] = -np.inf
-    with pytest.raises(
-        InfeasibleError, match=r"samples of 0\.5 of the mass .* classes 0, .* take 0\.25;"
-    ):
+    with pytest.raises(InfeasibleError, match=r"samples of 0\.5 of the mass .* classes 0, .* take 0\.25;"):
         sinkhorn_assign(scores, sample_mass=[4, 1, 1, 1, 1])
     with pytest.raises(InfeasibleError, match=r"class 3 is to take 0\.25 of the sample mass"):
         sinkhorn_assign(np.where(np.arange(4) == 3, -np.inf, scores), sample_mass=[4, 1, 1, 1, 1])
@@ -173,9 +171,7 @@ def test_too_many_rows_to_leave_unlabelled() -> None:
     scores = np.zeros((20, 4))
     scores[:8] = -np.inf
     assert (sinkhorn_assign(scores, abstain=0.4).labels[:8] == -1).all()
-    with pytest.raises(
-        InfeasibleError, match=r"8 rows .* row 0; abstain leaves room for 6 of them"
-    ):
+    with pytest.raises(InfeasibleError, match=r"8 rows .* row 0; abstain leaves room for 6 of them"):
         sinkhorn_assign(scores, abstain=0.3)
     with pytest.raises(InfeasibleError, match=r"8 rows .* or leave them unlabelled by abstain"):
         sinkhorn_assign(scores)
