@@ -284,7 +284,7 @@ def _level(problem: Problem, solver: Solver, epsilon: float, tol: float, g: np.n
 
 
 def _ladder(spread: float, epsilon: float, finest: float) -> list[float]:
-    """Falling values of epsilon, from where the plan is nearly uniform to the one asked for; none between is too fine."""
+    """Falling values of epsilon, from where the plan is nearly uniform to the one asked for; none is too fine."""
     levels = [epsilon]
     while levels[-1] * EPSILON_STEP < spread / EPSILON_STEP:
         levels.append(levels[-1] * EPSILON_STEP)
