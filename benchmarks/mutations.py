@@ -44,7 +44,7 @@ N, K = 396, 5
 BATCH = 50  # mutations that one child reads
 ROOM = 3 << 30  # bytes of address space that a child may take beyond what it starts with
 COMMAND_EVERY = 25  # which mutations of a kind the command reads, too
-SECONDS = 20  # that reading one file may take
+SECONDS = 5  # that reading one file may take
 OUTCOMES = ("unchanged", "refused", "warned", "silent", "traceback", "memory", "hang", "killed")
 BAD = ("traceback", "memory", "hang", "killed")
 
