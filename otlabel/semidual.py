@@ -64,9 +64,7 @@ LONGEST_STEP = 8.0  # in units of epsilon: how far the quadratic model is truste
 TRUST_STEP = 4.0  # ... and how much farther after a step of that length that held
 HALVINGS = 6  # before a Newton step is given up for a plain Sinkhorn step
 STALL_STEPS = 12  # Newton steps without a smaller error: the working precision is used up
-PATIENCE = (
-    25  # passes within which the error is to halve where only exact labels wait for the plan: they do not need it
-)
+PATIENCE = 15  # passes within which the error is to halve where exact labels wait, which do not need the plan
 RESOLUTION_SHARE = 0.05  # of the tolerance that float32's rounding may take before float64 is used
 FLOAT32_REACH = 1e30  # what float32 holds with room for a few factors, upwards; downwards, its reciprocal
 LARGEST_EXPONENT = 40.0  # of row masses in float32
