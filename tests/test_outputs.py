@@ -81,7 +81,7 @@ def test_hdf5_holds_all_that_was_found(run, file, scores, ending) -> None:
         np.testing.assert_array_equal(handle["labels"][:], expected.labels)
         np.testing.assert_array_equal(handle["counts"][:], expected.counts)
         np.testing.assert_array_equal(handle["potentials"][:], expected.potentials)
-        told = dict(handle.attrs)
+        told = {name: one.decode() if isinstance(one, bytes) else one for name, one in handle.attrs.items()}
     assert (told["format"], told["format_version"], bool(told["complete"])) == ("otlabel.labels", 1, True)
     assert (told["value"], told["bound"], told["gap"]) == (expected.value, expected.bound, expected.gap)
     assert (told["seed"], told["status"]) == (7, "converged")
@@ -577,9 +577,20 @@ def test_attributes_of_other_kinds(tmp_path: Path, name: str, value: Any) -> Non
 
 
 def test_texts_of_labels_have_a_checksum(tmp_path: Path) -> None:
+    """HDF5's own; and ours, where it has none: in the heap that held texts before."""
     path = _labels_with_receipt(tmp_path / "labels.h5")
     good = path.read_bytes()
     path.write_bytes(good.replace(b"scores.npy", b"scores.npz"))
+    with pytest.raises(FileFormatError, match=r"labels\.h5 is no usable file of labels: .* checksum"):
+        read_labels(path)
+    path.write_bytes(good)
+    with h5py.File(path, "r+") as handle:
+        text = handle.attrs["input"].decode()
+        del handle.attrs["input"]
+        handle.attrs["input"] = text
+    assert read_labels(path).receipt is not None
+    good = path.read_bytes()
+    path.write_bytes(good[: good.index(b"GCOL")] + good[good.index(b"GCOL") :].replace(b"scores.npy", b"scores.npz"))
     with pytest.raises(FileFormatError, match=r"labels\.h5 is damaged: the texts among its attributes"):
         read_labels(path)
 

@@ -7,7 +7,8 @@ The layout, version 1:
     /heads/1/...      the same of the other heads
     attributes        format = "otlabel.heads", format_version = 1, complete = True, n_classes = JSON list of K a head,
                       data = what the data set is told by, seed (int64), records = JSON list: the last relabelling,
-                      texts_crc32 (uint32): of all texts among them, as JSON with sorted names
+                      texts_crc32 (uint32): of all texts among them, as JSON with sorted names; texts are UTF-8 of
+                      fixed length, or of variable length in files of before
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ import numpy as np
 
 from otlabel.errors import FileFormatError
 from otlabel.files import replacing
-from otlabel.labels_file import create_labels, hdf5_image, read_dataset, write_attributes
-from otlabel.scores.hdf5 import DAMAGE, check_texts, open_hdf5, said
+from otlabel.labels_file import create_labels, hdf5_image, read_dataset
+from otlabel.scores.hdf5 import DAMAGE, check_texts, open_hdf5, read_attributes, said, write_attributes
 
 FORMAT = "otlabel.heads"
 FORMAT_VERSION = 1
+ATTRIBUTES = ("format", "format_version", "complete", "seed", "n_classes", "records", "data")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +86,12 @@ def load_labels(path: str | os.PathLike[str]) -> HeadLabels:
         raise FileNotFoundError(f"{file} does not exist")
     try:
         with open_hdf5(file) as handle:
-            about = dict(handle.attrs)
+            about = read_attributes(handle, ATTRIBUTES)
             if (about.get("format"), about.get("format_version")) != (FORMAT, FORMAT_VERSION):
                 raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")
             if not about.get("complete"):
                 raise ValueError("it was never finished")
-            check_texts(about, file)
+            check_texts(handle, about)
             n_classes = [int(k) for k in json.loads(about["n_classes"])]
             room = file.stat().st_size
             heads = [_read_head(handle, head, k, room) for head, k in enumerate(n_classes)]
