@@ -449,10 +449,10 @@ def largest_leftover(folder: Path) -> int:
     return max(sizes)
 
 
-def uninterrupted(folder: Path, rows: np.ndarray) -> bytes:
+def uninterrupted(folder: Path, rows: np.ndarray, about: dict[str, str] = ABOUT) -> bytes:
     """The bytes of the file that an extraction in one go makes."""
     folder.mkdir()
-    extract(FeatureStore(folder / "other.h5"), rows)
+    extract(FeatureStore(folder / "other.h5"), rows, about)
     return (folder / "other.h5").read_bytes()
 
 
@@ -691,7 +691,7 @@ store.finish()
 def test_a_full_disk_is_named_and_costs_nothing(path: Path) -> None:
     """The limit on the size of a file stands for it, at the first byte, in the midst and in the last structures."""
     rows, old = rows_of(5000, 200), rows_of(4, 2, seed=1)
-    expected = uninterrupted(path.parent / "one", rows)
+    expected = uninterrupted(path.parent / "one", rows, {"model": "new"})
     extract(FeatureStore(path), old, {"model": "old"})
     np.save(path.parent / "rows.npy", rows)
     limits = [1024, rows.nbytes // 2, rows.nbytes, len(expected) - 400, len(expected) - 1]
