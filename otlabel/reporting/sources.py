@@ -18,7 +18,9 @@ from otlabel.errors import FileFormatError, FingerprintError
 from otlabel.labels_file import CLUSTERED
 from otlabel.result import Assignment, Certificate, potentials_spread
 from otlabel.scores import as_array, load_array
+from otlabel.scores.npy import read_header
 from otlabel.scores.paths import load_plain
+from otlabel.text import one_line
 
 if TYPE_CHECKING:
     from otlabel.selflabel.labels import HeadLabels
@@ -77,10 +79,10 @@ def opened(**given: Any) -> dict[str, Any]:
 
 
 def _mapped(text: str) -> np.ndarray:
-    try:
-        return np.lib.format.open_memmap(text, "r")
-    except (ValueError, EOFError) as error:
-        raise FileFormatError(f"{text} is no .npy file of numbers, or is damaged: {error}") from error
+    shape, _, dtype, _ = read_header(Path(text))
+    if not math.prod(shape) * dtype.itemsize or not shape:
+        raise FileFormatError(f"{text} holds {dtype} of shape {shape}, no images")
+    return np.load(text, mmap_mode="r", allow_pickle=False)
 
 
 def _lines(text: str) -> list[str]:
@@ -215,8 +217,8 @@ def _of_run(folder: Path, head: int) -> Subject:
 def _json(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise FileFormatError(f"{path} is damaged: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path} is damaged: {one_line(error)}") from error
 
 
 def _features_judged(folder: Path) -> list[str]:
@@ -243,12 +245,10 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]
     if not path.is_file():
         return None, []
     try:
-        state = load_plain(path)
+        state = load_plain(path, keys=("weights", "labeler"))
         return dict(state["weights"]), [dict(record) for record in state["labeler"]["history"]]
-    except OSError:
-        raise
-    except Exception as error:  # damage may show up as nearly any of them
-        raise FileFormatError(f"{path} is damaged: {error}") from error
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise FileFormatError(f"{path} is damaged, or is no checkpoint of a run: {one_line(error)}") from error
 
 
 def _network_scores(
