@@ -46,8 +46,10 @@ from otlabel.scores.hdf5 import (
     read_attributes,
     reading_hdf5,
     said,
+    stored_shape,
     write_attributes,
 )
+from otlabel.scores.npy import read_header
 from otlabel.text import printable
 from otlabel.validate import check_vector
 
@@ -265,6 +267,35 @@ def read_labels(path: str | os.PathLike[str]) -> StoredLabels:
         if isinstance(error, PermissionError):
             raise
         raise FileFormatError(f"{file} is no usable file of labels: {said(error)}") from error
+
+
+def check_number(text: str, n_samples: int) -> None:
+    """Refuse a file or folder of labels, of any kind, that holds them of other samples, before so many are read.
+
+    Where headers do not tell, reading will.
+    """
+    shape = None
+    with contextlib.suppress(FileFormatError):  # told by who reads it
+        shape = _stored_shape(text)
+    if shape is not None and shape[:1] != (n_samples,):
+        what = f"{shape[0]:,} labels" if len(shape) == 1 else f"labels of shape {shape}"
+        raise ValueError(f"{text} holds {what}, but there are {n_samples:,} samples; one label a sample is needed")
+
+
+def _stored_shape(text: str) -> tuple[int, ...] | None:
+    """The shape of labels, by headers alone."""
+    place, _, name = text.partition("::")
+    file = Path(place)
+    if file.is_dir():
+        found = [number for entry in os.listdir(file) if (number := PART_NAME.fullmatch(entry))]
+        parts = [_stored_shape(str(file / number[0])) for number in found]
+        whole = found and len(found) == int(found[0][2])
+        return (sum(part[0] for part in parts if part),) if whole else None
+    if file.is_file() and file.suffix.lower() == ".npy":
+        return read_header(file)[0]
+    if file.is_file() and file.suffix.lower() in ENDINGS:
+        return stored_shape(file, name or ("labels" if holds_labels(file) else ""))
+    return None
 
 
 def _read_npy(file: Path) -> StoredLabels:

@@ -202,6 +202,12 @@ def load_dataset(path: Path, name: str) -> np.ndarray:
             return values
 
 
+def stored_shape(path: Path, name: str) -> tuple[int, ...]:
+    """The shape of a data set, of which nothing is read."""
+    with reading_hdf5(path) as handle:
+        return tuple(find_dataset(handle, path, name).shape or ())
+
+
 # What h5py makes of what libhdf5 says of a damaged file.
 DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, SystemError, OverflowError)
 

@@ -381,9 +381,9 @@ def _heads(config: Config, images: Images) -> list[int]:
             raise ValueError(f"{config.data.name} has no true labels to train on")
         return [int(images.train_labels.max()) + 1]
     if config.labels.method == "fixed":
-        from otlabel.selflabel import load_labels
+        from otlabel.selflabel.labels import described
 
-        return load_labels(config.labels.file).n_classes
+        return described(config.labels.file)[1]
     return config.model.heads
 
 
