@@ -43,6 +43,7 @@ from otlabel.validate import (
     check_finite,
     check_labels,
     check_mass,
+    check_number_of_labels,
     check_problem,
     check_solver,
     check_vector,
@@ -277,6 +278,7 @@ def certify(
     with ranks_of(group) as team:
         opened = part_of_all(open_part(scores) if team.number > 1 else open_scores(scores), team)
         n_rows, n_classes = opened.share.n_rows, opened.shape[1]
+        check_number_of_labels(labels, opened.shape[0])
         given = check_labels(by_row(labels, opened.shape[0], opened.row_names, "labels"), opened.shape[0], n_classes)
         labelled = given >= 0
         (sizes,) = team.total("sizes", np.bincount(given[labelled], minlength=n_classes))

@@ -311,7 +311,7 @@ class Assignment:
                 raise ValueError(f"its thresholds are {loaded.threshold} and {loaded.plan_threshold}")
             _check_arrays(arrays, is_part=loaded.n_samples not in (0, len(loaded.labels)))
         except DAMAGED as error:
-            told = "it holds pickled objects, which are never loaded" if "allow_pickle" in str(error) else error
+            told = "it holds pickled objects, which are never loaded" if "pickled" in str(error) else error
             raise FileFormatError(f"{path} is not a saved Assignment: {told}") from error
         return loaded
 
@@ -388,14 +388,12 @@ def _check_arrays(arrays: dict[str, np.ndarray], *, is_part: bool) -> None:
         kinds = "iu" if name in ("labels", "counts") else "f"
         if array.ndim != 1 or array.dtype.kind not in kinds or (name != "labels" and len(array) != n_classes):
             raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, for {n_classes} classes")
-        if kinds == "f" and (np.isnan(array).any() or (array == np.inf).any()):
-            raise ValueError(f"{name} holds NaN or +inf")
+        if kinds == "f":
+            check_vector(array, n_classes, name)
     if (len(labels) == 0 and not is_part) or labels.min(initial=0) < -1 or labels.max(initial=0) >= n_classes:
         raise ValueError(f"labels are not from 0 to {n_classes - 1}, or -1")
     if not is_part and not np.array_equal(np.bincount(labels[labels >= 0], minlength=n_classes), counts):
         raise ValueError("counts are not those of the labels")
-    for name in ("potentials", "plan_potentials"):
-        check_vector(arrays[name], n_classes, name)
 
 
 def _to_numpy(array: Array) -> np.ndarray:
