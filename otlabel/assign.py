@@ -219,7 +219,7 @@ def sinkhorn_assign(
         _warn_of_status(solution.status, solution.point.error, solver, monitor.n_sweeps)
     thresholds = (-math.inf, -math.inf)
     if len(potentials) > n_classes:  # after the classes comes that of those who abstain
-        lowered = problem.column_lowered
+        lowered = problem.lowered
         thresholds = float(potentials[-1]) + lowered, float(solution.point.plan_potentials[-1]) + lowered
     return Assignment(
         labels=like(np.where(labels < n_classes, labels, -1).astype(np.int64), scores),
@@ -331,12 +331,12 @@ def _start(init: Any, problem: Problem, epsilon: float, n_classes: int) -> np.nd
     """Potentials to start from; a class that was to stay empty starts from zero."""
     if init is None:
         return None
-    rule, g, threshold = problem.rule, init, problem.column_lowered
+    rule, g, threshold = problem.rule, init, problem.lowered
     if isinstance(init, Assignment):
         g, threshold = init.plan_potentials, init.plan_threshold
     g = check_vector(g, n_classes, "init")
     if len(rule.mass) > n_classes:
-        g = np.append(g, threshold - problem.column_lowered)
+        g = np.append(g, threshold - problem.lowered)
     g = g - epsilon * np.where(rule.wanted, rule.log_mass, 0.0)
     return np.where(np.isfinite(g), g, 0.0)
 
@@ -447,14 +447,18 @@ def _certified(
         "certify", here, np.bincount(labels, problem.weights, n_classes), np.bincount(labels, minlength=n_classes)
     )
     short, scored, size_in_all = totals.tolist()
-    size_error = 0.0
+    size_error, n_given = 0.0, len(problem.for_new)
+    labelled = int(sizes[:n_given].sum())
+    scored += problem.lowered * labelled
     if by_rule:
         short += problem.rule.shortfall(potentials, sizes, n_units)
+        if n_given < n_classes:  # weighted samples may be too large to leave just so much unlabelled
+            short += problem.lowered * (n_units - int(problem.bounds[0][-1]) - labelled)
         lo, hi = problem.bounds
         soft = np.isfinite(problem.rule.rho)
         off = np.maximum(lo - sizes, 0), np.where(soft, 0, np.maximum(sizes - hi, 0))
         size_error = float(max(part.sum() for part in off)) / n_units
-    gap, value = short / n_units, scored / n_units + problem.lowered
+    gap, value = short / n_units, scored / n_units
     few = problem.sampled[draw_rows(len(problem.sampled), MARGIN_ROWS, np.random.default_rng(0))]
     spread = max(_margin(problem.scores, few, potentials), ROUNDED * size_in_all / n_units)
     proof = Certificate(value, value + gap, counts, gap, spread, size_error)
