@@ -170,7 +170,7 @@ def test_files_of_earlier_releases_are_judged_by_their_potentials(tmp_path) -> N
     assert not dataclasses.replace(loaded, bound=loaded.bound + 1e-3, gap=np.nan).proof.proven
     arrays["potentials"][3] = np.nan
     np.savez(tmp_path / "c.npz", header=np.array(json.dumps(header)), **arrays)
-    with pytest.raises(ValueError, match="potentials holds NaN"):
+    with pytest.raises(ValueError, match="potentials is nan for class 3"):
         Assignment.load(tmp_path / "c.npz")
 
 
