@@ -64,9 +64,9 @@ def soft_assign(
     if n_iterations < 1:
         raise ValueError(f"n_iterations is {n_iterations}; at least one is needed (3 in SwAV)")
     numbers = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    bad = (numbers.isnan() | (numbers == torch.inf)).any(1, keepdim=True)
-    numbers = numbers.masked_fill(bad, -torch.inf)  # as if these rows were not there
     top = _largest(numbers, 1)
+    bad = ~(top < torch.inf)  # (B, 1) NaN or +inf in the row, which the largest shows
+    numbers, top = numbers.masked_fill(bad, -torch.inf), top.masked_fill(bad, -torch.inf)  # as if it were not there
     scaled = (numbers - top.where(top > -torch.inf, 0)) / epsilon  # (B, K), at most 0 whatever the logits are
     log_rows = (
         top - _over_processes(_largest(top, 0), "MAX", group)
@@ -77,7 +77,8 @@ def soft_assign(
         if iteration < n_iterations - 1:
             log_rows = -torch.logsumexp(shifted, 1, keepdim=True)
             log_rows = log_rows.where(log_rows < torch.inf, -torch.inf)  # inf: of a row without any class
-    return torch.softmax(shifted, 1).where(top > -torch.inf, 0).masked_fill(bad, torch.nan).float()
+    of_no_class = torch.where(bad, torch.nan, 0.0)
+    return torch.softmax(shifted, 1).where(top > -torch.inf, of_no_class).float()
 
 
 def _checked_epsilon(epsilon: Any) -> Any:
