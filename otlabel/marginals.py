@@ -186,11 +186,15 @@ class Rule:
     def unit_bounds(self, n_units: int, *, weighted: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Fewest and most whole units of each class; raises InfeasibleError where they leave no way to share out all.
 
-        Exact masses become sizes together, by the largest remainder; bounds are rounded inwards one by one. Where
-        samples are weighted, units are parts of their mass, and errors tell shares of it.
+        Exact masses become sizes together, by the largest remainder; bounds are rounded inwards one by one, but
+        outwards where units stand for real masses. Where samples are weighted, units are parts of their mass, and
+        errors tell shares of it.
         """
-        lo = np.ceil(_near_whole(self.lo * n_units)).astype(np.int64)
-        hi = np.floor(_near_whole(np.minimum(self.hi, 1.0) * n_units)).astype(np.int64)
+        lo, hi = _near_whole(self.lo * n_units), _near_whole(np.minimum(self.hi, 1.0) * n_units)
+        if n_units == MASS_UNITS:  # stand for real masses: a unit is less than the rounding of these
+            lo, hi = np.floor(lo).astype(np.int64), np.ceil(hi).astype(np.int64)
+        else:
+            lo, hi = np.ceil(lo).astype(np.int64), np.floor(hi).astype(np.int64)
         if self.exact.any():
             sizes = class_sizes(self.lo, n_units, self.exact) if self.sizes is None else self.sizes[self.exact]
             lo[self.exact] = hi[self.exact] = sizes

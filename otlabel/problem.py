@@ -39,8 +39,7 @@ class Problem:
     for_new: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # (K,) classes that may take new samples
     weighted: bool = False  # whether units are parts of the samples' own masses, not samples
     stored_magnitude: float = 0.0  # the same as magnitude, before scores were moved to be near zero
-    lowered: float = 0.0  # by how much scores were moved to be near zero, in the mean of all labelled units
-    column_lowered: float = 0.0  # the same of staying unlabelled, whose score is zero: potentials are to make up for it
+    lowered: float = 0.0  # by how much scores of labelled units were moved to be near zero, in the mean
 
     @property
     def n_rows(self) -> int:

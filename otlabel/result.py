@@ -33,7 +33,7 @@ FORMAT_VERSION = 2
 ARRAYS = ("labels", "counts", "class_mass", "potentials", "plan_potentials", "label_mass")
 FLOATS = ("value", "bound", "epsilon", "marginal_error", "seconds", "threshold", "plan_threshold", "sample_rho")
 LATER_FLOATS = ("gap", "spread", "size_error")  # that files of earlier releases lack
-PROVEN = 1e-9  # of the spread of the potentials of classes: a gap up to this is rounding
+PROVEN = 1e-9  # of the scale on which scores decide between classes: a gap up to this is rounding
 DAMAGED = (  # what a damaged archive may raise, by where the damage is
     zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, TypeError, AttributeError, RuntimeError,
 )  # fmt: skip
@@ -77,7 +77,7 @@ class Certificate:
     bound: float  # upper bound on the value of every assignment with these class sizes
     counts: Array  # (K,) int64: class sizes of the labels
     gap: float = math.nan  # bound - value, as the mean of differences; NaN stands for that difference itself
-    spread: float = math.nan  # how far scores decide between classes: see `potentials_spread`; NaN: not known
+    spread: float = math.nan  # how much better a sample's best class is than the next, in the mean; NaN: not known
     size_error: float = 0.0  # share of the mass that would have to move for the sizes to be those of the bound
 
     def __post_init__(self) -> None:
@@ -93,8 +93,9 @@ class Certificate:
     def proven(self) -> bool:
         """Whether the labels have the sizes that the bound is for, and the gap is nothing but rounding.
 
-        That is judged by how far the potentials of classes lie apart, which is how far scores decide between classes:
-        it grows with the scores, and no constant in a row changes it. Where it is not known, by a gap of exactly zero.
+        That is judged by `spread`: by how much the best class of a sample beats the next one at these potentials, in
+        the mean over some samples, or by what float64 rounds at least, if that is more. It grows with the scores, and
+        no constant in a row or in a class changes it. Where it is not known, only a gap of exactly zero will do.
         """
         rounding = PROVEN * self.spread if self.spread > 0 else 0.0
         return not self.size_error and abs(self.gap) <= rounding

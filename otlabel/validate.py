@@ -126,15 +126,14 @@ def check_problem(
         warn(DegenerateScoresWarning, "every row's scores are all equal: they carry no information, labels are random")
     elif n_classes > 1 and top <= 1 and below <= 0:
         _warn_of_probabilities(scores, sampled)
-    spread, lowered, constant, stored_magnitude = team.median("spread", extents), 0.0, 0.0, magnitude
+    spread, lowered, stored_magnitude = team.median("spread", extents), 0.0, magnitude
     if isinstance(samples, Exact) and magnitude > FAR * spread and not isinstance(scores, LinearScores):
         units = open_rows.astype(np.float64) if weights is None else np.where(open_rows, weights, 0.0)
         total, of_all = team.total("far", np.where(open_rows, tops, 0.0) @ units, units.sum())
         lowered = float(total) / max(float(of_all), 1.0)
-        if abstain > 0:  # whether a sample is labelled depends on how its row compares with others
-            constant, lowered = lowered, lowered * (1 - abstain)
-        scores = MovedScores(scores, constant if abstain > 0 else None)
-        tops = np.where(open_rows, tops - constant, tops) if abstain > 0 else np.where(open_rows, 0.0, tops)
+        # With abstain, whether a sample is labelled depends on how its row compares with others.
+        scores = MovedScores(scores, lowered if abstain > 0 else None)
+        tops = np.where(open_rows, tops - lowered, tops) if abstain > 0 else np.where(open_rows, 0.0, tops)
         bottoms = tops - extents
         (magnitude,) = team.largest("far", np.abs(tops[open_rows]).max(initial=0.0))
     if abstain > 0:  # staying unlabelled has a score of zero
@@ -155,7 +154,6 @@ def check_problem(
         weighted=weights is not None,
         stored_magnitude=stored_magnitude,
         lowered=lowered,
-        column_lowered=constant,
     )
     return problem, inspection.hashes
 

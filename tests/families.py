@@ -22,10 +22,11 @@ from scipy.optimize import linear_sum_assignment, linprog
 from scipy.special import kl_div, log_softmax
 
 from otlabel import KL, Assignment, Range, sinkhorn_assign
-from otlabel.errors import InfeasibleError, OtlabelWarning
+from otlabel.errors import InfeasibleError, InvalidScoresError, OtlabelWarning
 
 RULES = ("equal", "shares", "counts", "range_shares", "range_counts", "kl")
 WHOLE = 1e-9  # a share times N this near to a whole number is meant to be it
+LARGEST_SCORE = 1e200  # and differences of scores: what is beyond is refused
 HIGHS_EVERY = 7  # problems of which one is solved by HiGHS as well
 NORMAL = np.random.Generator.standard_normal
 Family = Callable[[np.random.Generator, int, int, np.ndarray], Any]
@@ -288,7 +289,7 @@ def _class_rule(
         arguments["class_mass"] = counts
     if rule in ("equal", "shares", "counts"):
         left = n_units - unlabelled
-        sizes = np.array([float(share) * left for share in shares]) if real else largest_remainder(left, shares)
+        sizes = np.array([float(share) * left for share in shares]) if real else largest_remainder(left, left, shares)
         return arguments, shares, sizes, sizes
     if rule == "kl":
         return arguments, shares, np.zeros(n_classes), np.where([share > 0 for share in shares], n_units, 0)
@@ -308,22 +309,22 @@ def _class_rule(
     arguments["classes"] = Range(low, high)
     most = [min(share, Fraction(1)) for share in most]
     if real:
-        return (
-            arguments,
-            shares,
-            np.array([float(x) for x in least]) * n_units,
-            np.array([float(x) for x in most]) * n_units,
-        )
+        lo, hi = (np.array([float(x) for x in bounds]) * n_units for bounds in (least, most))
+        return arguments, shares, lo, hi
     lo, hi = [math.ceil(x * n_units) for x in least], [math.floor(x * n_units) for x in most]
+    exact = [k for k in range(n_classes) if least[k] == most[k]]  # these become sizes together, as shares do
+    sizes = largest_remainder(round(n_units * sum(least[k] for k in exact)), n_units, [least[k] for k in exact])
+    for k, size in zip(exact, sizes, strict=True):
+        lo[k] = hi[k] = size
     return arguments, shares, np.array(lo), np.array(hi)
 
 
-def largest_remainder(n_units: int, shares: list[Fraction]) -> np.ndarray:
-    """Whole sizes near the shares, in exact arithmetic; ties to the lower class."""
+def largest_remainder(total: int, n_units: int, shares: list[Fraction]) -> np.ndarray:
+    """Whole sizes near the shares of `n_units` that sum to `total`, in exact arithmetic; ties to the lower class."""
     exact = [n_units * share for share in shares]
     sizes = [math.floor(size) for size in exact]
     order = sorted(range(len(sizes)), key=lambda k: (sizes[k] - exact[k], k))
-    for k in order[: n_units - sum(sizes)]:
+    for k in order[: total - sum(sizes)]:
         sizes[k] += 1
     return np.array(sizes)
 
@@ -466,6 +467,8 @@ def check(drawn: Drawn, with_highs: bool | None = None) -> Finding:
         if not (other == best or abs(other - best) <= 1e-7 * max(abs(best), _scale_of(transport))):
             wrong.append(f"the oracles differ: {best} and {other}")
     if error is not None:
+        if isinstance(error, InvalidScoresError) and _scale_of(transport) > LARGEST_SCORE:
+            return Finding(wrong, 0.0, seconds)  # sums of these may be no numbers, which it says
         if not isinstance(error, InfeasibleError):
             wrong.append(f"{type(error).__name__}: {error}")
         elif best < math.inf:
@@ -588,12 +591,12 @@ def _charge(drawn: Drawn, sizes: np.ndarray) -> float:
 def _class_terms(drawn: Drawn, g: np.ndarray, threshold: float) -> float:
     """sum_k max_n (-g_k n - charge(n)) over the sizes n that the rule allows."""
     total = -threshold * drawn.unlabelled if drawn.unlabelled else 0.0
+    allowed = (float64(drawn.scores) > -np.inf).any(0)  # others can take nothing, whatever the rule allows
     if drawn.rule != "kl":
-        allowed = (float64(drawn.scores) > -np.inf).any(0)  # others can take nothing, whatever the rule allows
         sizes = np.where(g > 0, drawn.lo, np.where(allowed, drawn.hi, 0))
         taken = sizes > 0
         return total - math.fsum((g[taken] * sizes[taken]).tolist())
     price = prices(drawn)
-    for k in np.flatnonzero(drawn.hi > 0):
+    for k in np.flatnonzero((drawn.hi > 0) & allowed):
         total += math.fsum(np.maximum(0.0, -g[k] - price[k]).tolist())  # prices rise, so the best are the first
     return total

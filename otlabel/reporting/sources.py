@@ -16,7 +16,7 @@ import numpy as np
 from otlabel import labels_file
 from otlabel.errors import FileFormatError, FingerprintError
 from otlabel.labels_file import CLUSTERED
-from otlabel.result import Assignment, Certificate, potentials_spread
+from otlabel.result import Assignment, Certificate
 from otlabel.scores import as_array, load_array, open_scores
 from otlabel.scores.npy import read_header
 from otlabel.scores.paths import load_plain
@@ -155,12 +155,11 @@ def _of_stored(stored: labels_file.StoredLabels, title: str) -> Subject:
 
 
 def _stated(stored: labels_file.StoredLabels) -> Certificate | None:
-    """What a receipt says of the labels that it lies beside; how far scores decide is told by the potentials."""
+    """What a receipt says of the labels that it lies beside."""
     receipt = stored.receipt
     if receipt is None or receipt.value is None or receipt.bound is None:
         return None
-    spread = math.nan if stored.potentials is None else potentials_spread(stored.potentials, stored.counts)
-    gap = math.nan if receipt.gap is None else receipt.gap
+    gap, spread = (math.nan if number is None else number for number in (receipt.gap, receipt.spread))
     return Certificate(receipt.value, receipt.bound, stored.counts, gap, spread)
 
 
