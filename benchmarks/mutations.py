@@ -32,6 +32,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import h5py
 import numpy as np
 import torch
+from machine import describe_machine, machine_line, table, write_json
 
 from otlabel import Assignment, FeatureStore, load_labels, sinkhorn_assign
 from otlabel.cli import main as command
@@ -421,7 +422,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed (%(default)s)")
     parser.add_argument("--kinds", nargs="*", help="parts of the names of kinds; default all")
     parser.add_argument("--show", action="store_true", help="show what each bad outcome told")
-    parser.add_argument("--json", type=Path, help="write the counts there")
+    parser.add_argument("--output", type=Path, help="write mutations.json and mutations.md to this folder")
     arguments = parser.parse_args()
     chosen = [kind for kind in KINDS if not arguments.kinds or any(part in kind for part in arguments.kinds)]
     each = -(-arguments.number // len(chosen))
@@ -440,9 +441,29 @@ def main() -> int:
         print(f"{kind:30} {'checksums' if KINDS[kind].summed else '-':10} {row}", flush=True)
     total = sum(counts.values(), Counter())
     print(f"{sum(total.values()):,} mutations in {time.time() - begun:.0f} s: {dict(total)}; {n_wrong} wrong")
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(counts, indent=2) + "\n")
+    if arguments.output is not None:
+        results = {"machine": describe_machine(("numpy", "h5py", "torch")), "first": arguments.first, "each": each}
+        results |= {"seconds": time.time() - begun, "wrong": n_wrong, "counts": counts}
+        write_json(arguments.output / "mutations.json", results)
+        (arguments.output / "mutations.md").write_text(markdown(results))
     return bool(n_wrong)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The counts as a table."""
+    total = sum(map(Counter, results["counts"].values()), Counter())
+    rows = [
+        [kind, "yes" if KINDS[kind].summed else "", *(f"{counts[outcome] or ''}" for outcome in OUTCOMES)]
+        for kind, counts in results["counts"].items()
+    ]
+    rows.append(["all", "", *(f"{total[outcome]}" for outcome in OUTCOMES)])
+    told = [f"# Damaged files\n\n{machine_line(results['machine'])}\n"]
+    told.append(
+        f"{total.total():,} mutations, {results['each']} of each kind of file from seed {results['first']} on, in "
+        f"{results['seconds']:.0f} s: {results['wrong']} wrong. Other values without a word (silent) are wrong only "
+        "where checksums cover all that is read: bare numbers, such as those of a .npy file, have none.\n"
+    )
+    return "\n".join([*told, *table(["file", "checksums", *OUTCOMES], rows)]) + "\n"
 
 
 if __name__ == "__main__":
