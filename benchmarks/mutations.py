@@ -131,11 +131,13 @@ def receipt_of_npy(folder: Path) -> str:
 
 def old_labels(folder: Path) -> str:
     """Labels as they were written before: in HDF5's oldest format."""
-    _, labels, counts, potentials, _ = _labelled()
+    _, labels, counts, potentials, receipt = _labelled()
+    texts = {name: json.dumps(getattr(receipt, name)) for name in ("input", "parameters", "versions")}
     with h5py.File(folder / "labels.h5", "w") as handle:
         handle.create_dataset("labels", data=labels.astype(np.int8), chunks=(N,), fletcher32=True)
         handle["counts"], handle["potentials"] = counts, potentials
         handle.attrs.update(format="otlabel.labels", format_version=1, complete=True, threshold=-np.inf)
+        handle.attrs.update(texts)  # of variable length, in a heap
     return "labels.h5"
 
 

@@ -22,10 +22,13 @@ from otlabel.scores import (
     LinearScores,
     MovedScores,
     Rows,
+    Scores,
     as_float,
     by_class,
     by_row,
     class_mass_of,
+    draw_rows,
+    few_rows,
     keep,
     keep_whole,
     open_part,
@@ -40,6 +43,7 @@ from otlabel.validate import (
     check_finite,
     check_labels,
     check_mass,
+    check_number_of_labels,
     check_problem,
     check_solver,
     check_vector,
@@ -53,6 +57,7 @@ SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
 SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer
 WORTHWHILE = 0.7  # share of the excess that may be left after such a step, or it was the last
 ROUNDED = 4 * float(np.finfo(np.float64).eps) / PROVEN  # of the size of scores: as rounding, it counts as spread
+MARGIN_ROWS = 256  # of a solve, whose margins tell on what scale scores decide between classes
 PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
 FAR_BEHIND = 50.0  # times epsilon and the usual spread of potentials: who must be raised by more is wanted by no sample
 
@@ -273,6 +278,7 @@ def certify(
     with ranks_of(group) as team:
         opened = part_of_all(open_part(scores) if team.number > 1 else open_scores(scores), team)
         n_rows, n_classes = opened.share.n_rows, opened.shape[1]
+        check_number_of_labels(labels, opened.shape[0])
         given = check_labels(by_row(labels, opened.shape[0], opened.row_names, "labels"), opened.shape[0], n_classes)
         labelled = given >= 0
         (sizes,) = team.total("sizes", np.bincount(given[labelled], minlength=n_classes))
@@ -296,25 +302,24 @@ def certify(
         _, best, own = sweep.label(opened, g, given)
         (value,) = team.total("value", (own[labelled] - g[given[labelled]]).sum())
         open_rows = best > -np.inf
-        spread = potentials_spread(g, np.where(used, 1, 0))
         (farthest,) = team.largest("far", np.abs(best[open_rows]).max(initial=0.0))
-        if farthest > FAR * spread > 0 and not isinstance(opened, LinearScores):
+        if farthest > FAR * potentials_spread(g, used) > 0 and not isinstance(opened, LinearScores):
             # Constants in rows would hide what tells classes apart: they are taken off before anything is added.
             total, n_open = team.total("far", best[open_rows].sum(), open_rows.sum())
             _, best, own = sweep.label(MovedScores(opened, None if n_labelled == n_rows else total / n_open), g, given)
         fits = own > -np.inf
         short = np.where(fits, best, np.inf) - np.where(fits, own, 0.0)  # of a label on a forbidden pair without end
         (short,) = team.total("short", short[labelled].sum())
+        spread = _margin(opened, few_rows(n_rows), g)
         if n_labelled < n_rows:
             # Whoever may stay unlabelled: no choice of so many leaves more than that of the lowest.
             all_best = team.joined("best", best)[0]
             limit = np.partition(all_best, n_rows - n_labelled)[n_rows - n_labelled]
             above = best - limit
-            misplaced = np.where(labelled, np.maximum(-above, 0), np.maximum(above, 0)).sum()
-            more, apart = team.total("misplaced", misplaced, np.abs(above[best > -np.inf]).sum())
-            short, spread = short + more, max(spread, float(apart) / n_rows)
-        if spread:  # else nothing was added, nor rounded
-            (size,) = team.total("size", np.abs(best[best > -np.inf]).sum())
+            (more,) = team.total("misplaced", np.where(labelled, np.maximum(-above, 0), np.maximum(above, 0)).sum())
+            short, spread = short + more, spread or float(np.median(np.abs(all_best[np.isfinite(all_best)] - limit)))
+        if g[used].any():  # else nothing was added, nor rounded
+            (size,) = team.total("size", (np.abs(best) + np.abs(g[given]))[labelled & fits].sum())
             spread = max(spread, ROUNDED * float(size) / n_rows)
         gap = (float(short) + float((sizes - targets)[used] @ g[used])) / n_rows
         size_error = float(np.maximum(targets - sizes, 0).sum()) / n_rows
@@ -435,16 +440,15 @@ def _certified(
     labels, best, own = sweep.label(problem.scores, potentials, labels)
     n_classes, n_units = problem.scores.shape[1], problem.n_units
     monitor.saw("certify", problem.n_rows)
-    # Staying unlabelled has a potential that constants in rows change: how far rows are from it does not.
-    n_given = len(problem.for_new)
-    apart = np.zeros_like(best) if n_given == n_classes else np.abs(best - potentials[-1])
-    of_rows = np.stack([best - own, own - potentials[labels], np.maximum(apart, ROUNDED * np.abs(best))])
+    size = np.abs(best) + np.abs(potentials[labels])
+    of_rows = np.stack([best - own, own - potentials[labels], size])
     here = (of_rows if problem.weights is None else of_rows * problem.weights).sum(1)
     totals, sizes, counts = problem.team.total(
         "certify", here, np.bincount(labels, problem.weights, n_classes), np.bincount(labels, minlength=n_classes)
     )
-    short, scored, apart_in_all = totals.tolist()
-    size_error, labelled = 0.0, int(sizes[:n_given].sum())
+    short, scored, size_in_all = totals.tolist()
+    size_error, n_given = 0.0, len(problem.for_new)
+    labelled = int(sizes[:n_given].sum())
     scored += problem.lowered * labelled
     if by_rule:
         short += problem.rule.shortfall(potentials, sizes, n_units)
@@ -455,9 +459,28 @@ def _certified(
         off = np.maximum(lo - sizes, 0), np.where(soft, 0, np.maximum(sizes - hi, 0))
         size_error = float(max(part.sum() for part in off)) / n_units
     gap, value = short / n_units, scored / n_units
-    spread = max(potentials_spread(potentials[:n_given], counts[:n_given]), apart_in_all / n_units)
+    few = problem.sampled[draw_rows(len(problem.sampled), MARGIN_ROWS, np.random.default_rng(0))]
+    spread = max(_margin(problem.scores, few, potentials), ROUNDED * size_in_all / n_units)
     proof = Certificate(value, value + gap, counts, gap, spread, size_error)
     return labels, proof, sizes, _priced(problem, potentials, best, monitor)
+
+
+def _margin(scores: Scores, rows: np.ndarray, potentials: np.ndarray) -> float:
+    """How much better than the next one the best class is at these potentials, in the mean over some rows of all.
+
+    On that scale scores decide between classes. No constant in a row changes it, nor one in a class, for which
+    potentials make up, nor what a class says that is far from anybody's best.
+    """
+    sample, margins = scores.fine.take(scores.share.within(rows)), [np.empty(0)]
+    if scores.shape[1] > 1:
+        for start, stop in sample.blocks():
+            u = as_float(sample.read(start, stop), sample.dtype).astype(np.float64) + potentials
+            u.partition(u.shape[1] - 2, axis=1)
+            with np.errstate(invalid="ignore"):
+                margins.append(u[:, -1] - u[:, -2])
+    (found,) = scores.share.team.joined("margins", np.concatenate(margins))
+    found = found[np.isfinite(found)]
+    return float(found.mean()) if len(found) else 0.0
 
 
 def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor: Monitor) -> np.ndarray:

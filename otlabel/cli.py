@@ -360,6 +360,7 @@ def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
             value=result.value,
             bound=result.bound,
             gap=result.gap,
+            spread=result.spread,
             seed=arguments.seed,
             status=result.status.value,
         )
@@ -510,10 +511,13 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _certify(arguments: argparse.Namespace) -> int:
     from otlabel import certify
+    from otlabel.labels_file import check_number
+    from otlabel.scores import open_scores
 
     potentials = None if arguments.potentials is None else _read_potentials(arguments.potentials)[0]
-    labels = _read_labels(arguments.labels)
-    certificate = certify(arguments.scores, labels, potentials=potentials)
+    scores = open_scores(arguments.scores)
+    check_number(arguments.labels, scores.shape[0])
+    certificate = certify(scores, _read_labels(arguments.labels), potentials=potentials)
     if arguments.json:
         _print_json(
             value=certificate.value,

@@ -23,7 +23,7 @@ from otlabel.distributed import Alone, ranks_of
 from otlabel.errors import InvalidScoresError, MissingPackageError, OtlabelWarning
 from otlabel.interrupts import interruptible
 from otlabel.marginals import Range
-from otlabel.result import Assignment, predict
+from otlabel.result import Assignment, Certificate, predict
 from otlabel.scores import (
     Scores,
     UnitRows,
@@ -107,6 +107,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         inertia_: sum_i ||x_i - mu_{labels_i}||^2, or for "cosine" half of it, which is sum_i 1 - <x_i, mu_{labels_i}>.
         gap_: by how much labels with these sizes and these centres could at most lower the inertia; zero up to
             rounding, by the bound of `certify`.
+        proof_: the `Certificate` of this, a row: value is minus the mean of what `inertia_` sums, `proven` the verdict.
         potentials_: (K,) float64, what is added to the scores -||x - mu_k||^2 (or <x, mu_k>) by `predict`.
         n_iter_: iterations of the start that won.
         n_features_in_: D.
@@ -208,6 +209,8 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         self.labels_, self.cluster_centers_ = best.assignment.labels, best.centres
         self.sizes_, self.inertia_, self.n_iter_ = best.assignment.counts, best.inertia, best.n_iter
         self.gap_ = n_rows * best.assignment.gap
+        value, gap = -best.inertia / n_rows, best.assignment.gap
+        self.proof_ = Certificate(value, value + gap, self.sizes_, gap, best.assignment.spread)
         self.potentials_ = _centred_potentials(rows, best)
         return self
 

@@ -67,7 +67,6 @@ def _cluster_share(arguments: argparse.Namespace, team: Alone, group: Any) -> No
 
     from otlabel.cluster import BalancedKMeans
     from otlabel.labels_file import write_labels
-    from otlabel.result import Certificate, potentials_spread
     from otlabel.scores import open_scores, rows_between
     from otlabel.torchrun import share_of_rows
 
@@ -88,8 +87,7 @@ def _cluster_share(arguments: argparse.Namespace, team: Alone, group: Any) -> No
     (labels,) = team.joined("labels", np.asarray(model.labels_))
     if team.rank:
         return
-    value, gap = -model.inertia_ / len(labels), model.gap_ / len(labels)
-    proof = Certificate(value, value + gap, sizes, gap, potentials_spread(np.asarray(model.potentials_), sizes))
+    proof = model.proof_
     alone = arguments.output.suffix.lower() == ".npy"
     receipt = None if alone else _receipt(arguments, proof)
     write_labels(arguments.output, labels, sizes, model.potentials_, receipt)
@@ -127,6 +125,7 @@ def _receipt(arguments: argparse.Namespace, proof: Certificate) -> Receipt:
         value=proof.value,
         bound=proof.bound,
         gap=proof.gap,
+        spread=proof.spread,
         seed=arguments.seed,
         status=CLUSTERED,
     )

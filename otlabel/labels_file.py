@@ -10,6 +10,7 @@ The HDF5 layout, version 1:
                  value, bound, gap (float64), seed (int64), status (text), where they are known
                  input, parameters, versions: JSON texts (see Receipt)
                  texts_crc32 (uint32): of all texts among them, as JSON with sorted names
+                 texts are UTF-8 of fixed length; those of variable length that were written before are read, too
 
 Beside a `.npy` file the same receipt may lie as JSON, `labels.npy.json`, with a hash of the labels it is about.
 """
@@ -37,15 +38,18 @@ from otlabel.scores import Scores, load_array, matches
 from otlabel.scores.hdf5 import (
     DAMAGE,
     LIBVER,
-    TEXTS_SUM,
     check_found,
     check_stored,
     check_texts,
     open_hdf5,
+    read_attribute,
+    read_attributes,
     reading_hdf5,
     said,
-    texts_sum,
+    stored_shape,
+    write_attributes,
 )
+from otlabel.scores.npy import read_header
 from otlabel.text import printable
 from otlabel.validate import check_vector
 
@@ -61,9 +65,10 @@ FINGERPRINT_ROWS = 64  # rows of the scores that a fingerprint hashes, evenly sp
 CHUNK_BYTES = 1 << 20
 NPY_HEADER_BYTES = 128
 MOST_CLASSES_A_SAMPLE, FEWEST_CLASSES = 64, 1 << 20  # beyond which a largest label is taken for a mistake
-HDF5_HEADER_BYTES = 24 << 10  # more than its structures and a receipt take
-_NUMBERS = ("value", "bound", "gap", "seed", "status")
+HDF5_HEADER_BYTES = 16 << 10  # more than its structures and a receipt take
+_NUMBERS = ("value", "bound", "gap", "spread", "seed", "status")
 _TEXTS = ("input", "parameters", "versions")
+ATTRIBUTES = ("format", "format_version", "complete", "threshold", *_NUMBERS, *_TEXTS)
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class Receipt:
     value: float | None = None
     bound: float | None = None
     gap: float | None = None
+    spread: float | None = None  # what the gap is judged by: see `Certificate`
     seed: int | None = None
     status: str | None = None
 
@@ -196,12 +202,6 @@ def hdf5_image() -> Iterator[tuple[io.BytesIO, h5py.File]]:
         yield image, handle
 
 
-def write_attributes(handle: h5py.File, about: dict[str, Any]) -> None:
-    """Attributes of the file, and a checksum of the texts among them."""
-    handle.attrs.update(about)
-    handle.attrs[TEXTS_SUM] = np.uint32(texts_sum(about))
-
-
 def create_labels(group: h5py.Group, labels: np.ndarray, counts: np.ndarray) -> None:
     """Labels and class sizes."""
     _create_summed(group, "labels", labels.astype(_label_type(len(counts))))
@@ -238,7 +238,7 @@ def holds_labels(path: str | os.PathLike[str]) -> bool:
         return any(PART_NAME.fullmatch(name) for name in os.listdir(path))
     try:
         with reading_hdf5(Path(path)) as handle:
-            return handle.attrs.get("format") == FORMAT
+            return "format" in handle.attrs and read_attribute(handle, "format") == FORMAT
     except (OSError, FileFormatError):
         return False
 
@@ -268,6 +268,35 @@ def read_labels(path: str | os.PathLike[str]) -> StoredLabels:
         if isinstance(error, PermissionError):
             raise
         raise FileFormatError(f"{file} is no usable file of labels: {said(error)}") from error
+
+
+def check_number(text: str, n_samples: int) -> None:
+    """Refuse a file or folder of labels, of any kind, that holds them of other samples, before so many are read.
+
+    Where headers do not tell, reading will.
+    """
+    shape = None
+    with contextlib.suppress(FileFormatError):  # told by who reads it
+        shape = _stored_shape(text)
+    if shape is not None and shape[:1] != (n_samples,):
+        what = f"{shape[0]:,} labels" if len(shape) == 1 else f"labels of shape {shape}"
+        raise ValueError(f"{text} holds {what}, but there are {n_samples:,} samples; one label a sample is needed")
+
+
+def _stored_shape(text: str) -> tuple[int, ...] | None:
+    """The shape of labels, by headers alone."""
+    place, _, name = text.partition("::")
+    file = Path(place)
+    if file.is_dir():
+        found = [number for entry in os.listdir(file) if (number := PART_NAME.fullmatch(entry))]
+        parts = [_stored_shape(str(file / number[0])) for number in found]
+        whole = found and len(found) == int(found[0][2])
+        return (sum(part[0] for part in parts if part),) if whole else None
+    if file.is_file() and file.suffix.lower() == ".npy":
+        return read_header(file)[0]
+    if file.is_file() and file.suffix.lower() in ENDINGS:
+        return stored_shape(file, name or ("labels" if holds_labels(file) else ""))
+    return None
 
 
 def _read_npy(file: Path) -> StoredLabels:
@@ -354,12 +383,12 @@ def _number(found: re.Match[str]) -> int:
 
 def _read_hdf5(file: Path) -> StoredLabels:
     with open_hdf5(file) as handle:
-        about = dict(handle.attrs)
+        about = read_attributes(handle, ATTRIBUTES)
         if (about.get("format"), about.get("format_version")) != (FORMAT, FORMAT_VERSION):
             raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")
         if not about.get("complete"):
             raise ValueError("it was never finished")
-        check_texts(about, file)
+        check_texts(handle, about)
         room = file.stat().st_size
         labels = read_dataset(handle, "labels", "i", room).astype(np.int64)
         counts = read_dataset(handle, "counts", "i", room).astype(np.int64)

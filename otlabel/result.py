@@ -33,7 +33,7 @@ FORMAT_VERSION = 2
 ARRAYS = ("labels", "counts", "class_mass", "potentials", "plan_potentials", "label_mass")
 FLOATS = ("value", "bound", "epsilon", "marginal_error", "seconds", "threshold", "plan_threshold", "sample_rho")
 LATER_FLOATS = ("gap", "spread", "size_error")  # that files of earlier releases lack
-PROVEN = 1e-9  # of the spread of the potentials of classes: a gap up to this is rounding
+PROVEN = 1e-9  # of the scale on which scores decide between classes: a gap up to this is rounding
 DAMAGED = (  # what a damaged archive may raise, by where the damage is
     zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, TypeError, AttributeError, RuntimeError,
 )  # fmt: skip
@@ -77,7 +77,7 @@ class Certificate:
     bound: float  # upper bound on the value of every assignment with these class sizes
     counts: Array  # (K,) int64: class sizes of the labels
     gap: float = math.nan  # bound - value, as the mean of differences; NaN stands for that difference itself
-    spread: float = math.nan  # how far scores decide between classes: see `potentials_spread`; NaN: not known
+    spread: float = math.nan  # how much better a sample's best class is than the next, in the mean; NaN: not known
     size_error: float = 0.0  # share of the mass that would have to move for the sizes to be those of the bound
 
     def __post_init__(self) -> None:
@@ -93,8 +93,9 @@ class Certificate:
     def proven(self) -> bool:
         """Whether the labels have the sizes that the bound is for, and the gap is nothing but rounding.
 
-        That is judged by how far the potentials of classes lie apart, which is how far scores decide between classes:
-        it grows with the scores, and no constant in a row changes it. Where it is not known, by a gap of exactly zero.
+        That is judged by `spread`: by how much the best class of a sample beats the next one at these potentials, in
+        the mean over some samples, or by what float64 rounds at least, if that is more. It grows with the scores, and
+        no constant in a row or in a class changes it. Where it is not known, only a gap of exactly zero will do.
         """
         rounding = PROVEN * self.spread if self.spread > 0 else 0.0
         return not self.size_error and abs(self.gap) <= rounding
@@ -310,7 +311,7 @@ class Assignment:
                 raise ValueError(f"its thresholds are {loaded.threshold} and {loaded.plan_threshold}")
             _check_arrays(arrays, is_part=loaded.n_samples not in (0, len(loaded.labels)))
         except DAMAGED as error:
-            told = "it holds pickled objects, which are never loaded" if "allow_pickle" in str(error) else error
+            told = "it holds pickled objects, which are never loaded" if "pickled" in str(error) else error
             raise FileFormatError(f"{path} is not a saved Assignment: {told}") from error
         return loaded
 
@@ -387,14 +388,12 @@ def _check_arrays(arrays: dict[str, np.ndarray], *, is_part: bool) -> None:
         kinds = "iu" if name in ("labels", "counts") else "f"
         if array.ndim != 1 or array.dtype.kind not in kinds or (name != "labels" and len(array) != n_classes):
             raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, for {n_classes} classes")
-        if kinds == "f" and (np.isnan(array).any() or (array == np.inf).any()):
-            raise ValueError(f"{name} holds NaN or +inf")
+        if kinds == "f":
+            check_vector(array, n_classes, name)
     if (len(labels) == 0 and not is_part) or labels.min(initial=0) < -1 or labels.max(initial=0) >= n_classes:
         raise ValueError(f"labels are not from 0 to {n_classes - 1}, or -1")
     if not is_part and not np.array_equal(np.bincount(labels[labels >= 0], minlength=n_classes), counts):
         raise ValueError("counts are not those of the labels")
-    for name in ("potentials", "plan_potentials"):
-        check_vector(arrays[name], n_classes, name)
 
 
 def _to_numpy(array: Array) -> np.ndarray:

@@ -415,7 +415,9 @@ def _newton_direction(objective: Objective, point: Point) -> np.ndarray:
         return rule.level(potentials, total, 1.0 / objective.row_scale) / epsilon
 
     lo, hi = rule.lo[active] / size, rule.hi[active] / size
-    limits = Limits(rule.ranged[active], lo, hi, point.potentials[active] / epsilon, level)
+    with np.errstate(over="ignore"):  # of an epsilon that potentials are beyond all reach of
+        start = point.potentials[active] / epsilon
+    limits = Limits(rule.ranged[active], lo, hi, start, level)
     y[active] = _solve_within(curvature(scale, diagonal), limits, mass, residual)
     return np.clip(y, -objective.longest_step, objective.longest_step)
 

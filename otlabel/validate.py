@@ -355,14 +355,21 @@ def _warn_of_probabilities(scores: Scores, sampled: np.ndarray) -> None:
     warn(DegenerateScoresWarning, told)
 
 
+def check_number_of_labels(labels: Any, n_rows: int) -> None:
+    """Refuse what says itself that it has another shape than (N,): a data set in a file, of which nothing is read."""
+    shape = getattr(labels, "shape", None)
+    if isinstance(shape, tuple) and tuple(shape) != (n_rows,):
+        joined = "; np.concatenate joins those of batches" if len(shape) > 1 else ""
+        kind = getattr(labels, "dtype", type(labels).__name__)
+        raise ValueError(f"labels must be {n_rows} integers, one a row; got shape {tuple(shape)} of {kind}{joined}")
+
+
 def check_labels(labels: Any, n_rows: int, n_classes: int) -> np.ndarray:
     """Labels as (N,) int64, each of them a class, or -1 for none."""
     given = as_array(labels)
-    if given.shape != (n_rows,) or given.dtype.kind not in "iu":
-        joined = "; np.concatenate joins those of batches" if given.ndim > 1 else ""
-        raise ValueError(
-            f"labels must be {n_rows} integers, one a row; got shape {given.shape} of {given.dtype}{joined}"
-        )
+    check_number_of_labels(given, n_rows)
+    if given.dtype.kind not in "iu":
+        raise ValueError(f"labels must be {n_rows} integers, one a row; got shape {given.shape} of {given.dtype}")
     outside = np.flatnonzero((given < -1) | (given >= n_classes))
     if len(outside):
         raise ValueError(

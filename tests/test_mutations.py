@@ -11,9 +11,11 @@ import h5py
 import numpy as np
 import pytest
 
+from otlabel import FeatureStore, load_labels
 from otlabel.errors import FileFormatError
-from otlabel.labels_file import read_labels, write_labels
+from otlabel.labels_file import Receipt, holds_labels, read_labels, write_labels
 from otlabel.scores import load_array, open_scores
+from otlabel.selflabel import save_labels
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -165,3 +167,83 @@ def test_labels_have_checksums_everywhere(tmp_path: Path) -> None:
         path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
         with pytest.raises(FileFormatError, match=r"labels\.h5::/(potentials|counts) is damaged in chunk 0"):
             read_labels(path)
+
+
+# ---- texts, which were of variable length before: in a heap without checksums ----
+
+
+RECEIPT = Receipt({"source": "x.npy"}, {"class_mass": list(range(30_000))}, {"otlabel": "1"}, status="CONVERGED")
+
+
+def three_files(folder: Path) -> list[Path]:
+    """One of each kind that has texts; of the first, one takes more than 64 KiB."""
+    labels = np.arange(30) % 3
+    write_labels(folder / "labels.h5", labels, np.bincount(labels), np.zeros(3), RECEIPT)
+    save_labels(folder / "heads.h5", labels[None], [3], data="Größe \u2192 1", records=[{"nmi": 0.5}])
+    store = FeatureStore(folder / "features.h5")
+    store.begin(30, 2, {"data": "Größe", "model": ""})
+    store.write(np.arange(30), np.ones((30, 2)))
+    store.finish()
+    return [folder / name for name in ("labels.h5", "heads.h5", "features.h5")]
+
+
+def texts_of(files: list[Path]) -> list[object]:
+    heads = load_labels(files[1])
+    return [read_labels(files[0]).receipt, heads.data, heads.records, FeatureStore(files[2]).about]
+
+
+TEXTS = [RECEIPT, "Größe \u2192 1", [{"nmi": 0.5}], {"data": "Größe", "model": ""}]
+
+
+def in_heaps(files: list[Path]) -> None:
+    """As they were written before."""
+    for path in files:
+        with h5py.File(path, "r+") as handle:
+            for name, value in dict(handle.attrs).items():
+                if isinstance(value, bytes) and len(value) < 60_000:
+                    del handle.attrs[name]
+                    handle.attrs[name] = value.decode()
+
+
+def test_texts_lie_where_checksums_are(tmp_path: Path) -> None:
+    files = three_files(tmp_path)
+    assert not any(b"GCOL" in path.read_bytes() for path in files)
+    assert texts_of(files) == TEXTS
+    in_heaps(files)
+    assert all(b"GCOL" in path.read_bytes() for path in files)
+    assert texts_of(files) == TEXTS
+
+
+def test_a_heap_without_end_is_refused(tmp_path: Path) -> None:
+    """HDF5 goes round in it for ever; in a process of its own, which can be ended."""
+    files = three_files(tmp_path)
+    in_heaps(files)
+    for path in files:
+        data = bytearray(path.read_bytes())
+        first = data.index(b"GCOL") + 16
+        data[first : first + 16] = bytes(16)
+        path.write_bytes(data)
+    read = (
+        "import sys; from otlabel import FeatureStore, load_labels, read_labels\n"
+        "for read, path in zip((read_labels, load_labels, lambda p: FeatureStore(p).source()), sys.argv[1:]):\n"
+        "    try: read(path)\n"
+        "    except ValueError as error: print(error)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", read, *map(str, files)],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 3, ran.stderr
+    assert "its heap of texts at byte" in lines[0]
+    assert "its heap of texts at byte" in lines[1]
+    assert "is no file of otlabel.features" in lines[2]
+    assert not holds_labels(files[0])
+
+
+def test_attributes_of_others_are_let_be(tmp_path: Path) -> None:
+    """Whoever adds a note to a file of labels does not damage it."""
+    path = three_files(tmp_path)[0]
+    with h5py.File(path, "r+") as handle:
+        handle.attrs.update(note="of the third run", list=[1, 2, 3])
+    assert read_labels(path).receipt == RECEIPT

@@ -24,7 +24,7 @@ import torch
 import otlabel
 from otlabel import Assignment, report, sinkhorn_assign
 from otlabel.cli import main
-from otlabel.errors import FileFormatError, OtlabelWarning
+from otlabel.errors import FileFormatError, FingerprintError, OtlabelWarning
 from otlabel.files import replacing
 from otlabel.labels_file import Receipt, fingerprint, read_labels, stored_bytes, write_labels
 from otlabel.scores import open_scores
@@ -81,7 +81,7 @@ def test_hdf5_holds_all_that_was_found(run, file, scores, ending) -> None:
         np.testing.assert_array_equal(handle["labels"][:], expected.labels)
         np.testing.assert_array_equal(handle["counts"][:], expected.counts)
         np.testing.assert_array_equal(handle["potentials"][:], expected.potentials)
-        told = dict(handle.attrs)
+        told = {name: one.decode() if isinstance(one, bytes) else one for name, one in handle.attrs.items()}
     assert (told["format"], told["format_version"], bool(told["complete"])) == ("otlabel.labels", 1, True)
     assert (told["value"], told["bound"], told["gap"]) == (expected.value, expected.bound, expected.gap)
     assert (told["seed"], told["status"]) == (7, "converged")
@@ -577,9 +577,20 @@ def test_attributes_of_other_kinds(tmp_path: Path, name: str, value: Any) -> Non
 
 
 def test_texts_of_labels_have_a_checksum(tmp_path: Path) -> None:
+    """HDF5's own; and ours, where it has none: in the heap that held texts before."""
     path = _labels_with_receipt(tmp_path / "labels.h5")
     good = path.read_bytes()
     path.write_bytes(good.replace(b"scores.npy", b"scores.npz"))
+    with pytest.raises(FileFormatError, match=r"labels\.h5 is no usable file of labels: .* checksum"):
+        read_labels(path)
+    path.write_bytes(good)
+    with h5py.File(path, "r+") as handle:
+        text = handle.attrs["input"].decode()
+        del handle.attrs["input"]
+        handle.attrs["input"] = text
+    assert read_labels(path).receipt is not None
+    good = path.read_bytes()
+    path.write_bytes(good[: good.index(b"GCOL")] + good[good.index(b"GCOL") :].replace(b"scores.npy", b"scores.npz"))
     with pytest.raises(FileFormatError, match=r"labels\.h5 is damaged: the texts among its attributes"):
         read_labels(path)
 
@@ -593,3 +604,66 @@ def test_one_large_label_takes_no_memory(tmp_path: Path, largest: int) -> None:
         read_labels(tmp_path / "labels.npy")
     with pytest.raises(ValueError, match="far beyond"):
         report(labels, path=tmp_path / "page.html")
+
+
+# ---- the number of labels is known before they are read ----
+
+
+MANY = 1_000_000_000  # in files with a hole in place of them
+
+
+def _many_labels(path: Path, form: str) -> str:
+    """Labels of a thousand million samples, of which the file has the size."""
+    if form == "npy":
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|i1", "fortran_order": False, "shape": (MANY,)})
+            file.truncate(file.tell() + MANY)
+        return str(path)
+    name = {"labels": "labels", "heads": "heads/0/labels", "foreign": "deep/y"}[form]
+    with h5py.File(path, "w") as handle:
+        handle.create_dataset(name, (MANY,), np.int8)[-1] = 1
+        if form != "foreign":
+            handle.attrs.update(format=f"otlabel.{form}", format_version=1, complete=True, n_classes="[3]", seed=0)
+    return f"{path}::/{name}" if form == "foreign" else str(path)
+
+
+@pytest.mark.parametrize(
+    ("command", "form"),
+    [("certify", "npy"), ("certify", "labels"), ("certify", "foreign"), ("report", "npy"), ("report", "labels"),
+     ("report", "heads"), ("report", "foreign"), ("truth", "npy")],
+)  # fmt: skip
+def test_labels_of_other_samples_are_not_read(run, file, command: str, form: str) -> None:
+    ending = ".npy" if form == "npy" else ".h5"
+    many = _many_labels(file.with_name(f"many{ending}"), form)
+    page = file.with_name("page.html")
+    few = file.with_name("few.npy")
+    np.save(few, np.arange(N_SAMPLES) % N_CLASSES)
+    begun = time.monotonic()
+    ran = {
+        "certify": lambda: run("certify", file, many),
+        "report": lambda: run("report", many, "--scores", file, "-o", page),
+        "truth": lambda: run("report", few, "--scores", file, "--truth", many, "-o", page),
+    }[command]()
+    assert ran.code == 2
+    assert f"holds {MANY:,} labels, but there are {N_SAMPLES:,} samples" in ran.err
+    assert len(ran.err.splitlines()) == 1
+    assert time.monotonic() - begun < 20  # a dozen times what it takes
+
+
+def test_parts_of_labels_of_other_samples_are_not_read(run, file) -> None:
+    folder = file.with_name("parts")
+    folder.mkdir()
+    for number in range(2):
+        _many_labels(folder / f"part-0000{number}-of-00002.h5", "labels")
+    ran = run("certify", file, folder)
+    assert ran.code == 2
+    assert f"parts holds {2 * MANY:,} labels, but there are {N_SAMPLES:,} samples" in ran.err
+
+
+def test_a_data_set_of_other_samples_is_not_read(file) -> None:
+    told = rf"labels must be {N_SAMPLES} integers, .* got shape \({MANY},\)"
+    with h5py.File(_many_labels(file.with_name("many.h5"), "heads")) as handle, pytest.raises(ValueError, match=told):
+        otlabel.certify(np.load(file), handle["heads/0/labels"])
+    labeler = otlabel.SelfLabeler(n_samples=N_SAMPLES, n_classes=[3], labeling=otlabel.Argmax())
+    with pytest.raises(FingerprintError, match=rf"are \({MANY}, \[3\], None\), here \({N_SAMPLES}, \[3\], None\)"):
+        labeler.load_labels(file.with_name("many.h5"))

@@ -87,7 +87,7 @@ def test_abstaining_is_proven_whatever_the_constant(constant: float) -> None:
     assert result.value == pytest.approx(plain.value + 0.75 * constant, rel=1e-6)
     clear = np.abs((SCORES + constant + result.potentials).max(1) - result.threshold) > 1e-5
     np.testing.assert_array_equal((result.predict(SCORES + constant) < 0)[clear], (result.labels < 0)[clear])
-    assert np.count_nonzero(~clear) <= 3
+    assert np.count_nonzero(~clear) <= 10  # no more than classes: each may have one sample at the threshold
     assert certify(SCORES + constant, result.labels).proven
     worse = result.labels.copy()
     worse[np.flatnonzero(worse < 0)[0]], worse[labelled[0]] = worse[labelled[0]], -1
@@ -95,12 +95,16 @@ def test_abstaining_is_proven_whatever_the_constant(constant: float) -> None:
 
 
 def test_sizes_that_are_off_are_no_proof() -> None:
-    """One sample of 98 in 100 cannot be split, so that its class takes too much: by 65 of 100, off from a third."""
+    """A sample that cannot be split goes where most of it went, so that a class takes too much."""
+    result = sinkhorn_assign(np.array([[5.0, 0], [0, 0]]), sample_mass=[3, 1])
+    assert result.gap == pytest.approx(2 / 4 * 5 - 3 / 4 * 5)  # two thirds of it may count
+    assert result.size_error == pytest.approx(0.25)
+    assert "sizes are off by 25.00% of the mass, so this is no proof" in result.summary()
     scores = np.array([[0.0, 5, 1], [1, 0, 2], [3, 1, 0]])
-    result = sinkhorn_assign(scores, sample_mass=[98, 1, 1])
-    assert result.gap < -1
-    assert result.size_error == pytest.approx(0.65)
-    assert "sizes are off by 65.00% of the mass, so this is no proof" in result.summary()
+    one_of_all = sinkhorn_assign(scores, sample_mass=[98, 1, 1])
+    assert one_of_all.size_error == pytest.approx(0.65)  # 98 in place of a third
+    assert "sizes are off by 65.00% of the mass" in one_of_all.summary().replace("\n          ", " ")
+    assert "proven" not in one_of_all.summary()
     other = certify(SCORES, SCORES.argmax(1), class_mass=[20] * 10)
     assert other.gap < 0
     assert other.size_error == pytest.approx(np.maximum(20 - other.counts, 0).sum() / 200)
@@ -166,7 +170,7 @@ def test_files_of_earlier_releases_are_judged_by_their_potentials(tmp_path) -> N
     assert not dataclasses.replace(loaded, bound=loaded.bound + 1e-3, gap=np.nan).proof.proven
     arrays["potentials"][3] = np.nan
     np.savez(tmp_path / "c.npz", header=np.array(json.dumps(header)), **arrays)
-    with pytest.raises(ValueError, match="potentials holds NaN"):
+    with pytest.raises(ValueError, match="potentials is nan for class 3"):
         Assignment.load(tmp_path / "c.npz")
 
 

@@ -673,6 +673,32 @@ def test_what_does_not_fit_together_is_refused(given: dict[str, Any], words: str
         report(**({"labels": [0, 1, 1]} | given))
 
 
+NPY = {
+    "pickled": (np.array([{}, 1, 2], object), "holds pickled Python objects"),
+    "one number": (np.float64(3), "holds float64 of shape \\(\\), no images|truth must be"),
+    "nothing": (np.zeros((0, 2, 2)), "of shape \\(0, 2, 2\\), no images|truth must be"),
+    "texts": (np.array(["a", "b", "c"]), "images have shape|truth must be"),
+    "no header": (b"text" * 9, "is not a usable .npy file"),
+    "no bytes": (b"", "is not a usable .npy file"),
+    "brackets": (b"{'descr': '<f4', 'fortran_order': False, 'shape': " + b"-" * 9000 + b"3, }", "is not a usable .npy"),
+    "cut short": (b"{'descr': '<f4', 'fortran_order': False, 'shape': (3, 2, 2), }", "claims to hold"),
+}
+
+
+@pytest.mark.parametrize("name", ["images", "truth"])
+@pytest.mark.parametrize("kind", NPY)
+def test_arrays_of_all_wrong_kinds_are_told_in_one_line(tmp_path: Path, name: str, kind: str) -> None:
+    content, told = NPY[kind]
+    if not isinstance(content, bytes):
+        np.save(tmp_path / "x.npy", content, allow_pickle=True)
+    else:
+        head = b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little") if content[:1] == b"{" else b""
+        (tmp_path / "x.npy").write_bytes(head + content)
+    with pytest.raises(ValueError, match=told) as caught:
+        report([0, 1, 1], **{name: tmp_path / "x.npy"})
+    assert str(caught.value).isprintable()
+
+
 def test_scores_of_other_classes_than_the_labels_are_refused(data) -> None:
     with pytest.raises(ValueError, match="5 classes, but scores have 6 columns"):
         report(sinkhorn_assign(data["scores"]), scores=np.zeros((N, K + 1)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,6 +210,65 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(FileFormatError, match=r"checkpoint\.pt is damaged"):
         train(config(train__epochs=1), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def a_run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    train(config(train__epochs=1, data__n_samples=60), folder)
+    return folder
+
+
+def _momentum(state: dict[str, Any], value: Any) -> None:
+    state["optimizer"]["state"][0]["momentum_buffer"] = value
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: torch.zeros(3), "is a Tensor without 'weights', 'optimizer'"),
+        (lambda state: state["weights"], "is a OrderedDict without 'weights'"),
+        (lambda state: state.pop("labeler") and None, "is a dict without 'labeler'"),
+        (lambda state: state.update(weights=7), "weights|state_dict"),
+        (lambda state: state["weights"].popitem() and None, "Missing key"),
+        (lambda state: state["weights"].update({"0.backbone": 7}), "Unexpected key"),
+        (lambda state: state.update(optimizer=[]), "list indices"),
+        (lambda state: state["optimizer"]["param_groups"][0].update(lr="fast"), "lr of its optimiser is 'fast'"),
+        (lambda state: state["optimizer"]["param_groups"][0].update(lr=float("nan")), "lr of its optimiser is nan"),
+        (
+            lambda state: state["optimizer"]["param_groups"][0].update(momentum=None),
+            "momentum of its optimiser is None",
+        ),
+        (lambda state: _momentum(state, torch.zeros(3)), "momentum 0 of its optimiser is no tensor of the shape"),
+        (lambda state: _momentum(state, "text"), "momentum 0 of its optimiser is no tensor of the shape"),
+        (lambda state: state["optimizer"]["state"].update({99: {"momentum_buffer": None}}), "index out of range"),
+        (lambda state: state.update(epoch="one"), "interpreted as an integer"),
+        (lambda state: state.update(epoch=5), "it is of epoch 5, of 1"),
+        (lambda state: state.update(untrained=3), "not iterable"),
+        (lambda state: state.update(untrained={"knn": torch.zeros(2)}), "not JSON serializable"),
+    ],
+)
+def test_checkpoints_of_others_are_told_in_one_line(a_run: Path, tmp_path: Path, change, told: str) -> None:
+    shutil.copytree(a_run, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    changed = change(state)
+    torch.save(state if changed is None else changed, path)
+    with pytest.raises(FileFormatError, match=rf"checkpoint\.pt is damaged, or is no checkpoint .*({told})") as caught:
+        train(config(train__epochs=1, data__n_samples=60), tmp_path / "run")
+    assert str(caught.value).isprintable()
+    assert str(caught.value).endswith("; remove it to start anew")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"config": {"data": 3}, "data": "x"}', '{"config": 7, "data": ""}', "\x00"]
+)
+def test_a_config_of_others_is_told_in_one_line(a_run: Path, tmp_path: Path, text: str) -> None:
+    shutil.copytree(a_run, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(text)
+    with pytest.raises(FileFormatError, match=r"config\.json is not that of a run, or is damaged") as caught:
+        train(config(train__epochs=1, data__n_samples=60), tmp_path / "run")
+    assert str(caught.value).isprintable()
 
 
 class Writer:

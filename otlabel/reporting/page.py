@@ -17,7 +17,7 @@ from otlabel.files import check_apart, replacing
 from otlabel.interrupts import interruptible
 from otlabel.reporting import figures
 from otlabel.reporting.montage import montage
-from otlabel.reporting.sources import find, opened
+from otlabel.reporting.sources import find, number_of, opened
 from otlabel.reporting.summary import Summary, summarise
 from otlabel.reporting.words import NAME_LENGTH, TITLE_LENGTH, shown
 
@@ -94,8 +94,9 @@ def report(
     if path is not None:
         read = {"labels": labels} | sources
         check_apart({"path": path}, {name: one for name, one in read.items() if isinstance(one, (str, os.PathLike))})
-    given = opened(**sources)
-    subject = dataclasses.replace(find(labels, head), **given)
+    n_samples = number_of(scores, features) if isinstance(labels, (str, os.PathLike)) or truth is not None else None
+    given = opened(n_samples, **sources)
+    subject = dataclasses.replace(find(labels, head, n_samples), **given)
     summary = summarise(subject, seed)
     written = template.render(
         title=shown(subject.title if title is None else title, TITLE_LENGTH),

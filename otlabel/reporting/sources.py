@@ -16,9 +16,11 @@ import numpy as np
 from otlabel import labels_file
 from otlabel.errors import FileFormatError, FingerprintError
 from otlabel.labels_file import CLUSTERED
-from otlabel.result import Assignment, Certificate, potentials_spread
-from otlabel.scores import as_array, load_array
+from otlabel.result import Assignment, Certificate
+from otlabel.scores import as_array, load_array, open_scores
+from otlabel.scores.npy import read_header
 from otlabel.scores.paths import load_plain
+from otlabel.text import one_line
 
 if TYPE_CHECKING:
     from otlabel.selflabel.labels import HeadLabels
@@ -48,25 +50,40 @@ class Subject:
     notes: tuple[str, ...] = ()  # sentences on what is missing, and why
 
 
-def find(labels: Any, head: int = 0) -> Subject:
-    """What there is to know of labels, of an Assignment, or of what a path leads to."""
+def find(labels: Any, head: int = 0, n_samples: int | None = None) -> Subject:
+    """What there is to know of labels, of an Assignment, or of what a path leads to: of so many samples, if known."""
     if isinstance(labels, Assignment):
         subject = _of_assignment(labels)
     elif isinstance(labels, (str, os.PathLike)):
-        subject = _of_path(os.fspath(labels), head)
+        subject = _of_path(os.fspath(labels), head, n_samples)
     else:
         subject = Subject(labels)
     return dataclasses.replace(subject, head=head)
 
 
-def opened(**given: Any) -> dict[str, Any]:
-    """What was given, by name, without what was not; paths are opened, lines of texts and names are read."""
+def number_of(scores: Any, features: Any) -> int | None:
+    """How many samples scores or features are of, if there are any."""
+    rows = {"scores": scores, "features": features}
+    return next((open_scores(one, what=name).shape[0] for name, one in rows.items() if one is not None), None)
+
+
+def opened(n_samples: int | None, **given: Any) -> dict[str, Any]:
+    """What was given, by name, without what was not; paths are opened, lines of texts and names are read.
+
+    n_samples: how many there are; None: not known yet.
+    """
+
+    def truth(text: str) -> np.ndarray:
+        if n_samples is not None:
+            labels_file.check_number(text, n_samples)
+        return load_array(text)
+
     readers: dict[str, Callable[[str], Any]] = {
         "images": _mapped,
         "texts": _lines,
         "names": _lines,
         "true_names": _lines,
-        "truth": load_array,
+        "truth": truth,
         "history": _json_lines,
     }
     return {
@@ -77,10 +94,10 @@ def opened(**given: Any) -> dict[str, Any]:
 
 
 def _mapped(text: str) -> np.ndarray:
-    try:
-        return np.lib.format.open_memmap(text, "r")
-    except (ValueError, EOFError) as error:
-        raise FileFormatError(f"{text} is no .npy file of numbers, or is damaged: {error}") from error
+    shape, _, dtype, _ = read_header(Path(text))
+    if not math.prod(shape) * dtype.itemsize or not shape:
+        raise FileFormatError(f"{text} holds {dtype} of shape {shape}, no images")
+    return np.load(text, mmap_mode="r", allow_pickle=False)
 
 
 def _lines(text: str) -> list[str]:
@@ -104,11 +121,13 @@ def _of_assignment(result: Assignment, title: str = "Labels") -> Subject:
     )
 
 
-def _of_path(text: str, head: int) -> Subject:
+def _of_path(text: str, head: int, n_samples: int | None) -> Subject:
     path = Path(text)
+    if n_samples is not None:
+        labels_file.check_number(text, n_samples)
     if path.is_dir():
         is_run = not labels_file.holds_labels(path)
-        return _of_run(path, head) if is_run else _of_stored(labels_file.read_labels(path), path.name)
+        return _of_run(path, head, n_samples) if is_run else _of_stored(labels_file.read_labels(path), path.name)
     match path.suffix.lower() if "::" not in text else "":
         case ".npz":
             return _of_assignment(Assignment.load(path), path.name)
@@ -117,9 +136,7 @@ def _of_path(text: str, head: int) -> Subject:
         case ".h5" | ".hdf5":
             if path.exists() and labels_file.holds_labels(path):
                 return _of_stored(labels_file.read_labels(path), path.name)
-            from otlabel.selflabel import load_labels
-
-            return _of_head(load_labels(path), head, path.name)
+            return _of_head(_heads(path, n_samples), head, path.name)
     return Subject(load_array(text), path.name)
 
 
@@ -138,13 +155,21 @@ def _of_stored(stored: labels_file.StoredLabels, title: str) -> Subject:
 
 
 def _stated(stored: labels_file.StoredLabels) -> Certificate | None:
-    """What a receipt says of the labels that it lies beside; how far scores decide is told by the potentials."""
+    """What a receipt says of the labels that it lies beside."""
     receipt = stored.receipt
     if receipt is None or receipt.value is None or receipt.bound is None:
         return None
-    spread = math.nan if stored.potentials is None else potentials_spread(stored.potentials, stored.counts)
-    gap = math.nan if receipt.gap is None else receipt.gap
+    gap, spread = (math.nan if number is None else number for number in (receipt.gap, receipt.spread))
     return Certificate(receipt.value, receipt.bound, stored.counts, gap, spread)
+
+
+def _heads(path: Path, n_samples: int | None) -> HeadLabels:
+    """Labels of all heads."""
+    from otlabel.selflabel import load_labels
+
+    if n_samples is not None:
+        labels_file.check_number(f"{path}::heads/0/labels", n_samples)
+    return load_labels(path)
 
 
 def _of_head(stored: HeadLabels, head: int, title: str) -> Subject:
@@ -163,14 +188,13 @@ def _of_head(stored: HeadLabels, head: int, title: str) -> Subject:
 # ---- a run of otlabel train ----
 
 
-def _of_run(folder: Path, head: int) -> Subject:
+def _of_run(folder: Path, head: int, n_samples: int | None) -> Subject:
     """Labels, course and data of a run, and the scores of its network."""
     for name in ("config.json", "metrics.jsonl", "labels.h5"):
         if not (folder / name).is_file():
             remedy = "let the run come to its end first" if name == "labels.h5" else "give a folder of `otlabel train`"
             raise FileNotFoundError(f"{folder} has no {name}; {remedy}")
 
-    from otlabel.selflabel import load_labels
     from otlabel.training.config import config_of
 
     asked = _json(folder / "config.json", "\n".join(_lines(str(folder / "config.json"))))
@@ -183,7 +207,7 @@ def _of_run(folder: Path, head: int) -> Subject:
     except (KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(f"{folder / 'config.json'} is not that of a run: {error!r}") from error
     config = config_of(given, str(folder / "config.json"))
-    stored = load_labels(folder / "labels.h5")
+    stored = _heads(folder / "labels.h5", n_samples)
     subject = _of_head(stored, head, folder.resolve().name)
     weights, relabellings = _checkpoint(folder / "checkpoint.pt")
     subject = dataclasses.replace(subject, history=[*_json_lines(str(folder / "metrics.jsonl")), *relabellings])
@@ -215,8 +239,8 @@ def _of_run(folder: Path, head: int) -> Subject:
 def _json(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise FileFormatError(f"{path} is damaged: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path} is damaged: {one_line(error)}") from error
 
 
 def _features_judged(folder: Path) -> list[str]:
@@ -243,12 +267,10 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]
     if not path.is_file():
         return None, []
     try:
-        state = load_plain(path)
+        state = load_plain(path, keys=("weights", "labeler"))
         return dict(state["weights"]), [dict(record) for record in state["labeler"]["history"]]
-    except OSError:
-        raise
-    except Exception as error:  # damage may show up as nearly any of them
-        raise FileFormatError(f"{path} is damaged: {error}") from error
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise FileFormatError(f"{path} is damaged, or is no checkpoint of a run: {one_line(error)}") from error
 
 
 def _network_scores(

@@ -360,6 +360,10 @@ def _n_classes(subject: Subject, labels: np.ndarray, scores: Scores | None) -> i
 def _check_lengths(
     subject: Subject, n_samples: int, n_classes: int, scores: Scores | None, features: Scores | None
 ) -> None:
+    if subject.truth is not None:
+        truth = subject.truth
+        if truth.ndim != 1 or truth.dtype.kind not in "iu":
+            raise ValueError(f"truth must be (N,) integers; got {truth.dtype} of shape {truth.shape}")
     found: dict[str, int] = {}
     for name, source in (("scores", scores), ("features", features)):
         if source is not None:
@@ -372,7 +376,3 @@ def _check_lengths(
             raise ValueError(f"there are {n_samples:,} labels, but {length:,} {name}; give one of each for a sample")
     if subject.names is not None and len(subject.names) != n_classes:
         raise ValueError(f"there are {n_classes:,} classes, but {len(subject.names):,} names")
-    if subject.truth is not None:
-        truth = subject.truth
-        if truth.ndim != 1 or truth.dtype.kind not in "iu":
-            raise ValueError(f"truth must be (N,) integers; got {truth.dtype} of shape {truth.shape}")

@@ -19,6 +19,7 @@ BLOCK_ENTRIES = 1 << 16, 1 << 19  # fewest and most scores a block: a call's cos
 FEW_BLOCKS = 16  # what threads need to share small matrices out evenly
 MANY_BLOCKS = 2048  # from which on larger blocks spare more calls than smaller ones spare memory ...
 LARGEST_BLOCK = 1 << 24  # ... up to so many scores
+STRETCHES, STRETCH_ROWS = 16, 16  # of the rows that are looked at here and there
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 Batch = list[tuple[int, int]]  # consecutive blocks, each from row `start` up to row `stop`
@@ -191,6 +192,12 @@ def draw_rows(n_rows: int, size: int, rng: np.random.Generator) -> np.ndarray:
         return np.arange(n_rows)
     ends = np.arange(size + 1) * n_rows // size
     return rng.integers(ends[:-1], ends[1:])
+
+
+def few_rows(n_rows: int) -> np.ndarray:
+    """Sorted rows in a few stretches that are spread over all: so few reads that files do not mind."""
+    starts = np.arange(STRETCHES) * n_rows // STRETCHES
+    return np.unique(np.minimum(starts[:, None] + np.arange(STRETCH_ROWS), n_rows - 1))
 
 
 def check_shape(shape: tuple[int, ...], what: str = "scores") -> tuple[int, int]:

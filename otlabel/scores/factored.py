@@ -12,7 +12,7 @@ import numpy as np
 
 from otlabel.distributed import Share
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import ITEM_BYTES, Batch, Scores, as_float, grouped
+from otlabel.scores.base import ITEM_BYTES, Batch, Scores, as_float, few_rows, grouped
 from otlabel.scores.device import kept_in_host_memory, on_device
 from otlabel.scores.files import StoredScores
 from otlabel.scores.given import as_array, is_frame
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 DEVICE_ENTRIES = 1 << 26  # float32 scores that a device makes at a time: products large enough to keep it busy
 FEATURE_BYTES = 1 << 20  # read at once: batches enough that all threads are done at about the same time
-CENTRE_STRETCHES, CENTRE_ROWS = 16, 16  # rows whose mean products are centred by; so few reads that files do not mind
 
 
 class Features:
@@ -277,10 +276,7 @@ def cosines(source: Scores, centres: np.ndarray) -> LinearScores:
 
 def _mean_of_some(source: Scores) -> np.ndarray:
     """The mean of what is finite in a few stretches of rows."""
-    n_rows = source.share.n_rows
-    starts = np.unique(np.arange(CENTRE_STRETCHES) * n_rows // CENTRE_STRETCHES)
-    rows = np.unique(np.minimum(starts[:, None] + np.arange(CENTRE_ROWS), n_rows - 1))
-    here = source.share.within(rows)
+    here = source.share.within(few_rows(source.share.n_rows))
     parts = [np.empty((0, source.shape[1]))]
     with source.reading():
         for stretch in np.split(here, np.flatnonzero(np.diff(here) != 1) + 1):

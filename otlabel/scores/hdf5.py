@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import itertools
 import json
 import math
 import os
+import re
+import struct
 import threading
 import zlib
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -38,9 +41,11 @@ MOST_LOOKED_AT = 10_000  # groups and data sets of a file that are looked at to 
 DEEPEST = 100  # groups in one another; HDF5 takes a time that grows as the square of it
 # What is written: structures with checksums (the oldest format has none), as every HDF5 from 1.10 on reads them.
 LIBVER = ("v110", "latest")
-TEXTS_SUM = "texts_crc32"  # attribute with a checksum of the other ones that are texts
+TEXTS_SUM = "texts_crc32"  # attribute with a checksum of the other ones that are texts, which old files lack
 SHUFFLE, FLETCHER32, SUM_BYTES = 2, 3, 4  # HDF5's numbers of filters that change no sizes, or by the checksum alone
 LARGEST_NUMBER = (1 << 63) - 1
+HEAP, HEAP_HEAD = re.compile(rb"GCOL\x01"), 16  # how a heap of texts begins; bytes before its objects, and each of them
+HEAP_OBJECT = struct.Struct("<HH4xQ")  # number, references, bytes
 KEEP_OPEN = "keep its file open while it is read, or pass FILE::/NAME as a text"
 
 
@@ -197,6 +202,12 @@ def load_dataset(path: Path, name: str) -> np.ndarray:
             return values
 
 
+def stored_shape(path: Path, name: str) -> tuple[int, ...]:
+    """The shape of a data set, of which nothing is read."""
+    with reading_hdf5(path) as handle:
+        return tuple(find_dataset(handle, path, name).shape or ())
+
+
 # What h5py makes of what libhdf5 says of a damaged file.
 DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, SystemError, OverflowError)
 
@@ -217,16 +228,80 @@ def said(error: Exception) -> str:
     return printable(str(error.args[0] if isinstance(error, KeyError) and error.args else error))
 
 
-def texts_sum(attributes: Mapping[str, Any]) -> int:
-    """CRC-32 of the texts among attributes, which HDF5 keeps where it has no checksums: written as TEXTS_SUM."""
+def write_attributes(handle: h5py.File, about: Mapping[str, Any]) -> None:
+    """Attributes of the file, texts in the room of the attribute itself, and a checksum of them.
+
+    Texts of variable length would lie in a heap without checksums, in which HDF5, once it is damaged, has no end.
+    """
+    import h5py
+
+    for name, value in about.items():
+        if isinstance(value, str):
+            text = value.encode(errors="surrogateescape")
+            handle.attrs.create(name, text, dtype=h5py.string_dtype("utf-8", max(len(text), 1)))
+        else:
+            handle.attrs[name] = value
+    handle.attrs[TEXTS_SUM] = np.uint32(_texts_sum(about))
+
+
+def read_attributes(handle: h5py.File, names: Iterable[str]) -> dict[str, Any]:
+    """Those attributes that are there, as `write_attributes` wrote them; no other is looked at."""
+    return {name: read_attribute(handle, name) for name in names if name in handle.attrs}
+
+
+def check_texts(handle: h5py.File, about: Mapping[str, Any]) -> None:
+    """Refuse a file whose texts, all among these attributes, are not those written; old ones have no sum of them."""
+    if TEXTS_SUM in handle.attrs and read_attribute(handle, TEXTS_SUM) != _texts_sum(about):
+        raise FileFormatError(
+            f"{handle.filename} is damaged: the texts among its attributes are not those that were written"
+        )
+
+
+def read_attribute(handle: h5py.File, name: str) -> Any:
+    """One attribute: numbers as h5py gives them, a text as str."""
+    import h5py
+
+    kind = h5py.h5a.open(handle.id, name.encode()).get_type()
+    if isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str():  # of before
+        with _Watched(handle.filename) as file, h5py.File(file, "r") as watched:
+            return watched.attrs[name]
+    if not isinstance(kind, (h5py.h5t.TypeStringID, h5py.h5t.TypeAtomicID, h5py.h5t.TypeEnumID)):
+        raise ValueError(f"its attribute {name!r} is neither a number nor a text")
+    value = handle.attrs[name]
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
+
+
+def _texts_sum(attributes: Mapping[str, Any]) -> int:
+    """CRC-32 of the texts among attributes: written as TEXTS_SUM."""
     texts = {name: value for name, value in attributes.items() if isinstance(value, str)}
     return zlib.crc32(json.dumps(texts, sort_keys=True).encode())
 
 
-def check_texts(attributes: Mapping[str, Any], path: Path) -> None:
-    """Refuse a file whose texts are not those that were written; old ones have no sum of them."""
-    if TEXTS_SUM in attributes and attributes[TEXTS_SUM] != texts_sum(attributes):
-        raise FileFormatError(f"{path} is damaged: the texts among its attributes are not those that were written")
+class _Watched(io.FileIO):
+    """A file whose heaps of texts of variable length are looked through on their way to HDF5.
+
+    HDF5 goes from object to object by the sizes that are told there, and never ends at one of size 0.
+    """
+
+    def readinto(self, content: Any) -> int:
+        """As that of the file."""
+        place = self.tell()
+        n_read = super().readinto(content) or 0
+        for found in HEAP.finditer(memoryview(content)[:n_read]):
+            self._check_heap(place + found.start())
+        return n_read
+
+    def _check_heap(self, place: int) -> None:
+        size = int.from_bytes(os.pread(self.fileno(), 8, place + 8), "little")
+        heap = os.pread(self.fileno(), min(size, os.fstat(self.fileno()).st_size - place), place)
+        at, whole = HEAP_HEAD, len(heap) == size
+        while whole and at + HEAP_HEAD <= size:
+            index, _, n_bytes = HEAP_OBJECT.unpack_from(heap, at)
+            step = HEAP_HEAD + -(-n_bytes // 8) * 8 if index else n_bytes  # object 0 is the room that is left
+            whole = HEAP_HEAD <= step <= size - at
+            at += step
+        if not whole:
+            raise FileFormatError(f"{self.name} is damaged: its heap of texts at byte {place:,} is not whole")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,16 @@ def load_array(text: str) -> np.ndarray:
     file = Path(file_text)
     if _ending(file) == ".npy":
         _check_nameless(file, name)
-        shape, _, dtype, _ = read_header(file)
-        check_room(shape, dtype, str(file))
-        return np.load(file, allow_pickle=False)
+        return load_npy(file)
     readers: dict[str, Callable[[Path, str], Any]] = {".npz": _load_npz, ".pt": _load_torch}
     return as_array(readers.get(_ending(file), load_dataset)(file, name))
+
+
+def load_npy(file: Path) -> np.ndarray:
+    """The array of a `.npy` file in memory; nothing is unpickled, no more taken than it has."""
+    shape, _, dtype, _ = read_header(file)
+    check_room(shape, dtype, str(file))
+    return np.load(file, allow_pickle=False)
 
 
 def _open_file(file: Path, name: str) -> Scores:
@@ -147,19 +152,7 @@ def check_room(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
 def _load_torch(file: Path, name: str) -> Any:
     import torch
 
-    try:
-        loaded = load_plain(file)
-    except (OSError, MemoryError, FileFormatError):
-        raise
-    except Exception as error:  # damage may show up as nearly any of them
-        told = printable(str(error).partition("\n")[0])
-        # torch advises to unpickle what was refused, which is never to be done with a stranger's file.
-        why = (
-            "it holds more than that"
-            if "eights only" in told or "weights_only" in told
-            else told or type(error).__name__
-        )
-        raise FileFormatError(f"{file} is not a file of plain tensors: {why}") from error
+    loaded = load_plain(file)
     if isinstance(loaded, dict):
         tensors = {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
         loaded = tensors[_chosen(file, name, list(tensors))]
@@ -178,17 +171,36 @@ def _load_torch(file: Path, name: str) -> Any:
     return loaded
 
 
-def load_plain(file: Path, device: Any = "cpu") -> Any:
-    """What torch saved, tensors and plain values alone; the archive's checksums, which torch does not look at, hold."""
+def load_plain(file: Path, device: Any = "cpu", keys: Sequence[str] = ()) -> Any:
+    """What torch saved, tensors and plain values alone; with keys, a dictionary that has all of them.
+
+    The archive's checksums, which torch does not look at, hold.
+
+    Raises:
+        FileFormatError: anything else.
+    """
     import torch
 
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            # torch.serialization.set_crc32_options(False) leaves all of them out.
-            damaged = archive.testzip() if any(member.CRC for member in archive.infolist()) else None
-        if damaged is not None:
-            raise FileFormatError(f"{file} is damaged: the checksum of {printable(damaged)!r} in it does not hold")
-    return torch.load(file, map_location=device, weights_only=True)
+    try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                # torch.serialization.set_crc32_options(False) leaves all of them out.
+                damaged = archive.testzip() if any(member.CRC for member in archive.infolist()) else None
+            if damaged is not None:
+                raise FileFormatError(f"{file} is damaged: the checksum of {printable(damaged)!r} in it does not hold")
+        loaded = torch.load(file, map_location=device, weights_only=True)
+    except (OSError, MemoryError, FileFormatError):
+        raise
+    except Exception as error:  # damage may show up as nearly any of them
+        told = printable(str(error).partition("\n")[0])
+        # torch advises to unpickle what was refused, which is never to be done with a stranger's file.
+        pickled = "eights only" in told or "weights_only" in told
+        why = "it holds more than that" if pickled else told or type(error).__name__
+        raise FileFormatError(f"{file} is not a file of plain tensors: {why}") from error
+    missing = [key for key in keys if not isinstance(loaded, dict) or key not in loaded]
+    if missing:
+        raise FileFormatError(f"{file} is a {type(loaded).__name__} without {', '.join(map(repr, missing))}")
+    return loaded
 
 
 def _chosen(file: Path, name: str, found: list[str]) -> str:

@@ -216,10 +216,10 @@ def _resume(labeler: SelfLabeler, folder: Path, model: nn.Module | None) -> None
             "resume an older one"
         )
     try:
-        saved = load_plain(path)
-        state, weights = saved["labeler"], saved["weights"]
-    except Exception as error:
+        saved = load_plain(path, keys=("labeler", "weights"))
+    except FileFormatError as error:
         raise FileFormatError(f"{path} is no usable state of a labeler: {error}") from error
+    state, weights = saved["labeler"], saved["weights"]
     if model is not None and weights != weights_hash(unwrapped(model)):
         raise FingerprintError(
             f"the labels in {path} were saved with other weights than those that were resumed; pass resume_from= to "

@@ -480,16 +480,15 @@ class SelfLabeler:
             FileFormatError: the file is damaged or of another kind.
             FingerprintError: it is of other data, or of other numbers of samples or classes.
         """
-        from otlabel.selflabel.labels import load_labels
+        from otlabel.selflabel.labels import described, load_labels
 
-        found = load_labels(path)
-        theirs = (found.labels.shape[1], found.n_classes, found.data)
-        ours = (self.n_samples, self.n_classes, self.data if found.data is not None else None)
+        theirs = described(path)
+        ours = (self.n_samples, self.n_classes, self.data if theirs[2] is not None else None)
         if theirs != ours and not (self.data is None and theirs[:2] == ours[:2]):
             raise FingerprintError(
                 f"{os.fspath(path)} holds labels of other data: (samples, classes, data) are {theirs}, here {ours}"
             )
-        self._labels = torch.from_numpy(found.labels).to(self._labels.device)
+        self._labels = torch.from_numpy(load_labels(path).labels).to(self._labels.device)
 
     # ---- what the above share ----
 

@@ -7,26 +7,34 @@ The layout, version 1:
     /heads/1/...      the same of the other heads
     attributes        format = "otlabel.heads", format_version = 1, complete = True, n_classes = JSON list of K a head,
                       data = what the data set is told by, seed (int64), records = JSON list: the last relabelling,
-                      texts_crc32 (uint32): of all texts among them, as JSON with sorted names
+                      texts_crc32 (uint32): of all texts among them, as JSON with sorted names; texts are UTF-8 of
+                      fixed length, or of variable length in files of before
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from otlabel.errors import FileFormatError
 from otlabel.files import replacing
-from otlabel.labels_file import create_labels, hdf5_image, read_dataset, write_attributes
-from otlabel.scores.hdf5 import DAMAGE, check_texts, open_hdf5, said
+from otlabel.labels_file import create_labels, hdf5_image, read_dataset
+from otlabel.scores.hdf5 import DAMAGE, check_texts, find_dataset, open_hdf5, read_attributes, said, write_attributes
+
+if TYPE_CHECKING:
+    import h5py
 
 FORMAT = "otlabel.heads"
 FORMAT_VERSION = 1
+ATTRIBUTES = ("format", "format_version", "complete", "seed", "n_classes", "records", "data")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,28 +87,44 @@ def load_labels(path: str | os.PathLike[str]) -> HeadLabels:
         FileFormatError: a file that is unfinished, damaged, of another kind or of a newer version.
         FileNotFoundError: there is none.
     """
+    with _opened(path) as (handle, about, n_classes):
+        room = Path(path).stat().st_size
+        heads = [_read_head(handle, head, k, room) for head, k in enumerate(n_classes)]
+        records = [dict(record) for record in json.loads(about["records"])]
+        if len({len(labels) for labels in heads}) != 1:
+            raise ValueError("its heads have labels of different numbers of samples")
+        return HeadLabels(np.stack(heads), n_classes, about.get("data"), int(about["seed"]), records)
+
+
+def described(path: str | os.PathLike[str]) -> tuple[int, list[int], str | None]:
+    """Samples, classes of each head, and data of labels that are not read: there may be many, and of other data.
+
+    Raises:
+        FileFormatError, FileNotFoundError: as `load_labels`.
+    """
+    with _opened(path) as (handle, about, n_classes):
+        (n_samples,) = find_dataset(handle, Path(path), "heads/0/labels").shape
+        return n_samples, n_classes, about.get("data")
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[h5py.File, dict[str, Any], list[int]]]:
+    """A file, its attributes and the classes of its heads; what is wrong in it by then is an error about it."""
     file = Path(path)
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist")
     try:
         with open_hdf5(file) as handle:
-            about = dict(handle.attrs)
+            about = read_attributes(handle, ATTRIBUTES)
             if (about.get("format"), about.get("format_version")) != (FORMAT, FORMAT_VERSION):
                 raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")
             if not about.get("complete"):
                 raise ValueError("it was never finished")
-            check_texts(about, file)
-            n_classes = [int(k) for k in json.loads(about["n_classes"])]
-            room = file.stat().st_size
-            heads = [_read_head(handle, head, k, room) for head, k in enumerate(n_classes)]
-            records = [dict(record) for record in json.loads(about["records"])]
-        if len({len(labels) for labels in heads}) != 1:
-            raise ValueError("its heads have labels of different numbers of samples")
-        data = about.get("data")
-        if data is not None and not isinstance(data, str):
-            raise ValueError(f"its data is a {type(data).__name__}")
-        return HeadLabels(np.stack(heads), n_classes, data, int(about["seed"]), records)
-    except (*DAMAGE, AttributeError) as error:
+            check_texts(handle, about)
+            if not isinstance(about.get("data"), (str, NoneType)):
+                raise ValueError(f"its data is a {type(about['data']).__name__}")
+            yield handle, about, [int(k) for k in json.loads(about["n_classes"])]
+    except (*DAMAGE, AttributeError, RecursionError) as error:
         if isinstance(error, PermissionError):
             raise
         raise FileFormatError(f"{file} is no usable file of labels: {said(error)}") from error

@@ -7,6 +7,7 @@ it is. The HDF5 layout, version 1:
     attributes   format = "otlabel.features", format_version = 1, complete = True, dtype (text)
                  about: a JSON text, what the rows are of
                  texts_crc32 (uint32): of all texts among them, as JSON with sorted names
+                 texts are UTF-8 of fixed length, or of variable length in files of before
 
 Two files beside it hold an extraction under way, so that it goes on where it was killed:
 
@@ -48,12 +49,13 @@ from otlabel.files import check_writable, clear_leftovers, replacing
 from otlabel.scores.hdf5 import (
     DAMAGE,
     LIBVER,
-    TEXTS_SUM,
     check_stored,
     check_texts,
     find_dataset,
+    read_attribute,
+    read_attributes,
     reading_hdf5,
-    texts_sum,
+    write_attributes,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
 
 FORMAT = "otlabel.features"
 FORMAT_VERSION = 1
+TEXTS = ("format", "dtype", "about")
 DTYPES = ("float16", "float32")
 ENDINGS = (".h5", ".hdf5")
 CHUNK_BYTES = 1 << 20
@@ -811,8 +814,7 @@ def _write_hdf5(path: Path, name: str, extraction: _Extraction, kept: np.ndarray
                     handle.attrs.update(n_samples=contents.shape[0])
                 about = {"format": FORMAT, "format_version": FORMAT_VERSION, "dtype": contents.dtype}
                 about |= {"about": json.dumps(contents.about, sort_keys=True), "complete": True}
-                handle.attrs.update(about)
-                handle.attrs[TEXTS_SUM] = np.uint32(texts_sum(about))
+                write_attributes(handle, about)
         finally:
             disk.check()  # says more than what HDF5 makes of it
 
@@ -906,14 +908,14 @@ def _read_about(handle: h5py.File, path: Path) -> dict[str, str]:
         raise FileFormatError(f"{path} does not say what its rows are of, or that is damaged: {error}") from error
     if not isinstance(about, dict):
         raise FileFormatError(f"{path} does not say what its rows are of: 'about' is no dictionary")
-    check_texts(dict(handle.attrs), path)
+    check_texts(handle, read_attributes(handle, TEXTS))
     return about
 
 
 def _attribute(handle: h5py.File, name: str) -> Any:
     """A single value; None for what is not there, cannot be read or is an array."""
     try:
-        value = handle.attrs.get(name)
+        value = read_attribute(handle, name)
     except DAMAGE:
         return None
     return value.item() if isinstance(value, np.generic) else None if isinstance(value, np.ndarray) else value

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import FileFormatError, MissingPackageError
+from otlabel.scores.paths import load_npy
 
 if TYPE_CHECKING:
     import torch
@@ -295,12 +296,7 @@ def _pixels(path: Path, size: int | None = None) -> np.ndarray:
 
 
 def _from_array(path: Path) -> Images:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, EOFError) as error:
-        raise FileFormatError(f"{path} is no .npy file of numbers, or is damaged: {error}") from error
+    array = load_npy(path)
     found = f"{path} holds {array.dtype} of shape {array.shape}"
     if array.ndim not in (2, 3, 4) or 0 in array.shape:
         raise ValueError(f"{found}: give images (N, H, W) or (N, C, H, W), or features (N, D)")

@@ -17,6 +17,7 @@ import io
 import json
 import logging
 import math
+import operator
 import os
 import time
 import warnings
@@ -48,6 +49,7 @@ from otlabel.selflabel import (
     SelfLabeler,
 )
 from otlabel.selflabel.model import forward_only
+from otlabel.text import one_line
 from otlabel.training.augment import Augmentation, plain, rotated
 from otlabel.training.config import Config
 from otlabel.training.data import Images, load_images, thinned, validation
@@ -64,6 +66,7 @@ SCHEDULES: dict[str, Callable[[float, int], Any]] = {
 }
 FILES = ("metrics.jsonl", "checkpoint.pt", "labels.h5", "result.json", "config.json", "features.h5")
 BEGUN = FILES[:4]  # there are some of them once an epoch has been trained
+LONGEST_TOLD = 300  # characters of what torch says of weights, which may name every layer
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 Report = Callable[[dict[str, Any]], None]
 
@@ -264,15 +267,22 @@ class Run:
 
     def _load(self, path: Path) -> None:
         try:
-            state = load_plain(path, self.device)
+            state = load_plain(path, self.device, ("weights", "optimizer", "labeler", "epoch", "untrained"))
             self._trained.load_state_dict(state["weights"])
+            _check_optimizer(state["optimizer"], self.optimizer)
             self.optimizer.load_state_dict(state["optimizer"])
             self.labeler.load_state_dict(state["labeler"])
-            self.epoch, self.untrained = int(state["epoch"]), dict(state["untrained"])
-        except (OSError, FingerprintError):
+            self.epoch, self.untrained = operator.index(state["epoch"]), dict(state["untrained"])
+            if not 0 <= self.epoch <= self.config.train.epochs:
+                raise ValueError(f"it is of epoch {self.epoch}, of {self.config.train.epochs}")
+            json.dumps(self.untrained)
+        except (OSError, MemoryError, FingerprintError):
             raise
         except Exception as error:  # damage may show up as nearly any of them
-            raise FileFormatError(f"{path} is damaged: {error}; remove it to start anew") from error
+            told = one_line(error)[:LONGEST_TOLD]
+            raise FileFormatError(
+                f"{path} is damaged, or is no checkpoint of this run: {told}; remove it to start anew"
+            ) from error
         logger.info("resumed after epoch %d", self.epoch)
 
     def _asked(self) -> str:
@@ -371,9 +381,9 @@ def _heads(config: Config, images: Images) -> list[int]:
             raise ValueError(f"{config.data.name} has no true labels to train on")
         return [int(images.train_labels.max()) + 1]
     if config.labels.method == "fixed":
-        from otlabel.selflabel import load_labels
+        from otlabel.selflabel.labels import described
 
-        return load_labels(config.labels.file).n_classes
+        return described(config.labels.file)[1]
     return config.model.heads
 
 
@@ -456,12 +466,29 @@ def _device(name: str) -> torch.device:
 # ---- small things about files ----
 
 
+def _check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse what torch would take over, only to stumble over it in a later step."""
+    for given, own in zip(state["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
+        for name, value in own.items():  # all but the rate are those of the config
+            found = given.get(name, value)
+            if not (isinstance(found, (int, float)) and math.isfinite(found) if name == "lr" else found == value):
+                raise ValueError(f"{name} of its optimiser is {found!r}, not {value!r}")
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    for number, kept in state["state"].items():
+        buffer, parameter = kept.get("momentum_buffer"), parameters[number]
+        if buffer is not None and (not isinstance(buffer, torch.Tensor) or buffer.shape != parameter.shape):
+            shape = tuple(parameter.shape)
+            raise ValueError(f"momentum {number} of its optimiser is no tensor of the shape {shape} of its parameter")
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     """What a run was asked for."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        dict(found["config"]), str(found["data"])
-    except (ValueError, TypeError, KeyError) as error:
+        for section in found["config"].values():
+            dict(section)
+        str(found["data"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise FileFormatError(f"{path} is not that of a run, or is damaged ({error!r}); give another folder") from error
     return dict(found)
 
