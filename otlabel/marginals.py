@@ -261,11 +261,14 @@ class Rule:
         soft = np.isfinite(self.rho) & self.wanted
         return float((self.rho[soft] * _divergence(taken[soft], self.mass[soft])).sum())
 
-    def prices(self, classes: np.ndarray, levels: np.ndarray, n_units: int) -> np.ndarray:
-        """What the `levels`-th unit of each of the classes costs, in units of the scores: its charge times N."""
+    def prices(self, classes: np.ndarray, levels: np.ndarray, n_units: int, widths: np.ndarray | int = 1) -> np.ndarray:
+        """What a unit of each of the classes costs, in units of the scores: its charge times N.
+
+        That is the `levels`-th unit, or the mean of the `widths` ones that end with it.
+        """
         mass = self.mass[classes]
-        more, less = _divergence(levels / n_units, mass), _divergence((levels - 1) / n_units, mass)
-        return np.where(np.isinf(self.rho[classes]), 0.0, self.rho[classes] * (more - less) * n_units)
+        more, less = _divergence(levels / n_units, mass), _divergence((levels - widths) / n_units, mass)
+        return np.where(np.isinf(self.rho[classes]), 0.0, self.rho[classes] * (more - less) * (n_units / widths))
 
     def places_below(self, classes: np.ndarray, limits: np.ndarray, n_units: int) -> np.ndarray:
         """How many units of each of some soft classes cost no more than its limit."""

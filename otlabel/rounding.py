@@ -30,6 +30,7 @@ MOVES_A_ROW, MOVES_A_CLASS = 0.25, 16  # candidate moves to read at first: more 
 SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS = 4096, 4  # rows that the first slack is judged by
 FIRST_SLACK = 1 / 64  # of a row's spread: where that search begins
 SOFT_SLACK = 2.0  # times rho: how far around its price places of soft classes count at first; they grow as its exp
+MOST_LEVELS = 1 << 18  # of all soft classes: beyond, as with real sample masses, neighbouring ones count as alike
 SLACK_STEP = 2.0  # how much wider the next pass looks where the candidates did not suffice
 
 
@@ -199,7 +200,7 @@ class Spare:
     """Room that classes may leave free, as rows of the board: a unit of such a row is in its class, or in the hub.
 
     A class of lo to hi samples has hi places and hi - lo units that may fill them at no cost; a soft one has a unit for
-    each place whose price is near to what the place is worth now. The hub, a node after the last class, holds the rest.
+    each place whose price is near to what the place is worth now (of very many, neighbours share a row and a price). The hub, a node after the last class, holds the rest.
     """
 
     classes: np.ndarray  # (V,) int64
@@ -224,10 +225,15 @@ def spare_room(problem: Problem, potentials: np.ndarray, counts: np.ndarray, sla
     places = hi.copy()
     places[soft] = rule.places_below(soft, -potentials[soft] + slack, n_units)
     number = places[soft] - below
-    levels = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number) + np.repeat(below, number) + 1
-    classes = np.concatenate([ranged, np.repeat(soft, number)])
-    prices = np.concatenate([np.zeros(len(ranged)), rule.prices(np.repeat(soft, number), levels, n_units)])
-    units = np.concatenate([(hi - lo)[ranged], np.ones(len(levels), np.int64)])
+    width = max(1, -(-int(number.sum()) // MOST_LEVELS))  # levels that are one row, at their mean price
+    n_pieces = -(-number // width)
+    piece = np.arange(n_pieces.sum()) - np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)
+    widths = np.minimum(np.repeat(number, n_pieces) - piece * width, width)
+    levels = np.repeat(below, n_pieces) + piece * width + widths
+    of_levels = np.repeat(soft, n_pieces)
+    classes = np.concatenate([ranged, of_levels])
+    prices = np.concatenate([np.zeros(len(ranged)), rule.prices(of_levels, levels, n_units, widths)])
+    units = np.concatenate([(hi - lo)[ranged], widths])
     gain = prices + potentials[classes]
     least = np.bincount(classes, np.where(gain > tie, units, 0), len(counts))
     most = np.bincount(classes, np.where(gain >= -tie, units, 0), len(counts))

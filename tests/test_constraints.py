@@ -759,3 +759,20 @@ def test_too_few_choices_for_ranges() -> None:
     scores[:19, 3] = -np.inf
     with pytest.raises(InfeasibleError, match=r"only 11 samples may go to the 1 classes 3, which are to take 12"):
         sinkhorn_assign(scores, classes=Range([0, 0, 0, 12], 30))
+
+
+@pytest.mark.parametrize("rho", [0.01, 0.3])
+def test_preferred_sizes_of_weights_in_many_units(rho: float) -> None:
+    """Ten million times the weight of every sample is the same problem; so are their shares."""
+    rng = np.random.default_rng(5)
+    scores, weights = rng.normal(size=(60, 5)), rng.integers(1, 4, 60)
+    few = sinkhorn_assign(scores, classes=KL(rho), sample_mass=weights)
+    assert abs(few.gap) < 0.1
+    for many in (10_000_000 * weights, weights / weights.sum()):
+        result = sinkhorn_assign(scores, classes=KL(rho), sample_mass=many)
+        assert result.bound == pytest.approx(few.bound, abs=0.05)
+        u = (scores + result.potentials).max(1) @ (weights / weights.sum())
+        bound = u + rho * (0.2 * np.expm1(-result.potentials / rho)).sum()  # the semi-dual, of a mass in any units
+        charge = rho * (lambda c: c * np.log(c / 0.2) - c + 0.2)(np.asarray(result.label_mass)).sum()
+        assert result.bound - charge == pytest.approx(bound, abs=1e-6)
+        assert result.gap >= -1e-9
