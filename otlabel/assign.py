@@ -13,7 +13,7 @@ from otlabel import sweep
 from otlabel.distributed import Alone, ranks_of
 from otlabel.errors import ConvergenceWarning, InvalidMassError
 from otlabel.interrupts import interruptible
-from otlabel.marginals import KL, Exact, Range, class_sizes
+from otlabel.marginals import KL, Exact, Range, class_sizes, one_number
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.result import PROVEN, Assignment, Certificate, Status, like, potentials_spread
@@ -163,6 +163,8 @@ def sinkhorn_assign(
     """
     with ranks_of(group) as team, observing(progress) as observer:
         solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
+        epsilon, tol, max_sweeps, seed = solver.epsilon, solver.tol, solver.max_sweeps, solver.seed
+        abstain = one_number(abstain, "abstain")
         opened = open_part(scores, device=device) if team.number > 1 else open_scores(scores, device=device)
         read_before = opened.bytes_read
         n_classes, named = opened.shape[1], opened.class_names

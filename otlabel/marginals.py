@@ -13,6 +13,7 @@ Mathematics of Computation 87 (2018), section 3.
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +29,29 @@ MOST_WHOLE_TOLERANCE = 1e-3  # absolute: far below the half that would round any
 ONE_SAMPLE = "write 1.0 for all samples, a float, or both as integers for sizes"
 SUM_ROUNDING = 1e-12  # what adding up shares may leave over; a unit too many of fewer than 1e12 is more
 WHOLE_TOLERANCE = 1e-9  # relative: a share times N this near to a whole number was meant to be it
+
+
+def one_number(given: Any, name: str) -> float:
+    """A setting as a float, of whatever kind of number it is (one of NumPy's, a tensor of one), or ValueError."""
+    try:
+        if isinstance(given, (str, bytes)) or getattr(given, "ndim", 0):
+            raise TypeError
+        return float(given)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        kind = "" if given is None else f", of type {type(given).__name__}"
+        raise ValueError(f"{name} is {given!r:.60}{kind}; pass one number") from None
+
+
+def one_whole_number(given: Any, name: str, least: int) -> int:
+    """The same of a whole number that is not below the least."""
+    try:
+        number = operator.index(given)
+    except (TypeError, ValueError, RuntimeError):  # a float may be whole all the same
+        real = one_number(given, name)
+        number = int(real) if real.is_integer() else least - 1
+    if number < least:
+        raise ValueError(f"{name} is {given}; pass a whole number, at least {least}")
+    return number
 
 
 @dataclass(frozen=True)
@@ -54,6 +78,7 @@ class KL:
     rho: float
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rho", one_number(self.rho, "rho"))
         if not (math.isfinite(self.rho) and self.rho > 0):
             raise ValueError(f"rho is {self.rho}; it must be a positive number (Exact() stands for infinity)")
         if self.rho < LEAST_RHO:

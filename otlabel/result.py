@@ -218,6 +218,7 @@ class Assignment:
 
         Raises:
             ValueError: sample_mass is missing or of another length.
+            InvalidScoresError: as for `predict`, or rows whose mass is beyond all numbers.
             InfeasibleError: as for `predict`.
         """
         if sample_mass is None and self.weighted:
@@ -238,7 +239,13 @@ class Assignment:
         if math.isfinite(self.sample_rho):
             choices, g = self._choices(opened)
             exponent = 1.0 / (self.sample_rho + self.epsilon)
-            rows *= sweep.sweep(choices.fine, g, self.epsilon, row_exponent=exponent).row_mass[:, None]
+            with np.errstate(over="ignore", invalid="ignore"):
+                rows *= sweep.sweep(choices.fine, g, self.epsilon, row_exponent=exponent).row_mass[:, None]
+            if not np.isfinite(rows).all():
+                raise InvalidScoresError(
+                    f"these scores ask for rows of more mass than numbers can hold, at rho={self.sample_rho:g}: they "
+                    "are much larger than those of the solve; solve with these, or add the same constant as there"
+                )
         return like(rows, scores)
 
     @interruptible

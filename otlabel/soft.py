@@ -90,6 +90,8 @@ def _checked_epsilon(epsilon: Any) -> Any:
             raise ValueError(f"epsilon is a tensor of shape {tuple(epsilon.shape)} of {epsilon.dtype}; pass one number")
         number = epsilon.detach().reshape(()).to(torch.promote_types(epsilon.dtype, torch.float32))
         return number.where((number > 0) & (number < torch.inf), torch.nan)
+    if getattr(epsilon, "size", 1) != 1 or isinstance(epsilon, (str, bytes, list, tuple)) or epsilon is None:
+        raise ValueError(f"epsilon is {epsilon!r:.60}; pass one number")
     if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon is {epsilon}; it must be a positive number")
     return epsilon

@@ -29,6 +29,8 @@ from otlabel.marginals import (
     Rule,
     class_shares,
     class_sizes,
+    one_number,
+    one_whole_number,
     rule_of,
     with_abstention,
 )
@@ -43,19 +45,19 @@ FAR = 1e3  # times the usual spread of a row: scores as large hide from sums wha
 LARGEST_SCORE, LEAST_EPSILON = 1e200, 1e-200  # sums and quotients of what lies between are numbers
 
 
-def check_solver(epsilon: float, rounding: Rounding, tol: float, max_sweeps: int, method: Method, seed: int) -> Solver:
-    """The settings, once each is seen to make sense."""
+def check_solver(epsilon: Any, rounding: Rounding, tol: Any, max_sweeps: Any, method: Method, seed: Any) -> Solver:
+    """The settings as plain numbers, once each is seen to make sense."""
+    epsilon, tol = one_number(epsilon, "epsilon"), one_number(tol, "tol")
     for name, number in (("epsilon", epsilon), ("tol", tol)):
         if not (math.isfinite(number) and number > 0):
             raise ValueError(f"{name} is {number}; it must be a positive number")
     if not LEAST_EPSILON <= epsilon <= LARGEST_SCORE:
         raise ValueError(f"epsilon is {epsilon:g}; beyond {LEAST_EPSILON:g} to {LARGEST_SCORE:g} sums are no numbers")
     for name, value, choices in (("rounding", rounding, ("exact", "argmax")), ("method", method, ("auto", "sinkhorn"))):
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
-    if max_sweeps < 1:
-        raise ValueError(f"max_sweeps is {max_sweeps}; at least one pass is needed")
-    return Solver(float(epsilon), rounding, float(tol), int(max_sweeps), method, int(seed))
+    max_sweeps, seed = one_whole_number(max_sweeps, "max_sweeps", 1), one_whole_number(seed, "seed", 0)
+    return Solver(epsilon, rounding, tol, max_sweeps, method, seed)
 
 
 def check_problem(
@@ -147,6 +149,7 @@ def check_problem(
         spread=spread,
         extent=extent,
         magnitude=magnitude,
+        top=max(float(top), 0.0) if abstain > 0 else float(top),
         sampled=sampled,
         weights=weights,
         row_rho=samples.rho if isinstance(samples, KL) else math.inf,

@@ -67,7 +67,7 @@ def open_scores(scores: Any, *, device: str = "auto", what: str = "scores") -> S
 
     `what` names it in messages; only "scores" may have masked entries, since they have -inf for a forbidden pair.
     """
-    if device != "auto":
+    if str(device) != "auto":
         chosen = _checked_device(device)
         if is_tensor(scores) and scores.device.type != "cpu":
             return open_tensor(plain_tensor(scores, what).to(chosen), what)
@@ -261,7 +261,7 @@ def _checked_device(device: str) -> torch.device:
 
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device {device!r} is not one that torch knows; use 'auto', 'cpu' or 'cuda'") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         reason = "this torch build has no CUDA" if torch.version.cuda is None else "no CUDA driver or card was found"
