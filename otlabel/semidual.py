@@ -159,8 +159,8 @@ class Objective:
             of_rows = self.row_scale * (total - 1)
         if not total > 0:
             raise InvalidScoresError(
-                f"scores of up to {problem.top:.3g} at rho={problem.row_rho:g} ask for a plan of less mass than numbers "
-                "can hold; raise rho, divide the scores by a constant, or add one to them"
+                f"scores of up to {problem.top:.3g} at rho={problem.row_rho:g} ask for a plan of less mass than "
+                "numbers can hold; raise rho, divide the scores by a constant, or add one to them"
             )
         error = float(np.abs(residual).sum()) / total
         self.n_passes += 1

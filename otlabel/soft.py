@@ -83,15 +83,16 @@ def soft_assign(
 
 def _checked_epsilon(epsilon: Any) -> Any:
     """A positive number; of a tensor NaN in place of anything else, without looking at what it holds."""
-    if isinstance(epsilon, (np.ndarray, np.generic)) and torch.compiler.is_compiling():
-        epsilon = torch.as_tensor(epsilon)  # as which a compiler follows NumPy's numbers
+    if isinstance(epsilon, (np.ndarray, np.generic)):
+        if torch.compiler.is_compiling():
+            epsilon = torch.as_tensor(epsilon)  # as which a compiler follows NumPy's numbers
+        elif epsilon.size != 1:
+            raise ValueError(f"epsilon is an array of shape {epsilon.shape}; pass one number")
     if isinstance(epsilon, torch.Tensor):
         if epsilon.numel() != 1 or epsilon.is_complex():
             raise ValueError(f"epsilon is a tensor of shape {tuple(epsilon.shape)} of {epsilon.dtype}; pass one number")
         number = epsilon.detach().reshape(()).to(torch.promote_types(epsilon.dtype, torch.float32))
         return number.where((number > 0) & (number < torch.inf), torch.nan)
-    if getattr(epsilon, "size", 1) != 1 or isinstance(epsilon, (str, bytes, list, tuple)) or epsilon is None:
-        raise ValueError(f"epsilon is {epsilon!r:.60}; pass one number")
     if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon is {epsilon}; it must be a positive number")
     return epsilon

@@ -439,7 +439,7 @@ def test_scores_far_below_zero(below: float) -> None:
     scores, rules = np.random.default_rng(0).standard_normal((30, 4)) - below, dict(classes=KL(0.1), samples=KL(0.1))
     result = sinkhorn_assign(scores, **rules, epsilon=0.04, tol=1e-8)
     assert result.status is Status.CONVERGED
-    # All three charges are c log(c / b) - c + b: with scores less a constant, the same plan times a constant is the best.
+    # All three charges are c log(c / b) - c + b: with scores less a constant the best plan is the same, scaled.
     expected, _ = scaling(scores + below, np.full(4, 1 / 4), 0.04, **rules)
     plan = result.plan(scores)
     np.testing.assert_allclose(plan / plan.sum(), expected / expected.sum(), atol=1e-7)
