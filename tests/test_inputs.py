@@ -428,3 +428,35 @@ def test_files_without_an_array_are_not_said_to_hold_several(tmp_path) -> None:
     np.savez(tmp_path / "none.npz")
     with pytest.raises(ValueError, match=r"holds no array at all$"):
         open_scores(str(tmp_path / "none.npz"))
+
+
+@pytest.mark.parametrize("form", ["array", "swapped", "tensor", "list", "npy", "h5"])
+@pytest.mark.parametrize("dtype", ["i8", "u8"])
+def test_whole_numbers_beyond_float64(form: str, dtype: str, tmp_path) -> None:
+    def formed(scores: np.ndarray, name: str) -> Any:
+        if form == "h5":
+            with pytest.importorskip("h5py").File(tmp_path / f"{name}.h5", "w") as file:
+                file["scores"] = scores
+            return f"{tmp_path}/{name}.h5::/scores"
+        np.save(tmp_path / f"{name}.npy", scores)
+        forms = {"array": scores, "swapped": scores.astype(f">{dtype}"), "npy": tmp_path / f"{name}.npy"}
+        return (forms | {"tensor": torch.from_numpy(scores), "list": [scores[:10], scores[10:]]})[form]
+
+    small = np.random.default_rng(0).integers(0, 100, (40, 4))
+    small[0] = [0, 1, 2, 3]
+    with pytest.raises(InvalidScoresError, match="row 0, column 1; subtract a constant"):
+        sinkhorn_assign(formed(small.astype(dtype) + np.array(2**62, dtype), "large"))
+    even = (small * 1024).astype(dtype) + np.array(2**62, dtype)  # which float64 holds
+    labels = np.asarray(sinkhorn_assign(formed(even, "even")).labels)
+    reached = small[np.arange(40), labels].sum()
+    assert reached / 40 == pytest.approx(sinkhorn_assign(small).value, rel=1e-12)
+
+
+@pytest.mark.parametrize("number", [2**63 - 1, -(2**63) + 1, 2**53 + 1])
+def test_one_whole_number_beyond_float64(number: int) -> None:
+    scores = np.zeros((4, 2), np.int64)
+    scores[2, 1] = number
+    with pytest.raises(InvalidScoresError, match=f"the first is {number} at row 2, column 1"):
+        sinkhorn_assign(scores)
+    with pytest.raises(InvalidScoresError, match=f"the first is {number} at row 2, column 1"):
+        sinkhorn_assign(torch.from_numpy(scores))
