@@ -227,7 +227,7 @@ def check_whole(numbers: np.ndarray, what: str = "scores", first_row: int = 0) -
     """Refuse whole numbers that would be others in float64; they are of the rows from the first one on."""
     if numbers.dtype.kind not in "iu" or numbers.dtype.itemsize < 8 or not numbers.size:
         return
-    if -MOST_WHOLE <= int(numbers.min()) and int(numbers.max()) <= MOST_WHOLE:
+    if int(numbers.min()) >= -MOST_WHOLE and int(numbers.max()) <= MOST_WHOLE:
         return
     wide = numbers.astype(np.float64)
     inside = wide < float(np.iinfo(numbers.dtype).max)  # or it may be no whole number of this type any more
