@@ -16,19 +16,16 @@ from otlabel.interrupts import interruptible
 from otlabel.marginals import KL, Exact, Range, class_sizes, one_number
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
-from otlabel.result import PROVEN, Assignment, Certificate, Status, like, potentials_spread
+from otlabel.result import Assignment, Certificate, Status, like
 from otlabel.rounding import Placement, round_exact
 from otlabel.scores import (
     LinearScores,
     MovedScores,
     Rows,
-    Scores,
     as_float,
     by_class,
     by_row,
     class_mass_of,
-    draw_rows,
-    few_rows,
     keep,
     keep_whole,
     open_part,
@@ -40,6 +37,7 @@ from otlabel.scores import (
 from otlabel.semidual import EPSILON_STEP, SAMPLE_ENTRIES, Point, draw_sampled, sharpen, solve
 from otlabel.validate import (
     FAR,
+    LARGEST_SCORE,
     check_finite,
     check_labels,
     check_mass,
@@ -56,8 +54,7 @@ EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon 
 SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
 SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer
 WORTHWHILE = 0.7  # share of the excess that may be left after such a step, or it was the last
-ROUNDED = 4 * float(np.finfo(np.float64).eps) / PROVEN  # of the size of scores: as rounding, it counts as spread
-MARGIN_ROWS = 256  # of a solve, whose margins tell on what scale scores decide between classes
+ROUNDED = 64 * float(np.finfo(np.float64).eps)  # of the size of what is added: a gap up to this is rounding
 PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
 FAR_BEHIND = 50.0  # times epsilon and the usual spread of potentials: who must be raised by more is wanted by no sample
 
@@ -247,7 +244,7 @@ def sinkhorn_assign(
         sample_rho=problem.row_rho,
         notes=_notes(solution.point, epsilon),
         gap=proof.gap,
-        spread=proof.spread,
+        rounding=proof.rounding,
         size_error=proof.size_error,
         weighted=problem.weighted,
     )
@@ -291,6 +288,7 @@ def certify(
         if class_mass is not None:
             shares = class_mass_of(class_mass, opened)
             targets = class_sizes(check_mass(shares, n_labelled, n_classes), n_labelled)
+        potentials_given = potentials is not None
         if potentials is None:
             mass, abstain = targets / n_labelled, 1 - n_labelled / n_rows
             potentials = sinkhorn_assign(opened, class_mass=mass, abstain=abstain, group=group).potentials
@@ -299,34 +297,39 @@ def certify(
         g = check_vector(by_class(potentials, n_classes, opened.class_names, "potentials"), n_classes, "potentials")
         used = (sizes > 0) | (targets > 0)
         g = np.where(used & np.isneginf(g), g[np.isfinite(g)].min(initial=0.0), g)  # any finite one makes a bound
-        if n_labelled == n_rows:
-            g = g - g[used].mean()  # a constant says nothing where all are labelled
+        largest = np.abs(g[np.isfinite(g)]).max(initial=0.0)
+        if largest > LARGEST_SCORE:
+            raise ValueError(f"potentials reach {largest:.3g}; above {LARGEST_SCORE:g} sums with them are no numbers")
+        if potentials_given and n_labelled == n_rows:
+            g = g - np.median(g[used])  # a constant says nothing where all are labelled
+        reach = np.abs(g[np.isfinite(g)]).max(initial=0.0)
         _, best, own = sweep.label(opened, g, given)
-        (value,) = team.total("value", (own[labelled] - g[given[labelled]]).sum())
+        of_labels = own[labelled] - g[given[labelled]]
+        if reach > FAR * team.median("value", np.abs(of_labels)):  # the sum has lost what the scores were
+            of_labels = sweep.label(opened, np.zeros(n_classes), given)[2][labelled]
+        (value,) = team.total("value", of_labels.sum())
         open_rows = best > -np.inf
         (farthest,) = team.largest("far", np.abs(best[open_rows]).max(initial=0.0))
-        if farthest > FAR * potentials_spread(g, used) > 0 and not isinstance(opened, LinearScores):
+        if farthest > FAR * np.ptp(g[used]) > 0 and not isinstance(opened, LinearScores):
             # Constants in rows would hide what tells classes apart: they are taken off before anything is added.
             total, n_open = team.total("far", best[open_rows].sum(), open_rows.sum())
             _, best, own = sweep.label(MovedScores(opened, None if n_labelled == n_rows else total / n_open), g, given)
         fits = own > -np.inf
         short = np.where(fits, best, np.inf) - np.where(fits, own, 0.0)  # of a label on a forbidden pair without end
         (short,) = team.total("short", short[labelled].sum())
-        spread = _margin(opened, few_rows(n_rows), g)
         if n_labelled < n_rows:
             # Whoever may stay unlabelled: no choice of so many leaves more than that of the lowest.
             all_best = team.joined("best", best)[0]
-            limit = np.partition(all_best, n_rows - n_labelled)[n_rows - n_labelled]
-            above = best - limit
+            above = best - np.partition(all_best, n_rows - n_labelled)[n_rows - n_labelled]
             (more,) = team.total("misplaced", np.where(labelled, np.maximum(-above, 0), np.maximum(above, 0)).sum())
-            short, spread = short + more, spread or float(np.median(np.abs(all_best[np.isfinite(all_best)] - limit)))
-        if g[used].any():  # else nothing was added, nor rounded
-            (size,) = team.total("size", (np.abs(best) + np.abs(g[given]))[labelled & fits].sum())
-            spread = max(spread, ROUNDED * float(size) / n_rows)
+            short += more
+        (size,) = team.total(
+            "size", _sizes_added(best, own, g[given])[labelled & fits].sum() if reach else np.array(0.0)
+        )
         gap = (float(short) + float((sizes - targets)[used] @ g[used])) / n_rows
         size_error = float(np.maximum(targets - sizes, 0).sum()) / n_rows
         mean = float(value) / n_rows
-        return Certificate(mean, mean + gap, like(sizes, scores), gap, spread, size_error)
+        return Certificate(mean, mean + gap, like(sizes, scores), gap, ROUNDED * float(size) / n_rows, size_error)
 
 
 def _start(init: Any, problem: Problem, epsilon: float, n_classes: int) -> np.ndarray | None:
@@ -442,8 +445,7 @@ def _certified(
     labels, best, own = sweep.label(problem.scores, potentials, labels)
     n_classes, n_units = problem.scores.shape[1], problem.n_units
     monitor.saw("certify", problem.n_rows)
-    size = np.abs(best) + np.abs(potentials[labels])
-    of_rows = np.stack([best - own, own - potentials[labels], size])
+    of_rows = np.stack([best - own, own - potentials[labels], _sizes_added(best, own, potentials[labels])])
     here = (of_rows if problem.weights is None else of_rows * problem.weights).sum(1)
     totals, sizes, counts = problem.team.total(
         "certify", here, np.bincount(labels, problem.weights, n_classes), np.bincount(labels, minlength=n_classes)
@@ -461,28 +463,13 @@ def _certified(
         off = np.maximum(lo - sizes, 0), np.where(soft, 0, np.maximum(sizes - hi, 0))
         size_error = float(max(part.sum() for part in off)) / n_units
     gap, value = short / n_units, scored / n_units
-    few = problem.sampled[draw_rows(len(problem.sampled), MARGIN_ROWS, np.random.default_rng(0))]
-    spread = max(_margin(problem.scores, few, potentials), ROUNDED * size_in_all / n_units)
-    proof = Certificate(value, value + gap, counts, gap, spread, size_error)
+    proof = Certificate(value, value + gap, counts, gap, ROUNDED * size_in_all / n_units, size_error)
     return labels, proof, sizes, _priced(problem, potentials, best, monitor)
 
 
-def _margin(scores: Scores, rows: np.ndarray, potentials: np.ndarray) -> float:
-    """How much better than the next one the best class is at these potentials, in the mean over some rows of all.
-
-    On that scale scores decide between classes. No constant in a row changes it, nor one in a class, for which
-    potentials make up, nor what a class says that is far from anybody's best.
-    """
-    sample, margins = scores.fine.take(scores.share.within(rows)), [np.empty(0)]
-    if scores.shape[1] > 1:
-        for start, stop in sample.blocks():
-            u = as_float(sample.read(start, stop), sample.dtype).astype(np.float64) + potentials
-            u.partition(u.shape[1] - 2, axis=1)
-            with np.errstate(invalid="ignore"):
-                margins.append(u[:, -1] - u[:, -2])
-    (found,) = scores.share.team.joined("margins", np.concatenate(margins))
-    found = found[np.isfinite(found)]
-    return float(found.mean()) if len(found) else 0.0
+def _sizes_added(best: np.ndarray, own: np.ndarray, potentials: np.ndarray) -> np.ndarray:
+    """Of each row how large the numbers are that its part of a gap is made of, which their rounding is relative to."""
+    return np.abs(best) + np.abs(own - potentials) + np.abs(potentials)
 
 
 def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor: Monitor) -> np.ndarray:

@@ -360,7 +360,7 @@ def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
             value=result.value,
             bound=result.bound,
             gap=result.gap,
-            spread=result.spread,
+            rounding=result.rounding,
             seed=arguments.seed,
             status=result.status.value,
         )

@@ -210,7 +210,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         self.sizes_, self.inertia_, self.n_iter_ = best.assignment.counts, best.inertia, best.n_iter
         self.gap_ = n_rows * best.assignment.gap
         value, gap = -best.inertia / n_rows, best.assignment.gap
-        self.proof_ = Certificate(value, value + gap, self.sizes_, gap, best.assignment.spread)
+        self.proof_ = Certificate(value, value + gap, self.sizes_, gap, best.assignment.rounding)
         self.potentials_ = _centred_potentials(rows, best)
         return self
 

@@ -125,7 +125,7 @@ def _receipt(arguments: argparse.Namespace, proof: Certificate) -> Receipt:
         value=proof.value,
         bound=proof.bound,
         gap=proof.gap,
-        spread=proof.spread,
+        rounding=proof.rounding,
         seed=arguments.seed,
         status=CLUSTERED,
     )

@@ -66,7 +66,7 @@ CHUNK_BYTES = 1 << 20
 NPY_HEADER_BYTES = 128
 MOST_CLASSES_A_SAMPLE, FEWEST_CLASSES = 64, 1 << 20  # beyond which a largest label is taken for a mistake
 HDF5_HEADER_BYTES = 16 << 10  # more than its structures and a receipt take
-_NUMBERS = ("value", "bound", "gap", "spread", "seed", "status")
+_NUMBERS = ("value", "bound", "gap", "rounding", "seed", "status")
 _TEXTS = ("input", "parameters", "versions")
 ATTRIBUTES = ("format", "format_version", "complete", "threshold", *_NUMBERS, *_TEXTS)
 
@@ -81,7 +81,7 @@ class Receipt:
     value: float | None = None
     bound: float | None = None
     gap: float | None = None
-    spread: float | None = None  # what the gap is judged by: see `Certificate`
+    rounding: float | None = None  # what the gap is judged by: see `Certificate`
     seed: int | None = None
     status: str | None = None
 

@@ -88,5 +88,5 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
         seconds=monitor.seconds,
         peak_memory=monitor.peak_memory,
         gap=certificate.gap,
-        spread=certificate.spread,
+        rounding=certificate.rounding,
     )

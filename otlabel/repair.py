@@ -92,6 +92,9 @@ class Search(NamedTuple):
     nearer: np.ndarray  # (K,) int64: classes that have come nearer by the moves out of one
     is_nearer: np.ndarray  # (K,) bool
     found: np.ndarray  # (K,) int64: underfull classes, the nearest first
+    queue: (
+        np.ndarray
+    )  # (K,) int64: classes as far as the one that is looked at, in the order in which they were reached
 
 
 @njit(cache=True, nogil=True)
@@ -137,7 +140,7 @@ def repair(board, dropped, slack, tie, stop):
     search = Search(
         np.empty(n_classes), np.empty(n_classes, np.bool_), np.empty(n_classes, np.int64),
         np.empty(n_classes, np.int64), np.empty(n_classes, np.int64), np.zeros(n_classes, np.bool_),
-        np.empty(n_classes, np.int64),
+        np.empty(n_classes, np.int64), np.empty(n_classes, np.int64),
     )  # fmt: skip
     moves = _collected(board, np.zeros(n_classes, np.int64), np.zeros(n_classes, np.bool_))
     ordered, n_scanned, n_paths = _sorted_pairs(board, moves), 0, 0
@@ -164,20 +167,28 @@ def repair(board, dropped, slack, tie, stop):
 def _search(board, moves, ordered, search, dropped, slack, tie):
     """Dijkstra from all overfull classes at once to the nearest underfull ones.
 
-    Beyond the nearest it goes on for as much work again: one search then serves many paths. Returns how many it found,
-    the distance up to which all classes are settled, and how many moves were looked at.
+    Beyond the nearest it goes on for as much work again: one search then serves many paths. Among classes equally far
+    those reached by fewest moves come first, or ties between rows of many units would pass a few to and fro for ever
+    (Edmonds and Karp). Returns how many it found, the distance up to which all classes are settled, and how many moves
+    were looked at.
     """
     n_classes = board.counts.size
     keys, items, size = np.empty(2 * n_classes), np.empty(2 * n_classes, np.int64), 0
     search.distance[:], search.settled[:], search.leaves[:] = np.inf, False, -1
+    first, last, reached = 0, 0, 0.0  # of the queue
     for node in range(n_classes):
         if board.counts[node] > board.targets[node]:
             search.distance[node] = 0.0
-            size = _push(keys, items, size, 0.0, node)
+            search.queue[last] = node
+            last += 1
     n_found, n_scanned, n_enough, farthest, radius = 0, 0, np.inf, 0.0, slack
-    while size > 0:
-        size = _pop(keys, items, size)
-        reached, node = keys[size], items[size]
+    while first < last or size > 0:
+        if first < last:
+            node = search.queue[first]
+            first += 1
+        else:
+            size = _pop(keys, items, size)
+            reached, node = keys[size], items[size]
         if search.settled[node] or reached > search.distance[node]:
             continue
         if reached >= radius or n_scanned > n_enough:
@@ -197,7 +208,11 @@ def _search(board, moves, ordered, search, dropped, slack, tie):
             keys, items = _grown(keys), _grown(items)
         for other in search.nearer[:n_nearer]:
             search.is_nearer[other] = False
-            size = _push(keys, items, size, search.distance[other], other)
+            if search.distance[other] == reached:
+                search.queue[last] = other
+                last += 1
+            else:
+                size = _push(keys, items, size, search.distance[other], other)
     return n_found, (farthest if n_found else radius), n_scanned
 
 
@@ -206,7 +221,7 @@ def _reach_out(board, moves, ordered, search, node, radius, tie):
     """Shorten the ways to other classes by the moves out of one; returns how many came nearer, and moves looked at."""
     if not moves.in_heaps[node]:
         if moves.n_scans[node] < SCANS_A_HEAP:
-            return _reach_out_by_entries(board, moves, search, node, radius)
+            return _reach_out_by_entries(board, moves, search, node, radius, tie)
         _keep_in_heaps(board, moves, ordered, node)
     reached = search.distance[node]
     fallen = ordered.potentials[node] - board.potentials[node] + tie
@@ -219,17 +234,17 @@ def _reach_out(board, moves, ordered, search, node, radius, tie):
         other = ordered.others[at]  # most pairs are ruled out by what lies side by side in memory
         least = reached + ordered.cost[at] - fallen + (ordered.potentials[other] - board.potentials[other])
         if least < search.distance[other]:
-            n_nearer = _come_nearer_by_pair(board, moves, search, reached, ordered.pairs[at], radius, n_nearer)
+            n_nearer = _come_nearer_by_pair(board, moves, search, reached, ordered.pairs[at], radius, tie, n_nearer)
     pair = ordered.newest[node]
     while pair >= 0:
         n_looked += 1
-        n_nearer = _come_nearer_by_pair(board, moves, search, reached, pair, radius, n_nearer)
+        n_nearer = _come_nearer_by_pair(board, moves, search, reached, pair, radius, tie, n_nearer)
         pair = ordered.older[pair]
     return n_nearer, n_looked
 
 
 @njit(cache=True, nogil=True)
-def _reach_out_by_entries(board, moves, search, node, radius):
+def _reach_out_by_entries(board, moves, search, node, radius, tie):
     """The same by going through all moves out of the class."""
     moves.n_scans[node] += 1
     n_nearer, n_looked, before, entry = 0, 0, -1, moves.newest[node]
@@ -240,7 +255,7 @@ def _reach_out_by_entries(board, moves, search, node, radius):
             own = board.scores[entry] + (search.distance[node] + board.potentials[node])
             for other in range(board.start[row], board.start[row + 1]):
                 if own - board.scores[other] < radius + board.potentials[board.classes[other]] and other != entry:
-                    n_nearer = _come_nearer(board, search, search.distance[node], entry, other, radius, n_nearer)
+                    n_nearer = _come_nearer(board, search, search.distance[node], entry, other, radius, tie, n_nearer)
             n_looked += board.start[row + 1] - board.start[row]
             before = entry
         else:
@@ -254,19 +269,20 @@ def _reach_out_by_entries(board, moves, search, node, radius):
 
 
 @njit(cache=True, nogil=True)
-def _come_nearer_by_pair(board, moves, search, reached, pair, radius, n_nearer):
+def _come_nearer_by_pair(board, moves, search, reached, pair, radius, tie, n_nearer):
     """Take a pair's cheapest move if it is the shortest way so far."""
     move = -1 if search.settled[moves.second[pair]] else _cheapest(board, moves, pair)
     if move < 0:
         return n_nearer
-    return _come_nearer(board, search, reached, moves.leaves[move], moves.enters[move], radius, n_nearer)
+    return _come_nearer(board, search, reached, moves.leaves[move], moves.enters[move], radius, tie, n_nearer)
 
 
 @njit(cache=True, nogil=True)
-def _come_nearer(board, search, reached, leaves, enters, radius, n_nearer):
+def _come_nearer(board, search, reached, leaves, enters, radius, tie, n_nearer):
     """Take a move if it is the shortest way so far."""
     other = board.classes[enters]
-    through = reached + max(0.0, _cost(board, leaves, enters))
+    cost = _cost(board, leaves, enters)
+    through = reached + (cost if cost > tie else 0.0)
     if search.settled[other] or not through < search.distance[other] or through >= radius:
         return n_nearer
     search.distance[other], search.leaves[other], search.enters[other] = through, leaves, enters

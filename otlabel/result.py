@@ -32,8 +32,7 @@ FORMAT = "otlabel.Assignment"
 FORMAT_VERSION = 2
 ARRAYS = ("labels", "counts", "class_mass", "potentials", "plan_potentials", "label_mass")
 FLOATS = ("value", "bound", "epsilon", "marginal_error", "seconds", "threshold", "plan_threshold", "sample_rho")
-LATER_FLOATS = ("gap", "spread", "size_error")  # that files of earlier releases lack
-PROVEN = 1e-9  # of the scale on which scores decide between classes: a gap up to this is rounding
+LATER_FLOATS = ("gap", "rounding", "size_error")  # that files of earlier releases lack
 DAMAGED = (  # what a damaged archive may raise, by where the damage is
     zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, TypeError, AttributeError, RuntimeError,
 )  # fmt: skip
@@ -77,7 +76,7 @@ class Certificate:
     bound: float  # upper bound on the value of every assignment with these class sizes
     counts: Array  # (K,) int64: class sizes of the labels
     gap: float = math.nan  # bound - value, as the mean of differences; NaN stands for that difference itself
-    spread: float = math.nan  # how much better a sample's best class is than the next, in the mean; NaN: not known
+    rounding: float = math.nan  # a gap up to this is what float64 rounds, relative to the numbers added; NaN: not known
     size_error: float = 0.0  # share of the mass that would have to move for the sizes to be those of the bound
 
     def __post_init__(self) -> None:
@@ -93,12 +92,11 @@ class Certificate:
     def proven(self) -> bool:
         """Whether the labels have the sizes that the bound is for, and the gap is nothing but rounding.
 
-        That is judged by `spread`: by how much the best class of a sample beats the next one at these potentials, in
-        the mean over some samples, or by what float64 rounds at least, if that is more. It grows with the scores, and
-        no constant in a row or in a class changes it. Where it is not known, only a gap of exactly zero will do.
+        `rounding` is relative to the scores and potentials that are added, row by row, less what a whole row has in
+        common: no constant in a row changes it, and it is so small that nothing to be won is taken for it. Where it is
+        not known, only a gap of exactly zero will do.
         """
-        rounding = PROVEN * self.spread if self.spread > 0 else 0.0
-        return not self.size_error and abs(self.gap) <= rounding
+        return not self.size_error and abs(self.gap) <= (self.rounding if self.rounding > 0 else 0.0)
 
     @property
     def verdict(self) -> str:
@@ -123,15 +121,6 @@ class Certificate:
                 f"gap       {self.gap:.1e} ({self.verdict})",
             )
         )
-
-
-def potentials_spread(potentials: np.ndarray, counts: np.ndarray) -> float:
-    """How far apart the potentials of the classes that have samples lie.
-
-    Where they prove labels, this is how much of a score classes must be given, or charged, to have their sizes.
-    """
-    used = potentials[(counts > 0) & np.isfinite(potentials)]
-    return float(np.ptp(used)) if len(used) else 0.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -167,7 +156,7 @@ class Assignment:
     n_samples: int = 0  # of all ranks, with a group; 0: as many as there are labels
     notes: tuple[str, ...] = ()  # what was noticed on the way, in plain sentences
     gap: float = math.nan  # bound - value, as the mean of differences: zero up to rounding where labels are optimal
-    spread: float = math.nan  # of the scores, where it decides: see `Certificate`
+    rounding: float = math.nan  # a gap up to this is rounding: see `Certificate`
     size_error: float = 0.0  # share of the sample mass that class sizes are off, where weighted samples cannot be split
     weighted: bool = False  # whether samples had masses of their own
 
@@ -178,10 +167,7 @@ class Assignment:
     @property
     def proof(self) -> Certificate:
         """Value, bound and gap with what they prove; `proof.proven` says whether the labels are optimal."""
-        spread = self.spread
-        if math.isnan(spread):  # a file of an earlier release
-            spread = potentials_spread(_to_numpy(self.potentials), _to_numpy(self.counts))
-        return Certificate(self.value, self.bound, self.counts, self.gap, spread, self.size_error)
+        return Certificate(self.value, self.bound, self.counts, self.gap, self.rounding, self.size_error)
 
     @interruptible
     def predict(self, scores: Any) -> Array:

@@ -467,7 +467,7 @@ def check(drawn: Drawn, with_highs: bool | None = None) -> Finding:
         if not (other == best or abs(other - best) <= 1e-7 * max(abs(best), _scale_of(transport))):
             wrong.append(f"the oracles differ: {best} and {other}")
     if error is not None:
-        if isinstance(error, InvalidScoresError) and _scale_of(transport) > LARGEST_SCORE:
+        if isinstance(error, InvalidScoresError) and max(_scale_of(transport), _largest(drawn)) > LARGEST_SCORE:
             return Finding(wrong, 0.0, seconds)  # sums of these may be no numbers, which it says
         if not isinstance(error, InfeasibleError):
             wrong.append(f"{type(error).__name__}: {error}")
@@ -500,6 +500,12 @@ def _scale_of(transport: Transport) -> float:
     return float(np.abs(finite).max(initial=0.0))
 
 
+def _largest(drawn: Drawn) -> float:
+    """The largest score, by size."""
+    s = float64(drawn.scores)
+    return float(np.abs(s[np.isfinite(s)]).max(initial=0.0))
+
+
 def _faults(drawn: Drawn, result: Assignment, best: float) -> tuple[list[str], float]:
     """What is wrong with an answer to a feasible problem whose least loss is `best`."""
     s, labels, wrong = float64(drawn.scores), np.asarray(result.labels), []
@@ -518,8 +524,8 @@ def _faults(drawn: Drawn, result: Assignment, best: float) -> tuple[list[str], f
         wrong.append("counts are not those of the labels")
 
     # How much is certain: 1e-9 of the spread, and the rounding of sums of the sizes that there are.
-    spread, finite = _spread(drawn.scores, may_abstain), np.abs(s[np.isfinite(s)])
-    largest = float(finite.max(initial=0.0)) + float(np.abs(g[np.isfinite(g)]).max(initial=0.0))
+    spread = _spread(drawn.scores, may_abstain)
+    largest = _largest(drawn) + float(np.abs(g[np.isfinite(g)]).max(initial=0.0))
     if may_abstain and math.isfinite(threshold):
         largest += abs(threshold)
     if drawn.rule == "kl":

@@ -159,8 +159,8 @@ def _stated(stored: labels_file.StoredLabels) -> Certificate | None:
     receipt = stored.receipt
     if receipt is None or receipt.value is None or receipt.bound is None:
         return None
-    gap, spread = (math.nan if number is None else number for number in (receipt.gap, receipt.spread))
-    return Certificate(receipt.value, receipt.bound, stored.counts, gap, spread)
+    gap, rounding = (math.nan if number is None else number for number in (receipt.gap, receipt.rounding))
+    return Certificate(receipt.value, receipt.bound, stored.counts, gap, rounding)
 
 
 def _heads(path: Path, n_samples: int | None) -> HeadLabels:
