@@ -225,7 +225,7 @@ class Rule:
             lo[self.exact] = hi[self.exact] = sizes
 
         def told(units: float) -> str:
-            return f"{units / n_units:.6g}" if weighted else f"{units:.6g}"
+            return f"{units / n_units:.6g}" if weighted else counted(units)
 
         of_all = "of the sample mass of 1" if weighted else f"of {n_units} samples"
         crossed = np.flatnonzero(lo > hi)
@@ -247,11 +247,11 @@ class Rule:
                 k = rounded[0]
                 whole = (lo if too_many else hi)[k]
                 remedy += (
-                    f" (shares are rounded inwards to whole samples: {name} of class {k} is {bounds[k] * n_units:.6g} "
-                    f'of them, so {whole}), or take rounding="argmax", which goes by shares'
+                    f" (shares are rounded inwards to whole samples: {name} of class {k} is "
+                    f'{counted(bounds[k] * n_units)} of them, so {whole}), or take rounding="argmax", which goes by shares'
                 )
             if 0 < asked < n_units:
-                remedy += f", or leave {told(n_units - asked)} unlabelled by abstain={(n_units - asked) / n_units:.6g}"
+                remedy += f", or leave {told(n_units - asked)} unlabelled by abstain={(n_units - asked) / n_units!r}"
             raise InfeasibleError(f"the classes' bounds ask for at {least} {told(asked)}, {off}, {of_all}; {remedy}")
         return lo, hi
 
@@ -267,7 +267,7 @@ class Rule:
         if hi < 1 - MASS_TOLERANCE:
             raise InfeasibleError(
                 f"the classes' bounds ask for at most {hi:.6g} of all samples; widen the range, or leave the rest "
-                f"unlabelled by abstain={1 - hi:.6g}"
+                f"unlabelled by abstain={1 - hi!r}"
             )
 
     def without(self, closed: np.ndarray, sizes: np.ndarray) -> Rule:
@@ -389,6 +389,11 @@ def _divergence(taken: np.ndarray, mass: np.ndarray) -> np.ndarray:
     """c log(c / b) - c + b of each class."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(taken > 0, taken * np.log(taken / mass), 0.0) - taken + mass
+
+
+def counted(units: float) -> str:
+    """A number of samples for a message: a whole one in full, however large."""
+    return str(int(units)) if float(units).is_integer() else f"{units:.10g}"
 
 
 def _near_whole(numbers: np.ndarray) -> np.ndarray:

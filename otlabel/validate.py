@@ -29,6 +29,7 @@ from otlabel.marginals import (
     Rule,
     class_shares,
     class_sizes,
+    counted,
     one_number,
     one_whole_number,
     rule_of,
@@ -278,7 +279,7 @@ def _check_forbidden(
     closed = np.flatnonzero(shut & (fewest > 0))
     if len(closed):
         least = float(fewest[closed[0]]) / (1 if sizes is None else n_units)
-        told = f"{least * share.n_rows:.6g} samples" if weights is None else f"{least:.6g} of the sample mass"
+        told = f"{counted(least * share.n_rows)} samples" if weights is None else f"{least:.6g} of the sample mass"
         raise InfeasibleError(
             f"class {closed[0]} is to take {told}, but its scores are all -inf ({len(closed)} such classes); give it "
             "mass 0 or allow some pairs"
@@ -304,9 +305,10 @@ def check_open_rows(
     shut = np.flatnonzero(~takers)
     shown = ", ".join(map(str, shut[:10])) + (", ..." if len(shut) > 10 else "")
     why = "whose size is 0, by their mass or because their share rounds to it" if by_size else "which take nothing"
+    mass = "mass (whole sizes as class_mass, or classes=Range(0.0, 1.0))" if by_size else "mass"
     _check_closed(
         best == -np.inf, scores.share, weights, n_unlabelled, f"are only allowed classes among {shown}, {why}",
-        "give those classes mass or allow other pairs",
+        f"give those classes {mass} or allow other pairs",
     )  # fmt: skip
 
 
@@ -317,17 +319,21 @@ def _check_closed(
     n_closed, first = _counted(closed, share)
     if not n_closed:
         return
-    n_units = n_closed
+    n_units, in_all = n_closed, share.n_rows
     if weights is not None:
-        n_units = int(share.team.total("closed", weights[closed].sum())[0])
+        n_units, in_all = (int(units) for units in share.team.total("closed", weights[closed].sum(), weights.sum()))
+    if n_units == in_all:
+        raise InfeasibleError(f"{n_closed} rows {finding}, the first is row {first}; {remedy}")
     if not n_unlabelled:
         raise InfeasibleError(
-            f"{n_closed} rows {finding}, the first is row {first}; {remedy}, or leave them unlabelled by abstain"
+            f"{n_closed} rows {finding}, the first is row {first}; {remedy}, or leave them unlabelled by "
+            f"abstain={n_units / in_all!r}"
         )
     if n_units > n_unlabelled:
         left = f"room for {n_unlabelled} of them" if weights is None else "less mass than theirs"
         raise InfeasibleError(
-            f"{n_closed} rows {finding}, the first is row {first}; abstain leaves {left}: raise it, or {remedy}"
+            f"{n_closed} rows {finding}, the first is row {first}; abstain leaves {left}: raise it to "
+            f"abstain={n_units / in_all!r}, or {remedy}"
         )
 
 
