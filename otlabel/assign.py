@@ -412,13 +412,16 @@ def _near_integer(problem: Problem, solver: Solver, point: Point, monitor: Monit
     """Potentials whose argmax comes near the class sizes: at a large epsilon that takes a smaller one first."""
     takers = problem.bounds[1] > 0
     integer = replace(problem, rule=problem.rule.with_units(problem.n_units))
-    epsilon, excess = solver.epsilon, _excess(point, integer)
+    excess = _excess(point, integer)
+    # Above the spread scores hardly matter: potentials are epsilon times the logarithms of what classes ask for.
+    epsilon = min(solver.epsilon, problem.spread or solver.epsilon)
+    g = point.potentials * (epsilon / solver.epsilon)
     enough = max(EXCESS_SHARE, np.count_nonzero(takers) / problem.n_rows)
     best, least = point, excess
     while excess > enough and epsilon > SMALLEST_EPSILON * problem.spread > 0:
         epsilon /= EPSILON_STEP
-        g = np.where(takers, point.potentials, -np.inf)
-        point = sharpen(integer, solver, epsilon, g, monitor)
+        point = sharpen(integer, solver, epsilon, np.where(takers, g, -np.inf), monitor)
+        g = point.potentials
         before, excess = excess, _excess(point, integer)
         if excess < least:
             best, least = point, excess

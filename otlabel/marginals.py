@@ -248,7 +248,8 @@ class Rule:
                 whole = (lo if too_many else hi)[k]
                 remedy += (
                     f" (shares are rounded inwards to whole samples: {name} of class {k} is "
-                    f'{counted(bounds[k] * n_units)} of them, so {whole}), or take rounding="argmax", which goes by shares'
+                    f"{counted(bounds[k] * n_units)} of them, so {whole}), or take "
+                    'rounding="argmax", which goes by shares'
                 )
             if 0 < asked < n_units:
                 remedy += f", or leave {told(n_units - asked)} unlabelled by abstain={(n_units - asked) / n_units!r}"

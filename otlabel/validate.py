@@ -366,6 +366,8 @@ def _warn_of_probabilities(scores: Scores, sampled: np.ndarray) -> None:
 
 def check_number_of_labels(labels: Any, n_rows: int) -> None:
     """Refuse what says itself that it has another shape than (N,): a data set in a file, of which nothing is read."""
+    if labels is None:
+        raise ValueError(f"labels is None; pass {n_rows} integers, one a row")
     shape = getattr(labels, "shape", None)
     if isinstance(shape, tuple) and tuple(shape) != (n_rows,):
         joined = "; np.concatenate joins those of batches" if len(shape) > 1 else ""

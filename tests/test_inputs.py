@@ -460,3 +460,35 @@ def test_one_whole_number_beyond_float64(number: int) -> None:
         sinkhorn_assign(scores)
     with pytest.raises(InvalidScoresError, match=f"the first is {number} at row 2, column 1"):
         sinkhorn_assign(torch.from_numpy(scores))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("class_mass", scipy.sparse.coo_array(np.full((1, 3), 1 / 3)), r"class_mass is a sparse matrix.*\.toarray\(\)"),
+        ("class_mass", (1 / 3 for _ in range(3)), "class_mass is of type generator; pass an array"),
+        ("class_mass", "abcd", "class_mass is the text 'abcd'; pass an array"),
+        ("sample_mass", {0: 0.5, 1: 0.5}, "sample_mass is a dict, which has no order here"),
+        ("sample_mass", "abcd", "sample_mass is the text 'abcd'"),
+        ("init", {1, 2, 3}, "init is of type set"),
+    ],
+)
+def test_what_is_no_vector_is_told_by_its_kind(name: str, value: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        sinkhorn_assign(plain(), **{name: value})
+
+
+def test_labels_that_are_none_are_told_by_their_kind() -> None:
+    for labels, said in (
+        (None, "labels is None; pass 60"),
+        ({0: 1}, "labels is a dict"),
+        ("all", "labels is the text"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            certify(plain(), labels)
+
+
+@pytest.mark.parametrize("rows", [[None], [None, None], [None, [1.0, 2.0]], [{}]])
+def test_rows_that_are_no_lists_are_refused(rows: list[Any]) -> None:
+    with pytest.raises(InvalidScoresError, match=r"row 0 of scores is"):
+        sinkhorn_assign(rows)

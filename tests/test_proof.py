@@ -433,3 +433,14 @@ def test_rows_of_classes_whose_share_rounds_to_nothing() -> None:
         sinkhorn_assign(scores)
     for settings in ({"class_mass": [0, 0, 0, 1, 1, 1, 0, 0]}, {"classes": Range(0.0, 1.0)}):
         assert (sinkhorn_assign(scores, **settings).labels >= 3).all()
+
+
+@pytest.mark.parametrize("abstain", [0.0, 0.3])
+def test_tiny_scores_take_no_more_passes_than_large_ones(abstain: float) -> None:
+    scores = normal(np.random.default_rng(0), 600, 12).astype(np.float64)
+    plain = sinkhorn_assign(scores, abstain=abstain)
+    for scale in (2.0**-40, 2.0**-400, 2.0**-900):
+        result = sinkhorn_assign(scores * scale, abstain=abstain)
+        assert result.proof.proven
+        assert result.value == pytest.approx(scale * plain.value, rel=1e-9)
+        assert result.n_sweeps < 40

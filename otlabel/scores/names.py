@@ -9,7 +9,7 @@ import numpy as np
 
 from otlabel.errors import InvalidMassError
 from otlabel.scores.base import Scores
-from otlabel.scores.given import as_array, is_frame, is_series, shown, with_unit_sum
+from otlabel.scores.given import as_array, is_frame, is_series, named_array, shown, with_unit_sum
 
 
 def by_class(
@@ -27,7 +27,7 @@ def by_class(
     elif is_series(values):
         keys, numbers = values.index.tolist(), as_array(values, what, error)
     else:
-        return as_array(values, what, error)
+        return named_array(values, what, error)
     wanted = list(range(n_classes)) if names is None else list(names)
     for told, several in ((what, _repeated(keys)), ("the columns of scores", _repeated(wanted))):
         if several:
@@ -81,7 +81,7 @@ def by_row(values: Any, n_rows: int, names: Any, what: str, error: type[Exceptio
     """
     if values is None:
         return None
-    numbers = as_array(values, what, error)
+    numbers = named_array(values, what, error)
     if not is_series(values) or len(numbers) != n_rows:  # the latter is told of where lengths are
         return numbers
     index = values.index
