@@ -31,6 +31,7 @@ from otlabel.scores import (
     open_part,
     open_scores,
     part_of_all,
+    plain_names,
     sample_mass_of,
     take_rows,
 )
@@ -247,6 +248,7 @@ def sinkhorn_assign(
         rounding=proof.rounding,
         size_error=proof.size_error,
         weighted=problem.weighted,
+        class_names=plain_names(named),
     )
 
 

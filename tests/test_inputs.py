@@ -12,6 +12,7 @@ import torch
 from problems import normal
 
 from otlabel import (
+    Assignment,
     BalancedKMeans,
     Range,
     balance_path,
@@ -492,3 +493,37 @@ def test_labels_that_are_none_are_told_by_their_kind() -> None:
 def test_rows_that_are_no_lists_are_refused(rows: list[Any]) -> None:
     with pytest.raises(InvalidScoresError, match=r"row 0 of scores is"):
         sinkhorn_assign(rows)
+
+
+def test_predictions_go_by_the_names_of_columns(tmp_path) -> None:
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(plain(), columns=NAMES)
+    result = sinkhorn_assign(frame)
+    assert result.class_names == tuple(NAMES)
+    result.save(tmp_path / "result.npz")
+    for one in (result, Assignment.load(tmp_path / "result.npz")):
+        assert one.class_names == tuple(NAMES)
+        turned = frame[NAMES[::-1]]
+        for given in (turned, [turned[:20], turned[20:]]):
+            np.testing.assert_array_equal(one.predict(given), one.predict(frame.to_numpy()))
+            np.testing.assert_array_equal(one.soft_labels(given), one.soft_labels(frame.to_numpy()))
+            np.testing.assert_array_equal(one.plan(given), one.plan(frame.to_numpy()))
+        with pytest.raises(InvalidScoresError, match="columns of scores are 'cat', 'dog', 'bird', but the classes"):
+            one.predict(frame.rename(columns={"fish": "bird"}))
+        np.testing.assert_array_equal(one.predict(pd.DataFrame(plain())), one.predict(plain()))  # names that count
+    numbered = sinkhorn_assign(pd.DataFrame(plain()))
+    assert numbered.class_names == (0, 1, 2)
+    np.testing.assert_array_equal(numbered.predict(pd.DataFrame(plain())[[2, 0, 1]]), numbered.predict(plain()))
+    np.testing.assert_array_equal(numbered.predict(frame), numbered.predict(plain()))
+    assert sinkhorn_assign(pd.DataFrame(plain(), columns=[("a", 0), ("a", 1), ("b", 0)])).class_names is None
+    assert sinkhorn_assign(plain()).class_names is None
+
+
+def test_predictions_of_a_head_go_by_its_names() -> None:
+    pd = pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    features, weight = rng.standard_normal((60, 5)).astype(np.float32), rng.standard_normal((3, 5)).astype(np.float32)
+    head = pd.DataFrame(weight, index=NAMES)
+    result = sinkhorn_assign(linear_scores(features, head))
+    expected = result.predict(linear_scores(features, weight))
+    np.testing.assert_array_equal(result.predict(linear_scores(features, head[::-1])), expected)
