@@ -13,7 +13,7 @@ from otlabel import sweep
 from otlabel.distributed import Alone, ranks_of
 from otlabel.errors import ConvergenceWarning, InvalidMassError
 from otlabel.interrupts import interruptible
-from otlabel.marginals import KL, Exact, Range, class_sizes
+from otlabel.marginals import KL, Exact, Range, class_sizes, one_number
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.result import Assignment, Certificate, Status, like
@@ -31,6 +31,7 @@ from otlabel.scores import (
     open_part,
     open_scores,
     part_of_all,
+    plain_names,
     sample_mass_of,
     take_rows,
 )
@@ -160,6 +161,8 @@ def sinkhorn_assign(
     """
     with ranks_of(group) as team, observing(progress) as observer:
         solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
+        epsilon, tol, max_sweeps, seed = solver.epsilon, solver.tol, solver.max_sweeps, solver.seed
+        abstain = one_number(abstain, "abstain")
         opened = open_part(scores, device=device) if team.number > 1 else open_scores(scores, device=device)
         read_before = opened.bytes_read
         n_classes, named = opened.shape[1], opened.class_names
@@ -245,6 +248,7 @@ def sinkhorn_assign(
         rounding=proof.rounding,
         size_error=proof.size_error,
         weighted=problem.weighted,
+        class_names=plain_names(named),
     )
 
 
@@ -410,13 +414,16 @@ def _near_integer(problem: Problem, solver: Solver, point: Point, monitor: Monit
     """Potentials whose argmax comes near the class sizes: at a large epsilon that takes a smaller one first."""
     takers = problem.bounds[1] > 0
     integer = replace(problem, rule=problem.rule.with_units(problem.n_units))
-    epsilon, excess = solver.epsilon, _excess(point, integer)
+    excess = _excess(point, integer)
+    # Above the spread scores hardly matter: potentials are epsilon times the logarithms of what classes ask for.
+    epsilon = min(solver.epsilon, problem.spread or solver.epsilon)
+    g = point.potentials * (epsilon / solver.epsilon)
     enough = max(EXCESS_SHARE, np.count_nonzero(takers) / problem.n_rows)
     best, least = point, excess
     while excess > enough and epsilon > SMALLEST_EPSILON * problem.spread > 0:
         epsilon /= EPSILON_STEP
-        g = np.where(takers, point.potentials, -np.inf)
-        point = sharpen(integer, solver, epsilon, g, monitor)
+        point = sharpen(integer, solver, epsilon, np.where(takers, g, -np.inf), monitor)
+        g = point.potentials
         before, excess = excess, _excess(point, integer)
         if excess < least:
             best, least = point, excess

@@ -13,6 +13,7 @@ Mathematics of Computation 87 (2018), section 3.
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +29,29 @@ MOST_WHOLE_TOLERANCE = 1e-3  # absolute: far below the half that would round any
 ONE_SAMPLE = "write 1.0 for all samples, a float, or both as integers for sizes"
 SUM_ROUNDING = 1e-12  # what adding up shares may leave over; a unit too many of fewer than 1e12 is more
 WHOLE_TOLERANCE = 1e-9  # relative: a share times N this near to a whole number was meant to be it
+
+
+def one_number(given: Any, name: str) -> float:
+    """A setting as a float, of whatever kind of number it is (one of NumPy's, a tensor of one), or ValueError."""
+    try:
+        if isinstance(given, (str, bytes)) or getattr(given, "ndim", 0):
+            raise TypeError
+        return float(given)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        kind = "" if given is None else f", of type {type(given).__name__}"
+        raise ValueError(f"{name} is {given!r:.60}{kind}; pass one number") from None
+
+
+def one_whole_number(given: Any, name: str, least: int) -> int:
+    """The same of a whole number that is not below the least."""
+    try:
+        number = operator.index(given)
+    except (TypeError, ValueError, RuntimeError):  # a float may be whole all the same
+        real = one_number(given, name)
+        number = int(real) if real.is_integer() else least - 1
+    if number < least:
+        raise ValueError(f"{name} is {given}; pass a whole number, at least {least}")
+    return number
 
 
 @dataclass(frozen=True)
@@ -54,6 +78,7 @@ class KL:
     rho: float
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rho", one_number(self.rho, "rho"))
         if not (math.isfinite(self.rho) and self.rho > 0):
             raise ValueError(f"rho is {self.rho}; it must be a positive number (Exact() stands for infinity)")
         if self.rho < LEAST_RHO:
@@ -200,7 +225,7 @@ class Rule:
             lo[self.exact] = hi[self.exact] = sizes
 
         def told(units: float) -> str:
-            return f"{units / n_units:.6g}" if weighted else f"{units:.6g}"
+            return f"{units / n_units:.6g}" if weighted else counted(units)
 
         of_all = "of the sample mass of 1" if weighted else f"of {n_units} samples"
         crossed = np.flatnonzero(lo > hi)
@@ -222,11 +247,12 @@ class Rule:
                 k = rounded[0]
                 whole = (lo if too_many else hi)[k]
                 remedy += (
-                    f" (shares are rounded inwards to whole samples: {name} of class {k} is {bounds[k] * n_units:.6g} "
-                    f'of them, so {whole}), or take rounding="argmax", which goes by shares'
+                    f" (shares are rounded inwards to whole samples: {name} of class {k} is "
+                    f"{counted(bounds[k] * n_units)} of them, so {whole}), or take "
+                    'rounding="argmax", which goes by shares'
                 )
             if 0 < asked < n_units:
-                remedy += f", or leave {told(n_units - asked)} unlabelled by abstain={(n_units - asked) / n_units:.6g}"
+                remedy += f", or leave {told(n_units - asked)} unlabelled by abstain={(n_units - asked) / n_units!r}"
             raise InfeasibleError(f"the classes' bounds ask for at {least} {told(asked)}, {off}, {of_all}; {remedy}")
         return lo, hi
 
@@ -242,7 +268,7 @@ class Rule:
         if hi < 1 - MASS_TOLERANCE:
             raise InfeasibleError(
                 f"the classes' bounds ask for at most {hi:.6g} of all samples; widen the range, or leave the rest "
-                f"unlabelled by abstain={1 - hi:.6g}"
+                f"unlabelled by abstain={1 - hi!r}"
             )
 
     def without(self, closed: np.ndarray, sizes: np.ndarray) -> Rule:
@@ -367,6 +393,11 @@ def _divergence(taken: np.ndarray, mass: np.ndarray) -> np.ndarray:
     """c log(c / b) - c + b of each class."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(taken > 0, taken * np.log(taken / mass), 0.0) - taken + mass
+
+
+def counted(units: float) -> str:
+    """A number of samples for a message: a whole one in full, however large."""
+    return str(int(units)) if float(units).is_integer() else f"{units:.10g}"
 
 
 def _near_whole(numbers: np.ndarray) -> np.ndarray:

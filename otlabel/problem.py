@@ -40,6 +40,7 @@ class Problem:
     weighted: bool = False  # whether units are parts of the samples' own masses, not samples
     stored_magnitude: float = 0.0  # the same as magnitude, before scores were moved to be near zero
     lowered: float = 0.0  # by how much scores of labelled units were moved to be near zero, in the mean
+    top: float = 0.0  # the largest score of all, 0 where staying unlabelled is the best
 
     @property
     def n_rows(self) -> int:

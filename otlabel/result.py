@@ -9,6 +9,7 @@ import os
 import textwrap
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,7 +20,7 @@ from otlabel import sweep
 from otlabel.errors import FileFormatError, InfeasibleError, InvalidScoresError
 from otlabel.files import replacing
 from otlabel.interrupts import interruptible
-from otlabel.scores import Scores, WithColumn, home_of, open_scores, sample_mass_of
+from otlabel.scores import Scores, WithColumn, home_of, in_order_of, open_scores, plain_names, sample_mass_of
 from otlabel.scores.paths import load_archive
 from otlabel.validate import check_finite, check_vector
 
@@ -159,6 +160,7 @@ class Assignment:
     rounding: float = math.nan  # a gap up to this is rounding: see `Certificate`
     size_error: float = 0.0  # share of the sample mass that class sizes are off, where weighted samples cannot be split
     weighted: bool = False  # whether samples had masses of their own
+    class_names: tuple[str | int, ...] | None = None  # columns of a data frame: texts or whole numbers
 
     def __post_init__(self) -> None:
         if math.isnan(self.gap):
@@ -174,17 +176,18 @@ class Assignment:
         """Labels of new samples, argmax_k (scores + potentials): sizes are balanced only as far as the data is alike.
 
         Args:
-            scores: (M, K), anything that `sinkhorn_assign` takes.
+            scores: (M, K), anything that `sinkhorn_assign` takes. Columns of a data frame go by their names where
+                the solve was of one, whatever order they are in; so they do for `plan` and `soft_labels`.
 
         Returns:
             (M,) int64; a torch tensor if scores is one. -1 for samples that fit worse than those left unlabelled.
 
         Raises:
-            InvalidScoresError: scores that do not have K columns, or with NaN.
+            InvalidScoresError: scores that do not have K columns, or other names, or with NaN.
             InfeasibleError: a sample that is allowed no class, or only such as are to stay empty (potential -inf),
                 where none may stay unlabelled.
         """
-        return predict(scores, _to_numpy(self.potentials), self.threshold)
+        return predict(scores, _to_numpy(self.potentials), self.threshold, self.class_names)
 
     @interruptible
     def plan(self, scores: Any, *, sample_mass: Any = None) -> Array:
@@ -204,6 +207,7 @@ class Assignment:
 
         Raises:
             ValueError: sample_mass is missing or of another length.
+            InvalidScoresError: as for `predict`, or rows whose mass is beyond all numbers.
             InfeasibleError: as for `predict`.
         """
         if sample_mass is None and self.weighted:
@@ -211,7 +215,7 @@ class Assignment:
                 "the plan was solved for samples with masses of their own: pass them as sample_mass, or "
                 "np.full(M, 1 / M) for equal ones"
             )
-        opened, may_be_closed = _open_for(scores, len(self.potentials))
+        opened, may_be_closed = _open_for(scores, len(self.potentials), self.class_names)
         mass = sample_mass_of(sample_mass, opened)
         if mass is None:
             mass = np.full(opened.shape[0], 1 / opened.shape[0])
@@ -224,7 +228,13 @@ class Assignment:
         if math.isfinite(self.sample_rho):
             choices, g = self._choices(opened)
             exponent = 1.0 / (self.sample_rho + self.epsilon)
-            rows *= sweep.sweep(choices.fine, g, self.epsilon, row_exponent=exponent).row_mass[:, None]
+            with np.errstate(over="ignore", invalid="ignore"):
+                rows *= sweep.sweep(choices.fine, g, self.epsilon, row_exponent=exponent).row_mass[:, None]
+            if not np.isfinite(rows).all():
+                raise InvalidScoresError(
+                    f"these scores ask for rows of more mass than numbers can hold, at rho={self.sample_rho:g}: they "
+                    "are much larger than those of the solve; solve with these, or add the same constant as there"
+                )
         return like(rows, scores)
 
     @interruptible
@@ -234,7 +244,7 @@ class Assignment:
         Where samples are left unlabelled, what a row lacks of 1 is the share of that choice. Raises InfeasibleError as
         `predict` does.
         """
-        opened, may_be_closed = _open_for(scores, len(self.potentials))
+        opened, may_be_closed = _open_for(scores, len(self.potentials), self.class_names)
         return like(self._softmax(opened, may_be_closed=may_be_closed), scores)
 
     def _softmax(self, opened: Scores, *, may_be_closed: bool) -> np.ndarray:
@@ -264,6 +274,8 @@ class Assignment:
         for name in FLOATS + LATER_FLOATS + WHOLES:
             header[name] = getattr(self, name)
         header["weighted"] = self.weighted
+        if self.class_names is not None:
+            header["class_names"] = list(self.class_names)
         header["status"] = self.status.value
         arrays: dict[str, Any] = {name: _to_numpy(getattr(self, name)) for name in ARRAYS}
         with replacing(path) as file:  # numbers and a text, never pickled; NumPy 1 would store allow_pickle as an array
@@ -292,6 +304,10 @@ class Assignment:
             header |= {name: float(header[name]) for name in LATER_FLOATS if name in header}
             header |= {name: int(header.get(name, 0)) for name in WHOLES}
             header["weighted"] = bool(header.get("weighted", False))
+            if (names := header.get("class_names")) is not None:
+                header["class_names"] = plain_names(names)
+                if header["class_names"] is None or len(names) != len(arrays["counts"]):
+                    raise ValueError(f"it has class names {names!r:.60} for {len(arrays['counts'])} classes")
             loaded = cls(**arrays, **header)
             if not (loaded.threshold < math.inf and loaded.plan_threshold < math.inf):  # nor is NaN
                 raise ValueError(f"its thresholds are {loaded.threshold} and {loaded.plan_threshold}")
@@ -327,9 +343,11 @@ class Assignment:
         )
 
 
-def predict(scores: Any, potentials: np.ndarray, threshold: float = -math.inf) -> Array:
+def predict(
+    scores: Any, potentials: np.ndarray, threshold: float = -math.inf, names: Sequence[Any] | None = None
+) -> Array:
     """Labels argmax_k (scores + potentials) of any samples, (M,) int64; see `Assignment.predict`."""
-    opened, _ = _open_for(scores, len(potentials))
+    opened, _ = _open_for(scores, len(potentials), names)
     labels, best, _ = sweep.label(opened, potentials)
     if threshold == -math.inf:
         _refuse_closed(opened, best)
@@ -346,11 +364,12 @@ def _refuse_closed(opened: Scores, best: np.ndarray) -> None:
         )
 
 
-def _open_for(scores: Any, n_classes: int) -> tuple[Scores, bool]:
-    """Scores that have the right columns and no NaN, and whether any pair is forbidden."""
+def _open_for(scores: Any, n_classes: int, names: Sequence[Any] | None) -> tuple[Scores, bool]:
+    """Scores that have the right columns, in the order of the classes, and no NaN; and whether a pair is forbidden."""
     opened = open_scores(scores)
     if opened.shape[1] != n_classes:
         raise InvalidScoresError(f"scores have {opened.shape[1]} columns, this assignment has {n_classes} classes")
+    opened = in_order_of(opened, names)
     inspection = sweep.inspect(opened)
     check_finite(opened, inspection)
     return opened, inspection.n_forbidden > 0

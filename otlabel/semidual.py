@@ -157,6 +157,11 @@ class Objective:
         if math.isfinite(self.row_scale):
             total = float(found.mass.sum())
             of_rows = self.row_scale * (total - 1)
+        if not total > 0:
+            raise InvalidScoresError(
+                f"scores of up to {problem.top:.3g} at rho={problem.row_rho:g} ask for a plan of less mass than "
+                "numbers can hold; raise rho, divide the scores by a constant, or add one to them"
+            )
         error = float(np.abs(residual).sum()) / total
         self.n_passes += 1
         self.monitor.saw("solve", problem.n_rows, self.epsilon, error, shifted)
@@ -236,7 +241,7 @@ class Objective:
 def solve(problem: Problem, solver: Solver, init: np.ndarray | None, monitor: Monitor) -> Solution:
     """Potentials whose class masses are within solver.tol (L1) of what is asked, or the nearest that was reached."""
     wanted = problem.rule.wanted
-    level = 0.0 if math.isinf(problem.row_rho) else -problem.magnitude  # or rows would take exp(magnitude / epsilon)
+    level = 0.0 if math.isinf(problem.row_rho) else -problem.top  # or the best row would take exp(top / epsilon)
     g = np.where(wanted, level if init is None else init, -np.inf)
     if solver.method == "sinkhorn":
         return _finish(problem, solver, g, solver.max_sweeps, monitor)

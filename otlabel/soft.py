@@ -83,8 +83,11 @@ def soft_assign(
 
 def _checked_epsilon(epsilon: Any) -> Any:
     """A positive number; of a tensor NaN in place of anything else, without looking at what it holds."""
-    if isinstance(epsilon, (np.ndarray, np.generic)) and torch.compiler.is_compiling():
-        epsilon = torch.as_tensor(epsilon)  # as which a compiler follows NumPy's numbers
+    if isinstance(epsilon, (np.ndarray, np.generic)):
+        if torch.compiler.is_compiling():
+            epsilon = torch.as_tensor(epsilon)  # as which a compiler follows NumPy's numbers
+        elif epsilon.size != 1:
+            raise ValueError(f"epsilon is an array of shape {epsilon.shape}; pass one number")
     if isinstance(epsilon, torch.Tensor):
         if epsilon.numel() != 1 or epsilon.is_complex():
             raise ValueError(f"epsilon is a tensor of shape {tuple(epsilon.shape)} of {epsilon.dtype}; pass one number")

@@ -29,6 +29,9 @@ from otlabel.marginals import (
     Rule,
     class_shares,
     class_sizes,
+    counted,
+    one_number,
+    one_whole_number,
     rule_of,
     with_abstention,
 )
@@ -43,19 +46,19 @@ FAR = 1e3  # times the usual spread of a row: scores as large hide from sums wha
 LARGEST_SCORE, LEAST_EPSILON = 1e200, 1e-200  # sums and quotients of what lies between are numbers
 
 
-def check_solver(epsilon: float, rounding: Rounding, tol: float, max_sweeps: int, method: Method, seed: int) -> Solver:
-    """The settings, once each is seen to make sense."""
+def check_solver(epsilon: Any, rounding: Rounding, tol: Any, max_sweeps: Any, method: Method, seed: Any) -> Solver:
+    """The settings as plain numbers, once each is seen to make sense."""
+    epsilon, tol = one_number(epsilon, "epsilon"), one_number(tol, "tol")
     for name, number in (("epsilon", epsilon), ("tol", tol)):
         if not (math.isfinite(number) and number > 0):
             raise ValueError(f"{name} is {number}; it must be a positive number")
     if not LEAST_EPSILON <= epsilon <= LARGEST_SCORE:
         raise ValueError(f"epsilon is {epsilon:g}; beyond {LEAST_EPSILON:g} to {LARGEST_SCORE:g} sums are no numbers")
     for name, value, choices in (("rounding", rounding, ("exact", "argmax")), ("method", method, ("auto", "sinkhorn"))):
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
-    if max_sweeps < 1:
-        raise ValueError(f"max_sweeps is {max_sweeps}; at least one pass is needed")
-    return Solver(float(epsilon), rounding, float(tol), int(max_sweeps), method, int(seed))
+    max_sweeps, seed = one_whole_number(max_sweeps, "max_sweeps", 1), one_whole_number(seed, "seed", 0)
+    return Solver(epsilon, rounding, tol, max_sweeps, method, seed)
 
 
 def check_problem(
@@ -147,6 +150,7 @@ def check_problem(
         spread=spread,
         extent=extent,
         magnitude=magnitude,
+        top=max(float(top), 0.0) if abstain > 0 else float(top),
         sampled=sampled,
         weights=weights,
         row_rho=samples.rho if isinstance(samples, KL) else math.inf,
@@ -275,7 +279,7 @@ def _check_forbidden(
     closed = np.flatnonzero(shut & (fewest > 0))
     if len(closed):
         least = float(fewest[closed[0]]) / (1 if sizes is None else n_units)
-        told = f"{least * share.n_rows:.6g} samples" if weights is None else f"{least:.6g} of the sample mass"
+        told = f"{counted(least * share.n_rows)} samples" if weights is None else f"{least:.6g} of the sample mass"
         raise InfeasibleError(
             f"class {closed[0]} is to take {told}, but its scores are all -inf ({len(closed)} such classes); give it "
             "mass 0 or allow some pairs"
@@ -301,9 +305,10 @@ def check_open_rows(
     shut = np.flatnonzero(~takers)
     shown = ", ".join(map(str, shut[:10])) + (", ..." if len(shut) > 10 else "")
     why = "whose size is 0, by their mass or because their share rounds to it" if by_size else "which take nothing"
+    mass = "mass (whole sizes as class_mass, or classes=Range(0.0, 1.0))" if by_size else "mass"
     _check_closed(
         best == -np.inf, scores.share, weights, n_unlabelled, f"are only allowed classes among {shown}, {why}",
-        "give those classes mass or allow other pairs",
+        f"give those classes {mass} or allow other pairs",
     )  # fmt: skip
 
 
@@ -314,17 +319,21 @@ def _check_closed(
     n_closed, first = _counted(closed, share)
     if not n_closed:
         return
-    n_units = n_closed
+    n_units, in_all = n_closed, share.n_rows
     if weights is not None:
-        n_units = int(share.team.total("closed", weights[closed].sum())[0])
+        n_units, in_all = (int(units) for units in share.team.total("closed", weights[closed].sum(), weights.sum()))
+    if n_units == in_all:
+        raise InfeasibleError(f"{n_closed} rows {finding}, the first is row {first}; {remedy}")
     if not n_unlabelled:
         raise InfeasibleError(
-            f"{n_closed} rows {finding}, the first is row {first}; {remedy}, or leave them unlabelled by abstain"
+            f"{n_closed} rows {finding}, the first is row {first}; {remedy}, or leave them unlabelled by "
+            f"abstain={n_units / in_all!r}"
         )
     if n_units > n_unlabelled:
         left = f"room for {n_unlabelled} of them" if weights is None else "less mass than theirs"
         raise InfeasibleError(
-            f"{n_closed} rows {finding}, the first is row {first}; abstain leaves {left}: raise it, or {remedy}"
+            f"{n_closed} rows {finding}, the first is row {first}; abstain leaves {left}: raise it to "
+            f"abstain={n_units / in_all!r}, or {remedy}"
         )
 
 
@@ -357,6 +366,8 @@ def _warn_of_probabilities(scores: Scores, sampled: np.ndarray) -> None:
 
 def check_number_of_labels(labels: Any, n_rows: int) -> None:
     """Refuse what says itself that it has another shape than (N,): a data set in a file, of which nothing is read."""
+    if labels is None:
+        raise ValueError(f"labels is None; pass {n_rows} integers, one a row")
     shape = getattr(labels, "shape", None)
     if isinstance(shape, tuple) and tuple(shape) != (n_rows,):
         joined = "; np.concatenate joins those of batches" if len(shape) > 1 else ""

@@ -11,7 +11,7 @@ import torch
 from problems import normal
 from scipy.special import softmax
 
-from otlabel import certify, lp_assign, sinkhorn_assign
+from otlabel import KL, certify, lp_assign, sinkhorn_assign
 from otlabel.errors import DegenerateScoresWarning, InfeasibleError, InvalidMassError, InvalidScoresError, OtlabelError
 
 
@@ -229,9 +229,39 @@ def test_tol_must_be_positive(tol: float) -> None:
         sinkhorn_assign(plain(), tol=tol)
 
 
-def test_max_sweeps_must_be_positive() -> None:
+@pytest.mark.parametrize("max_sweeps", [0, 1.5, "10", np.inf])
+def test_max_sweeps_must_be_positive(max_sweeps) -> None:
     with pytest.raises(ValueError, match="max_sweeps"):
-        sinkhorn_assign(plain(), max_sweeps=0)
+        sinkhorn_assign(plain(), max_sweeps=max_sweeps)
+
+
+@pytest.mark.parametrize("name", ["epsilon", "tol", "abstain", "seed", "max_sweeps", "device"])
+@pytest.mark.parametrize("value", [None, "much", np.array([0.05, 0.1]), [0.05], -1, torch.tensor([0.1, 0.2])])
+def test_settings_that_are_no_number_are_named(name: str, value) -> None:
+    with pytest.raises(ValueError, match=name):
+        sinkhorn_assign(plain(), **{name: value})
+    if name == "tol":
+        with pytest.raises(ValueError, match="rho"):
+            KL(value)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.array, torch.tensor])
+@pytest.mark.filterwarnings("error")
+def test_settings_of_any_kind_of_number(kind) -> None:
+    plainly = sinkhorn_assign(plain(), epsilon=0.0625, tol=0.125, abstain=0.5, classes=KL(0.25), seed=3, max_sweeps=50)
+    whole = np.int64 if kind in (np.float16, np.float32, np.float64) else kind
+    given = sinkhorn_assign(
+        plain(),
+        epsilon=kind(0.0625),
+        tol=kind(0.125),
+        abstain=kind(0.5),
+        classes=KL(kind(0.25)),
+        seed=whole(3),
+        max_sweeps=whole(50),
+    )
+    np.testing.assert_array_equal(given.labels, plainly.labels)
+    assert given.value == plainly.value
+    assert type(given.epsilon) is float
 
 
 def test_unknown_rounding_and_method_list_the_known() -> None:

@@ -12,6 +12,7 @@ import torch
 from problems import normal
 
 from otlabel import (
+    Assignment,
     BalancedKMeans,
     Range,
     balance_path,
@@ -428,3 +429,101 @@ def test_files_without_an_array_are_not_said_to_hold_several(tmp_path) -> None:
     np.savez(tmp_path / "none.npz")
     with pytest.raises(ValueError, match=r"holds no array at all$"):
         open_scores(str(tmp_path / "none.npz"))
+
+
+@pytest.mark.parametrize("form", ["array", "swapped", "tensor", "list", "npy", "h5"])
+@pytest.mark.parametrize("dtype", ["i8", "u8"])
+def test_whole_numbers_beyond_float64(form: str, dtype: str, tmp_path) -> None:
+    def formed(scores: np.ndarray, name: str) -> Any:
+        if form == "h5":
+            with pytest.importorskip("h5py").File(tmp_path / f"{name}.h5", "w") as file:
+                file["scores"] = scores
+            return f"{tmp_path}/{name}.h5::/scores"
+        np.save(tmp_path / f"{name}.npy", scores)
+        forms = {"array": scores, "swapped": scores.astype(f">{dtype}"), "npy": tmp_path / f"{name}.npy"}
+        return (forms | {"tensor": torch.from_numpy(scores), "list": [scores[:10], scores[10:]]})[form]
+
+    small = np.random.default_rng(0).integers(0, 100, (40, 4))
+    small[0] = [0, 1, 2, 3]
+    with pytest.raises(InvalidScoresError, match="row 0, column 1; subtract a constant"):
+        sinkhorn_assign(formed(small.astype(dtype) + np.array(2**62, dtype), "large"))
+    even = (small * 1024).astype(dtype) + np.array(2**62, dtype)  # which float64 holds
+    labels = np.asarray(sinkhorn_assign(formed(even, "even")).labels)
+    reached = small[np.arange(40), labels].sum()
+    assert reached / 40 == pytest.approx(sinkhorn_assign(small).value, rel=1e-12)
+
+
+@pytest.mark.parametrize("number", [2**63 - 1, -(2**63) + 1, 2**53 + 1])
+def test_one_whole_number_beyond_float64(number: int) -> None:
+    scores = np.zeros((4, 2), np.int64)
+    scores[2, 1] = number
+    with pytest.raises(InvalidScoresError, match=f"the first is {number} at row 2, column 1"):
+        sinkhorn_assign(scores)
+    with pytest.raises(InvalidScoresError, match=f"the first is {number} at row 2, column 1"):
+        sinkhorn_assign(torch.from_numpy(scores))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("class_mass", scipy.sparse.coo_array(np.full((1, 3), 1 / 3)), r"class_mass is a sparse matrix.*\.toarray\(\)"),
+        ("class_mass", (1 / 3 for _ in range(3)), "class_mass is of type generator; pass an array"),
+        ("class_mass", "abcd", "class_mass is the text 'abcd'; pass an array"),
+        ("sample_mass", {0: 0.5, 1: 0.5}, "sample_mass is a dict, which has no order here"),
+        ("sample_mass", "abcd", "sample_mass is the text 'abcd'"),
+        ("init", {1, 2, 3}, "init is of type set"),
+    ],
+)
+def test_what_is_no_vector_is_told_by_its_kind(name: str, value: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        sinkhorn_assign(plain(), **{name: value})
+
+
+def test_labels_that_are_none_are_told_by_their_kind() -> None:
+    for labels, said in (
+        (None, "labels is None; pass 60"),
+        ({0: 1}, "labels is a dict"),
+        ("all", "labels is the text"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            certify(plain(), labels)
+
+
+@pytest.mark.parametrize("rows", [[None], [None, None], [None, [1.0, 2.0]], [{}]])
+def test_rows_that_are_no_lists_are_refused(rows: list[Any]) -> None:
+    with pytest.raises(InvalidScoresError, match=r"row 0 of scores is"):
+        sinkhorn_assign(rows)
+
+
+def test_predictions_go_by_the_names_of_columns(tmp_path) -> None:
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(plain(), columns=NAMES)
+    result = sinkhorn_assign(frame)
+    assert result.class_names == tuple(NAMES)
+    result.save(tmp_path / "result.npz")
+    for one in (result, Assignment.load(tmp_path / "result.npz")):
+        assert one.class_names == tuple(NAMES)
+        turned = frame[NAMES[::-1]]
+        for given in (turned, [turned[:20], turned[20:]]):
+            np.testing.assert_array_equal(one.predict(given), one.predict(frame.to_numpy()))
+            np.testing.assert_array_equal(one.soft_labels(given), one.soft_labels(frame.to_numpy()))
+            np.testing.assert_array_equal(one.plan(given), one.plan(frame.to_numpy()))
+        with pytest.raises(InvalidScoresError, match="columns of scores are 'cat', 'dog', 'bird', but the classes"):
+            one.predict(frame.rename(columns={"fish": "bird"}))
+        np.testing.assert_array_equal(one.predict(pd.DataFrame(plain())), one.predict(plain()))  # names that count
+    numbered = sinkhorn_assign(pd.DataFrame(plain()))
+    assert numbered.class_names == (0, 1, 2)
+    np.testing.assert_array_equal(numbered.predict(pd.DataFrame(plain())[[2, 0, 1]]), numbered.predict(plain()))
+    np.testing.assert_array_equal(numbered.predict(frame), numbered.predict(plain()))
+    assert sinkhorn_assign(pd.DataFrame(plain(), columns=[("a", 0), ("a", 1), ("b", 0)])).class_names is None
+    assert sinkhorn_assign(plain()).class_names is None
+
+
+def test_predictions_of_a_head_go_by_its_names() -> None:
+    pd = pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    features, weight = rng.standard_normal((60, 5)).astype(np.float32), rng.standard_normal((3, 5)).astype(np.float32)
+    head = pd.DataFrame(weight, index=NAMES)
+    result = sinkhorn_assign(linear_scores(features, head))
+    expected = result.predict(linear_scores(features, weight))
+    np.testing.assert_array_equal(result.predict(linear_scores(features, head[::-1])), expected)

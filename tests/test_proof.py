@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -387,3 +389,58 @@ def test_votes_are_no_probabilities(recwarn: pytest.WarningsRecorder) -> None:
     assert not recwarn.list
     sinkhorn_assign(rng.multinomial(5, [0.25] * 4, 80) / 5)
     assert "np.log(np.maximum(p, 1e-9)), as some are 0" in str(recwarn.pop().message)
+
+
+def closed_rows(n_samples: int, n_closed: int) -> np.ndarray:
+    scores = np.random.default_rng(0).standard_normal((n_samples, 3))
+    scores[:n_closed] = -np.inf
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("scores", "settings"),
+    [
+        (closed_rows(3_000, 0), {"classes": Range(0, [1_000, 500, 499])}),
+        (closed_rows(70, 0), {"classes": Range(0, [10, 20, 17])}),
+        (closed_rows(70, 0), {"classes": Range(0.0, [0.1, 0.2, 1 / 3])}),
+        (closed_rows(70, 0), {"classes": Range(0.0, [0.1, 0.2, 1 / 3]), "rounding": "argmax"}),
+        (closed_rows(70, 3), {}),
+        (closed_rows(300, 1), {"abstain": 0.001}),
+        (closed_rows(70, 3), {"abstain": 0.02}),
+        (closed_rows(70, 3), {"sample_mass": np.arange(70) + 1}),
+        (closed_rows(70, 3), {"sample_mass": (np.arange(70) + 1) / 2485, "abstain": 1e-4}),
+    ],
+)
+def test_the_remedy_by_abstain_works(scores: np.ndarray, settings: dict[str, Any]) -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        sinkhorn_assign(scores, **settings)
+    share = float(re.search(r"abstain=([\d.e-]+)", str(caught.value))[1])
+    result = sinkhorn_assign(scores, **settings | {"abstain": share})
+    assert (result.labels[np.isneginf(scores[:, 0])] == -1).all()
+    assert (result.labels >= 0).any()
+
+
+def test_large_sizes_are_told_in_full() -> None:
+    scores = np.zeros((3_000_000, 2), np.float32)
+    with pytest.raises(InfeasibleError, match=f"at most 2000001, 999999 too few.*abstain={999_999 / 3_000_000!r}"):
+        sinkhorn_assign(scores, classes=Range([10**6, 10**6 + 1], [10**6, 10**6 + 1]))
+
+
+def test_rows_of_classes_whose_share_rounds_to_nothing() -> None:
+    scores = np.zeros((3, 8))
+    scores[:, :3] = -np.inf  # three samples make sizes 1, 1, 1, 0, ...
+    with pytest.raises(InfeasibleError, match=r"whole sizes as class_mass, or classes=Range\(0.0, 1.0\)"):
+        sinkhorn_assign(scores)
+    for settings in ({"class_mass": [0, 0, 0, 1, 1, 1, 0, 0]}, {"classes": Range(0.0, 1.0)}):
+        assert (sinkhorn_assign(scores, **settings).labels >= 3).all()
+
+
+@pytest.mark.parametrize("abstain", [0.0, 0.3])
+def test_tiny_scores_take_no_more_passes_than_large_ones(abstain: float) -> None:
+    scores = normal(np.random.default_rng(0), 600, 12).astype(np.float64)
+    plain = sinkhorn_assign(scores, abstain=abstain)
+    for scale in (2.0**-40, 2.0**-400, 2.0**-900):
+        result = sinkhorn_assign(scores * scale, abstain=abstain)
+        assert result.proof.proven
+        assert result.value == pytest.approx(scale * plain.value, rel=1e-9)
+        assert result.n_sweeps < 40

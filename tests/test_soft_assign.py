@@ -222,3 +222,8 @@ def test_on_a_device_without_waiting_for_it() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(found.cpu(), soft_assign(logits.cpu(), 0.05), atol=1e-5, rtol=0)
+
+
+def test_an_array_of_epsilons_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"epsilon is an array of shape \(2,\)"):
+        soft_assign(np.zeros((3, 2)), np.array([0.05, 0.1]))

@@ -432,3 +432,34 @@ def test_masses_beyond_all_numbers_are_refused() -> None:
     scores = 3000 * np.random.default_rng(0).random((40, 4))
     with pytest.raises(otlabel.errors.InvalidScoresError, match="more mass than numbers can hold; raise rho"):
         sinkhorn_assign(scores, classes=KL(1.0), samples=KL(1.0))
+
+
+@pytest.mark.parametrize("below", [20.0, 100.0])
+def test_scores_far_below_zero(below: float) -> None:
+    scores, rules = np.random.default_rng(0).standard_normal((30, 4)) - below, dict(classes=KL(0.1), samples=KL(0.1))
+    result = sinkhorn_assign(scores, **rules, epsilon=0.04, tol=1e-8)
+    assert result.status is Status.CONVERGED
+    # All three charges are c log(c / b) - c + b: with scores less a constant the best plan is the same, scaled.
+    expected, _ = scaling(scores + below, np.full(4, 1 / 4), 0.04, **rules)
+    plan = result.plan(scores)
+    np.testing.assert_allclose(plan / plan.sum(), expected / expected.sum(), atol=1e-7)
+    log_scale = np.log(plan.sum() / expected.sum())
+    assert log_scale == pytest.approx(-below / (0.1 + 0.1 + 0.04), rel=1e-9)
+    near = sinkhorn_assign(scores + below, **rules, epsilon=0.04, tol=1e-8)
+    np.testing.assert_array_equal(result.labels, near.labels)
+
+
+def test_masses_below_and_beyond_all_numbers_are_refused() -> None:
+    scores, rules = np.random.default_rng(0).standard_normal((30, 4)), dict(classes=KL(0.1), samples=KL(0.1))
+    with pytest.raises(otlabel.errors.InvalidScoresError, match="less mass than numbers can hold; raise rho"):
+        sinkhorn_assign(scores - 1000, **rules)
+    result = sinkhorn_assign(scores, **rules)
+    with pytest.raises(otlabel.errors.InvalidScoresError, match="more mass than numbers can hold"):
+        result.plan(scores + 1e10)
+
+
+def test_exact_classes_have_their_mass_however_low_scores_are() -> None:
+    scores = np.random.default_rng(0).standard_normal((30, 4))
+    far, near = (sinkhorn_assign(scores - by, samples=KL(0.1), tol=1e-8) for by in (1000, 0))
+    np.testing.assert_allclose(far.class_mass, np.full(4, 1 / 4), atol=1e-8)
+    np.testing.assert_allclose(far.plan(scores - 1000), near.plan(scores), atol=1e-7)

@@ -42,7 +42,16 @@ from otlabel.scores.hdf5 import HDF5Scores
 from otlabel.scores.kept import KeptRows, KeptWhole, default_limit
 from otlabel.scores.memory import ArrayScores, TensorScores, open_array, open_tensor
 from otlabel.scores.moved import MovedScores
-from otlabel.scores.names import by_class, by_column, by_row, class_mass_of, in_one_order, sample_mass_of
+from otlabel.scores.names import (
+    by_class,
+    by_column,
+    by_row,
+    class_mass_of,
+    in_one_order,
+    in_order_of,
+    plain_names,
+    sample_mass_of,
+)
 from otlabel.scores.parts import Parts, rows_between
 from otlabel.scores.paths import load_array, matches, open_path
 from otlabel.scores.sharded import Rows, gathered, part_of_all, take_rows
@@ -55,10 +64,10 @@ __all__ = [
     "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "KeptRows", "LinearScores", "MovedScores", "Rows", "Scores",
     "TensorScores", "UnitRows", "WithColumn", "WrappedScores", "as_array", "as_float", "as_matrix", "block_rows",
     "by_class", "by_column", "by_row", "check_kind", "class_mass_of", "closeness", "cosines", "default_limit",
-    "draw_rows", "few_rows", "free_memory", "gathered", "home_of", "in_one_order", "is_foreign", "is_list_of_parts",
-    "is_stored", "is_tensor", "keep", "keep_whole", "linear_scores", "load_array", "matches", "on_device", "open_part",
-    "open_scores", "part_of_all", "partition", "plain_tensor", "row_blocks", "rows_between", "sample_mass_of",
-    "take_rows",
+    "draw_rows", "few_rows", "free_memory", "gathered", "home_of", "in_one_order", "in_order_of", "is_foreign",
+    "is_list_of_parts", "is_stored", "is_tensor", "keep", "keep_whole", "linear_scores", "load_array", "matches",
+    "on_device", "open_part", "open_scores", "part_of_all", "partition", "plain_names", "plain_tensor", "row_blocks",
+    "rows_between", "sample_mass_of", "take_rows",
 ]  # fmt: skip
 
 
@@ -67,7 +76,7 @@ def open_scores(scores: Any, *, device: str = "auto", what: str = "scores") -> S
 
     `what` names it in messages; only "scores" may have masked entries, since they have -inf for a forbidden pair.
     """
-    if device != "auto":
+    if str(device) != "auto":
         chosen = _checked_device(device)
         if is_tensor(scores) and scores.device.type != "cpu":
             return open_tensor(plain_tensor(scores, what).to(chosen), what)
@@ -261,7 +270,7 @@ def _checked_device(device: str) -> torch.device:
 
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device {device!r} is not one that torch knows; use 'auto', 'cpu' or 'cuda'") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         reason = "this torch build has no CUDA" if torch.version.cuda is None else "no CUDA driver or card was found"

@@ -20,6 +20,7 @@ FEW_BLOCKS = 16  # what threads need to share small matrices out evenly
 MANY_BLOCKS = 2048  # from which on larger blocks spare more calls than smaller ones spare memory ...
 LARGEST_BLOCK = 1 << 24  # ... up to so many scores
 STRETCHES, STRETCH_ROWS = 16, 16  # of the rows that are looked at here and there
+MOST_WHOLE = 1 << 53  # up to here float64 holds all whole numbers
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 Batch = list[tuple[int, int]]  # consecutive blocks, each from row `start` up to row `stop`
@@ -220,6 +221,24 @@ def storage_type(dtype: np.dtype, what: str = "scores") -> str:
     if dtype.kind != "f":  # whole numbers up to 2**24 are exact in float32
         return "float32" if dtype.itemsize <= 2 else "float64"
     return f"float{8 * min(dtype.itemsize, 8)}"
+
+
+def check_whole(numbers: np.ndarray, what: str = "scores", first_row: int = 0) -> None:
+    """Refuse whole numbers that would be others in float64; they are of the rows from the first one on."""
+    if numbers.dtype.kind not in "iu" or numbers.dtype.itemsize < 8 or not numbers.size:
+        return
+    if int(numbers.min()) >= -MOST_WHOLE and int(numbers.max()) <= MOST_WHOLE:
+        return
+    wide = numbers.astype(np.float64)
+    inside = wide < float(np.iinfo(numbers.dtype).max)  # or it may be no whole number of this type any more
+    lost = ~inside | (np.where(inside, wide, 0.0).astype(numbers.dtype) != numbers)
+    if lost.any():
+        row, column = np.argwhere(lost)[0]
+        raise InvalidScoresError(
+            f"{what} are whole numbers that float64 does not tell from their neighbours, the first is "
+            f"{numbers[row, column]} at row {row + first_row}, column {column}; subtract a constant first, such as "
+            "their largest one, so that they lie within 2**53 of 0"
+        )
 
 
 def storage_array(shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -63,9 +63,21 @@ def as_array(values: Any, what: str = "numbers", error: type[Exception] = ValueE
     return widened(np.asarray(array))
 
 
+def named_array(values: Any, what: str, error: type[Exception] = ValueError) -> np.ndarray:
+    """The same, where what is no array of anything is told by its kind."""
+    array = as_array(values, what, error)
+    if not array.ndim and array.dtype.kind in "OUS":
+        raise error(_no_numbers(values, what))
+    return array
+
+
 def as_matrix(given: Any, what: str) -> np.ndarray:
     """The same of what is to be a matrix: one of NumPy, maybe masked, in the type that it came in."""
     check_kind(given, what)
+    if isinstance(given, (list, tuple)) and (wrong := _first_without_items(given)) is not None:
+        raise InvalidScoresError(
+            f"row {wrong} of {what} is {given[wrong]!r:.40}, no list of numbers; pass a matrix, one row a sample"
+        )
     array = _array_of(given, what, InvalidScoresError)
     if array.dtype == object and array.ndim == 0:
         raise InvalidScoresError(_unknown(given, what))
@@ -220,11 +232,29 @@ def _no_matrix(given: Any, what: str) -> str | None:
     return None
 
 
+def _no_numbers(given: Any, what: str) -> str:
+    """What was given in place of numbers, and what to pass."""
+    kind = type(given).__name__
+    if given is None:
+        return f"{what} is None; pass an array of numbers"
+    if hasattr(given, "todense"):
+        return f"{what} is a sparse matrix ({kind} of shape {given.shape}); pass a full one: {what}.toarray()"
+    if isinstance(given, Mapping):
+        return f"{what} is a {kind}, which has no order here; pass an array, or a Series with the index of the rows"
+    said = f"the text {given!r:.40}" if isinstance(given, str) else f"of type {kind}"
+    return f"{what} is {said}; pass an array, a list or a tensor of numbers"
+
+
 def _unknown(given: Any, what: str) -> str:
     return (
         f"{what} are of type {type(given).__name__}; pass an array, a tensor, a data frame, a list of matrices, or the "
         "name of a file"
     )
+
+
+def _first_without_items(rows: list[Any] | tuple[Any, ...]) -> int | None:
+    """The first of several rows that is nothing, or names; numbers make a vector, which is told of later."""
+    return next((at for at, row in enumerate(rows) if row is None or isinstance(row, Mapping)), None)
 
 
 def _uneven(values: Any) -> str:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from otlabel.errors import FileFormatError, InvalidScoresError, OtlabelError
-from otlabel.scores.base import as_numbers, check_shape, storage_array, storage_type
+from otlabel.scores.base import as_numbers, check_shape, check_whole, storage_array, storage_type
 from otlabel.scores.files import Stamp, StoredScores
 from otlabel.scores.free import free_memory
 from otlabel.text import printable
@@ -64,7 +64,9 @@ class HDF5Scores(StoredScores):
             check_stored(dataset, self.name)
             self.shape = check_shape(dataset.shape or (), f"scores in {self.name}")
             self.dtype = storage_type(dataset.dtype, f"scores in {self.name}")
-            self._converted = dataset.dtype.kind == "b"  # which HDF5 does not turn into numbers
+            wide = dataset.dtype.kind in "iu" and dataset.dtype.itemsize == 8  # which float64 may not hold
+            # HDF5 does not turn truth values into numbers, and does not say where others are rounded.
+            self._read_as = dataset.dtype.newbyteorder("=") if wide or dataset.dtype.kind == "b" else None
             self.least_rows = min(dataset.chunks[0], self.shape[0]) if dataset.chunks else 1
             self._compression = dataset.id.get_storage_size() / (dataset.size * dataset.dtype.itemsize)
         self._start_over(None if path is not None else dataset)
@@ -138,7 +140,7 @@ class HDF5Scores(StoredScores):
         import h5py
 
         into = as_numbers(out, self.dtype)
-        stored = np.empty(into.shape, bool) if self._converted else into
+        stored = into if self._read_as is None else np.empty(into.shape, self._read_as)
         # By h5py's lower layer: the upper one drops objects right after a read, and Python loses an interrupt that came
         # during the read in the callback for that. Here they live on, so that it is raised in this very function.
         room, kind = h5py.h5s.create_simple(stored.shape), h5py.h5t.py_create(stored.dtype)
@@ -152,6 +154,7 @@ class HDF5Scores(StoredScores):
             self._blame_chunk(dataset, start, stop, error)
         check_found(dataset, stored, start, self.name)
         if stored is not into:
+            check_whole(stored, f"scores in {self.name}", start)
             into[:] = stored
         self.bytes_read += int(out.nbytes * self._compression * dataset.dtype.itemsize / into.dtype.itemsize)
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import BLOCK_ENTRIES, Batch, Scores, WrappedScores, check_shape, storage_type
+from otlabel.scores.base import (
+    BLOCK_ENTRIES,
+    MOST_WHOLE,
+    Batch,
+    Scores,
+    WrappedScores,
+    check_shape,
+    check_whole,
+    storage_type,
+)
 from otlabel.scores.given import plain_tensor, tensor_array, widened
 from otlabel.sweep import has_triton
 
@@ -108,6 +117,7 @@ def open_array(array: np.ndarray, what: str = "scores") -> Scores:
         array = widened(array)
         dtype = storage_type(array.dtype, what)
         if array.dtype != dtype:  # whole numbers, long doubles, numbers in another byte order
+            check_whole(array, what)
             array = array.astype(dtype)
         source = ArrayScores(array.view(np.uint16) if dtype == "float16" else array, dtype)
     return source if mask is None else Masked(source, mask)
@@ -124,10 +134,20 @@ def open_tensor(tensor: torch.Tensor, what: str = "scores") -> Scores:
     if tensor.device.type != "cpu":
         if tensor.itemsize == 1 and tensor.is_floating_point():  # float8
             tensor = tensor.float()
-        return TensorScores(tensor if tensor.is_floating_point() else tensor.double())
+        if not tensor.is_floating_point():
+            check_whole(tensor_array(tensor, what) if _has_large(tensor) else np.empty((0, 0)), what)
+            tensor = tensor.double()
+        return TensorScores(tensor)
     if tensor.dtype == torch.bfloat16:  # NumPy has none
         return ArrayScores(tensor.view(torch.int16).numpy(), "bfloat16")
     return open_array(tensor_array(tensor, what), what)
+
+
+def _has_large(tensor: torch.Tensor) -> bool:
+    """Whether a tensor of whole numbers has any that float64 may not hold."""
+    if tensor.dtype.itemsize < 8:
+        return False
+    return not tensor.dtype.is_signed or int(tensor.min()) < -MOST_WHOLE or int(tensor.max()) > MOST_WHOLE
 
 
 def _is_mapped(array: np.ndarray) -> bool:

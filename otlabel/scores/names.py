@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from otlabel.errors import InvalidMassError
+from otlabel.errors import InvalidMassError, InvalidScoresError
 from otlabel.scores.base import Scores
-from otlabel.scores.given import as_array, is_frame, is_series, shown, with_unit_sum
+from otlabel.scores.given import as_array, is_frame, is_series, named_array, shown, with_unit_sum
+from otlabel.scores.reordered import ReorderedScores
 
 
 def by_class(
@@ -27,7 +28,7 @@ def by_class(
     elif is_series(values):
         keys, numbers = values.index.tolist(), as_array(values, what, error)
     else:
-        return as_array(values, what, error)
+        return named_array(values, what, error)
     wanted = list(range(n_classes)) if names is None else list(names)
     for told, several in ((what, _repeated(keys)), ("the columns of scores", _repeated(wanted))):
         if several:
@@ -48,6 +49,38 @@ def by_class(
         )
         raise error(f"{what} has numbers for {shown(keys)}, but {classes} are {shown(wanted)}{lacking}; {remedy}")
     return numbers[[place[name] for name in wanted]]
+
+
+def plain_names(names: Sequence[Any] | None) -> tuple[str | int, ...] | None:
+    """Names of classes that a result can keep, as texts and whole numbers; None where they are anything else."""
+    plain: list[str | int] = []
+    for name in names if names is not None else ():
+        if isinstance(name, str):
+            plain.append(str(name))
+        elif isinstance(name, (int, np.integer)) and not isinstance(name, bool):
+            plain.append(int(name))
+        else:
+            return None
+    return tuple(plain) if plain and not _repeated(plain) else None
+
+
+def in_order_of(scores: Scores, names: Sequence[Any] | None) -> Scores:
+    """Scores with their columns in the order of the classes of these names, where both have names.
+
+    Names that only count, 0 ... K - 1, on one side say nothing where those of the other side are no numbers.
+    """
+    given = None if scores.class_names is None else list(scores.class_names)
+    if names is None or given is None or given == list(names):
+        return scores
+    if set(given) == set(names) and not _repeated(given):
+        return ReorderedScores(scores, np.array([given.index(name) for name in names]))
+    counting = list(range(len(names)))
+    if (given == counting and not _numbered(names)) or (list(names) == counting and not _numbered(given)):
+        return scores
+    raise InvalidScoresError(
+        f"the columns of scores are {shown(given)}, but the classes of this assignment are {shown(names)}; name them "
+        "alike, or pass scores.to_numpy() if they are in the same order"
+    )
 
 
 def class_mass_of(values: Any, scores: Scores) -> Any:
@@ -81,7 +114,7 @@ def by_row(values: Any, n_rows: int, names: Any, what: str, error: type[Exceptio
     """
     if values is None:
         return None
-    numbers = as_array(values, what, error)
+    numbers = named_array(values, what, error)
     if not is_series(values) or len(numbers) != n_rows:  # the latter is told of where lengths are
         return numbers
     index = values.index

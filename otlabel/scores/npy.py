@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from otlabel.errors import FileFormatError
-from otlabel.scores.base import as_numbers, check_shape, storage_type
+from otlabel.scores.base import as_numbers, check_shape, check_whole, storage_type
 from otlabel.scores.files import Stamp, StoredScores
 from otlabel.text import printable
 
@@ -65,6 +65,7 @@ class NpyScores(StoredScores):
             raise
         self._stamp.check()  # what was read is of the file as it was opened
         if stored is not into:
+            check_whole(stored, f"scores in {self.name}", start)
             into[:] = stored
         with self._lock:
             self.bytes_read += done
