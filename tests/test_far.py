@@ -44,11 +44,9 @@ def by_distance(rows: Any, centres: np.ndarray) -> np.ndarray:
 
 
 def by_cosine(rows: Any, centres: np.ndarray) -> np.ndarray:
-    """<x, mu> of unit rows, less what is the same for all classes: nothing of the differences is rounded away."""
-    wide, centres = float64(rows), centres.astype(np.float64)
-    unit = wide / np.linalg.norm(wide, axis=1, keepdims=True)
-    middle = centres.mean(0)
-    return (unit - middle) @ (centres - middle).T + (centres - middle) @ middle
+    """-||x - mu||^2 / 2 of unit rows, which is <x, mu> up to what rounding makes of the length of mu."""
+    wide = float64(rows)
+    return by_distance(wide / np.linalg.norm(wide, axis=1, keepdims=True), centres) / 2
 
 
 def check_clustering(model: BalancedKMeans, rows: Any, scores: np.ndarray) -> None:
