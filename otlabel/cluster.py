@@ -188,7 +188,10 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         cosine, tol, max_iter = self.metric == "cosine", float(self.tol), int(self.max_iter)
         mean, variance = _mean_and_variance(source, cosine)
         # What float32 makes of a length would count in <x, mu_k>, though not in the distance.
-        dtype = np.float64 if cosine or source.dtype == "float64" or _is_far(mean, variance) else np.float32
+        is_wide = cosine or source.dtype == "float64" or _is_far(mean, variance)
+        if given is not None:
+            is_wide |= _is_beyond_float32(given)
+        dtype = np.float64 if is_wide else np.float32
         rows = _Rows(source, cosine, demand, variance, dtype, tol, max_iter, group)
         random = check_random_state(self.random_state)
         best: _Clustering | None = None
@@ -360,8 +363,8 @@ def _cluster(rows: _Rows, centres: np.ndarray, seed: int) -> _Clustering:
         n_iter += 1
         assignment = _assigned(rows, centres, seed, before)
         n_changed = np.count_nonzero(labels != as_array(assignment.labels))
-        n_changed = int(source.share.team.total("changed", np.array(n_changed))[0])
-        if not n_changed and STEP**2 * moved <= DISTINCT * rows.variance:  # else not yet at the means: rounding
+        is_same = not int(source.share.team.total("changed", np.array(n_changed))[0])
+        if is_same and STEP**2 * moved <= DISTINCT * rows.variance:  # else not yet at the means: rounding
             moved = 0.0
     return _Clustering(assignment, centres, _inertia(squares, centres, counts, rows.cosine), n_iter, moved <= enough)
 
@@ -462,8 +465,8 @@ def _mean_and_variance(source: Scores, cosine: bool) -> tuple[np.ndarray, float]
         if variance < LEAST_EPSILON / EPSILON_SHARE * 2 and (widest := _widest(source, first[0])) > 0:
             remedy = 'pass their differences with metric="euclidean"' if cosine else "multiply them by a constant"
             raise InvalidScoresError(
-                f"features{' of length 1' if cosine else ''} differ by so little, {widest:.1g} at most, that its square "
-                f"vanishes; {remedy}"
+                f"features{' of length 1' if cosine else ''} differ by so little, {widest:.1g} at most, that squares "
+                f"of it vanish; {remedy}"
             )
         return first[0] + sums[0] / n_rows, variance
     found = ""
@@ -601,6 +604,14 @@ def _checked_sizes(sizes: Any, n_clusters: int, n_rows: int) -> np.ndarray:
         by_how_much = f"{abs(total - n_rows)} {'more' if total > n_rows else 'fewer'}"
         raise ValueError(f"sizes sum to {total}, {by_how_much} than the {n_rows} rows there are")
     return given.astype(np.int64)
+
+
+def _is_beyond_float32(init: np.ndarray) -> bool:
+    """Whether initial centres are; or ValueError where their squares are beyond float64, too."""
+    largest, reach = float(np.abs(init.astype(np.float64)).max()), LARGEST_SCORE**0.5
+    if largest > reach:
+        raise ValueError(f"init holds numbers of up to {largest:.1g}; squares overflow beyond {reach:g}")
+    return largest > float(np.finfo(np.float32).max)
 
 
 def _checked_centres(estimator: BalancedKMeans, n_features: int) -> np.ndarray:

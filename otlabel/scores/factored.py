@@ -102,7 +102,8 @@ class LinearScores(Scores):
         """(D,) that is subtracted from rows, in numbers of the features' own precision: differences are then exact."""
         precision = np.float64 if self.features.source.dtype == "float64" else np.float32
         if self._given_centre is not None:
-            return self._given_centre.astype(precision).astype(np.float64)
+            largest = np.finfo(precision).max  # no row of this precision lies beyond
+            return np.clip(self._given_centre, -largest, largest).astype(precision).astype(np.float64)
         if precision is np.float64:
             return np.zeros(self.features.source.shape[1])
         return self.features.centre.astype(precision).astype(np.float64)
