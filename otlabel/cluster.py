@@ -19,6 +19,7 @@ from scipy.sparse import csc_array
 
 from otlabel import sweep
 from otlabel.assign import sinkhorn_assign
+from otlabel.curation import centred
 from otlabel.distributed import Alone, ranks_of
 from otlabel.errors import InvalidScoresError, MissingPackageError, OtlabelWarning
 from otlabel.interrupts import interruptible
@@ -47,6 +48,7 @@ from otlabel.scores import (
     row_blocks,
 )
 from otlabel.sweep.pool import blas_on_one_thread, run_tasks
+from otlabel.validate import LARGEST_SCORE, LEAST_EPSILON
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
@@ -65,6 +67,7 @@ CACHED_ENTRIES = 1 << 17  # differences made at once, in float64: they stay in t
 INIT_ROWS, INIT_ROWS_A_CLUSTER = 20_000, 20  # sample that k-means++ draws centres from
 FAR = 1e-7  # of the data's variance: what squares of the steps between float32 numbers may sum to
 DISTINCT = 1e-20  # of the data's variance: a row at this squared distance from its centre is at its centre
+STEP = float(np.finfo(np.float64).eps)  # of a distance: by which rounding moves a centre that comes from there
 CENTRING_ROUNDS = 50  # of potentials towards the middle of where they may be; each halves what is left, nearly
 NUMBERS = (np.float64, np.float32, np.float16)  # read as they are; anything else becomes the first
 
@@ -75,7 +78,8 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         min_{labels, mu}  sum_i ||x_i - mu_{labels_i}||^2    subject to    size_min <= #{i : labels_i = k} <= size_max
 
     or #{i : labels_i = k} = sizes_k; by alternation, to a local minimum as k-means. With metric="cosine" this is
-    spherical k-means: rows are scaled to length 1, the sum is of 1 - <x_i, mu_k>, and centres have length 1.
+    spherical k-means: rows are scaled to length 1, the sum is of 1 - <x_i, mu_k>, and centres have length 1. It is
+    computed as ||x_i - mu_k||^2 / 2, the same but for what rounding makes of the centres' lengths.
 
     An empty cluster that may have rows moves to the row that is farthest from its centre.
 
@@ -102,13 +106,14 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
     Attributes:
         labels_: (N,) int64, optimal for `cluster_centers_` among all labels with sizes that are allowed.
         cluster_centers_: (K, D), float32 for features of float16, bfloat16 and float32, unless these lie so far from
-            zero that float32 would move their means (dates, timestamps); float64 otherwise.
+            zero that float32 would move their means (dates, timestamps); float64 otherwise, and for "cosine", whose
+            centres have length 1 to within 1e-15.
         sizes_: (K,) int64, rows in each cluster.
         inertia_: sum_i ||x_i - mu_{labels_i}||^2, or for "cosine" half of it, which is sum_i 1 - <x_i, mu_{labels_i}>.
         gap_: by how much labels with these sizes and these centres could at most lower the inertia; zero up to
             rounding, by the bound of `certify`.
         proof_: the `Certificate` of this, a row: value is minus the mean of what `inertia_` sums, `proven` the verdict.
-        potentials_: (K,) float64, what is added to the scores -||x - mu_k||^2 (or <x, mu_k>) by `predict`.
+        potentials_: (K,) float64, what is added to the scores -||x - mu_k||^2 (half of it for "cosine") by `predict`.
         n_iter_: iterations of the start that won.
         n_features_in_: D.
 
@@ -180,9 +185,13 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             raise ValueError(f"n_samples={n_rows} should be >= n_clusters={self.n_clusters}")
         demand = _demand(self, n_rows)
         given = None if isinstance(self.init, str) else _checked_centres(self, n_features)
-        mean, variance = _mean_and_variance(source)
-        dtype = np.float64 if source.dtype == "float64" or _is_far(mean, variance) else np.float32
         cosine, tol, max_iter = self.metric == "cosine", float(self.tol), int(self.max_iter)
+        mean, variance = _mean_and_variance(source, cosine)
+        # What float32 makes of a length would count in <x, mu_k>, though not in the distance.
+        is_wide = cosine or source.dtype == "float64" or _is_far(mean, variance)
+        if given is not None:
+            is_wide |= _is_beyond_float32(given)
+        dtype = np.float64 if is_wide else np.float32
         rows = _Rows(source, cosine, demand, variance, dtype, tol, max_iter, group)
         random = check_random_state(self.random_state)
         best: _Clustering | None = None
@@ -218,7 +227,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
     def predict(self, X: Any) -> np.ndarray:
         """The cluster of each row by the rule that the labels follow, argmax_k s_k + potentials_k, (M,) int64.
 
-        With s_k = -||x - mu_k||^2, or <x, mu_k> for "cosine". The rows that were fitted get their labels back, except
+        With s_k = -||x - mu_k||^2, or half of it for "cosine". The rows that were fitted get their labels back, except
         that of rows that are equally good in several clusters each gets the same one. New rows are balanced as far
         as they are distributed alike. Where no bound binds, all potentials are equal: the nearest centre.
 
@@ -240,10 +249,12 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         middle = centres.mean(0)
         for (start, stop), block in row_blocks(source):
             rows = block.astype(np.float64)
+            # Numbers are small near the middle, and squares of small numbers cancel little.
+            distances = euclidean_distances(rows - middle, centres - middle, squared=self.metric == "cosine")
             if self.metric == "cosine":
-                out[start:stop] = 1 - rows @ centres.T
-            else:  # numbers are small near the middle, and squares of small numbers cancel little
-                out[start:stop] = euclidean_distances(rows - middle, centres - middle)
+                distances += _missing(rows)[:, None] + _missing(centres)
+                distances /= 2
+            out[start:stop] = distances
         return out
 
     @interruptible
@@ -255,8 +266,10 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             y: ignored.
         """
         source = self._opened(X)
-        _, squares = _moments(source, self._predicted(source), self.cluster_centers_)
-        return -_inertia(squares, self.metric == "cosine")
+        labels = self._predicted(source)
+        _, squares = _moments(source, labels, self.cluster_centers_)
+        counts = np.bincount(labels, minlength=len(self.cluster_centers_))
+        return -_inertia(squares, self.cluster_centers_, counts, self.metric == "cosine")
 
     @property
     def _n_features_out(self) -> int:
@@ -350,9 +363,10 @@ def _cluster(rows: _Rows, centres: np.ndarray, seed: int) -> _Clustering:
         n_iter += 1
         assignment = _assigned(rows, centres, seed, before)
         n_changed = np.count_nonzero(labels != as_array(assignment.labels))
-        if not int(source.share.team.total("changed", np.array(n_changed))[0]):
+        is_same = not int(source.share.team.total("changed", np.array(n_changed))[0])
+        if is_same and STEP**2 * moved <= DISTINCT * rows.variance:  # else not yet at the means: rounding
             moved = 0.0
-    return _Clustering(assignment, centres, _inertia(squares, rows.cosine), n_iter, moved <= enough)
+    return _Clustering(assignment, centres, _inertia(squares, centres, counts, rows.cosine), n_iter, moved <= enough)
 
 
 def _farthest(rows: _Rows, labels: np.ndarray, centres: np.ndarray, number: int) -> np.ndarray:
@@ -388,7 +402,7 @@ def _assigned(rows: _Rows, centres: np.ndarray, seed: int, start: Assignment | N
 
 
 def _scores(source: Scores, centres: np.ndarray, cosine: bool) -> Scores:
-    """-||x - mu_k||^2, or <x, mu_k>, up to a constant in each row, which changes nothing."""
+    """-||x - mu_k||^2, or half of it, up to a constant in each row, which changes nothing."""
     return cosines(source, centres) if cosine else closeness(source, centres)
 
 
@@ -427,20 +441,34 @@ def _moments(source: Scores, labels: np.ndarray, centres: np.ndarray) -> tuple[n
     return sums, float(squares)
 
 
-def _inertia(squares: float, cosine: bool) -> float:
-    return squares / 2 if cosine else squares
+def _inertia(squares: float, centres: np.ndarray, counts: np.ndarray, cosine: bool) -> float:
+    return (squares + float(_missing(centres) @ counts)) / 2 if cosine else squares
 
 
-def _mean_and_variance(source: Scores) -> tuple[np.ndarray, float]:
-    """The rows' mean (D,), and their mean squared distance from it; InvalidScoresError where they are not finite."""
+def _missing(vectors: np.ndarray) -> np.ndarray:
+    """1 - ||v||^2 of vectors of length 1 or 0, (n,): what turns the square of a distance into 2 (1 - <x, mu>)."""
+    return np.where(vectors.any(1), 0.0, 1.0)
+
+
+def _mean_and_variance(source: Scores, cosine: bool) -> tuple[np.ndarray, float]:
+    """The rows' mean (D,), and their mean squared distance from it.
+
+    InvalidScoresError where they are not finite, or their squares beyond what float64 holds.
+    """
     n_here, n_rows = source.shape[0], source.share.n_rows
     head = as_float(source.read(0, min(1, n_here)), source.dtype).astype(np.float64)
     first = source.share.team.joined("first", head)[0][:1]
     with np.errstate(invalid="ignore", over="ignore"):
         sums, squares = _moments(source, np.zeros(n_here, np.int64), first)
-        variance = squares / n_rows - float(np.square(sums / n_rows).sum())
-    if np.isfinite(variance):
-        return first[0] + sums[0] / n_rows, max(variance, 0.0)
+        variance = max(squares / n_rows - float(np.square(sums / n_rows).sum()), 0.0)
+    if squares < LARGEST_SCORE:
+        if variance < LEAST_EPSILON / EPSILON_SHARE * 2 and (widest := _widest(source, first[0])) > 0:
+            remedy = 'pass their differences with metric="euclidean"' if cosine else "multiply them by a constant"
+            raise InvalidScoresError(
+                f"features{' of length 1' if cosine else ''} differ by so little, {widest:.1g} at most, that squares "
+                f"of it vanish; {remedy}"
+            )
+        return first[0] + sums[0] / n_rows, variance
     found = ""
     for (start, _), block in row_blocks(source):
         bad = np.argwhere(~np.isfinite(block))
@@ -453,6 +481,15 @@ def _mean_and_variance(source: Scores) -> tuple[np.ndarray, float]:
     raise InvalidScoresError("features are so large that their squares overflow; divide them by a constant")
 
 
+def _widest(source: Scores, first: np.ndarray) -> float:
+    """The largest difference of a feature from that of the first row."""
+    most = 0.0
+    with source.fine.reading():
+        for _, block in row_blocks(source.fine):
+            most = max(most, float(np.abs(block - first).max(initial=0)))
+    return source.share.team.largest("widest", most)[0]
+
+
 def _is_far(mean: np.ndarray, variance: float) -> bool:
     """Whether centres near the mean would be moved noticeably by being rounded to float32."""
     return bool(np.square(np.spacing(np.abs(mean).astype(np.float32)), dtype=np.float64).sum() > FAR * variance)
@@ -463,9 +500,9 @@ def _drawn_centres(source: Scores, n_clusters: int, seed: int) -> np.ndarray:
     n_rows = source.share.n_rows
     size = min(n_rows, max(INIT_ROWS, INIT_ROWS_A_CLUSTER * n_clusters))
     sample = gathered(source, draw_rows(n_rows, size, np.random.default_rng(seed)))
-    middle = sample.mean(0, dtype=np.float64)
-    centres, _ = kmeans_plusplus((sample - middle).astype(sample.dtype), n_clusters, random_state=seed)
-    return centres + middle
+    moved, middle, unit = centred(sample)
+    centres, _ = kmeans_plusplus(moved, n_clusters, random_state=seed)
+    return centres.astype(np.float64) * unit + middle
 
 
 def _unit(centres: np.ndarray) -> np.ndarray:
@@ -567,6 +604,14 @@ def _checked_sizes(sizes: Any, n_clusters: int, n_rows: int) -> np.ndarray:
         by_how_much = f"{abs(total - n_rows)} {'more' if total > n_rows else 'fewer'}"
         raise ValueError(f"sizes sum to {total}, {by_how_much} than the {n_rows} rows there are")
     return given.astype(np.int64)
+
+
+def _is_beyond_float32(init: np.ndarray) -> bool:
+    """Whether initial centres are; or ValueError where their squares are beyond float64, too."""
+    largest, reach = float(np.abs(init.astype(np.float64)).max()), LARGEST_SCORE**0.5
+    if largest > reach:
+        raise ValueError(f"init holds numbers of up to {largest:.1g}; squares overflow beyond {reach:g}")
+    return largest > float(np.finfo(np.float32).max)
 
 
 def _checked_centres(estimator: BalancedKMeans, n_features: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from numbers import Integral
@@ -24,11 +25,12 @@ from otlabel.scores import (
     open_scores,
     part_of_all,
 )
-from otlabel.validate import check_finite
+from otlabel.validate import LARGEST_SCORE, check_finite
 
 ROWS, ITERATIONS = 20_000, 20  # rows that k-means finds its centres from
 PRODUCTS = 3_000_000_000  # rows x clusters x features, at most: fewer rows where that is more
 FEW = 64  # clusters that need no groups above them
+EXPONENT = 1020  # of a power of two that is an ordinary number, as is its inverse
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +112,11 @@ def _curated(source: Scores, n: int, n_clusters: int | None, seed: int, features
     check_finite(source, found, "features")
     if found.n_forbidden:
         raise InvalidScoresError(f"{found.n_forbidden} features are -inf; pass finite numbers")
+    (largest,) = share.team.largest(
+        "features", max(float(found.tops.max(initial=0)), -float(found.bottoms.min(initial=0)))
+    )
+    if largest > LARGEST_SCORE:
+        raise InvalidScoresError(f"features are so large, {largest:.1g}, that sums overflow; divide them by a constant")
     rng = np.random.default_rng(seed)
     centres, _ = k_means(source, n_clusters, seed, "cluster")
     clusters = nearest(source, centres)
@@ -135,17 +142,36 @@ def k_means(features: Scores, n_clusters: int, seed: int, extra: str) -> tuple[n
     most = max(min(ROWS, PRODUCTS // (n_clusters * n_features)), 2 * n_clusters)
     rows = draw_rows(n_rows, min(most, n_rows), np.random.default_rng(seed))
     sample = gathered(features, rows)
-    middle = sample.mean(0, dtype=np.float64)
+    moved, middle, unit = centred(sample)
     model = KMeans(n_clusters, n_init=1, max_iter=ITERATIONS, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # where fewer rows are distinct, some centres are equal
-        model.fit((sample - middle).astype(sample.dtype))
-    return model.cluster_centers_ + middle, len(rows)
+        model.fit(moved)
+    return model.cluster_centers_.astype(np.float64) * unit + middle, len(rows)
+
+
+def centred(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """(sample - middle) / unit, (n, D) in its own precision, its mean `middle` (D,), and a power of two.
+
+    The largest number is about 1: neither squares of it nor those of ordinary ones are beyond what float32 holds.
+    """
+    middle = sample.mean(0, dtype=np.float64)
+    moved = sample - middle
+    unit = _power_of_two(moved)
+    return (moved / unit).astype(sample.dtype), middle, unit
+
+
+def _power_of_two(numbers: np.ndarray) -> float:
+    """Of the size of the largest of them; 1 where all are zero."""
+    largest = float(np.abs(numbers).max(initial=0))
+    exponent = min(max(math.frexp(largest)[1], -EXPONENT), EXPONENT)
+    return 2.0**exponent if largest else 1.0
 
 
 def nearest(features: Scores, centres: np.ndarray) -> np.ndarray:
     """(N,) int64: the centre that each row is nearest to."""
-    labels, _, _ = sweep.label(closeness(features, centres), np.zeros(len(centres)))
+    unit = _power_of_two(centres - centres.mean(0))
+    labels, _, _ = sweep.label(closeness(features, centres, unit), np.zeros(len(centres)))
     return labels.astype(np.int64)
 
 

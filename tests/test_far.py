@@ -17,8 +17,10 @@ from sklearn.exceptions import ConvergenceWarning
 
 from otlabel import BalancedKMeans, certify, curate, linear_scores, lp_assign, sinkhorn_assign
 from otlabel.curation import nearest
+from otlabel.errors import InvalidScoresError
 from otlabel.reporting.summary import _closeness
-from otlabel.scores import LinearScores, UnitRows, closeness, open_scores
+from otlabel.scores import LinearScores, UnitRows, as_array, closeness, open_scores
+from otlabel.scores.device import on_device
 from otlabel.selflabel.labelings import whitened
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
@@ -44,11 +46,9 @@ def by_distance(rows: Any, centres: np.ndarray) -> np.ndarray:
 
 
 def by_cosine(rows: Any, centres: np.ndarray) -> np.ndarray:
-    """<x, mu> of unit rows, less what is the same for all classes: nothing of the differences is rounded away."""
-    wide, centres = float64(rows), centres.astype(np.float64)
-    unit = wide / np.linalg.norm(wide, axis=1, keepdims=True)
-    middle = centres.mean(0)
-    return (unit - middle) @ (centres - middle).T + (centres - middle) @ middle
+    """-||x - mu||^2 / 2 of unit rows, which is <x, mu> up to what rounding makes of the length of mu."""
+    wide = float64(rows)
+    return by_distance(wide / np.linalg.norm(wide, axis=1, keepdims=True), centres) / 2
 
 
 def check_clustering(model: BalancedKMeans, rows: Any, scores: np.ndarray) -> None:
@@ -111,6 +111,99 @@ def test_one_huge_column_among_small_ones() -> None:
     rows = np.c_[rng.normal(size=(120, 3)), 1e6 * rng.integers(0, 2, 120)].astype(np.float32)
     model = BalancedKMeans(4, random_state=0).fit(rows)
     check_clustering(model, rows, by_distance(rows, model.cluster_centers_))
+
+
+@pytest.mark.parametrize(("dtype", "offset"), [("float32", 2e3), ("float64", 1e8), ("float64", 1e9)])
+def test_directions_that_lie_close_together(dtype: str, offset: float) -> None:
+    """Where no bound binds, each row is with the nearest centre, and inertia_ is about the same distances."""
+    rows = (offset + np.random.default_rng(0).normal(size=(300, 4))).astype(dtype)
+    model = BalancedKMeans(5, metric="cosine", random_state=0, size_max=300).fit(rows)
+    wide, centres = rows.astype(np.longdouble), model.cluster_centers_.astype(np.longdouble)
+    unit = wide / np.sqrt(np.square(wide).sum(1, keepdims=True))
+    halves = np.square(unit[:, None] - centres).sum(2) / 2
+    least, own = halves.min(1), halves[np.arange(300), model.labels_]
+    spacing = np.finfo(np.float64).eps * np.sqrt(least.mean())  # of a unit row, times its distance
+    assert (own - least).max() <= 8 * spacing
+    assert model.inertia_ == pytest.approx(float(least.sum()), rel=1e-5)
+    assert -model.score(rows) == pytest.approx(model.inertia_, rel=1e-9)
+    np.testing.assert_allclose(model.transform(rows), halves.astype(np.float64), atol=1e-5 * float(halves.max()))
+    assert model.n_iter_ < 100
+    fair = BalancedKMeans(5, metric="cosine", random_state=0).fit(rows)
+    assert model.inertia_ <= 1.05 * fair.inertia_
+    if dtype == "float32":
+        ones = (1 - (unit * centres[model.labels_]).sum(1)).sum()
+        assert model.inertia_ == pytest.approx(float(ones), rel=1e-6)
+
+
+def test_rows_without_direction_fit_anywhere() -> None:
+    rows = np.r_[np.zeros((4, 2)), np.eye(2), -np.eye(2)]
+    model = BalancedKMeans(3, metric="cosine", size_max=8, init=[[0, 0], [1, 0], [0, 1]], max_iter=1).fit(rows)
+    np.testing.assert_allclose(model.transform(rows)[:4], 1)
+    length = np.linalg.norm(model.cluster_centers_, axis=1)
+    np.testing.assert_allclose(model.transform(rows)[:, length == 0], 1)
+    own = 1 - (rows * model.cluster_centers_[model.labels_]).sum(1)
+    assert model.gap_ == pytest.approx((own - model.transform(rows).min(1)).sum(), abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e160, 1e307])
+def test_directions_of_rows_of_any_length(scale: float) -> None:
+    rows = np.random.default_rng(0).normal(size=(120, 4))
+    usual, model = (BalancedKMeans(4, metric="cosine", random_state=0).fit(rows * s) for s in (1.0, scale))
+    assert model.inertia_ == pytest.approx(usual.inertia_, rel=1e-9)
+    np.testing.assert_array_equal(model.labels_, usual.labels_)
+    mixed = rows * np.where(np.arange(120) % 2, scale, 1.0)[:, None]
+    expected = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    there = on_device(open_scores(torch.from_numpy(mixed)), torch.device("cpu"))
+    for source in (open_scores(mixed), there):
+        found = as_array(UnitRows(source).read(0, 120))
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-110, 1e110, 1e160, 1e307])
+def test_squares_beyond_float64_are_refused(scale: float) -> None:
+    rows = scale * np.random.default_rng(0).normal(size=(60, 4))
+    with pytest.raises(InvalidScoresError, match=r"features .*; (multiply|divide) them by a constant"):
+        BalancedKMeans(4, random_state=0).fit(rows)
+    equal = BalancedKMeans(4, random_state=0).fit(np.full((60, 4), min(scale, 1e90)))
+    assert equal.inertia_ == 0
+
+
+def test_directions_that_differ_too_little_for_float64_are_refused() -> None:
+    rows = np.c_[np.ones(20), 1e-120 * np.arange(20)]
+    with pytest.raises(InvalidScoresError, match="features of length 1 differ by so little"):
+        BalancedKMeans(4, metric="cosine", random_state=0).fit(rows)
+
+
+@pytest.mark.parametrize("scale", [2.0**-130, 2.0**60, 2.0**83, 2.0**123])
+def test_the_scale_of_float32_features_does_not_matter(scale: float) -> None:
+    rows = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32).round(3)
+    scaled = (rows.astype(np.float64) * scale).astype(np.float32)
+    model = BalancedKMeans(4, random_state=0).fit(scaled)
+    check_clustering(model, scaled, by_distance(scaled, model.cluster_centers_))
+    usual = BalancedKMeans(4, random_state=0).fit(rows)
+    assert model.inertia_ == pytest.approx(scale**2 * usual.inertia_, rel=1e-2)
+    if scale > 1:
+        np.testing.assert_array_equal(curate(scaled, 20).indices, curate(rows, 20).indices)
+
+
+@pytest.mark.parametrize("scale", [2.0**-900, 2.0**-560, 2.0**560])
+def test_a_subset_does_not_depend_on_the_scale(scale: float) -> None:
+    rows = np.random.default_rng(0).normal(size=(200, 4))
+    np.testing.assert_array_equal(curate(rows * scale, 20).indices, curate(rows, 20).indices)
+    with pytest.raises(InvalidScoresError, match="features are so large"):
+        curate(rows * 1e305, 20)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("far", [1e12, 1e22, 1e60])
+def test_centres_that_come_from_far_away_end_at_the_means(far: float, dtype: str) -> None:
+    rows = np.random.default_rng(0).normal(size=(300, 4)).astype(dtype)
+    model = BalancedKMeans(5, init=rows[:5].astype(np.float64) + far).fit(rows)
+    means = np.stack([rows[model.labels_ == k].mean(0, dtype=np.float64) for k in range(5)])
+    np.testing.assert_allclose(model.cluster_centers_, means, atol=0.03)
+    assert model.inertia_ <= 1.1 * BalancedKMeans(5, random_state=0).fit(rows).inertia_
+    with pytest.raises(ValueError, match="init holds numbers of up to 1e\\+140"):
+        BalancedKMeans(5, init=np.full((5, 4), 1e140)).fit(rows)
 
 
 METRICS = {"euclidean": by_distance, "cosine": by_cosine}
@@ -248,7 +341,6 @@ def test_products_that_overflow_float32() -> None:
 @pytest.mark.parametrize("normalize", [True, False])
 def test_scores_made_on_a_device(normalize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the reference sweep, on a device whose memory is the host's."""
-    from otlabel.scores.device import on_device
 
     def moved(source: Any, device: Any) -> Any:
         return on_device(source, torch.device("cpu"))

@@ -102,7 +102,8 @@ class LinearScores(Scores):
         """(D,) that is subtracted from rows, in numbers of the features' own precision: differences are then exact."""
         precision = np.float64 if self.features.source.dtype == "float64" else np.float32
         if self._given_centre is not None:
-            return self._given_centre.astype(precision).astype(np.float64)
+            largest = np.finfo(precision).max  # no row of this precision lies beyond
+            return np.clip(self._given_centre, -largest, largest).astype(precision).astype(np.float64)
         if precision is np.float64:
             return np.zeros(self.features.source.shape[1])
         return self.features.centre.astype(precision).astype(np.float64)
@@ -258,20 +259,28 @@ def _concatenated(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def closeness(source: Scores, centres: np.ndarray) -> LinearScores:
-    """-||x - mu_k||^2 + ||x - m||^2 = <x - m, 2 (mu_k - m)> - ||mu_k - m||^2 with m, the mean of the centres mu."""
+def closeness(source: Scores, centres: np.ndarray, unit: float = 1.0) -> LinearScores:
+    """-||x - mu_k||^2 + ||x - m||^2 = <x - m, 2 (mu_k - m)> - ||mu_k - m||^2 with m, the mean of the centres mu.
+
+    All divided by `unit`: with one of the size of the differences, no square is beyond what float64 holds.
+    """
     wide = centres.astype(np.float64)
     middle = wide.mean(0)
     wide -= middle
-    return LinearScores(Features(source), 2 * wide, -np.square(wide).sum(1), False, centre=middle)
+    return LinearScores(Features(source), wide / unit * 2, -(wide * (wide / unit)).sum(1), False, centre=middle)
 
 
 def cosines(source: Scores, centres: np.ndarray) -> LinearScores:
-    """<x, mu_k> - <x, m> of unit rows, which may lie close together."""
+    """<x, mu_k> of unit rows and centres of length 1 or 0, up to a constant in each row: -||x - mu_k||^2 / 2.
+
+    A centre that rounding has made longer than 1 would gain by it in all products alike, which may be more than what
+    tells rows apart that lie close together; the distances change by the square of that.
+    """
     wide = centres.astype(np.float64)
     middle = wide.mean(0)
+    lengths = np.where(wide.any(1), 0.0, 1.0)  # what a centre at zero lacks: its distance is 1, its cosine is 0
     wide -= middle
-    return LinearScores(Features(source), wide, wide @ middle, False, centre=middle)
+    return LinearScores(Features(source), wide, -(np.square(wide).sum(1) + lengths) / 2, False, centre=middle)
 
 
 def _mean_of_some(source: Scores) -> np.ndarray:

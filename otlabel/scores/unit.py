@@ -9,6 +9,9 @@ import numpy as np
 from otlabel.scores.base import Scores, WrappedScores, as_float
 from otlabel.scores.memory import ArrayScores, TensorScores
 
+LEAST, LARGEST = 2.0**-450, 2.0**450  # lengths whose squares are numbers; others are brought there first
+STEP = 2.0**600  # by which, as a power of two rounds nothing
+
 
 class UnitRows(WrappedScores):
     """Rows of length 1; a row of zeros stays as it is. Lengths and quotients are float64's, then rounded to `dtype`."""
@@ -42,8 +45,18 @@ class UnitRows(WrappedScores):
 
             wide = rows.double()
             lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+            if self.source.dtype == "float64":
+                steps = torch.ones_like(lengths)
+                steps[lengths < LEAST], steps[lengths > LARGEST] = STEP, 1 / STEP
+                wide = wide * steps
+                lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
             return (wide / lengths.where(lengths > 0, 1)).to(getattr(torch, self.dtype))
         # In float64, where squares of float32 numbers neither overflow nor vanish.
         numbers = as_float(rows, self.source.dtype).astype(np.float64)
-        lengths = np.sqrt(np.einsum("ij,ij->i", numbers, numbers))
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            lengths = np.sqrt(np.einsum("ij,ij->i", numbers, numbers))
+            extreme = np.flatnonzero((lengths < LEAST) | (lengths > LARGEST))
+            if len(extreme):
+                numbers[extreme] *= np.where(lengths[extreme] < LEAST, STEP, 1 / STEP)[:, None]
+                lengths[extreme] = np.sqrt(np.square(numbers[extreme]).sum(1))
         return (numbers / np.where(lengths > 0, lengths, 1)[:, None]).astype(self.dtype)
