@@ -86,8 +86,8 @@ def parse_header(file: IO[bytes], size: int, name: str) -> tuple[tuple[int, ...]
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read(io.BytesIO(header))
     except HEADER_DAMAGE as error:
-        too_deep = isinstance(error, (MemoryError, RecursionError))  # Python's parser, of what is in one another
-        told = "its header is no description of an array" if too_deep else printable(str(error))
+        plain = isinstance(error, (ValueError, EOFError))  # others are of Python's parser, about what it was doing
+        told = printable(str(error)) if plain else "its header is no description of an array"
         raise FileFormatError(f"{name} is not a usable .npy file: {told or type(error).__name__}") from error
     offset = file.tell()
     if not all(type(length) is int and length >= 0 for length in shape):
