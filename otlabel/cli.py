@@ -44,6 +44,7 @@ USAGE, FAILURE, BROKEN_PIPE = 2, 1, 141  # the last as a shell reports SIGPIPE
 SIGNALLED, SIGNALS = 128, {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 MANY_CLASSES = 4  # times as many as there are samples: equal sizes would then be 0 for most, by their number alone
 CHECKPOINT_SECONDS = 1.0  # between two writes of the potentials
+CHECKPOINT = [("otlabel.checkpoint", "<f8")]  # the type of its numbers, by which a .npy file is known as one
 REPEAT_SECONDS = 0.3  # after which an interrupt that was not heard is raised again
 
 _SCORES_HELP = (
@@ -312,6 +313,8 @@ def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
             warnings.simplefilter("ignore", OtlabelWarning)  # rank 0 says it
         else:
             _check_assign_outputs(arguments, team.number if in_parts else 0)
+            if arguments.checkpoint is not None:
+                _read_checkpoint(arguments.checkpoint)  # refuses what is none
 
         from otlabel import KL, Exact, Range, labels_file, sinkhorn_assign
         from otlabel.scores import open_scores, rows_between
@@ -334,7 +337,7 @@ def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
             first, stop = share_of_rows(scores, team)
             scores = rows_between(scores, first, stop)
             origin |= {"rows": [first, stop]} if in_parts else {}
-        with _watched(arguments, team) as (start, watch):
+        with _watched(arguments, team, n_classes) as (start, watch):
             result = sinkhorn_assign(
                 scores,
                 class_mass=class_mass,
@@ -380,6 +383,8 @@ def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
             replace(result, labels=labels).save(arguments.potentials)
         team.total("output")  # nobody is content before all has been written
     if team.rank == 0:
+        if arguments.checkpoint is not None and _read_checkpoint(arguments.checkpoint) is not None:
+            destination(arguments.checkpoint).unlink(missing_ok=True)
         _tell_assignment(arguments, result, n_rows)
     return 0
 
@@ -426,17 +431,43 @@ def _check_assign_space(arguments: argparse.Namespace, scores: Scores) -> None:
         _check_space(arguments.potentials, 8 * n_rows + 32 * n_classes + shared)
 
 
+def _read_checkpoint(path: Path) -> np.ndarray | None:
+    """The potentials that are kept there; None where nothing is.
+
+    Raises:
+        FileExistsError: a file that `_watched` did not write, which is neither read nor overwritten nor removed.
+    """
+    from otlabel.scores import load_array
+
+    if not path.is_file():
+        return None  # a folder, a pipe: told by whoever tries to write there
+    kept = None
+    with suppress(FileFormatError):
+        kept = load_array(str(path))
+    if kept is None or kept.dtype != CHECKPOINT or kept.ndim != 1:
+        raise FileExistsError(
+            f"--checkpoint {path} is there already and is no checkpoint of otlabel, so that it is left as it is; give "
+            "another name"
+        )
+    return kept[CHECKPOINT[0][0]]
+
+
 @contextmanager
-def _watched(arguments: argparse.Namespace, team: Alone) -> Iterator[tuple[np.ndarray | None, Callable[..., None]]]:
-    """Where to start from, and who is told of each pass: a bar, and a checkpoint that goes once all went well."""
+def _watched(
+    arguments: argparse.Namespace, team: Alone, n_classes: int
+) -> Iterator[tuple[np.ndarray | None, Callable[..., None]]]:
+    """Where to start from, and who is told of each pass: a bar, and a checkpoint that is kept."""
+    import numpy as np
+
     from otlabel.monitor import observing
 
     path, last_saved = arguments.checkpoint, -math.inf
-    start = None
-    if path is not None and path.exists():
-        from otlabel.scores import load_array
-
-        start = load_array(str(path))
+    start = None if path is None else _read_checkpoint(path)
+    if start is not None and len(start) != n_classes:
+        raise ValueError(
+            f"--checkpoint {path} is of a run with {len(start):,} classes, and {arguments.scores} has {n_classes:,}; "
+            "give another name, or remove it"
+        )
     with observing(arguments.progress and team.rank == 0) as bar:
 
         def watch(record: dict[str, Any]) -> None:
@@ -448,11 +479,9 @@ def _watched(arguments: argparse.Namespace, team: Alone) -> Iterator[tuple[np.nd
                 now = time.monotonic()
                 if now - last_saved > CHECKPOINT_SECONDS:
                     last_saved = now
-                    save_array(path, potentials)
+                    save_array(path, np.asarray(potentials, np.float64).view(CHECKPOINT))
 
         yield start, watch
-    if path is not None and team.rank == 0:
-        destination(path).unlink(missing_ok=True)
 
 
 def _tell_assignment(arguments: argparse.Namespace, result: Assignment, n_rows: int) -> None:
@@ -660,7 +689,7 @@ def _numbers(text: str) -> np.ndarray:
         raise ValueError("it holds no number")
     try:
         return np.array([int(word) for word in words], dtype=np.int64)  # counts stay counts
-    except ValueError:
+    except (ValueError, OverflowError):  # shares, or counts beyond int64, which are refused where all are summed
         return np.array([float(word) for word in words])
 
 
@@ -811,6 +840,14 @@ def _told(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
+class _Ended(KeyboardInterrupt):
+    """An interrupt by a signal.
+
+    A class of its own, for Python remembers a plain KeyboardInterrupt that met an exec() of text, as imports have them,
+    and ends the process as if by SIGINT then, whatever the exit code.
+    """
+
+
 def _complain(message: object, code: int) -> int:
     with suppress(OSError):  # of a terminal that has hung up
         print(f"otlabel: error: {one_line(message)}", file=sys.stderr)
@@ -834,10 +871,10 @@ def _heard_signals(ended: list[signal.Signals]) -> Iterator[None]:
         if number != signal.SIGALRM:
             ended.append(signal.Signals(number))
         signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS)
-        raise KeyboardInterrupt
+        raise _Ended
 
     def tell(lost: Any) -> None:
-        if lost.exc_type is not KeyboardInterrupt:
+        if lost.exc_type is not _Ended:
             hook(lost)
 
     hook, alarm = sys.unraisablehook, signal.signal(signal.SIGALRM, end)

@@ -12,7 +12,7 @@ import secrets
 import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -154,6 +154,11 @@ def check_apart(
         if other != name:
             raise ValueError(f"{other} and {name} name the same file; give each its own")
     for name, source in inputs.items():
+        for argument, path in outputs.items():
+            if _would_fit(path, source):
+                raise ValueError(
+                    f"{argument} {path} would be one of the files that {name} {source} stands for; write elsewhere"
+                )
         for file in _files_of(source):
             output = taken.get(_identity(file))
             if output is not None:
@@ -170,6 +175,16 @@ def _identity(path: str | os.PathLike[str]) -> str | tuple[int, int]:
     except OSError:
         return os.path.realpath(path)  # of what is not there yet, or cannot be looked at
     return status.st_dev, status.st_ino
+
+
+def _would_fit(path: str | os.PathLike[str], source: str | os.PathLike[str] | None) -> bool:
+    """Whether an output that is not there yet is a part of an input that is a pattern, once it is written."""
+    pattern = "" if source is None else os.fspath(source).partition("::")[0]
+    if os.path.exists(path) or os.path.exists(pattern) or not glob.has_magic(pattern):
+        return False
+    place = os.path.abspath(path)
+    real = os.path.join(os.path.realpath(os.path.dirname(place)), os.path.basename(place))
+    return any(PurePath(one).match(os.path.abspath(pattern)) for one in (place, real))
 
 
 def _files_of(source: str | os.PathLike[str] | None) -> list[str]:

@@ -38,6 +38,7 @@ from otlabel.scores import Scores, load_array, matches
 from otlabel.scores.hdf5 import (
     DAMAGE,
     LIBVER,
+    check_complete,
     check_found,
     check_stored,
     check_texts,
@@ -51,7 +52,7 @@ from otlabel.scores.hdf5 import (
 )
 from otlabel.scores.npy import read_header
 from otlabel.text import printable
-from otlabel.validate import check_vector
+from otlabel.validate import check_vector, class_numbers
 
 if TYPE_CHECKING:
     import h5py
@@ -300,11 +301,11 @@ def _stored_shape(text: str) -> tuple[int, ...] | None:
 
 
 def _read_npy(file: Path) -> StoredLabels:
-    labels = load_array(str(file))
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < -1:
-        raise ValueError(f"it holds {labels.dtype} of shape {labels.shape}, not (N,) whole numbers from 0 up, or -1")
+    stored = load_array(str(file))
+    if stored.ndim != 1 or stored.dtype.kind not in "iu" or not len(stored):
+        raise ValueError(f"it holds {stored.dtype} of shape {stored.shape}, not (N,) whole numbers from 0 up, or -1")
+    labels = class_numbers(stored, "labels")
     check_not_absurd(labels)
-    labels = np.ascontiguousarray(labels, np.int64)
     receipt = _receipt_of(file, _digest(labels)) if receipt_path(file).exists() else None
     return StoredLabels(labels, np.bincount(labels[labels >= 0]), None, receipt)
 
@@ -348,6 +349,8 @@ def checked_receipt(told: dict[str, Any]) -> Receipt:
             raise FileFormatError(
                 f"the {name} of its receipt is a {type(value).__name__}, {printable(repr(value))[:80]}"
             )
+        if isinstance(value, float) and math.isnan(value):
+            raise FileFormatError(f"the {name} of its receipt is NaN")
     if told.get("input") is None:
         raise FileFormatError("its receipt does not say what the input was")
     return Receipt(**{name: value for name, value in told.items() if name in _NUMBERS or value is not None})
@@ -386,8 +389,7 @@ def _read_hdf5(file: Path) -> StoredLabels:
         about = read_attributes(handle, ATTRIBUTES)
         if (about.get("format"), about.get("format_version")) != (FORMAT, FORMAT_VERSION):
             raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")
-        if not about.get("complete"):
-            raise ValueError("it was never finished")
+        check_complete(about)
         check_texts(handle, about)
         room = file.stat().st_size
         labels = read_dataset(handle, "labels", "i", room).astype(np.int64)
@@ -422,7 +424,10 @@ def read_dataset(handle: h5py.File, name: str, kind: str, room: int) -> np.ndarr
         raise ValueError(f"/{name} is no array")
     if dataset.external or dataset.is_virtual:
         raise ValueError(f"/{name} lies in another file")
-    if dataset.ndim != 1 or dataset.dtype.kind != kind or dataset.size * dataset.dtype.itemsize > room:
+    if dataset.dtype.kind != kind:
+        wanted = "whole numbers (int8 to int64)" if kind == "i" else "floating-point numbers"
+        raise ValueError(f"/{name} claims to be {dataset.dtype}, and {wanted} are wanted")
+    if dataset.ndim != 1 or dataset.size * dataset.dtype.itemsize > room:
         raise ValueError(f"/{name} claims to be {dataset.dtype} of shape {dataset.shape}, in a file of {room:,} bytes")
     place = f"{handle.filename}::/{name}"
     check_stored(dataset, place)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from otlabel.scores import Scores
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # without which processes cannot meet
+LARGEST_PORT = 65535
 PATIENCE = 5.0  # seconds that a process waits for others before it says so
 
 
@@ -48,6 +49,9 @@ def launched() -> int:
             stacklevel=2,
         )
         return 1
+    port = _number_of("MASTER_PORT")
+    if port is None or port > LARGEST_PORT:
+        raise ValueError(f"the environment variable MASTER_PORT is {port}, no port; start all processes by torchrun")
     rank = _number_of("RANK")
     if rank is None or rank >= number:
         raise ValueError(f"RANK is {rank}, of {number} processes (WORLD_SIZE); start all of them by torchrun")

@@ -375,6 +375,23 @@ def check_number_of_labels(labels: Any, n_rows: int) -> None:
         raise ValueError(f"labels must be {n_rows} integers, one a row; got shape {tuple(shape)} of {kind}{joined}")
 
 
+def class_numbers(given: np.ndarray, what: str) -> np.ndarray:
+    """Numbers of classes in any integer type as (N,) int64: from 0 up, or -1 for none.
+
+    Raises:
+        ValueError: anything else; of a number that can be none, the sample is told.
+    """
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise ValueError(f"{what} must be (N,) integers; got {given.dtype} of shape {given.shape}")
+    wrong = np.flatnonzero(given < -1 if given.dtype.kind == "i" else given > np.iinfo(np.int64).max)
+    if len(wrong):
+        raise ValueError(
+            f"{what}[{wrong[0]}] is {given[wrong[0]]} ({len(wrong):,} such samples), which is no class: these count "
+            "from 0, and -1 stands for none"
+        )
+    return np.ascontiguousarray(given, np.int64)
+
+
 def check_labels(labels: Any, n_rows: int, n_classes: int) -> np.ndarray:
     """Labels as (N,) int64, each of them a class, or -1 for none."""
     given = as_array(labels)

@@ -319,6 +319,8 @@ def test_bad_scores_are_one_line_and_leave_nothing(run, tmp_path, scores, words)
         ("10,10,10,11", ["sums to 41"]),
         ("0.5,0.5,0.5,-0.5", ["-0.5"]),
         ("absent.txt", ["'absent.txt'"]),
+        ("99999999999999999999999,1,1,1", ["sums to 1e+23"]),
+        ("9" * 5000 + ",1,1,1", ["inf"]),
         ("10;30", ["'10;30'"]),
     ],
 )

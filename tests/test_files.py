@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import otlabel
-from otlabel import Assignment, FeatureStore, sinkhorn_assign
+from otlabel import Assignment, FeatureStore, cli, sinkhorn_assign
 from otlabel.cli import main
 from otlabel.errors import OtlabelError
 from otlabel.files import LOCK, check_apart, destination, replacing, save_array, working_in
@@ -122,6 +122,50 @@ def test_two_outputs_are_two_files(place: Path, capsys: pytest.CaptureFixture[st
     assert main([*shlex.split(words.format(place=place)), "--force"]) == 2
     assert f"{pair} name the same file" in capsys.readouterr().err
     assert tree(place) == before
+
+
+@pytest.mark.parametrize("words", ["'s-*.npy' -o s-2.npy", "'{place}/s-?.npy' -o there/../s-9.npy"])
+def test_a_new_output_is_none_of_the_files_of_a_pattern(place: Path, capsys: Any, words: str) -> None:
+    before = tree(place)
+    assert main(["assign", *shlex.split(words.format(place=place)), "--force"]) == 2
+    assert "would be one of the files that SCORES" in capsys.readouterr().err
+    assert tree(place) == before
+
+
+@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize("kind", ["numbers", "four numbers", "text", "record"])
+def test_a_checkpoint_takes_no_other_files_place(place: Path, capsys: Any, kind: str, force: bool) -> None:
+    match kind:
+        case "numbers":
+            np.save("at.npy", np.arange(7))
+        case "four numbers":
+            np.save("at.npy", np.zeros(K))
+        case "text":
+            Path("at.npy").write_text("mine")
+        case "record":
+            np.save("at.npy", np.zeros(K, [("mine", "<f8")]))
+    before = tree(place)
+    words = "assign s.npy -o new.npy --checkpoint at.npy" + " --force" * force
+    assert main(shlex.split(words)) == 2
+    assert "at.npy is there already and is no checkpoint of otlabel" in capsys.readouterr().err
+    assert tree(place) == before
+
+
+def test_a_checkpoint_of_our_own_is_gone_on_from(place: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "CHECKPOINT_SECONDS", -1.0)
+    kept = []
+    monkeypatch.setattr(cli, "save_array", lambda path, array: kept.append(array))
+    assert main(shlex.split("assign s.npy -o first.npy --checkpoint at.npy --tol 1e-6")) == 0
+    save_array("at.npy", kept[-1])
+    assert np.load("at.npy").shape == (K,)
+    n_passes = len(kept)
+    assert main(shlex.split("assign s.npy -o second.npy --checkpoint at.npy --tol 1e-6")) == 0
+    assert len(kept) - n_passes < n_passes
+    assert not Path("at.npy").exists()
+    save_array("at.npy", kept[-1][:-1])
+    assert main(shlex.split("assign s.npy -o third.npy --checkpoint at.npy")) == 2
+    assert f"--checkpoint at.npy is of a run with {K - 1} classes, and s.npy has {K}" in capsys.readouterr().err
+    assert Path("at.npy").exists()
 
 
 def test_outputs_beside_inputs_are_fine(place: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import random
 import shutil
@@ -508,6 +509,19 @@ otlabel.cli._demo = lose
     assert (process.returncode, out, err) == (130, "lost\n", "otlabel: error: interrupted\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_exit_code_is_that_of_the_signal_wherever_it_came(number: signal.Signals) -> None:
+    """Python takes any end for one by SIGINT after a KeyboardInterrupt in text that is run, as imports have it."""
+    code = f"""
+import otlabel.cli
+otlabel.cli._demo = lambda _: exec("import os, time; os.kill(os.getpid(), {int(number)}); time.sleep(60)", {{}})
+{COMMAND}
+"""
+    process = python(code, "demo")
+    _, err = process.communicate(timeout=100)
+    assert (process.returncode, err.count("\n")) == (128 + number, 1)
+
+
 @pytest.mark.parametrize("work", LONG_WORK)
 @pytest.mark.parametrize("delay", [0.05, 0.6])
 def test_interrupt_ends_at_once_and_leaves_nothing(tmp_path, work, delay) -> None:
@@ -558,6 +572,42 @@ def test_labels_of_another_receipt_are_told(tmp_path: Path) -> None:
     np.save(path, np.arange(20) % 3)
     with pytest.warns(OtlabelWarning, match=r"labels\.npy\.json is a receipt of other labels"):
         assert read_labels(path).receipt is None
+
+
+ATTRIBUTES = ["value", "bound", "gap", "spread", "seed", "threshold", "complete", "texts_crc32", "format", "input"]
+
+
+@pytest.mark.parametrize("name", [*ATTRIBUTES, "format_version"])
+@pytest.mark.parametrize("value", [np.zeros((2, 2)), np.zeros(1), h5py.Empty("f8"), np.nan])
+def test_attributes_that_are_no_number_are_named(tmp_path: Path, name: str, value: Any) -> None:
+    path = _labels_with_receipt(tmp_path / "labels.h5")
+    with h5py.File(path, "r+") as handle:
+        handle.attrs[name] = value
+    told = name if isinstance(value, (np.ndarray, h5py.Empty)) or name in ATTRIBUTES[:4] else ""
+    if (name, told) == ("seed", ""):
+        told = "seed"
+    with pytest.raises(FileFormatError, match=rf"labels\.h5 .*{told}") as caught:
+        read_labels(path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["value", "bound", "gap", "spread", "seed"])
+def test_numbers_of_a_receipt_that_are_none(tmp_path: Path, name: str) -> None:
+    path = _labels_with_receipt(tmp_path / "labels.npy")
+    receipt = path.with_name("labels.npy.json")
+    receipt.write_text(json.dumps(json.loads(receipt.read_text()) | {name: math.nan}))
+    with pytest.raises(FileFormatError, match=rf"labels\.npy is no usable file of labels: the {name} of its receipt"):
+        read_labels(path)
+
+
+@pytest.mark.parametrize("stored", [np.zeros(20), np.array([b"1"] * 20)])
+def test_labels_that_are_no_whole_numbers(tmp_path: Path, stored: np.ndarray) -> None:
+    path = _labels_with_receipt(tmp_path / "labels.h5")
+    with h5py.File(path, "r+") as handle:
+        del handle["labels"]
+        handle["labels"] = stored
+    with pytest.raises(FileFormatError, match=r"labels\.h5 .*/labels claims to be .*, and whole numbers .* are wanted"):
+        read_labels(path)
 
 
 @pytest.mark.parametrize("name", ["value", "seed", "threshold", "input", "status", "complete"])

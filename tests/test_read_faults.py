@@ -237,6 +237,36 @@ REFUSED: dict[str, tuple[Callable[[Path, np.ndarray], str], type[Exception], str
         FORMAT,
         r"scores\.npy claims.*\(-3, 4\)",
     ),
+    "npy of a truth value": (
+        with_bytes("scores.npy", lambda _: npy_header((True, 4)) + b"1" * 99),
+        FORMAT,
+        r"scores\.npy claims.*\(True, 4\)",
+    ),
+    "npy header that is long": (
+        with_bytes("scores.npy", lambda _: b"\x93NUMPY\x02\x00" + struct.pack("<I", 20_000) + b" " * 30_000),
+        FORMAT,
+        r"scores\.npy is not a usable \.npy file: its header takes 20,000 bytes, and .* at most 10,000$",
+    ),
+    "npy header beyond the file": (
+        with_bytes("scores.npy", lambda _: b"\x93NUMPY\x02\x00" + struct.pack("<I", (1 << 32) - 1) + b"{"),
+        FORMAT,
+        r"scores\.npy is not .*: its header of 4,294,967,295 bytes does not end within the 13 bytes of the file$",
+    ),
+    "npz header beyond the file": (
+        with_bytes("scores.npz", lambda _: member("x.npy", b"\x93NUMPY\x01\x00\xff\xff{")),
+        FORMAT,
+        r"scores\.npz::x is not .*: its header of 65,535 bytes does not end within the 11 bytes",
+    ),
+    "pt of a list": (
+        with_bytes("a.pt", lambda _: stored([torch.eye(3)])),
+        FORMAT,
+        r"a\.pt holds a list, not a tensor; save one",
+    ),
+    "pt of no tensor": (
+        with_bytes("a.pt", lambda _: stored({"a": [1]})),
+        FORMAT,
+        r"a\.pt is a dict without a tensor; save one",
+    ),
     "absurd npz": (
         with_bytes("scores.npz", lambda _: member("x.npy", npy_header(HUGE) + b"1")),
         FORMAT,
@@ -376,7 +406,7 @@ REFUSED: dict[str, tuple[Callable[[Path, np.ndarray], str], type[Exception], str
     "npy of signs before a number": (
         with_bytes("a.npy", lambda _: b"\x93NUMPY\x01\x00" + struct.pack("<H", 9000) + b"-" * 8999 + b"1" + bytes(99)),
         FORMAT,
-        r"a\.npy is not a usable \.npy file",
+        r"a\.npy is not a usable \.npy file: its header is no description of an array",
     ),
     "names for terminals": (
         in_hdf5(lambda h: [h.create_dataset(f"a\x1b[2J\n\u202e{n}", (3, 2), "f4") for n in "bc"], ""),

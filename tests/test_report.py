@@ -441,6 +441,23 @@ def test_course_of_relabellings_is_that_of_the_metrics(data) -> None:
     assert "Entropy of true classes" not in report(labeler.labels[0], truth=data["truth"], history=left_out)
 
 
+def test_numbers_of_true_classes_may_be_any_and_take_no_memory(data) -> None:
+    """A name of a class is not a number of classes; (0, 1, ...) and names far apart tell the same."""
+    history = [{"update": 0, "head": 0, "time": 1.0, "nmi": 0.5, "entropy": 1.0, "unlabelled": 0}]
+    truth = np.arange(N) % 3
+    courses = []
+    for names in (np.arange(3), np.array([0, 7, 1 << 60])):
+        found = summaries.summarise(Subject(data["labels"], history=history, truth=names[truth]))
+        courses.append(found.relabellings[0]["class_entropy"])
+    assert courses[0] == courses[1] > 0
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "u4", "u8", "i1", "i2", "i4", ">i8", ">u8"])
+def test_labels_of_every_integer_type(tmp_path: Path, kind: str) -> None:
+    np.save(tmp_path / "labels.npy", (np.arange(12) % 3).astype(kind))
+    assert "12 samples" in report(tmp_path / "labels.npy", truth=tmp_path / "labels.npy")
+
+
 def test_course_is_that_of_the_head(data) -> None:
     records = [
         {"update": u, "head": h, "epochs_trained": u, "nmi": (u + 5 * h) / 10, "loss": 1.0}
@@ -517,13 +534,16 @@ def test_files_of_labels_of_every_kind(data, tmp_path: Path, monkeypatch: pytest
     save_labels("heads.h5", np.stack([result.labels[::-1], result.labels]), [K, K], records=[{}, {"gap": 0.125}])
     assert main(["assign", "scores.npy", "-o", "labels.h5"]) == 0
     for name in ("labels.npy", "result.npz", "labels.pt", "labels.h5", "heads.h5", "heads.h5::/heads/1/labels"):
-        page = Page(report(name, head=1, scores="scores.npy"))
+        page = Page(report(name, head=int(name == "heads.h5"), scores="scores.npy"))
         assert page.column("size by best class") == [str(n) for n in np.bincount(data["scores"].argmax(1))]
         assert f"The mean score is {result.value:.9g}." in page.shown
     assert "their gap to the best labels of these sizes was 0.12" in report("heads.h5", head=1)
     assert f"The bound is {result.bound:.9g}." in report("labels.h5")
     with pytest.raises(ValueError, match="heads 0 to 1"):
         report("heads.h5", head=2)
+    for name, head in (("labels.h5", 3), ("labels.npy", -1), (result, 1), (result.labels, -1)):
+        with pytest.raises(ValueError, match=f"head is {head}, but these are the labels of one head"):
+            report(name, head=head)
     for missing in ("none.h5", "none.npz", "none.npy", "none"):
         with pytest.raises(FileNotFoundError, match="none"):
             report(missing)
@@ -658,8 +678,12 @@ def test_run_whose_data_are_gone_or_changed(run: Path, tmp_path: Path) -> None:
         ({"scores": np.zeros((2, 3))}, "2 scores"),
         ({"scores": np.zeros((3, 1))}, "1 columns"),
         ({"texts": ["a"]}, "1 texts"),
-        ({"truth": [0, 1]}, "2 truth"),
+        ({"truth": [0, 1]}, "2 true classes (truth)"),
         ({"truth": [0.0, 1.0, 2.0]}, "integers"),
+        ({"truth": [0, 1, -2]}, "truth[2] is -2"),
+        ({"truth": np.array([0, (1 << 63) + 5, 2], np.uint64)}, "truth[1] is 9223372036854775813"),
+        ({"labels": np.array([0, (1 << 63) + 5, 2], np.uint64)}, "labels[1] is 9223372036854775813"),
+        ({"truth": np.zeros(0, int)}, "3 labels, but 0 true classes (truth)"),
         ({"names": ["a"]}, "1 names"),
         ({"features": np.zeros((4, 2))}, "4 features"),
         ({"images": np.zeros((3, 2))}, "shape"),

@@ -237,6 +237,8 @@ def test_variables_left_over_are_told_and_not_waited_for(
     [
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
         ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK is 2, of 2 processes"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "abc"}, "MASTER_PORT is 'abc'"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "70000"}, "MASTER_PORT is 70000"),
     ],
 )
 def test_variables_that_cannot_be(folder: Path, monkeypatch, capsys, variables: Any, told: str) -> None:

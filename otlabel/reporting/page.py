@@ -97,6 +97,8 @@ def report(
     n_samples = number_of(scores, features) if isinstance(labels, (str, os.PathLike)) or truth is not None else None
     given = opened(n_samples, **sources)
     subject = dataclasses.replace(find(labels, head, n_samples), **given)
+    if head < 0 or (head and subject.n_heads is None and subject.history is None):
+        raise ValueError(f"head is {head}, but these are the labels of one head; leave it out")
     summary = summarise(subject, seed)
     written = template.render(
         title=shown(subject.title if title is None else title, TITLE_LENGTH),

@@ -35,6 +35,7 @@ class Subject:
     labels: Any  # (N,) integers
     title: str = "Labels"
     head: int = 0  # whose labels these are, where there are several heads
+    n_heads: int | None = None  # of the file or run; None: it knows of none
     n_classes: int | None = None
     proof: Certificate | None = None  # as stated by whoever made the labels
     potentials: Any = None  # (K,) that prove the labels
@@ -182,7 +183,7 @@ def _of_head(stored: HeadLabels, head: int, title: str) -> Subject:
     record = stored.records[head] if head < len(stored.records) else {}
     if "gap" in record:
         about.append(f"When they were made, their gap to the best labels of these sizes was {record['gap']:.2g}.")
-    return Subject(stored.labels[head], title, n_classes=stored.n_classes[head], about=tuple(about))
+    return Subject(stored.labels[head], title, n_heads=n_heads, n_classes=stored.n_classes[head], about=tuple(about))
 
 
 # ---- a run of otlabel train ----

@@ -28,7 +28,7 @@ from otlabel.scores import (
     open_scores,
     row_blocks,
 )
-from otlabel.validate import check_finite
+from otlabel.validate import check_finite, class_numbers
 
 PATH_ENTRIES = 10_000_000  # scores up to which the price of balance is drawn: ten solves
 COMMONEST = 3  # true classes that are named for each class
@@ -162,6 +162,7 @@ def summarise(subject: Subject, seed: int = 0) -> Summary:
     features = None if subject.features is None else open_scores(subject.features, what="features")
     subject = _in_order(subject, scores or features)
     labels = _checked_labels(subject.labels)
+    truth = None if subject.truth is None else class_numbers(subject.truth, "truth")
     n_samples = len(labels)
     n_classes = _n_classes(subject, labels, scores)
     _check_lengths(subject, n_samples, n_classes, scores, features)
@@ -185,7 +186,6 @@ def summarise(subject: Subject, seed: int = 0) -> Summary:
                 notes.append(f"k-means found its centres from {n_rows:,} samples drawn at random.")
         if scores is None and (subject.images is not None or subject.texts is not None):
             closeness = _closeness(features, labels, n_classes)
-    truth = None if subject.truth is None else subject.truth.astype(np.int64)
     history = [] if subject.history is None else [dict(line) for line in subject.history]
     return Summary(
         labels=labels,
@@ -291,7 +291,7 @@ def _relabellings(history: list[dict[str, Any]], head: int, truth: np.ndarray | 
     records = [line for line in history if "update" in line and line.get("head") == head]
     if truth is None or truth.min(initial=0) < 0:
         return records
-    shares = np.bincount(truth) / len(truth)
+    shares = np.unique(truth, return_counts=True)[1] / len(truth)  # a class's number may be any
     entropy = float(entr(shares).sum())
     for record in records:
         numbers = [record.get(name) for name in ("nmi", "entropy", "unlabelled")]
@@ -332,9 +332,7 @@ def _in_order(subject: Subject, rows: Scores | None) -> Subject:
 def _checked_labels(labels: Any) -> np.ndarray:
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
         raise ValueError(f"labels must be (N,) integers, at least one; got {labels.dtype} of shape {labels.shape}")
-    checked = labels.astype(np.int64)
-    if checked.min() < -1:
-        raise ValueError(f"labels hold {checked.min()}; they count from 0, and -1 stands for none")
+    checked = class_numbers(labels, "labels")
     if checked.max() < 0:
         raise ValueError("all labels are -1: there is nothing to report on")
     return checked
@@ -360,10 +358,6 @@ def _n_classes(subject: Subject, labels: np.ndarray, scores: Scores | None) -> i
 def _check_lengths(
     subject: Subject, n_samples: int, n_classes: int, scores: Scores | None, features: Scores | None
 ) -> None:
-    if subject.truth is not None:
-        truth = subject.truth
-        if truth.ndim != 1 or truth.dtype.kind not in "iu":
-            raise ValueError(f"truth must be (N,) integers; got {truth.dtype} of shape {truth.shape}")
     found: dict[str, int] = {}
     for name, source in (("scores", scores), ("features", features)):
         if source is not None:
@@ -373,6 +367,7 @@ def _check_lengths(
             found[name] = len(value)
     for name, length in found.items():
         if length != n_samples:
-            raise ValueError(f"there are {n_samples:,} labels, but {length:,} {name}; give one of each for a sample")
+            told = "true classes (truth)" if name == "truth" else name
+            raise ValueError(f"there are {n_samples:,} labels, but {length:,} {told}; give one of each for a sample")
     if subject.names is not None and len(subject.names) != n_classes:
         raise ValueError(f"there are {n_classes:,} classes, but {len(subject.names):,} names")

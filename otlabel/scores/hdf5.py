@@ -267,11 +267,25 @@ def read_attribute(handle: h5py.File, name: str) -> Any:
     kind = h5py.h5a.open(handle.id, name.encode()).get_type()
     if isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str():  # of before
         with _Watched(handle.filename) as file, h5py.File(file, "r") as watched:
-            return watched.attrs[name]
-    if not isinstance(kind, (h5py.h5t.TypeStringID, h5py.h5t.TypeAtomicID, h5py.h5t.TypeEnumID)):
+            value = watched.attrs[name]
+    elif not isinstance(kind, (h5py.h5t.TypeStringID, h5py.h5t.TypeAtomicID, h5py.h5t.TypeEnumID)):
         raise ValueError(f"its attribute {name!r} is neither a number nor a text")
-    value = handle.attrs[name]
+    else:
+        value = handle.attrs[name]
+    if isinstance(value, np.ndarray):
+        raise ValueError(f"its attribute {name!r} is an array of shape {value.shape}, not one number or text")
+    if isinstance(value, h5py.Empty):
+        raise ValueError(f"its attribute {name!r} is empty")
     return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
+
+
+def check_complete(about: Mapping[str, Any]) -> None:
+    """Refuse a file that does not say of itself that it was written to its end."""
+    complete = about.get("complete", False)
+    if not isinstance(complete, (bool, np.bool_)):
+        raise ValueError(f"its attribute 'complete' is {printable(repr(complete))[:80]}, neither true nor false")
+    if not complete:
+        raise ValueError("it was never finished")
 
 
 def _texts_sum(attributes: Mapping[str, Any]) -> int:

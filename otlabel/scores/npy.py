@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import threading
@@ -21,6 +22,7 @@ HEADER_DAMAGE = (
     ValueError, EOFError, tokenize.TokenError, SyntaxError, TypeError, KeyError, OverflowError, RecursionError,
     MemoryError,
 )  # fmt: skip
+LONGEST_HEADER = 10_000  # bytes that NumPy reads; the header of a matrix takes 118
 
 
 class NpyScores(StoredScores):
@@ -81,18 +83,35 @@ def parse_header(file: IO[bytes], size: int, name: str) -> tuple[tuple[int, ...]
     """The same of anything that holds an array in this format in `size` bytes."""
     try:
         version = np.lib.format.read_magic(file)
+        header = _header(file, 2 if version == (1, 0) else 4, size)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read(file)
+        shape, fortran_order, dtype = read(io.BytesIO(header))
     except HEADER_DAMAGE as error:
-        told = printable(str(error)) or type(error).__name__
-        raise FileFormatError(f"{name} is not a usable .npy file: {told}") from error
+        plain = isinstance(error, (ValueError, EOFError))  # others are of Python's parser, about what it was doing
+        told = printable(str(error)) if plain else "its header is no description of an array"
+        raise FileFormatError(f"{name} is not a usable .npy file: {told or type(error).__name__}") from error
     offset = file.tell()
+    if not all(type(length) is int and length >= 0 for length in shape):
+        raise FileFormatError(f"{name} claims to hold an array of shape {shape}, which none has: its header is wrong")
     if dtype.hasobject:
         raise FileFormatError(f"{name} holds pickled Python objects, which are never loaded; save plain numbers")
     claimed = offset + math.prod(shape) * dtype.itemsize
-    if claimed > size or min(shape, default=0) < 0:
+    if claimed > size:
         raise FileFormatError(
             f"{name} claims to hold {dtype} of shape {shape}, which takes {claimed:,} bytes, but has {size:,}: it was "
             "cut short, or its header is wrong"
         )
     return tuple(shape), fortran_order, dtype, offset
+
+
+def _header(file: IO[bytes], width: int, size: int) -> bytes:
+    """What follows the magic string: a length of so many bytes, and a header that is no longer than it may be."""
+    head = file.read(width)
+    length = int.from_bytes(head, "little")
+    if len(head) < width or file.tell() + length > size:
+        raise ValueError(f"its header of {length:,} bytes does not end within the {size:,} bytes of the file")
+    if length > LONGEST_HEADER:
+        raise ValueError(
+            f"its header takes {length:,} bytes, and that of an array of numbers at most {LONGEST_HEADER:,}"
+        )
+    return head + file.read(length)

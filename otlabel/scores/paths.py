@@ -8,6 +8,7 @@ import lzma
 import math
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -155,11 +156,15 @@ def _load_torch(file: Path, name: str) -> Any:
     loaded = load_plain(file)
     if isinstance(loaded, dict):
         tensors = {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+        if not tensors:
+            raise FileFormatError(f"{file} is a dict without a tensor; save one, or a dict of them, by torch.save")
         loaded = tensors[_chosen(file, name, list(tensors))]
     elif name:
         raise FileFormatError(f"{file} holds one tensor and no names; leave out '::{name}'")
     if not isinstance(loaded, torch.Tensor):
-        raise FileFormatError(f"{file} holds a {type(loaded).__name__}, not a tensor")
+        raise FileFormatError(
+            f"{file} holds a {type(loaded).__name__}, not a tensor; save one, or a dict of them, by torch.save"
+        )
     for what, remedy in {
         "on the device meta, without numbers": "" if loaded.device.type != "meta" else "save the one with its numbers",
         "nested": "save t.to_padded_tensor(-float('inf'))" if loaded.is_nested else "",
@@ -188,7 +193,9 @@ def load_plain(file: Path, device: Any = "cpu", keys: Sequence[str] = ()) -> Any
                 damaged = archive.testzip() if any(member.CRC for member in archive.infolist()) else None
             if damaged is not None:
                 raise FileFormatError(f"{file} is damaged: the checksum of {printable(damaged)!r} in it does not hold")
-        loaded = torch.load(file, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own ways to store, which whoever reads can do nothing about
+            loaded = torch.load(file, map_location=device, weights_only=True)
     except (OSError, MemoryError, FileFormatError):
         raise
     except Exception as error:  # damage may show up as nearly any of them

@@ -27,7 +27,16 @@ import numpy as np
 from otlabel.errors import FileFormatError
 from otlabel.files import replacing
 from otlabel.labels_file import create_labels, hdf5_image, read_dataset
-from otlabel.scores.hdf5 import DAMAGE, check_texts, find_dataset, open_hdf5, read_attributes, said, write_attributes
+from otlabel.scores.hdf5 import (
+    DAMAGE,
+    check_complete,
+    check_texts,
+    find_dataset,
+    open_hdf5,
+    read_attributes,
+    said,
+    write_attributes,
+)
 
 if TYPE_CHECKING:
     import h5py
@@ -118,8 +127,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[h5py.File, dict[str,
             about = read_attributes(handle, ATTRIBUTES)
             if (about.get("format"), about.get("format_version")) != (FORMAT, FORMAT_VERSION):
                 raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")
-            if not about.get("complete"):
-                raise ValueError("it was never finished")
+            check_complete(about)
             check_texts(handle, about)
             if not isinstance(about.get("data"), (str, NoneType)):
                 raise ValueError(f"its data is a {type(about['data']).__name__}")

@@ -897,7 +897,7 @@ def _check_format(handle: h5py.File, path: Path) -> None:
     version = _attribute(handle, "format_version")
     if version != FORMAT_VERSION:
         raise FileFormatError(f"{path} is of version {version}; version {FORMAT_VERSION} is read here, update otlabel")
-    if not _attribute(handle, "complete"):
+    if _attribute(handle, "complete") is not True:
         raise FileFormatError(f"{path} was never finished; extract again")
 
 
