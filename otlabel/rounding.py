@@ -200,8 +200,8 @@ class Spare:
     """Room that classes may leave free, as rows of the board: a unit of such a row is in its class, or in the hub.
 
     A class of lo to hi samples has hi places and hi - lo units that may fill them at no cost; a soft one has a unit for
-    each place whose price is near to what the place is worth now (of very many, neighbours share a row and a price). The
-    hub, a node after the last class, holds the rest.
+    each place whose price is near to what the place is worth now (of very many, neighbours share a row and a price).
+    The hub, a node after the last class, holds the rest.
     """
 
     classes: np.ndarray  # (V,) int64
