@@ -34,7 +34,7 @@ WHOLE_TOLERANCE = 1e-9  # relative: a share times N this near to a whole number 
 def one_number(given: Any, name: str) -> float:
     """A setting as a float, of whatever kind of number it is (one of NumPy's, a tensor of one), or ValueError."""
     try:
-        if isinstance(given, (str, bytes)) or getattr(given, "ndim", 0):
+        if isinstance(given, (str, bytes)) or getattr(given, "ndim", False):
             raise TypeError
         return float(given)
     except (TypeError, ValueError, RuntimeError, OverflowError):
