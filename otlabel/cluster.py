@@ -246,7 +246,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         source = self._opened(X).fine
         out = np.empty((source.shape[0], len(self.cluster_centers_)), self.cluster_centers_.dtype)
         centres = self.cluster_centers_.astype(np.float64)
-        middle = centres.mean(0)
+        middle = np.median(centres, axis=0)
         for (start, stop), block in row_blocks(source):
             rows = block.astype(np.float64)
             # Numbers are small near the middle, and squares of small numbers cancel little.

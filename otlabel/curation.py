@@ -151,14 +151,15 @@ def k_means(features: Scores, n_clusters: int, seed: int, extra: str) -> tuple[n
 
 
 def centred(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """(sample - middle) / unit, (n, D) in its own precision, its mean `middle` (D,), and a power of two.
+    """(sample - middle) / unit, (n, D) in its own precision, its median `middle` (D,), and a power of two.
 
-    The largest number is about 1: neither squares of it nor those of ordinary ones are beyond what float32 holds.
+    The largest number is about 1, whose square is a number in float32, too. A mean would follow a row far away.
     """
-    middle = sample.mean(0, dtype=np.float64)
-    moved = sample - middle
-    unit = _power_of_two(moved)
-    return (moved / unit).astype(sample.dtype), middle, unit
+    wide = sample.astype(np.float64)
+    middle = np.median(wide, axis=0)
+    wide -= middle
+    unit = _power_of_two(wide)
+    return (wide / unit).astype(sample.dtype), middle, unit
 
 
 def _power_of_two(numbers: np.ndarray) -> float:
@@ -170,7 +171,7 @@ def _power_of_two(numbers: np.ndarray) -> float:
 
 def nearest(features: Scores, centres: np.ndarray) -> np.ndarray:
     """(N,) int64: the centre that each row is nearest to."""
-    unit = _power_of_two(centres - centres.mean(0))
+    unit = _power_of_two(centres - np.median(centres, axis=0))
     labels, _, _ = sweep.label(closeness(features, centres, unit), np.zeros(len(centres)))
     return labels.astype(np.int64)
 

@@ -206,6 +206,23 @@ def test_centres_that_come_from_far_away_end_at_the_means(far: float, dtype: str
         BalancedKMeans(5, init=np.full((5, 4), 1e140)).fit(rows)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("far", [1e6, 1e8, 1e12])
+def test_a_row_far_away_leaves_the_others_with_the_nearest_centre(far: float, dtype: str) -> None:
+    rows = np.random.default_rng(0).normal(size=(300, 4))
+    rows[5] *= far
+    rows = rows.astype(dtype)
+    model = BalancedKMeans(5, random_state=0, size_max=300).fit(rows)
+    squares = np.square(rows.astype(np.longdouble)[:, None] - model.cluster_centers_).sum(2).astype(np.float64)
+    own, least = squares[np.arange(300), model.labels_], squares.min(1)
+    assert (own - least).max() <= 1e-9
+    assert model.inertia_ == pytest.approx(least.sum(), rel=1e-9)
+    others = np.arange(300) != 5
+    near = np.argsort(squares[others].max(0))[:4]  # all centres but the one at that row
+    found = model.transform(rows)[others][:, near]
+    np.testing.assert_allclose(found, np.sqrt(squares[others][:, near]), atol=1e-6)
+
+
 METRICS = {"euclidean": by_distance, "cosine": by_cosine}
 WITH_ONE_FAR_AWAY = 2.04e7 + np.array([[0, 0, 0, 0], [0, 0, 0, 15], [0, 0, 0, 30], [1e9, 0, 0, 0]])
 

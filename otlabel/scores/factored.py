@@ -260,12 +260,13 @@ def _concatenated(parts: list[torch.Tensor]) -> torch.Tensor:
 
 
 def closeness(source: Scores, centres: np.ndarray, unit: float = 1.0) -> LinearScores:
-    """-||x - mu_k||^2 + ||x - m||^2 = <x - m, 2 (mu_k - m)> - ||mu_k - m||^2 with m, the mean of the centres mu.
+    """-||x - mu_k||^2 + ||x - m||^2 = <x - m, 2 (mu_k - m)> - ||mu_k - m||^2 with m, in the middle of the centres mu.
 
-    All divided by `unit`: with one of the size of the differences, no square is beyond what float64 holds.
+    A median, for a mean would follow one centre far away, from where the others can hardly be told apart. All is
+    divided by `unit`: with one of the size of the differences, no square is beyond what float64 holds.
     """
     wide = centres.astype(np.float64)
-    middle = wide.mean(0)
+    middle = np.median(wide, axis=0)
     wide -= middle
     return LinearScores(Features(source), wide / unit * 2, -(wide * (wide / unit)).sum(1), False, centre=middle)
 
@@ -277,7 +278,7 @@ def cosines(source: Scores, centres: np.ndarray) -> LinearScores:
     tells rows apart that lie close together; the distances change by the square of that.
     """
     wide = centres.astype(np.float64)
-    middle = wide.mean(0)
+    middle = np.median(wide, axis=0)
     lengths = np.where(wide.any(1), 0.0, 1.0)  # what a centre at zero lacks: its distance is 1, its cosine is 0
     wide -= middle
     return LinearScores(Features(source), wide, -(np.square(wide).sum(1) + lengths) / 2, False, centre=middle)
