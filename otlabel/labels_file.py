@@ -327,6 +327,8 @@ def check_not_absurd(labels: np.ndarray) -> None:
 def _receipt_of(file: Path, digest: str) -> Receipt | None:
     """What the receipt beside labels tells, if it is of these labels."""
     path = receipt_path(file)
+    if not path.is_file():  # a pipe would be waited for
+        raise FileFormatError(f"{file} has a receipt, {path.name}, that is no regular file; remove or rename it")
     told = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(told, dict):
         raise FileFormatError(f"{file} has a receipt, {path.name}, that is none: it holds a {type(told).__name__}")
@@ -338,6 +340,8 @@ def _receipt_of(file: Path, digest: str) -> Receipt | None:
             stacklevel=4,
         )
         return None
+    if (told.get("format"), told.get("format_version")) != (FORMAT, FORMAT_VERSION):
+        raise FileFormatError(f"{file} has a receipt, {path.name}, that is none of {FORMAT} version {FORMAT_VERSION}")
     return checked_receipt({name: told.get(name) for name in (*_TEXTS, *_NUMBERS)})
 
 
@@ -349,8 +353,8 @@ def checked_receipt(told: dict[str, Any]) -> Receipt:
             raise FileFormatError(
                 f"the {name} of its receipt is a {type(value).__name__}, {printable(repr(value))[:80]}"
             )
-        if isinstance(value, float) and math.isnan(value):
-            raise FileFormatError(f"the {name} of its receipt is NaN")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise FileFormatError(f"the {name} of its receipt is {value}")
     if told.get("input") is None:
         raise FileFormatError("its receipt does not say what the input was")
     return Receipt(**{name: value for name, value in told.items() if name in _NUMBERS or value is not None})

@@ -22,6 +22,7 @@ from otlabel.files import replacing
 from otlabel.interrupts import interruptible
 from otlabel.scores import Scores, WithColumn, home_of, in_order_of, open_scores, plain_names, sample_mass_of
 from otlabel.scores.paths import load_archive
+from otlabel.text import printable
 from otlabel.validate import check_finite, check_vector
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ FLOATS = ("value", "bound", "epsilon", "marginal_error", "seconds", "threshold",
 LATER_FLOATS = ("gap", "rounding", "size_error")  # that files of earlier releases lack
 DAMAGED = (  # what a damaged archive may raise, by where the damage is
     zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, TypeError, AttributeError, RuntimeError,
+    OverflowError,
 )  # fmt: skip
 WHOLES = ("n_sweeps", "bytes_read", "bytes_sent", "peak_memory", "n_samples")
 
@@ -299,10 +301,12 @@ class Assignment:
                 raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")
             header["status"] = Status(header["status"])
             header["history"] = tuple(map(dict, header["history"]))
-            header["notes"] = tuple(map(str, header["notes"]))
-            header |= {name: float(header[name]) for name in FLOATS}
-            header |= {name: float(header[name]) for name in LATER_FLOATS if name in header}
-            header |= {name: int(header.get(name, 0)) for name in WHOLES}
+            header["notes"] = _texts(header["notes"])
+            header |= {name: float(_number(name, header[name], (int, float))) for name in FLOATS}
+            header |= {
+                name: float(_number(name, header[name], (int, float))) for name in LATER_FLOATS if name in header
+            }
+            header |= {name: _number(name, header.get(name, 0), (int,)) for name in WHOLES}
             header["weighted"] = bool(header.get("weighted", False))
             if (names := header.get("class_names")) is not None:
                 header["class_names"] = plain_names(names)
@@ -383,6 +387,20 @@ def like(array: np.ndarray, scores: Any) -> Array:
     import torch
 
     return torch.from_numpy(array).to(device)
+
+
+def _number(name: str, value: Any, kinds: tuple[type, ...]) -> Any:
+    """A number as JSON holds it."""
+    is_none = name in ("value", "bound") and value != value  # NaN
+    if not isinstance(value, kinds) or isinstance(value, bool) or is_none:
+        raise ValueError(f"its {name} is {printable(repr(value))[:80]}, no {'number' if float in kinds else 'count'}")
+    return value
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        raise ValueError(f"its notes are {printable(repr(values))[:80]}, no list of texts")
+    return tuple(values)
 
 
 def _check_arrays(arrays: dict[str, np.ndarray], *, is_part: bool) -> None:

@@ -592,11 +592,29 @@ def test_attributes_that_are_no_number_are_named(tmp_path: Path, name: str, valu
 
 
 @pytest.mark.parametrize("name", ["value", "bound", "gap", "spread", "seed"])
-def test_numbers_of_a_receipt_that_are_none(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_of_a_receipt_that_are_none(tmp_path: Path, name: str, value: float) -> None:
     path = _labels_with_receipt(tmp_path / "labels.npy")
     receipt = path.with_name("labels.npy.json")
-    receipt.write_text(json.dumps(json.loads(receipt.read_text()) | {name: math.nan}))
+    receipt.write_text(json.dumps(json.loads(receipt.read_text()) | {name: value}))
     with pytest.raises(FileFormatError, match=rf"labels\.npy is no usable file of labels: the {name} of its receipt"):
+        read_labels(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "newer"])
+def test_receipts_of_other_kinds(tmp_path: Path, kind: str) -> None:
+    path = _labels_with_receipt(tmp_path / "labels.npy")
+    receipt = path.with_name("labels.npy.json")
+    told = json.loads(receipt.read_text())
+    receipt.unlink()
+    match kind:
+        case "pipe":
+            os.mkfifo(receipt)
+        case "folder":
+            receipt.mkdir()
+        case "newer":
+            receipt.write_text(json.dumps(told | {"format_version": 2}))
+    with pytest.raises(FileFormatError, match=r"labels\.npy has a receipt, labels\.npy\.json, that is no"):
         read_labels(path)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pickle
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,6 +163,24 @@ def test_save_and_load_of_tensors_and_text_paths(scores: np.ndarray, tmp_path: P
     loaded = Assignment.load(str(tmp_path / "result.npz"))
     np.testing.assert_array_equal(np.asarray(loaded.labels), result.labels.numpy())
     np.testing.assert_array_equal(np.asarray(loaded.potentials), result.potentials.numpy())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("value", math.nan), ("bound", "3"), ("epsilon", True), ("seconds", None), ("gap", [0]), ("n_sweeps", math.inf),
+        ("n_samples", 2.5), ("bytes_read", "3"), ("notes", {"a": 1}), ("notes", [3]), ("history", [3]), ("status", 1),
+    ],
+)  # fmt: skip
+def test_header_of_other_kinds_is_refused(result: Assignment, tmp_path: Path, name: str, value: Any) -> None:
+    path = tmp_path / "result.npz"
+    result.save(path)
+    arrays = dict(np.load(path))
+    header = json.loads(str(arrays["header"])) | {name: value}
+    np.savez(path, **arrays | {"header": np.array(json.dumps(header))})
+    with pytest.raises(FileFormatError, match=r"result\.npz is not a saved Assignment") as caught:
+        Assignment.load(path)
+    assert str(caught.value).isprintable()
 
 
 def test_loaded_result_starts_another_solve(scores: np.ndarray, result: Assignment, tmp_path: Path) -> None:
