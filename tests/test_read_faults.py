@@ -13,6 +13,7 @@ import struct
 import subprocess
 import time
 import tracemalloc
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -486,6 +487,14 @@ def test_what_is_no_matrix_is_refused_at_once(tmp_path, array, refused, fault: s
     assert tracemalloc.get_traced_memory()[1] < MOST_BYTES
     tracemalloc.stop()
     refused(text)
+
+
+def test_torch_says_nothing_of_its_own(tmp_path, array) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(FileFormatError, match="quantised"):
+            open_scores(REFUSED["pt quantised"][0](tmp_path, array))
+    assert not told
 
 
 @pytest.mark.parametrize(
