@@ -325,9 +325,9 @@ def certify(
             above = best - np.partition(all_best, n_rows - n_labelled)[n_rows - n_labelled]
             (more,) = team.total("misplaced", np.where(labelled, np.maximum(-above, 0), np.maximum(above, 0)).sum())
             short += more
-        (size,) = team.total(
-            "size", _sizes_added(best, own, g[given])[labelled & fits].sum() if reach else np.array(0.0)
-        )
+        rows = labelled & fits
+        added = _sizes_added(best[rows], own[rows], g[given[rows]]) if reach else np.zeros(1)  # else nothing is added
+        (size,) = team.total("size", added.sum())
         gap = (float(short) + float((sizes - targets)[used] @ g[used])) / n_rows
         size_error = float(np.maximum(targets - sizes, 0).sum()) / n_rows
         mean = float(value) / n_rows
