@@ -685,7 +685,7 @@ def test_bounds_that_do_not_add_up_with_the_unlabelled() -> None:
         (Range(0, [5, 5, -1, 50]), r"hi is -.* for class 2"),
         (Range(np.nan, 1.0), r"lo is nan"),
         (Range(np.inf, 1.0), r"lo is above hi for class 0"),
-        (Range("few", "many"), r"lo has shape"),
+        (Range("few", "many"), r"lo is the text 'few'"),
     ],
 )
 def test_ranges_that_cannot_be(rule: Range, said: str) -> None:

@@ -219,12 +219,15 @@ def test_unbalanced_value_is_that_of_another_solver() -> None:
         taken = divergence(plan.sum(1), even) + divergence(plan.sum(0), mass)
         return float((plan * scores).sum()) - 0.1 * divergence(plan, np.outer(even, mass)) - taken
 
-    theirs = ot.unbalanced.lbfgsb_unbalanced(
+    descent = ot.unbalanced.lbfgsb_unbalanced(
         even, mass, -scores, 0.1, 1.0, reg_div="kl", regm_div="kl", numItermax=10_000, stopThr=1e-15
     )
-    ours_reached, theirs_reached = objective(ours.plan(scores)), objective(theirs)
-    assert ours_reached >= theirs_reached - 1e-10
-    assert ours_reached == pytest.approx(theirs_reached, rel=1e-4)  # L-BFGS stops there
+    scaling = ot.unbalanced.sinkhorn_unbalanced(
+        even, mass, -scores, 0.1, 1.0, reg_type="kl", numItermax=200_000, stopThr=1e-15
+    )
+    reached = objective(ours.plan(scores))
+    assert reached >= objective(descent) - 1e-10  # which stops 1e-4 short of it, on some processors more
+    assert reached == pytest.approx(objective(scaling), rel=1e-8)
 
 
 def reference_plan(scores: np.ndarray, lo: np.ndarray, hi: np.ndarray, epsilon: float) -> np.ndarray:
