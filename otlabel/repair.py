@@ -3,9 +3,9 @@
 A row (or several equal rows) holds units; an entry is a class that it may take. Moving a unit of a row from entry e to
 entry f costs (scores[e] - scores[f]) + (g[class of e] - g[class of f]), which is never negative at the start and is
 kept so: potentials fall by what the shortest path leaves over. Between two classes the order of all moves is thus that
-of their scores' differences whatever the potentials are: once the moves out of a class were looked at a few times, they
-are kept in heaps, one for each class that they enter, and a search looks at the cheapest of each only. Costs are sums
-in float64, `tie` apart means equal.
+of their scores' differences whatever the potentials are. The moves out of a class are sorted once, and a search looks
+at the cheap ones; where searches have looked at many, they are kept in heaps, one for each class that they enter, and
+a search looks at the cheapest of each only. Costs are sums in float64, `tie` apart means equal.
 
 Source: Ahuja, Magnanti, Orlin, "Network Flows" (1993), section 9.7 (successive shortest paths with potentials);
 Fredman, Sedgewick, Sleator, Tarjan, "The pairing heap", Algorithmica 1 (1986).
@@ -19,7 +19,7 @@ import numpy as np
 
 from otlabel.compiling import njit
 
-SCANS_A_HEAP = 16  # times that all moves out of a class are looked at, which costs about as much as heaps of them
+SCANS_A_HEAP = 8.0  # times that all moves out of a class are looked at, which costs about as much as heaps of them
 SCANS_A_SORT = 32.0  # times all pairs of classes that may be looked at before they are sorted anew
 SPARE_MOVES = 1 << 14  # fewest that may be added before all are collected anew
 HASH = np.uint64(0x9E3779B97F4A7C15)
@@ -41,14 +41,21 @@ class Board(NamedTuple):
 class Moves(NamedTuple):
     """Every move of a unit from an entry that has one to another of its row.
 
-    Classes keep a list of their entries that have units. Of some, moves are in a heap for each pair of classes as well.
-    Entries and moves without a unit stay until somebody comes across them.
+    Those found at first lie together by the class that they leave, and are sorted when a search first gets there. Of
+    some classes, moves are in a heap for each pair of classes instead. Entries that get a unit later are listed, or
+    their moves are added to the heaps. Moves of entries without a unit stay until somebody comes across them.
     """
 
+    begin: np.ndarray  # (K + 1,) int64: room of each class for moves begin[j] to begin[j + 1]
+    end: np.ndarray  # (K,) int64: where its moves end
+    cost: np.ndarray  # float64: of these moves, at first
+    others: np.ndarray  # int32: the class that they enter
+    potentials: np.ndarray  # (K,) float64, at first
+    is_sorted: np.ndarray  # (K,) bool
+    known: np.ndarray  # (E,) bool: entries whose moves are among these or that are listed
     newest: np.ndarray  # (K,) int64: entries listed of each class, -1 for none
     older: np.ndarray  # (E,) int64: and the one after it
-    listed: np.ndarray  # (E,) bool
-    n_scans: np.ndarray  # (K,) int64: how often the list was gone through
+    n_looked: np.ndarray  # (K,) int64: moves out of each class that searches looked at
     in_heaps: np.ndarray  # (K,) bool: classes whose moves are in heaps
     key: np.ndarray  # (M,) float64: scores[leaves] - scores[enters]
     leaves: np.ndarray  # (M,) int64: entry
@@ -57,7 +64,7 @@ class Moves(NamedTuple):
     sibling: np.ndarray  # (M,) int32: the next beside it
     whole: np.ndarray  # (E,) bool: all moves out of this entry are in the heaps
     table: np.ndarray  # hash table of pairs, -1 where it is empty
-    number: np.ndarray  # (3,) int64: of moves, of pairs, and whether there was no room for some
+    number: np.ndarray  # (4,) int64: of moves, of pairs, whether there was no room for some, and pairs looked at
     first: np.ndarray  # (P,) int32: class that moves of a pair leave
     second: np.ndarray  # (P,) int32: class that they enter
     top: np.ndarray  # (P,) int32: the cheapest move, -1 for none
@@ -143,15 +150,14 @@ def repair(board, dropped, slack, tie, stop):
         np.empty(n_classes, np.int64), np.empty(n_classes, np.int64),
     )  # fmt: skip
     moves = _collected(board, np.zeros(n_classes, np.int64), np.zeros(n_classes, np.bool_))
-    ordered, n_scanned, n_paths = _sorted_pairs(board, moves), 0, 0
+    ordered, n_paths = _sorted_pairs(board, moves), 0
     while not stop[0]:
         if moves.number[2]:
-            moves = _collected(board, moves.n_scans, moves.in_heaps)
-            ordered, n_scanned = _sorted_pairs(board, moves), 0
-        elif n_scanned > SCANS_A_SORT * max(moves.number[1], n_classes):
-            ordered, n_scanned = _sorted_pairs(board, moves), 0
-        n_found, radius, n_looked = _search(board, moves, ordered, search, dropped, slack, tie)
-        n_scanned += n_looked
+            moves = _collected(board, moves.n_looked, moves.in_heaps)
+            ordered = _sorted_pairs(board, moves)
+        elif moves.number[3] > SCANS_A_SORT * max(moves.number[1], n_classes):
+            ordered = _sorted_pairs(board, moves)
+        n_found, radius = _search(board, moves, ordered, search, dropped, slack, tie)
         for node in range(n_classes):
             if search.settled[node] and search.distance[node] < radius:
                 board.potentials[node] -= radius - search.distance[node]
@@ -169,8 +175,7 @@ def _search(board, moves, ordered, search, dropped, slack, tie):
 
     Beyond the nearest it goes on for as much work again: one search then serves many paths. Among classes equally far
     those reached by fewest moves come first, or ties between rows of many units would pass a few to and fro for ever
-    (Edmonds and Karp). Returns how many it found, the distance up to which all classes are settled, and how many moves
-    were looked at.
+    (Edmonds and Karp). Returns how many it found, and the distance up to which all classes are settled.
     """
     n_classes = board.counts.size
     keys, items, size = np.empty(2 * n_classes), np.empty(2 * n_classes, np.int64), 0
@@ -193,7 +198,7 @@ def _search(board, moves, ordered, search, dropped, slack, tie):
             continue
         if reached >= radius or n_scanned > n_enough:
             radius = min(radius, reached)
-            return n_found, radius, n_scanned
+            return n_found, radius
         search.settled[node] = True
         if board.counts[node] < board.targets[node]:
             search.found[n_found] = node
@@ -213,15 +218,17 @@ def _search(board, moves, ordered, search, dropped, slack, tie):
                 last += 1
             else:
                 size = _push(keys, items, size, search.distance[other], other)
-    return n_found, (farthest if n_found else radius), n_scanned
+    return n_found, (farthest if n_found else radius)
 
 
 @njit(cache=True, nogil=True)
 def _reach_out(board, moves, ordered, search, node, radius, tie):
     """Shorten the ways to other classes by the moves out of one; returns how many came nearer, and moves looked at."""
     if not moves.in_heaps[node]:
-        if moves.n_scans[node] < SCANS_A_HEAP:
-            return _reach_out_by_entries(board, moves, search, node, radius, tie)
+        if moves.n_looked[node] <= SCANS_A_HEAP * (moves.end[node] - moves.begin[node] + board.counts.size):
+            n_nearer, n_looked = _reach_out_by_moves(board, moves, search, node, radius, tie)
+            moves.n_looked[node] += n_looked
+            return n_nearer, n_looked
         _keep_in_heaps(board, moves, ordered, node)
     reached = search.distance[node]
     fallen = ordered.potentials[node] - board.potentials[node] + tie
@@ -240,31 +247,37 @@ def _reach_out(board, moves, ordered, search, node, radius, tie):
         n_looked += 1
         n_nearer = _come_nearer_by_pair(board, moves, search, reached, pair, radius, tie, n_nearer)
         pair = ordered.older[pair]
+    moves.number[3] += n_looked
     return n_nearer, n_looked
 
 
 @njit(cache=True, nogil=True)
-def _reach_out_by_entries(board, moves, search, node, radius, tie):
-    """The same by going through all moves out of the class."""
-    moves.n_scans[node] += 1
-    n_nearer, n_looked, before, entry = 0, 0, -1, moves.newest[node]
+def _reach_out_by_moves(board, moves, search, node, radius, tie):
+    """The same by going through the moves out of the class, the cheap ones first."""
+    if not moves.is_sorted[node]:
+        _sort_moves(moves, node)
+    reached = search.distance[node]
+    fallen = moves.potentials[node] - board.potentials[node] + tie
+    limit = radius - reached + fallen
+    n_nearer, n_looked = 0, 0
+    for move in range(moves.begin[node], moves.end[node]):
+        n_looked += 1
+        if moves.cost[move] >= limit:
+            break
+        other = moves.others[move]  # most moves are ruled out by what lies side by side in memory
+        least = reached + moves.cost[move] - fallen + (moves.potentials[other] - board.potentials[other])
+        if least < search.distance[other] and board.units[moves.leaves[move]] > 0:
+            leaves, enters = moves.leaves[move], moves.enters[move]
+            n_nearer = _come_nearer(board, search, reached, leaves, enters, radius, tie, n_nearer)
+    entry = moves.newest[node]
     while entry >= 0:
-        after = moves.older[entry]
         if board.units[entry] > 0:
             row = board.row_of[entry]
-            own = board.scores[entry] + (search.distance[node] + board.potentials[node])
             for other in range(board.start[row], board.start[row + 1]):
-                if own - board.scores[other] < radius + board.potentials[board.classes[other]] and other != entry:
-                    n_nearer = _come_nearer(board, search, search.distance[node], entry, other, radius, tie, n_nearer)
+                if other != entry:
+                    n_nearer = _come_nearer(board, search, reached, entry, other, radius, tie, n_nearer)
             n_looked += board.start[row + 1] - board.start[row]
-            before = entry
-        else:
-            moves.listed[entry] = False
-            if before < 0:
-                moves.newest[node] = after
-            else:
-                moves.older[before] = after
-        entry = after
+        entry = moves.older[entry]
     return n_nearer, n_looked
 
 
@@ -335,9 +348,12 @@ def _move(board, moves, ordered, leaves, enters, amount):
     board.units[leaves] -= amount
     board.units[enters] += amount
     first = board.classes[enters]
-    if not moves.listed[enters]:
-        _list(moves, first, enters)
-    if moves.in_heaps[first] and not moves.whole[enters]:
+    if not moves.in_heaps[first]:
+        if not moves.known[enters]:
+            moves.known[enters] = True
+            moves.older[enters] = moves.newest[first]
+            moves.newest[first] = enters
+    elif not moves.whole[enters]:
         _add_moves(board, moves, enters)
         row = board.row_of[enters]
         for other in range(board.start[row], board.start[row + 1]):
@@ -351,40 +367,80 @@ def _move(board, moves, ordered, leaves, enters, amount):
 
 
 @njit(cache=True, nogil=True)
-def _collected(board, n_scans, in_heaps):
+def _collected(board, n_looked, in_heaps):
     """All moves at the present units, those of some classes in heaps, with room for more."""
     n_classes, n_entries = board.counts.size, board.classes.size
-    n_moves = 0
+    begin = np.zeros(n_classes + 1, np.int64)
     for entry in range(n_entries):
         if board.units[entry] > 0:
             row = board.row_of[entry]
-            n_moves += board.start[row + 1] - board.start[row] - 1
+            begin[board.classes[entry] + 1] += board.start[row + 1] - board.start[row] - 1
+    begin = np.cumsum(begin)
+    n_moves = begin[-1]
     room = n_moves + max(n_moves // 4, SPARE_MOVES)
     most_pairs = min(n_classes * n_classes, room)
     n_slots = 2
     while n_slots < 2 * most_pairs:
         n_slots *= 2
     moves = Moves(
-        np.full(n_classes, -1), np.empty(n_entries, np.int64), np.zeros(n_entries, np.bool_), n_scans, in_heaps,
-        np.empty(room), np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int32),
-        np.empty(room, np.int32), np.zeros(n_entries, np.bool_), np.full(n_slots, -1, np.int32),
-        np.zeros(3, np.int64), np.empty(most_pairs, np.int32), np.empty(most_pairs, np.int32),
-        np.full(most_pairs, -1, np.int32),
+        begin, begin[:-1].copy(), np.empty(n_moves), np.empty(n_moves, np.int32), board.potentials.copy(),
+        np.zeros(n_classes, np.bool_), board.units > 0, np.full(n_classes, -1), np.empty(n_entries, np.int64),
+        n_looked, in_heaps, np.empty(room), np.empty(room, np.int64), np.empty(room, np.int64),
+        np.empty(room, np.int32), np.empty(room, np.int32), np.zeros(n_entries, np.bool_),
+        np.full(n_slots, -1, np.int32), np.zeros(4, np.int64), np.empty(most_pairs, np.int32),
+        np.empty(most_pairs, np.int32), np.full(most_pairs, -1, np.int32),
     )  # fmt: skip
     for entry in range(n_entries):
         if board.units[entry] > 0:
-            _list(moves, board.classes[entry], entry)
-            if in_heaps[board.classes[entry]]:
-                _add_moves(board, moves, entry)
+            row, node = board.row_of[entry], board.classes[entry]
+            for other in range(board.start[row], board.start[row + 1]):
+                cost = _cost(board, entry, other)
+                if other != entry and cost < np.inf:  # no other is allowed
+                    at = moves.end[node]
+                    moves.key[at] = board.scores[entry] - board.scores[other]
+                    moves.leaves[at], moves.enters[at] = entry, other
+                    moves.others[at], moves.cost[at] = board.classes[other], cost
+                    moves.end[node] += 1
+    moves.number[0] = n_moves
+    for node in range(n_classes):
+        if in_heaps[node]:
+            _put_in_heaps(board, moves, node)
     return moves
 
 
 @njit(cache=True, nogil=True)
-def _list(moves, node, entry):
-    """Add an entry to those of its class."""
-    moves.listed[entry] = True
-    moves.older[entry] = moves.newest[node]
-    moves.newest[node] = entry
+def _sort_moves(moves, node):
+    """Put the moves out of a class in order of cost."""
+    moves.is_sorted[node] = True
+    part = slice(moves.begin[node], moves.end[node])
+    order = np.argsort(moves.cost[part])
+    moves.cost[part], moves.others[part] = moves.cost[part][order], moves.others[part][order]
+    moves.key[part] = moves.key[part][order]
+    moves.leaves[part], moves.enters[part] = moves.leaves[part][order], moves.enters[part][order]
+
+
+@njit(cache=True, nogil=True)
+def _put_in_heaps(board, moves, node):
+    """Make heaps of the moves out of a class: sorted ones of a pair are a heap, each below the one before."""
+    if not moves.is_sorted[node]:
+        _sort_moves(moves, node)
+    moves.in_heaps[node] = True
+    last = np.full(board.counts.size, -1)  # the last move to each class
+    for move in range(moves.begin[node], moves.end[node]):
+        if board.units[moves.leaves[move]] > 0:
+            moves.whole[moves.leaves[move]] = True
+            moves.child[move] = moves.sibling[move] = -1
+            other = moves.others[move]
+            if last[other] < 0:
+                moves.top[_pair_of(moves, node, other, board.counts.size, True)] = move
+            else:
+                moves.child[last[other]] = move
+            last[other] = move
+    entry = moves.newest[node]
+    while entry >= 0:
+        if board.units[entry] > 0:
+            _add_moves(board, moves, entry)
+        entry = moves.older[entry]
 
 
 @njit(cache=True, nogil=True)
@@ -398,12 +454,8 @@ def _list_pair(ordered, node, pair):
 @njit(cache=True, nogil=True)
 def _keep_in_heaps(board, moves, ordered, node):
     """From now on keep the moves out of a class in heaps."""
-    moves.in_heaps[node] = True
-    n_pairs, entry = moves.number[1], moves.newest[node]
-    while entry >= 0:
-        if board.units[entry] > 0:
-            _add_moves(board, moves, entry)
-        entry = moves.older[entry]
+    n_pairs = moves.number[1]
+    _put_in_heaps(board, moves, node)
     for pair in range(n_pairs, moves.number[1]):
         _list_pair(ordered, node, pair)
 
@@ -502,6 +554,7 @@ def _without_top(moves, move):
 def _sorted_pairs(board, moves):
     """The pairs at the present potentials."""
     n_classes, n_pairs = board.counts.size, moves.number[1]
+    moves.number[3] = 0
     begin, key = np.zeros(n_classes + 1, np.int64), np.full(moves.first.size, np.inf)
     for pair in range(n_pairs):
         move = _cheapest(board, moves, pair)

@@ -32,6 +32,8 @@ FIRST_SLACK = 1 / 64  # of a row's spread: where that search begins
 SOFT_SLACK = 2.0  # times rho: how far around its price places of soft classes count at first; they grow as its exp
 MOST_LEVELS = 1 << 18  # of all soft classes: beyond, as with real sample masses, neighbouring ones count as alike
 SLACK_STEP = 2.0  # how much wider the next pass looks where the candidates did not suffice
+WIDE = 64.0  # candidates a row from which on more passes come first: what a path costs grows with them
+WIDE_PASSES = 12  # that look no wider than the one before, in all: each reads the scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
     weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
     placement = Placement(np.full(n_here, -1, np.int32), no_rows, no_rows.astype(np.int32), no_rows)
     slack = min(_first_slack(problem, g, rng), SOFT_SLACK * float(problem.rule.rho.min()))
-    n_paths, first = 0, True
+    n_paths, n_wide, first = 0, 0, True
     widest = problem.extent + float(np.ptp(g[np.isfinite(g)]))  # potentials that fall by slack must not move it
     while True:
         movable = _movable(problem, g, placement.labels, weights, slack, tie)
@@ -92,7 +94,8 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         if first:
             spread_ties(board, rng.permutation(len(board.start) - 1), tie)
             first = False
-        n_paths += _repair(board, np.zeros(n_classes + 1), slack, tie)
+        n_made = _repair(board, np.zeros(n_classes + 1), slack, tie)
+        n_paths += n_made
         monitor.saw("repair", 0)
         done = np.array_equal(board.counts, board.targets)
         if not done and slack == np.inf:
@@ -104,6 +107,9 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         if done:
             g = centred(problem.rule, g)
             return Rounded(placement, np.where(np.abs(g) <= tie, 0.0, g), n_paths)  # less is left of rounding
+        if n_made > 0 and n_wide < WIDE_PASSES and len(units) > WIDE * len(movable.labels):
+            n_wide += 1
+            continue
         slack = max(SLACK_STEP * slack, tie)  # scores may be far smaller than the prices of places
         if slack > widest:
             slack = np.inf
