@@ -99,12 +99,13 @@ def test_parts_that_are_read_are_not_written_over(folder: Path) -> None:
         (folder / f"scores-{part}.h5").rename(labels_file.part_path(folder / "labels", part, 2))
     before = {path.name: path.read_bytes() for path in (folder / "labels").iterdir()}
     words = ["assign", "labels/*.h5::/x", "-o", "labels", "--force"]
-    for number in (2, 3):  # where parts are written over, and where they would go as those of another run
+    part = r"the part of --output part-0000\d-of-0000{0}.h5 labels/part-0000\d-of-0000{0}.h5"
+    for number, told in (
+        (2, part.format(2) + " and SCORES .+ the same file"),
+        (3, part.format(3) + " would be one of the files that SCORES .+ stands for"),
+    ):
         first, *_ = as_torchrun(command, number, str(folder), *words)
         assert first[0] == 2
-        told = (
-            r"the part of --output part-0000\d-of-00002.h5 labels/part-0000\d-of-00002.h5 and SCORES .+ the same file"
-        )
         assert re.search(told, first[2])
     assert {path.name: path.read_bytes() for path in (folder / "labels").iterdir()} == before
 
