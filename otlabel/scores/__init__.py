@@ -18,7 +18,6 @@ from otlabel.scores.base import (
     as_float,
     block_rows,
     draw_rows,
-    few_rows,
     partition,
     row_blocks,
 )
@@ -64,7 +63,7 @@ __all__ = [
     "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "KeptRows", "LinearScores", "MovedScores", "Rows", "Scores",
     "TensorScores", "UnitRows", "WithColumn", "WrappedScores", "as_array", "as_float", "as_matrix", "block_rows",
     "by_class", "by_column", "by_row", "check_kind", "class_mass_of", "closeness", "cosines", "default_limit",
-    "draw_rows", "few_rows", "free_memory", "gathered", "home_of", "in_one_order", "in_order_of", "is_foreign",
+    "draw_rows", "free_memory", "gathered", "home_of", "in_one_order", "in_order_of", "is_foreign",
     "is_list_of_parts", "is_stored", "is_tensor", "keep", "keep_whole", "linear_scores", "load_array", "matches",
     "on_device", "open_part", "open_scores", "part_of_all", "partition", "plain_names", "plain_tensor", "row_blocks",
     "rows_between", "sample_mass_of", "take_rows",
