@@ -434,7 +434,12 @@ def _near_integer(problem: Problem, solver: Solver, point: Point, monitor: Monit
 
 def _excess(point: Point, problem: Problem) -> float:
     """Share of the units that would have to leave their argmax label, or come to one."""
-    shares = point.sweep.counts / problem.n_units
+    counts = point.sweep.counts
+    if not len(counts):  # a device has not looked for them
+        counts = sweep.sweep(
+            problem.scores, point.plan_potentials, 1.0, problem.weights, point.precision
+        ).counts
+    shares = counts / problem.n_units
     missing = problem.rule.demand(point.potentials, shares) - shares
     return float(max(np.maximum(missing, 0).sum(), np.maximum(-missing, 0).sum()))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import subprocess
 import sys
+import weakref
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,51 @@ def test_same_bits_from_run_to_run_and_labels_only_where_asked_for() -> None:
     cuda_module().sweep_block(scores, g, np.float32(10), none, 0.0, np.empty(0, np.int32), none, mass, counts)()
     assert mass.tobytes() == first.mass.tobytes()
     np.testing.assert_array_equal(counts, first.counts)
+
+
+@kernels
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_sums_without_labels_are_those_with_labels(fused: bool, weighted: bool, monkeypatch) -> None:
+    if not fused:
+        monkeypatch.setattr(cuda_module(), "FUSED_CLASSES", {torch.float32: 1, torch.float64: 1})
+    scores, g = stored((90, 20), torch.float16, 0.2), potentials_of(20, np.float32)
+    weights = np.random.default_rng(3).integers(0, 5, 90).astype(np.float64) if weighted else NO_WEIGHTS
+    full = Found(scores, g, 0.1, weights)
+    full.assert_is_formula(scores, g, 0.1, weights)
+    mass, none = np.zeros(20), np.empty(0, np.int64)
+    finish = cuda_module().sweep_block(
+        scores, g, np.float32(10), weights, 0.0, none.astype(np.int32), none.astype(float), mass, none
+    )
+    assert finish() == (full.linear, full.entropic)
+    assert mass.tobytes() == full.mass.tobytes()
+
+
+@kernels
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_shapes_of_the_kernel(pieces: int, ahead: bool, joined: bool, monkeypatch) -> None:
+    """Rows at a time, pieces of a row, and how rows come, change no more than rounding."""
+    n_classes = 64 * pieces - 24
+    shape = cuda_module().Shape(64, pieces, 2, 4, 1, joined, ahead)
+    monkeypatch.setattr(cuda_module(), "fused_shape", lambda *_: shape)
+    scores, g = stored((71, n_classes), torch.float16, 0.2), potentials_of(n_classes, np.float32)
+    Found(scores, g, 0.1).assert_is_formula(scores, g, 0.1)
+
+
+@kernels
+def test_who_waits_for_a_sweep_does_not_keep_its_scores() -> None:
+    """Else all blocks that stream to a device would stay there until the last of them."""
+    scores = stored((60, 20), torch.float16).clone()
+    seen, none = weakref.ref(scores), np.empty(0)
+    finish = cuda_module().sweep_block(
+        scores, np.zeros(20), np.float64(1), none, 0.0, none.astype(np.int32), none, np.zeros(20), np.zeros(20, np.int64)
+    )
+    del scores
+    gc.collect()
+    assert seen() is None
+    finish()
 
 
 @kernels

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 MINUS_INF_BITS = {"float16": 0xFC00, "bfloat16": -0x80}  # as halves are stored: unsigned, and signed
-SPAN_ENTRIES = 1 << 30  # scores that one call reduces on a device: few calls, and partial sums that stay small
+SPAN_ENTRIES = 1 << 32  # scores that one call reduces on a device: few calls, and partial sums that stay small
 
 
 class ArrayScores(Scores):

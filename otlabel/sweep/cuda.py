@@ -38,6 +38,7 @@ CUT = 128  # columns of a piece where a row is cut at all
 PIECES = 8  # of a row, at most
 MOST_ROWS = 256  # of narrow matrices at a time
 SIZES = ["n_rows", "n_classes", "stride"]  # arguments whose values no kernel is compiled for
+FEW_WARPS = 2048, 3072  # classes between which two warps have room for a row, and are quicker than four
 STAGES = 3  # rows that are on their way from memory, the present one counted
 
 
@@ -59,7 +60,8 @@ class _Block(NamedTuple):
 def sweep_block(block, potentials, inverse_epsilon, weights, row_exponent, labels, row_mass, mass, counts):
     """As reference.sweep_block, but it does not wait: it returns a function that does, and then gives the two sums.
 
-    That function also writes to the arrays. Where `labels` is empty they stay on the device.
+    That function also writes to the arrays. Where `counts` is empty no row's best class is looked for; where `labels`
+    is empty they stay on the device.
     """
     device, precision = block.device, _torch_type(potentials.dtype)
     with _on(device):
@@ -68,7 +70,7 @@ def sweep_block(block, potentials, inverse_epsilon, weights, row_exponent, label
         constants = _upload(np.append(potentials, scale).astype(potentials.dtype), device)
         weight = None if weights.size == 0 else _upload(weights, device)
         tops, totals = _per_row(view, precision, 2)
-        best = torch.empty(view.n_rows, dtype=torch.int32, device=device)
+        best = torch.empty(view.n_rows if counts.size else 0, dtype=torch.int32, device=device)
         own_mass = None
         if row_exponent or view.n_classes > FUSED_CLASSES[precision]:
             _find_rows(view, constants, tops, totals, best)
@@ -83,12 +85,12 @@ def sweep_block(block, potentials, inverse_epsilon, weights, row_exponent, label
         found = [torch.cat([_added_up(partial), *_totalled(view.n_classes, weight, tops, totals, best)])]
         found += [best] if labels.size else []
         found += [own_mass] if row_exponent else []
-        fetched = _Fetched(found)
+        fetched, n_classes = _Fetched(found), view.n_classes  # alone: who waits must not keep the block
 
     def finish() -> tuple[float, float]:
         packed, *of_rows = fetched.arrays()
-        mass[:] += packed[: view.n_classes]
-        counts[:] += packed[view.n_classes : -2].astype(np.int64)
+        mass[:] += packed[:n_classes]
+        counts[:] += packed[n_classes:-2].astype(np.int64)
         for array, values in zip(([labels] if labels.size else []) + [row_mass], of_rows, strict=False):
             array[:] = values
         return float(packed[-2]), float(packed[-1])
@@ -224,10 +226,15 @@ class Shape(NamedTuple):
     rows: int  # at a time
     warps: int
     stages: int  # rows on their way while one is worked on
+    joined: bool = False  # whether rows of a step are added up before they are added to the sums
+    ahead: bool = False  # whether the next step's rows come to registers, not through shared memory
 
 
 def fused_shape(n_classes, precision):
     """Pieces that fill their columns best, the widest of those that do so alike."""
+    if precision == torch.float32 and FEW_WARPS[0] < n_classes <= FEW_WARPS[1]:
+        # Threads that have more of a row exchange less for it.
+        return Shape(512, triton.cdiv(n_classes, 512), 1, 2, STAGES)
     warps = 4 if n_classes <= FUSED_CLASSES[torch.float32] // 2 else 8
     widest = 256 * warps  # eight scores a thread
     widths = [min(_width(n_classes), widest)]
@@ -241,7 +248,7 @@ def fused_shape(n_classes, precision):
 
 
 def _reduce_once(view, constants, weight, tops, totals, best):
-    """Write what there is to say of each row; return column sums of all programs (P, K)."""
+    """Write what there is to say of each row, its label where there is room; return column sums of programs (P, K)."""
     shape = fused_shape(view.n_classes, constants.dtype)
     each = _rows_each(view.n_rows, shape.rows)
     n_programs = triton.cdiv(view.n_rows, each)
@@ -249,7 +256,8 @@ def _reduce_once(view, constants, weight, tops, totals, best):
     _fused[(n_programs,)](
         view.scores, constants, best if weight is None else weight, tops, totals, best, partial, *view.sizes, each,
         VECTOR=view.vector, ROWS=shape.rows, WIDTH=shape.width, PIECES=shape.pieces, STAGES=shape.stages,
-        WEIGHTED=weight is not None, num_warps=shape.warps,
+        WEIGHTED=weight is not None, LABELLED=len(best) > 0, JOINED=shape.joined, AHEAD=shape.ahead,
+        num_warps=shape.warps,
     )  # fmt: skip
     return partial
 
@@ -257,8 +265,9 @@ def _reduce_once(view, constants, weight, tops, totals, best):
 def _find_rows(view, constants, tops, totals, best):
     width, rows = _tile(view.n_classes)
     _online[(triton.cdiv(view.n_rows, rows),)](
-        view.scores, constants, tops, totals, best, *view.sizes, VECTOR=view.vector, ROWS=rows, WIDTH=width
-    )
+        view.scores, constants, tops, totals, best, *view.sizes,
+        VECTOR=view.vector, ROWS=rows, WIDTH=width, LABELLED=len(best) > 0,
+    )  # fmt: skip
 
 
 def _add_columns(view, constants, tops, shares):
@@ -286,15 +295,15 @@ def _added_up(partial):
 
 
 def _totalled(n_classes, weight, tops, totals, best):
-    """Units of each label (K,), and the sums of weight * top and weight * log total (2,), all in float64."""
-    n_rows, rows = len(best), ADDED[0]
+    """Units of each label (K,) if there are labels, and the sums of weight * top and weight * log total (2,); float64."""
+    n_rows, rows = len(tops), ADDED[0]
     n_programs = triton.cdiv(n_rows, rows)
     sums = torch.empty((n_programs, 2), dtype=torch.float64, device=best.device)
-    counts = torch.zeros(n_classes, dtype=torch.int64, device=best.device)
+    counts = torch.zeros(n_classes if len(best) else 0, dtype=torch.int64, device=best.device)
     counted = n_classes <= COUNTED_CLASSES and weight is None
     _total[(n_programs,)](
         tops, totals, best, best if weight is None else weight, sums, counts, n_rows, n_classes,
-        ROWS=rows, CLASSES=_width(n_classes) if counted else 0, WEIGHTED=weight is not None,
+        ROWS=rows, CLASSES=_width(n_classes) if counted else 0, WEIGHTED=weight is not None, LABELLED=len(best) > 0,
     )  # fmt: skip
     return counts.double(), sums.sum(0)
 
@@ -317,12 +326,14 @@ def _find_labels(view, constants, labels, *, may_correct):
 def _fused(
     scores, constants, weights, tops, totals, labels, partial, n_rows, n_classes, stride, rows_each,
     VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
-    WEIGHTED: tl.constexpr,
+    WEIGHTED: tl.constexpr, LABELLED: tl.constexpr, JOINED: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Everything from one read: rows_each rows a program, ROWS at a time, each in PIECES of WIDTH columns.
 
-    Pieces of a row are brought together column by column before threads exchange anything, so that a row takes three
-    exchanges. Rows past the end are the last one again, without weight; only the last piece needs a mask.
+    Pieces of a row are brought together column by column before threads exchange anything, so that a row takes two
+    exchanges, three with its label. Rows past the end are the last one again, without weight; only the last piece needs
+    a mask. JOINED adds up the rows of a step before it adds them to the sums, AHEAD reads the next step's rows to
+    registers before it works on the present ones.
     """
     n_classes = n_classes * VECTOR
     precision = constants.dtype.element_ty
@@ -337,49 +348,88 @@ def _fused(
             potentials = potentials + (tl.load(constants + piece * WIDTH + columns, mask=inside, other=0.0),)
         else:
             potentials = potentials + (tl.load(constants + piece * WIDTH + columns),)
-        sums = sums + (tl.zeros([ROWS, WIDTH], precision),)
+        if JOINED:
+            sums = sums + (tl.zeros([WIDTH], precision),)
+        else:
+            sums = sums + (tl.zeros([ROWS, WIDTH], precision),)
+    coming = ()
+    if AHEAD:
+        rows = tl.minimum(program * rows_each + tl.arange(0, ROWS), n_rows - 1)
+        begin = scores + rows[:, None] * stride * VECTOR + columns[None, :]
+        for piece in tl.static_range(PIECES):
+            if piece == PIECES - 1:
+                coming = coming + (tl.load(begin + piece * WIDTH, mask=inside[None, :], other=-float("inf")),)
+            else:
+                coming = coming + (tl.load(begin + piece * WIDTH),)
     for step in tl.range(0, rows_each, ROWS, num_stages=STAGES):
         numbers = program * rows_each + step + tl.arange(0, ROWS)
         there = numbers < n_rows
         rows = tl.minimum(numbers, n_rows - 1)
-        begin = scores + rows[:, None] * stride * VECTOR + columns[None, :]
         u = ()
-        for piece in tl.static_range(PIECES):
-            if piece == PIECES - 1:
-                values = tl.load(begin + piece * WIDTH, mask=inside[None, :], other=-float("inf"))
-            else:
-                values = tl.load(begin + piece * WIDTH)
-            u = u + (values.to(precision) + potentials[piece][None, :],)
+        if AHEAD:
+            for piece in tl.static_range(PIECES):
+                u = u + (coming[piece].to(precision) + potentials[piece][None, :],)
+            following = tl.minimum(numbers + ROWS, n_rows - 1)
+            begin = scores + following[:, None] * stride * VECTOR + columns[None, :]
+            coming = ()
+            for piece in tl.static_range(PIECES):
+                if piece == PIECES - 1:
+                    coming = coming + (tl.load(begin + piece * WIDTH, mask=inside[None, :], other=-float("inf")),)
+                else:
+                    coming = coming + (tl.load(begin + piece * WIDTH),)
+        else:
+            begin = scores + rows[:, None] * stride * VECTOR + columns[None, :]
+            for piece in tl.static_range(PIECES):
+                if piece == PIECES - 1:
+                    values = tl.load(begin + piece * WIDTH, mask=inside[None, :], other=-float("inf"))
+                else:
+                    values = tl.load(begin + piece * WIDTH)
+                u = u + (values.to(precision) + potentials[piece][None, :],)
         highest = u[0]
         for piece in tl.static_range(1, PIECES):
             highest = tl.maximum(highest, u[piece])
         top = tl.max(highest, 1)
+        times = tl.broadcast_to(scale, [ROWS, WIDTH])
+        below = tl.broadcast_to((-top * scale)[:, None], [ROWS, WIDTH])
         e = ()
         for piece in tl.static_range(PIECES):
-            e = e + (tl.exp2((u[piece] - top[:, None]) * scale),)
-            at = tl.where(u[piece] == top[:, None], piece * WIDTH + columns[None, :], n_classes - 1)
+            e = e + (tl.exp2(tl.fma(u[piece], times, below)),)
             if piece == 0:
-                lowest, added = at, e[0]
+                added = e[0]
             else:
-                lowest, added = tl.minimum(lowest, at), added + e[piece]
-        label, total = tl.min(lowest, 1), tl.sum(added, 1)
+                added = added + e[piece]
+        total = tl.sum(added, 1)
         share = 1.0 / total
         if WEIGHTED:
             share = (tl.load(weights + rows) / total.to(tl.float64)).to(precision)
         share = tl.where(there, share, 0.0)
         grown = ()
         for piece in tl.static_range(PIECES):
-            grown = grown + (tl.fma(e[piece], tl.broadcast_to(share[:, None], [ROWS, WIDTH]), sums[piece]),)
+            if JOINED:
+                grown = grown + (sums[piece] + tl.sum(e[piece] * share[:, None], 0),)
+            else:
+                grown = grown + (tl.fma(e[piece], tl.broadcast_to(share[:, None], [ROWS, WIDTH]), sums[piece]),)
         sums = grown
         tl.store(tops + numbers, top, mask=there)
         tl.store(totals + numbers, total, mask=there)
-        tl.store(labels + numbers, label.to(tl.int32), mask=there)
+        if LABELLED:
+            for piece in tl.static_range(PIECES):
+                at = tl.where(u[piece] == top[:, None], piece * WIDTH + columns[None, :], n_classes - 1)
+                if piece == 0:
+                    lowest = at
+                else:
+                    lowest = tl.minimum(lowest, at)
+            tl.store(labels + numbers, tl.min(lowest, 1).to(tl.int32), mask=there)
     for piece in tl.static_range(PIECES):
         at = partial + program * n_classes + piece * WIDTH + columns
-        if piece == PIECES - 1:
-            tl.store(at, tl.sum(sums[piece], 0), mask=inside)
+        if JOINED:
+            taken = sums[piece]
         else:
-            tl.store(at, tl.sum(sums[piece], 0))
+            taken = tl.sum(sums[piece], 0)
+        if piece == PIECES - 1:
+            tl.store(at, taken, mask=inside)
+        else:
+            tl.store(at, taken)
 
 
 @triton.jit(do_not_specialize=["n_programs", "n_classes"])
@@ -400,7 +450,7 @@ def _add_up(
 @triton.jit(do_not_specialize=["n_rows", "n_classes"])
 def _total(
     tops, totals, labels, weights, sums, counts, n_rows, n_classes,
-    ROWS: tl.constexpr, CLASSES: tl.constexpr, WEIGHTED: tl.constexpr,
+    ROWS: tl.constexpr, CLASSES: tl.constexpr, WEIGHTED: tl.constexpr, LABELLED: tl.constexpr,
 ):  # fmt: skip
     """Sums of ROWS rows' maxima and logarithms, one pair a program, and units of each label, added to the counts."""
     program = tl.program_id(0).to(tl.int64)
@@ -408,20 +458,21 @@ def _total(
     there = rows < n_rows
     linear = tl.load(tops + rows, mask=there, other=0.0).to(tl.float64)
     entropic = tl.log(tl.load(totals + rows, mask=there, other=1.0).to(tl.float64))
-    label = tl.load(labels + rows, mask=there, other=-1)
     units = there.to(tl.int64)
     if WEIGHTED:
         weight = tl.load(weights + rows, mask=there, other=0.0)
         linear, entropic, units = linear * weight, entropic * weight, weight.to(tl.int64)
     tl.store(sums + 2 * program, tl.sum(linear, 0))
     tl.store(sums + 2 * program + 1, tl.sum(entropic, 0))
-    if CLASSES > 0:
-        classes = tl.arange(0, CLASSES)
-        taken = tl.histogram(tl.where(there, label, 0), CLASSES)
-        taken -= tl.where(classes == 0, ROWS - tl.sum(there.to(tl.int32), 0), 0)  # rows that are not there
-        tl.atomic_add(counts + classes, taken.to(tl.int64), mask=taken > 0, sem="relaxed")
-    else:
-        tl.atomic_add(counts + label, units, mask=there, sem="relaxed")
+    if LABELLED:
+        label = tl.load(labels + rows, mask=there, other=-1)
+        if CLASSES > 0:
+            classes = tl.arange(0, CLASSES)
+            taken = tl.histogram(tl.where(there, label, 0), CLASSES)
+            taken -= tl.where(classes == 0, ROWS - tl.sum(there.to(tl.int32), 0), 0)  # rows that are not there
+            tl.atomic_add(counts + classes, taken.to(tl.int64), mask=taken > 0, sem="relaxed")
+        else:
+            tl.atomic_add(counts + label, units, mask=there, sem="relaxed")
 
 
 @triton.jit
@@ -436,7 +487,7 @@ def _read(scores, constants, rows, columns, inside, stride, VECTOR: tl.constexpr
 @triton.jit(do_not_specialize=SIZES)
 def _online(
     scores, constants, tops, totals, labels, n_rows, n_classes, stride,
-    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, LABELLED: tl.constexpr,
 ):  # fmt: skip
     """Maximum, its class and sum of exponentials of each row, tile by tile: what was added up shrinks as it rises."""
     n_classes = n_classes * VECTOR
@@ -452,15 +503,17 @@ def _online(
         columns = start + tl.arange(0, WIDTH)
         u = _read(scores, constants, rows, columns, columns < n_classes, stride, VECTOR)
         highest = tl.max(u, 1)
-        found = tl.min(tl.where(u == highest[:, None], columns[None, :], n_classes - 1), 1)
-        label = tl.where(highest > top, found, label)
+        if LABELLED:
+            found = tl.min(tl.where(u == highest[:, None], columns[None, :], n_classes - 1), 1)
+            label = tl.where(highest > top, found, label)
         higher = tl.maximum(top, highest)
         base = tl.where(higher == -float("inf"), 0.0, higher).to(precision)  # or nothing but -inf would give NaN
         total = total * tl.exp2((top - base) * scale) + tl.sum(tl.exp2((u - base[:, None]) * scale), 1)
         top = higher
     tl.store(tops + numbers, top, mask=there)
     tl.store(totals + numbers, total, mask=there)
-    tl.store(labels + numbers, label, mask=there)
+    if LABELLED:
+        tl.store(labels + numbers, label, mask=there)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "rows_each"])

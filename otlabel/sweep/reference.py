@@ -38,7 +38,7 @@ def sweep_block(
 ) -> tuple[float, float]:
     """Sums of weight * max u and weight * log sum exp((u - max u) / epsilon); the rest is written to the arrays.
 
-    Labels are left out where their array is empty.
+    Labels, and how many units have each, are left out where their array is empty.
     """
     u = _u(block, potentials)
     top = u.amax(1, keepdim=True)
@@ -46,9 +46,12 @@ def sweep_block(
     total = e.sum(1, keepdim=True)
     weight = torch.ones(len(u), dtype=torch.float64) if weights.size == 0 else torch.from_numpy(weights)
     weight = weight.to(u.device)
-    best = _first_best(u).cpu().numpy()
-    if labels.size:
-        labels[:] = best
+    if labels.size or counts.size:
+        best = _first_best(u).cpu().numpy()
+        if labels.size:
+            labels[:] = best
+        if counts.size:
+            counts += np.bincount(best, weights.astype(np.int64) if weights.size else None, len(counts)).astype(np.int64)
     own_mass = weight
     if row_exponent:
         own_mass = weight * torch.exp(
@@ -56,7 +59,6 @@ def sweep_block(
         )
         row_mass[:] = own_mass.cpu().numpy()
     mass += (own_mass @ (e / total).double()).cpu().numpy()
-    counts += np.bincount(best, weights.astype(np.int64) if weights.size else None, len(mass)).astype(np.int64)
     return float(weight @ top[:, 0].double()), float(weight @ total[:, 0].double().log())
 
 
