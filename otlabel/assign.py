@@ -436,9 +436,7 @@ def _excess(point: Point, problem: Problem) -> float:
     """Share of the units that would have to leave their argmax label, or come to one."""
     counts = point.sweep.counts
     if not len(counts):  # a device has not looked for them
-        counts = sweep.sweep(
-            problem.scores, point.plan_potentials, 1.0, problem.weights, point.precision
-        ).counts
+        counts = sweep.sweep(problem.scores, point.plan_potentials, 1.0, problem.weights, point.precision).counts
     shares = counts / problem.n_units
     missing = problem.rule.demand(point.potentials, shares) - shares
     return float(max(np.maximum(missing, 0).sum(), np.maximum(-missing, 0).sum()))

@@ -235,7 +235,15 @@ def test_who_waits_for_a_sweep_does_not_keep_its_scores() -> None:
     scores = stored((60, 20), torch.float16).clone()
     seen, none = weakref.ref(scores), np.empty(0)
     finish = cuda_module().sweep_block(
-        scores, np.zeros(20), np.float64(1), none, 0.0, none.astype(np.int32), none, np.zeros(20), np.zeros(20, np.int64)
+        scores,
+        np.zeros(20),
+        np.float64(1),
+        none,
+        0.0,
+        none.astype(np.int32),
+        none,
+        np.zeros(20),
+        np.zeros(20, np.int64),
     )
     del scores
     gc.collect()

@@ -161,7 +161,7 @@ class _Asked:
     """What a device was asked for and has perhaps not begun: few blocks, since each of them keeps its memory."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._ends = device, deque[torch.cuda.Event]()
+        self._device, self._ends = device, deque[Any]()
 
     def add(self) -> None:
         """All that was asked for so far is one more block; wait until the device is at one of the last."""

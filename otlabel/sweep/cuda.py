@@ -295,7 +295,7 @@ def _added_up(partial):
 
 
 def _totalled(n_classes, weight, tops, totals, best):
-    """Units of each label (K,) if there are labels, and the sums of weight * top and weight * log total (2,); float64."""
+    """Units of each label (K,) if there are any, and sums of weight * top and weight * log total (2,), in float64."""
     n_rows, rows = len(tops), ADDED[0]
     n_programs = triton.cdiv(n_rows, rows)
     sums = torch.empty((n_programs, 2), dtype=torch.float64, device=best.device)
@@ -348,10 +348,7 @@ def _fused(
             potentials = potentials + (tl.load(constants + piece * WIDTH + columns, mask=inside, other=0.0),)
         else:
             potentials = potentials + (tl.load(constants + piece * WIDTH + columns),)
-        if JOINED:
-            sums = sums + (tl.zeros([WIDTH], precision),)
-        else:
-            sums = sums + (tl.zeros([ROWS, WIDTH], precision),)
+        sums = sums + (tl.zeros([WIDTH], precision),) if JOINED else sums + (tl.zeros([ROWS, WIDTH], precision),)
     coming = ()
     if AHEAD:
         rows = tl.minimum(program * rows_each + tl.arange(0, ROWS), n_rows - 1)
@@ -394,10 +391,9 @@ def _fused(
         e = ()
         for piece in tl.static_range(PIECES):
             e = e + (tl.exp2(tl.fma(u[piece], times, below)),)
-            if piece == 0:
-                added = e[0]
-            else:
-                added = added + e[piece]
+        added = e[0]
+        for piece in tl.static_range(1, PIECES):
+            added = added + e[piece]
         total = tl.sum(added, 1)
         share = 1.0 / total
         if WEIGHTED:
@@ -413,19 +409,14 @@ def _fused(
         tl.store(tops + numbers, top, mask=there)
         tl.store(totals + numbers, total, mask=there)
         if LABELLED:
-            for piece in tl.static_range(PIECES):
+            lowest = tl.where(u[0] == top[:, None], columns[None, :], n_classes - 1)
+            for piece in tl.static_range(1, PIECES):
                 at = tl.where(u[piece] == top[:, None], piece * WIDTH + columns[None, :], n_classes - 1)
-                if piece == 0:
-                    lowest = at
-                else:
-                    lowest = tl.minimum(lowest, at)
+                lowest = tl.minimum(lowest, at)
             tl.store(labels + numbers, tl.min(lowest, 1).to(tl.int32), mask=there)
     for piece in tl.static_range(PIECES):
         at = partial + program * n_classes + piece * WIDTH + columns
-        if JOINED:
-            taken = sums[piece]
-        else:
-            taken = tl.sum(sums[piece], 0)
+        taken = sums[piece] if JOINED else tl.sum(sums[piece], 0)
         if piece == PIECES - 1:
             tl.store(at, taken, mask=inside)
         else:

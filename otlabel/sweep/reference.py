@@ -51,7 +51,9 @@ def sweep_block(
         if labels.size:
             labels[:] = best
         if counts.size:
-            counts += np.bincount(best, weights.astype(np.int64) if weights.size else None, len(counts)).astype(np.int64)
+            counts += np.bincount(best, weights.astype(np.int64) if weights.size else None, len(counts)).astype(
+                np.int64
+            )
     own_mass = weight
     if row_exponent:
         own_mass = weight * torch.exp(
