@@ -50,7 +50,7 @@ from otlabel.validate import (
 )
 
 DISTINCT_SHARE = 0.5  # solve equal rows as one where at most this share of the rows is distinct
-HASHES = 1 << 20  # of rows that are looked at to tell
+HASHES = 1 << 17  # of rows that are looked at to tell: sorting them is to cost little
 EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon is tried before moving them one by one
 SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
 SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer

@@ -251,6 +251,32 @@ def sweep(
     return Sweep(sums[3:] / total, linear / total, entropic / total, labels, counts, row_mass, plan)
 
 
+class _Later:
+    """What blocks give, of which a device's is waited for once it has more to do: it comes as a function that waits."""
+
+    def __init__(self) -> None:
+        self._waiting = deque[list[Any]]()
+
+    def of(self, given: Any) -> list[Any]:
+        """What a block gives, in a list that is complete when all were told."""
+        held = [given]
+        if callable(given):
+            self._waiting.append(held)
+            if len(self._waiting) > WAITING_PARTS:
+                self._wait()
+        return held
+
+    def told(self, held: list[list[Any]]) -> list[Any]:
+        """What all blocks have given."""
+        while self._waiting:
+            self._wait()
+        return [one for (one,) in held]
+
+    def _wait(self) -> None:
+        first = self._waiting.popleft()
+        first[0] = first[0]()
+
+
 class _Sums:
     """Sums of the parts that blocks give, of which few wait at a time; rounded once, whatever their order."""
 
@@ -302,11 +328,13 @@ def inspect(scores: Scores, *, every_score: bool = False) -> Inspection:
     step = 1 if every_score else max(1, n_classes // HASHED_SCORES)
     hashes, tops, bottoms = np.empty(n_rows, np.uint64), np.empty(n_rows, number), np.empty(n_rows, number)
 
+    later = _Later()
+
     def look(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
         rows = slice(start, stop)
-        return backend.inspect_block(block, multipliers, step, hashes[rows], tops[rows], bottoms[rows])
+        return later.of(backend.inspect_block(block, multipliers, step, hashes[rows], tops[rows], bottoms[rows]))
 
-    here = np.array(_run_blocks(scores, look), np.int64).reshape(-1, 2).sum(0)
+    here = np.array(later.told(_run_blocks(scores, look)), np.int64).reshape(-1, 2).sum(0)
     (found,) = scores.share.team.total("inspect", here)
     if found[0] and scores.fine is not scores:  # float32 may have overflowed
         return inspect(scores.fine, every_score=every_score)
@@ -321,10 +349,12 @@ def label(
     labels = np.full(n_rows, -1, np.int32) if labels is None else labels.astype(np.int32)
     best, own = np.empty(n_rows), np.empty(n_rows)
 
-    def label_rows(backend: ModuleType, block: Any, start: int, stop: int) -> None:
-        backend.label_block(block, potentials, labels[start:stop], best[start:stop], own[start:stop])
+    later = _Later()
 
-    _run_blocks(scores, label_rows)
+    def label_rows(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
+        return later.of(backend.label_block(block, potentials, labels[start:stop], best[start:stop], own[start:stop]))
+
+    later.told(_run_blocks(scores, label_rows))
     return labels, best, own
 
 

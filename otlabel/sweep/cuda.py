@@ -26,6 +26,7 @@ from otlabel.sweep import reference
 
 FUSED_CLASSES = {torch.float32: 8192, torch.float64: 4096}  # by precision: what registers hold beside the column sums
 TILE = 2048  # scores that a program of four warps works on at a time
+ROWS_A_TILE = 4  # at least
 ROWS_A_PROGRAM = 256  # at most, added up in working precision before the sum moves to float64
 PROGRAMS = 2048  # wanted at least: several for each multiprocessor
 CHUNK_ENTRIES = 1 << 24  # scores at a time where plain torch makes temporaries of them
@@ -99,46 +100,70 @@ def sweep_block(block, potentials, inverse_epsilon, weights, row_exponent, label
 
 
 def label_block(block, potentials, labels, best, own):
-    """As reference.label_block."""
+    """As reference.label_block, but it does not wait: it returns a function that does, and then fills the arrays."""
     with _on(block.device):
         constants = np.append(potentials.astype(np.float64), [0.0, 0.0])
         found = _find_labels(_view(block), constants, labels, may_correct=False)[:3]
-        for array, values in zip((labels, best, own), _Fetched(found).arrays(), strict=True):
-            array[:] = values
+        return _filling(_Fetched(found), (labels, best, own))
 
 
 def candidates_block(block, potentials, labels, slack, tie):
-    """As reference.candidates_block: one kernel counts classes, and only rows with several are looked at again."""
+    """As reference.candidates_block: one kernel counts classes, another one writes those of rows with several."""
     with _on(block.device):
+        view = _view(block)
         constants = np.append(potentials.astype(np.float64), [slack, tie])
-        chosen, _, _, sizes = _find_labels(_view(block), constants, labels, may_correct=True)
-        (labels[:],) = _Fetched([chosen]).arrays()
+        chosen, _, own, sizes = _find_labels(view, constants, labels, may_correct=True)
         rows = (sizes > 1).nonzero()[:, 0]
-        parts = []
-        for some in rows.split(max(1, CHUNK_ENTRIES // block.shape[1])):
-            given = labels[some.cpu().numpy()]
-            parts.append(reference.candidates_block(block[some], potentials, given, slack, tie)[1:])
-    return rows.cpu().numpy(), *(np.concatenate(part) for part in zip(*parts, strict=True))
+        sizes = sizes[rows].long()
+        ends = sizes.cumsum(0)
+        n_entries = int(ends[-1]) if len(rows) else 0
+        classes = torch.empty(n_entries, dtype=torch.int32, device=block.device)
+        values = torch.empty(n_entries, dtype=torch.float64, device=block.device)
+        if n_entries:
+            width, at_once = _tile(view.n_classes)
+            _collect[(triton.cdiv(len(rows), at_once),)](
+                view.scores, _upload(constants, block.device), rows, own, ends - sizes, classes, values, len(rows),
+                *view.sizes[1:], VECTOR=view.vector, ROWS=at_once, WIDTH=width,
+            )  # fmt: skip
+        labels[:], *found = _Fetched([chosen, rows, sizes, classes, values]).arrays()
+    return tuple(found)
 
 
 def inspect_block(block, multipliers, step, hashes, tops, bottoms):
-    """As reference.inspect_block."""
+    """As reference.inspect_block, but it does not wait: it returns a function that does, and then gives the counts."""
     with _on(block.device):
         view = _view(block)
         device, number = block.device, _torch_type(tops.dtype)
-        chosen = np.where(np.arange(view.n_classes) % step == 0, multipliers.view(np.int64), 0)
+        chosen = np.ascontiguousarray(multipliers[::step].view(np.int64))
         digests = torch.empty(view.n_rows, dtype=torch.int64, device=device)
         largest, smallest = _per_row(view, number, 2)
         bad, forbidden = _per_row(view, torch.int32, 2)
         width, rows = _tile(view.n_classes)
         _inspect[(triton.cdiv(view.n_rows, rows),)](
             view.scores, _upload(chosen, device), digests, largest, smallest, bad, forbidden, *view.sizes,
-            VECTOR=view.vector, ROWS=rows, WIDTH=width, DOUBLE=number == torch.float64,
+            len(chosen), step, VECTOR=view.vector, ROWS=rows, WIDTH=width, HASHED=min(_width(len(chosen)), width),
+            STAGES=STAGES, DOUBLE=number == torch.float64,
         )  # fmt: skip
-        found = _Fetched([digests, largest, smallest, torch.stack([bad.sum(), forbidden.sum()])])
-        digests, tops[:], bottoms[:], numbers = found.arrays()
-        hashes[:] = digests.view(np.uint64)
-        return int(numbers[0]), int(numbers[1])
+        numbers = torch.stack([bad.sum(), forbidden.sum()])
+        fetched = _Fetched([digests, largest, smallest, numbers])
+        fill = _filling(fetched, (hashes.view(np.int64), tops, bottoms))
+
+    def finish() -> tuple[int, int]:
+        fill()
+        n_bad, n_forbidden = fetched.arrays()[-1].tolist()
+        return n_bad, n_forbidden
+
+    return finish
+
+
+def _filling(fetched, arrays):
+    """A function that waits for tensors and copies the first of them to arrays."""
+
+    def fill() -> None:
+        for array, values in zip(arrays, fetched.arrays(), strict=False):
+            array[:] = values
+
+    return fill
 
 
 def plan_block(block, potentials, inverse_epsilon, plan):
@@ -207,8 +232,8 @@ def _width(n_classes):
 
 
 def _tile(n_classes):
-    """Columns and rows of a tile where rows are read piece by piece."""
-    width = min(_width(n_classes), TILE)
+    """Columns and rows of a tile where rows are read piece by piece: several, so that more is on its way at a time."""
+    width = min(_width(n_classes), max(TILE // ROWS_A_TILE, NARROWEST))
     return width, TILE // width
 
 
@@ -317,7 +342,7 @@ def _find_labels(view, constants, labels, *, may_correct):
     width, rows = _tile(view.n_classes)
     _label[(triton.cdiv(view.n_rows, rows),)](
         view.scores, _upload(constants, device), chosen, best, own, sizes, *view.sizes,
-        VECTOR=view.vector, ROWS=rows, WIDTH=width, CORRECT=may_correct,
+        VECTOR=view.vector, ROWS=rows, WIDTH=width, STAGES=STAGES, CORRECT=may_correct,
     )  # fmt: skip
     return chosen, best, own, sizes
 
@@ -534,27 +559,28 @@ def _columns(
 @triton.jit(do_not_specialize=SIZES)
 def _label(
     scores, constants, labels, best, own, sizes, n_rows, n_classes, stride,
-    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, CORRECT: tl.constexpr,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr, CORRECT: tl.constexpr,
 ):  # fmt: skip
     """In float64: the best class where labels are -1 (or, if CORRECT, fall short), max u and u at the label.
 
-    If CORRECT, a second read counts the classes within the slack of the label. Behind the potentials stand slack and
-    tie.
+    Threads keep the best of their own columns, and exchange it once a row. If CORRECT, a second read counts the classes
+    within the slack of the label. Behind the potentials stand slack and tie.
     """
     n_classes = n_classes * VECTOR
     numbers = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     there = numbers < n_rows
     rows = tl.minimum(numbers, n_rows - 1)
     given = tl.load(labels + rows)
-    top = tl.full([ROWS], -float("inf"), tl.float64)
-    found = tl.zeros([ROWS], tl.int32)
-    for start in range(0, n_classes, WIDTH):
+    highest = tl.full([ROWS, WIDTH], -float("inf"), tl.float64)
+    at = tl.zeros([ROWS, WIDTH], tl.int32)
+    for start in tl.range(0, n_classes, WIDTH, num_stages=STAGES):
         columns = start + tl.arange(0, WIDTH)
         u = _read(scores, constants, rows, columns, columns < n_classes, stride, VECTOR)
-        highest = tl.max(u, 1)
-        at = tl.min(tl.where(u == highest[:, None], columns[None, :], n_classes - 1), 1)
-        found = tl.where(highest > top, at, found)
-        top = tl.maximum(top, highest)
+        higher = u > highest  # of equal ones the first stays
+        highest = tl.where(higher, u, highest)
+        at = tl.where(higher, columns[None, :], at)
+    top = tl.max(highest, 1)
+    found = tl.min(tl.where(highest == top[:, None], at, n_classes - 1), 1)
     known = tl.maximum(given, 0)
     held = tl.load(scores + rows * stride * VECTOR + known).to(tl.float64) + tl.load(constants + known)
     renew = given < 0
@@ -566,53 +592,84 @@ def _label(
     tl.store(own + numbers, held, mask=there)
     if CORRECT:
         floor = held - tl.load(constants + n_classes)
-        size = tl.zeros([ROWS], tl.int32)
-        for start in range(0, n_classes, WIDTH):
+        near = tl.zeros([ROWS, WIDTH], tl.int32)
+        for start in tl.range(0, n_classes, WIDTH, num_stages=STAGES):
             columns = start + tl.arange(0, WIDTH)
             u = _read(scores, constants, rows, columns, columns < n_classes, stride, VECTOR)
-            size += tl.sum(((u >= floor[:, None]) & (u > -float("inf"))).to(tl.int32), 1)
-        tl.store(sizes + numbers, size, mask=there)
+            near += ((u >= floor[:, None]) & (u > -float("inf"))).to(tl.int32)
+        tl.store(sizes + numbers, tl.sum(near, 1), mask=there)
 
 
-@triton.jit(do_not_specialize=SIZES)
-def _inspect(
-    scores, multipliers, hashes, tops, bottoms, bad, forbidden, n_rows, n_classes, stride,
-    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, DOUBLE: tl.constexpr,
+@triton.jit(do_not_specialize=["n_listed", *SIZES[1:]])
+def _collect(
+    scores, constants, listed, own, starts, classes, values, n_listed, n_classes, stride,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """A hash of each row, 0 where all its scores are equal; its extremes; how many scores are none, or -inf."""
+    """Classes, and their scores in float64, within the slack of u at the label (own) of the rows listed, in order."""
+    n_classes = n_classes * VECTOR
+    numbers = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = numbers < n_listed
+    rows = tl.load(listed + numbers, mask=there, other=0)
+    floor = tl.load(own + rows) - tl.load(constants + n_classes)
+    begin = tl.load(starts + numbers, mask=there, other=0)
+    for start in range(0, n_classes, WIDTH):
+        columns = start + tl.arange(0, WIDTH)
+        inside = columns < n_classes
+        at = scores + rows[:, None] * stride * VECTOR + columns[None, :]
+        score = tl.load(at, mask=inside[None, :], other=-float("inf")).to(tl.float64)
+        u = score + tl.load(constants + columns, mask=inside, other=0.0)[None, :]
+        near = (u >= floor[:, None]) & (u > -float("inf")) & there[:, None]
+        places = begin[:, None] + tl.cumsum(near.to(tl.int32), 1) - 1
+        tl.store(classes + places, tl.broadcast_to(columns[None, :], [ROWS, WIDTH]), mask=near)
+        tl.store(values + places, score, mask=near)
+        begin += tl.sum(near.to(tl.int32), 1)
+
+
+@triton.jit(do_not_specialize=[*SIZES, "n_hashed", "step"])
+def _inspect(
+    scores, multipliers, hashes, tops, bottoms, bad, forbidden, n_rows, n_classes, stride, n_hashed, step,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, HASHED: tl.constexpr, STAGES: tl.constexpr,
+    DOUBLE: tl.constexpr,
+):  # fmt: skip
+    """A hash of each row, 0 where all its scores are equal; its extremes; how many scores are none, or -inf.
+
+    Threads keep what their own columns show, and exchange it once a row. Hashes are of every step-th score.
+    """
     n_classes = n_classes * VECTOR
     number: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     numbers = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     there = numbers < n_rows
     rows = tl.minimum(numbers, n_rows - 1)
+    begin = scores + rows[:, None] * stride * VECTOR
     infinity = float("inf")
-    top = tl.full([ROWS], -infinity, number)
-    bottom = tl.full([ROWS], infinity, number)
-    digest = tl.zeros([ROWS], tl.int64)
-    n_bad, n_forbidden = tl.zeros([ROWS], tl.int32), tl.zeros([ROWS], tl.int32)
-    for start in range(0, n_classes, WIDTH):
+    highest = tl.full([ROWS, WIDTH], -infinity, number)
+    lowest = tl.full([ROWS, WIDTH], infinity, number)
+    n_bad, n_forbidden = tl.zeros([ROWS, WIDTH], tl.int32), tl.zeros([ROWS, WIDTH], tl.int32)
+    for start in tl.range(0, n_classes, WIDTH, num_stages=STAGES):
         columns = start + tl.arange(0, WIDTH)
-        inside = columns < n_classes
-        at = scores + rows[:, None] * stride * VECTOR + columns[None, :]
-        u = tl.load(at, mask=inside[None, :], other=0.0).to(number)
-        is_bad = ((u != u) | (u == infinity)) & inside[None, :]
-        is_forbidden = (u == -infinity) & inside[None, :]
-        usable = (u == u) & inside[None, :]
-        top = tl.maximum(top, tl.max(tl.where(usable, u, -infinity), 1))
-        bottom = tl.minimum(bottom, tl.min(tl.where(usable & (u > -infinity), u, infinity), 1))
-        n_bad += tl.sum(is_bad.to(tl.int32), 1)
-        n_forbidden += tl.sum(is_forbidden.to(tl.int32), 1)
+        inside = (columns < n_classes)[None, :]
+        u = tl.load(begin + columns[None, :], mask=inside, other=0.0).to(number)
+        highest = tl.where((u > highest) & inside, u, highest)  # which no NaN is
+        lowest = tl.where((u < lowest) & (u > -infinity) & inside, u, lowest)
+        n_bad += ((u != u) | (u == infinity)).to(tl.int32)  # of which zeros past the end are none
+        n_forbidden += (u == -infinity).to(tl.int32)
+    top, bottom, n_shut = tl.max(highest, 1), tl.min(lowest, 1), tl.sum(n_forbidden, 1)
+    digest = tl.zeros([ROWS], tl.int64)
+    for start in range(0, n_hashed, HASHED):
+        places = start + tl.arange(0, HASHED)
+        inside = places < n_hashed
+        u = tl.load(begin + (places * step)[None, :], mask=inside[None, :], other=0.0).to(number)
         if DOUBLE:
             bits = u.to(tl.uint64, bitcast=True)
         else:
             bits = u.to(tl.int32, bitcast=True).to(tl.int64).to(tl.uint64, bitcast=True)  # its sign fills the rest
         bits = bits ^ (bits >> 32)
         bits = bits ^ (bits >> 16)
-        times = tl.load(multipliers + columns, mask=inside, other=0)  # 0 for what is not hashed
+        times = tl.load(multipliers + places, mask=inside, other=0)
         digest += tl.sum(bits.to(tl.int64, bitcast=True) * times[None, :], 1)
-    constant = tl.where(n_forbidden == 0, top == bottom, n_forbidden == n_classes)
+    constant = tl.where(n_shut == 0, top == bottom, n_shut == n_classes)
     tl.store(hashes + numbers, tl.where(constant, 0, digest), mask=there)
     tl.store(tops + numbers, top, mask=there)
     tl.store(bottoms + numbers, bottom, mask=there)
-    tl.store(bad + numbers, n_bad, mask=there)
-    tl.store(forbidden + numbers, n_forbidden, mask=there)
+    tl.store(bad + numbers, tl.sum(n_bad, 1), mask=there)
+    tl.store(forbidden + numbers, n_shut, mask=there)
