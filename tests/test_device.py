@@ -21,6 +21,7 @@ from otlabel.errors import InvalidScoresError
 from otlabel.scores import DeviceScores, TensorScores, device, keep, on_device, open_scores
 from otlabel.scores.factored import LinearScores
 from otlabel.semidual import DenseCurvature, DeviceCurvature
+from otlabel.sweep import reference
 
 CPU = torch.device("cpu")
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
@@ -305,6 +306,20 @@ def test_curvature_made_on_a_device(precision: type, monkeypatch: pytest.MonkeyP
     tolerance = 1e-5 if precision is np.float32 else 1e-12
     np.testing.assert_allclose(products.numpy(), (q.T * weights) @ q, atol=tolerance)
     np.testing.assert_allclose(mass, weights @ q, atol=tolerance)
+
+    original, refused = reference.products_block, []
+
+    def short_of_memory(block: torch.Tensor, *rest: Any) -> Any:
+        if len(block) > 5:
+            refused.append(len(block))
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return original(block, *rest)
+
+    monkeypatch.setattr(reference, "products_block", short_of_memory)
+    again = sweep.products(TensorScores(scores), rows, weights, g, 0.2, precision)
+    assert refused == [17, 9]
+    np.testing.assert_allclose(again[0].numpy(), products.numpy(), atol=tolerance)
+    np.testing.assert_allclose(again[1], mass, atol=tolerance)
 
     plan = csr_array(q * np.sqrt(weights)[:, None])
     scale, diagonal = np.linspace(0.5, 1, 12), 1.1 * mass

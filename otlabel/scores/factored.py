@@ -154,6 +154,11 @@ class LinearScores(Scores):
         """Where a device keeps all scores."""
         return self._made is not None
 
+    @property
+    def whole(self) -> torch.Tensor | None:  # type: ignore[override]
+        """Where a device keeps all scores, these."""
+        return None if self._made is None else self._made.tensor
+
     def made(self) -> LinearScores:
         """The same head, its scores in the device's memory if they fit: one product then serves all passes."""
         if self.on_cpu or self._made is not None or not has_room(self.device, self.n_bytes, MADE_SHARE):

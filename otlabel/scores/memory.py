@@ -53,6 +53,7 @@ class TensorScores(Scores):
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor, self.device = tensor, tensor.device
+        self.whole = tensor
         self.shape = (tensor.shape[0], tensor.shape[1])
         self.dtype = str(tensor.dtype).removeprefix("torch.")
 

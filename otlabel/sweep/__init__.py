@@ -409,17 +409,34 @@ def products(
     from otlabel.sweep import reference
 
     n_classes, largest = scores.shape[1], float(weights.max(initial=0.0)) or 1.0
-    g: np.ndarray = potentials.astype(precision)
     inverse = precision(1.0 / epsilon)
+    g, roots, places = (
+        torch.from_numpy(array).to(scores.device)
+        for array in (potentials.astype(precision), np.sqrt(weights[:, None] / largest), rows.astype(np.int64))
+    )
     total = torch.zeros((n_classes, n_classes), dtype=torch.float64, device=scores.device)
     mass = torch.zeros(n_classes, dtype=torch.float64, device=scores.device)
-    size = max(1, min(PRODUCT_ROWS, PRODUCT_ENTRIES // n_classes))
-    for start in range(0, len(rows), size):
-        part = scores.take(rows[start : start + size])
-        roots = torch.from_numpy(np.sqrt(weights[start : start + size, None] / largest)).to(scores.device)
-        of_part, part_mass = reference.products_block(part.read(0, part.shape[0]), g, inverse, roots)
-        total += of_part
-        mass += part_mass
+    size, start = max(1, min(PRODUCT_ROWS, PRODUCT_ENTRIES // n_classes)), 0
+
+    def of_some(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        if scores.whole is not None:
+            return reference.products_block(scores.whole[places[part]], g, inverse, roots[part])
+        taken = scores.take(rows[part])
+        return reference.products_block(taken.read(0, taken.shape[0]), g, inverse, roots[part])
+
+    while start < len(rows):
+        try:
+            of_part, part_mass = of_some(slice(start, start + size))
+        except RuntimeError as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        else:
+            total += of_part
+            mass += part_mass
+            start += size
+            continue
+        size = -(-size // 2)  # outside of the handler, which would keep alive what takes the memory
+        torch.cuda.empty_cache()
     return total.mul_(largest), largest * mass.cpu().numpy()
 
 
