@@ -22,7 +22,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LONGEST = 90.0  # seconds without a test that ends, its process's start included, after which that process is ended
-FIRST = "test_cuda.py", "test_soft_assign.py", "test_sweep.py", "test_exact.py"  # where nothing else is known
 
 
 class Recorder:
@@ -38,11 +37,9 @@ class Recorder:
         names = self.out.with_suffix(".all")
         if not names.exists():
             names.write_text("".join(f"{item.nodeid}\n" for item in items))
-        items[:] = sorted((item for item in items if item.nodeid not in done), key=self._place)
-
-    def _place(self, item: pytest.Item) -> tuple[float, int]:
-        name = item.path.name
-        return self.known.get(item.nodeid, LONGEST), FIRST.index(name) if name in FIRST else len(FIRST)
+        alike = Counter(_function(item) for item in items)
+        left = [item for item in items if item.nodeid not in done]
+        items[:] = sorted(left, key=lambda item: (self.known.get(item.nodeid, LONGEST), alike[_function(item)]))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Should it be the last one of this process, this line tells which test it was."""
@@ -84,6 +81,11 @@ def card_answers() -> bool:
         return not torch.cuda.is_available() or bool(torch.ones(1, device="cuda").item() == 1)
     except RuntimeError:
         return False
+
+
+def _function(item: pytest.Item) -> str:
+    """What one or many tests are cases of: where nothing is known, functions of few cases come first."""
+    return item.nodeid.split("[")[0]
 
 
 class Stopper:
