@@ -70,15 +70,17 @@ class Plan:
     copy_bytes: int
     repeats: int
     loop_seconds: float  # that a peer's loop may take
+    profiled: tuple[str, ...]
 
 
 CARD = Plan(
     "cuda", 1, (IMAGENET, 3000), ((100_000, 1000), (IMAGENET, 3000)), (100_000, 300), (10, IMAGENET, 2048, 3000),
     ((256, 3000), (4096, 65_536)), (1_000_000, 128, 1024), (400_000, 3000), 4 << 30, 9, 30.0,
+    ("argmax", "exact", "head", "k-means"),
 )  # fmt: skip
 QUICK = Plan(
     "cpu", 1, (2000, 30), ((2000, 10), (3000, 30)), (2000, 10), (2, 1500, 16, 20), ((32, 30), (48, 64)),
-    (3000, 8, 12), (3000, 16), 1 << 22, 3, 2.0,
+    (3000, 8, 12), (3000, 16), 1 << 22, 3, 2.0, ("exact",),
 )  # fmt: skip
 
 
@@ -432,22 +434,32 @@ def profile(check: Check) -> None:
     """Where a solve's time goes: kernels by their time, host functions by theirs, as text files beside the report."""
     plan = check.plan
     problem = zipf_problem(plan.solves[-1], plan.device)
-    n_heads, n_rows, dim, n_classes = plan.factored
+    _, n_rows, dim, n_classes = plan.factored
     features = torch.randn(n_rows // 8, dim, device=plan.device).half()
     head = otlabel.linear_scores(features, torch.randn(n_classes, dim, device=plan.device) / math.sqrt(dim))
-    del n_heads
     for name, scores, rounding in (
         ("argmax", problem.scores, "argmax"), ("exact", problem.scores, "exact"), ("head", head, "argmax"),
     ):  # fmt: skip
-        check.row(name, lambda n=name, s=scores, r=rounding: _profiled(check, n, s, r), 8)
+        if name not in plan.profiled:
+            continue
+        settings: dict[str, Any] = {"epsilon": EPSILON, "tol": TOL, "rounding": rounding}
+        check.row(
+            name, lambda n=name, s=scores, o=settings: _profiled(check, n, lambda: otlabel.sinkhorn_assign(s, **o)), 8
+        )
+    if "k-means" not in plan.profiled:
+        return
+    n_rows, dim, n_clusters = plan.clusters
+    features = torch.randn(n_rows // 4, dim, device=plan.device)
+    model = otlabel.BalancedKMeans(n_clusters, init=features[:n_clusters].cpu().numpy(), max_iter=1, random_state=0)
+    check.row("k-means", lambda: _profiled(check, "k-means", lambda: model.fit(features)), 8)
 
 
-def _profiled(check: Check, name: str, scores: Any, rounding: Any) -> str:
+def _profiled(check: Check, name: str, work: Callable[[], Any]) -> str:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 
     def solve() -> None:
-        otlabel.sinkhorn_assign(scores, epsilon=EPSILON, tol=TOL, rounding=rounding)
+        work()
         wait(check.plan.device)
 
     solve()
@@ -908,6 +920,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     plan = QUICK if arguments.quick else CARD
+    if arguments.quick:  # processors may be shared, and nothing is measured
+        PARTS.update({name: (part, least, 5 * most) for name, (part, least, most) in PARTS.items()})
     if arguments.rows:
         heads, _, dim, n_classes = plan.factored
         largest = arguments.rows, plan.sweep[1]
