@@ -42,6 +42,7 @@ from problems import KINDS, draw  # noqa: E402
 import otlabel  # noqa: E402
 from otlabel import sweep  # noqa: E402
 from otlabel.scores import TensorScores  # noqa: E402
+from otlabel.sweep import reference  # noqa: E402
 
 PACKAGES = ["torch", "triton", "numba", "numpy", "scipy", "scikit-learn", "jax", "ott-jax", "flash-sinkhorn"]
 EPSILON, TOL = 0.04, 1e-2
@@ -221,6 +222,8 @@ def check_sweeps(check: Check) -> None:
                 key = f"{n_classes} {name} {np.dtype(precision).name}"
                 try:
                     _check_sweep(check.found, key, scores, g, precision)
+                    if precision is np.float32 and name != "bfloat16" and n_classes < 65_536:
+                        _check_passes(check.found, f"{n_classes} {name}", scores, g)
                 except Exception as error:
                     check.found["wrong"].append(f"{key}: {type(error).__name__}: {error}"[:300])
                     if not _answers(check.plan.device):
@@ -244,6 +247,31 @@ def _check_sweep(found: dict, key: str, scores: torch.Tensor, g: np.ndarray, pre
     found["sweeps"] += 1
     if not (error <= rounding and linear <= rounding and agreeing > 0.999):
         found["wrong"].append(f"{key}: {found['errors'][key]}")
+
+
+def _check_passes(found: dict, key: str, scores: torch.Tensor, g: np.ndarray) -> None:
+    """Labels, candidates and the first look: each number as plain torch has it."""
+    scores = scores[:1001].clone()
+    scores[::7, ::3] = -torch.inf
+    scores[5], scores[6] = 1.5, scores[8]
+    source, none = TensorScores(scores), np.full(len(scores), -1, np.int32)
+    calls: dict[str, Callable[[], Any]] = {
+        "label": lambda: sweep.label(source, g),
+        "candidates": lambda: list(vars(sweep.candidates(source, g, none.copy(), 0.3, 1e-12)).values()),
+        "inspect": lambda: list(vars(sweep.inspect(source)).values()),
+        "inspect all": lambda: list(vars(sweep.inspect(source, every_score=True)).values()),
+    }
+    chosen = sweep._backend
+    for name, call in calls.items():
+        there = call()
+        sweep._backend = lambda _: reference
+        try:
+            expected = call()
+        finally:
+            sweep._backend = chosen
+        if not all(np.array_equal(one, other) for one, other in zip(there, expected, strict=True)):
+            found["wrong"].append(f"{key}: {name} is not what plain torch makes of it")
+        found["passes"] = found.get("passes", 0) + 1
 
 
 # ------------------------------------------------------------------------------------------------- time

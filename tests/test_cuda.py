@@ -18,8 +18,8 @@ import torch
 from problems import KINDS, draw
 from scipy.special import logsumexp, softmax
 
-from otlabel import certify, sinkhorn_assign, sweep
-from otlabel.scores import DeviceScores, open_scores
+from otlabel import certify, linear_scores, sinkhorn_assign, sweep
+from otlabel.scores import DeviceScores, TensorScores, open_scores
 from otlabel.sweep import reference
 
 HAS_CARD = torch.cuda.is_available()
@@ -334,7 +334,6 @@ def test_plans_are_made_some_rows_at_a_time(monkeypatch) -> None:
 def test_problems_are_solved_through_the_kernels(kind: str, monkeypatch) -> None:
     """All the way from the front door: where there is no card, tensors on the CPU take the card's way."""
     from otlabel import assign
-    from otlabel.scores import TensorScores
 
     monkeypatch.setattr("otlabel.sweep._backend", lambda scores: cuda_module())
     drawn = draw(kind, 0)
@@ -396,6 +395,30 @@ def test_a_sweep_waits_once() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     finish()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_CARD, reason="no CUDA device")
+def test_products_of_plans_are_added_up_in_float32() -> None:
+    """Halves round each factor, by 5e-4 at most; sums of 20,000 of them round to no more than that."""
+    scores, g = torch.randn(20_000, 64, device="cuda").half(), potentials_of(64, np.float64)
+    rows, weights = np.arange(20_000), np.full(20_000, 1 / 20_000)
+    products, mass = sweep.products(TensorScores(scores), rows, weights, g, 0.5, np.float32)
+    q = softmax((scores.double().cpu().numpy() + g) / 0.5, axis=1)
+    exact = (q.T * weights) @ q
+    assert np.abs(products.cpu().numpy() - exact).sum() < 2e-4 * exact.sum()
+    np.testing.assert_allclose(mass, weights @ q, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_CARD, reason="no CUDA device")
+def test_a_head_on_a_card_is_made_once(monkeypatch) -> None:
+    features, weight = torch.randn(5000, 32, device="cuda").half(), torch.randn(40, 32, device="cuda") / 6
+    whole = sinkhorn_assign(linear_scores(features, weight))
+    monkeypatch.setattr("otlabel.scores.factored.MADE_SHARE", 0.0)
+    again = sinkhorn_assign(linear_scores(features, weight))
+    assert abs(again.value - whole.value) <= max(again.gap, 0) + max(whole.gap, 0) + 1e-12
+    assert whole.labels.is_cuda
 
 
 @pytest.mark.gpu
