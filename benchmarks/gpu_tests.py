@@ -31,6 +31,7 @@ class Recorder:
         self.out, self.known, self.until = out, known, until
         self.lines: dict[str, dict[str, Any]] = {}
 
+    @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Leave out what has been run, and sort; the names of all go to disk first."""
         done = {line["test"] for line in outcomes(self.out)}
