@@ -50,7 +50,7 @@ from otlabel.validate import (
 )
 
 DISTINCT_SHARE = 0.5  # solve equal rows as one where at most this share of the rows is distinct
-HASHES = 1 << 20  # of rows that are looked at to tell
+HASHES = 1 << 17  # of rows that are looked at to tell: sorting them is to cost little
 EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon is tried before moving them one by one
 SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
 SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer
@@ -434,7 +434,10 @@ def _near_integer(problem: Problem, solver: Solver, point: Point, monitor: Monit
 
 def _excess(point: Point, problem: Problem) -> float:
     """Share of the units that would have to leave their argmax label, or come to one."""
-    shares = point.sweep.counts / problem.n_units
+    counts = point.sweep.counts
+    if not len(counts):  # a device has not looked for them
+        counts = sweep.sweep(problem.scores, point.plan_potentials, 1.0, problem.weights, point.precision).counts
+    shares = counts / problem.n_units
     missing = problem.rule.demand(point.potentials, shares) - shares
     return float(max(np.maximum(missing, 0).sum(), np.maximum(-missing, 0).sum()))
 

@@ -117,7 +117,8 @@ def is_list_of_parts(scores: Any) -> bool:
 def keep(scores: Scores, rows: np.ndarray, memory_limit: int | None = None) -> Scores:
     """Scores for many passes: kept in memory by the first if `memory_limit` bytes hold them, else but for `rows`.
 
-    rows (sorted) are those that samples will be taken from. No limit: half of the memory that is free.
+    rows (sorted) are those that samples will be taken from. No limit: half of the memory that is free. A device makes
+    all scores of a head at once if they fit there.
     """
     limit = _checked_limit(memory_limit)
     if isinstance(scores, DeviceScores):
@@ -125,6 +126,8 @@ def keep(scores: Scores, rows: np.ndarray, memory_limit: int | None = None) -> S
         kept.own_share = scores.own_share
         return kept
     whole = keep_whole(scores, limit)
+    if isinstance(whole, LinearScores):
+        whole = whole.made()
     if whole.random_access or whole.keeps_all or not whole.on_cpu:
         return whole
     return KeptRows(whole, rows)

@@ -64,6 +64,7 @@ class Scores(ABC):
     dtype: str  # "float16", "bfloat16", "float32" or "float64"
     on_cpu = True  # whether blocks are NumPy arrays, else tensors on `device`
     device: torch.device  # of the blocks, where they are tensors
+    whole: torch.Tensor | None = None  # all scores, where they are one tensor there
     most_rows: int | None = (
         None  # of a block that is reduced on a device, once its memory has proved too small for more
     )
