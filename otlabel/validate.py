@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from otlabel import sweep
-from otlabel.distributed import Share
+from otlabel.distributed import Alone, Share
 from otlabel.errors import (
     DegenerateScoresWarning,
     FewSamplesWarning,
@@ -131,12 +131,19 @@ def check_problem(
         _warn_of_probabilities(scores, sampled)
     spread, lowered, stored_magnitude = team.median("spread", extents), 0.0, magnitude
     if isinstance(samples, Exact) and magnitude > FAR * spread and not isinstance(scores, LinearScores):
-        units = open_rows.astype(np.float64) if weights is None else np.where(open_rows, weights, 0.0)
-        total, of_all = team.total("far", np.where(open_rows, tops, 0.0) @ units, units.sum())
-        lowered = float(total) / max(float(of_all), 1.0)
-        # With abstain, whether a sample is labelled depends on how its row compares with others.
-        scores = MovedScores(scores, lowered if abstain > 0 else None)
-        tops = np.where(open_rows, tops - lowered, tops) if abstain > 0 else np.where(open_rows, 0.0, tops)
+        if abstain > 0:  # whether a sample is labelled then depends on how its row compares with others
+            lowered = middle(team, tops[open_rows])
+            scores = MovedScores(scores, lowered)
+            tops = np.where(open_rows, tops - lowered, tops)
+        else:
+            scores = MovedScores(scores)
+            moved_tops = sweep.inspect(scores).tops
+            monitor.saw("inspect", n_rows)
+            units = open_rows.astype(np.float64) if weights is None else np.where(open_rows, weights, 0.0)
+            by = np.where(open_rows, tops, 0.0) - np.where(open_rows, moved_tops, 0.0)
+            total, of_all = team.total("far", by @ units, units.sum())
+            lowered = float(total) / max(float(of_all), 1.0)
+            tops = moved_tops
         bottoms = tops - extents
         (magnitude,) = team.largest("far", np.abs(tops[open_rows]).max(initial=0.0))
     if abstain > 0:  # staying unlabelled has a score of zero
@@ -182,6 +189,11 @@ def _sizes(rule: Rule, classes: Exact | KL | Range, n_units: int, *, weighted: b
         if isinstance(classes, Range) and classes.hi_is_one_sample:
             raise InfeasibleError(f"{error} (hi is the integer 1, which is one sample: {ONE_SAMPLE})") from None
         raise
+
+
+def middle(team: Alone, values: np.ndarray) -> float:
+    """The median of values of all ranks: where most are, which a mean that follows a few far away is not."""
+    return team.median("middle", np.maximum(values, 0.0)) - team.median("middle", np.maximum(-values, 0.0))
 
 
 def check_reach(size: float) -> None:

@@ -6,12 +6,13 @@ Scores, values and bounds are recomputed here in float64 (or wider) from the row
 from __future__ import annotations
 
 import warnings
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from oracles import FLOAT64_EPS, float64, hungarian_labels
+from oracles import FLOAT64_EPS, can_gain, float64, hungarian_labels
 from ranks import on_ranks
 from sklearn.exceptions import ConvergenceWarning
 
@@ -221,6 +222,30 @@ def test_a_row_far_away_leaves_the_others_with_the_nearest_centre(far: float, dt
     near = np.argsort(squares[others].max(0))[:4]  # all centres but the one at that row
     found = model.transform(rows)[others][:, near]
     np.testing.assert_allclose(found, np.sqrt(squares[others][:, near]), atol=1e-6)
+
+
+def exact_squares(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """-||x - mu||^2 without any rounding, (N, K)."""
+    wide, means = (np.vectorize(Fraction, otypes=[object])(x.astype(np.float64)) for x in (rows, centres))
+    return -np.square(wide[:, None] - means).sum(2)
+
+
+@pytest.mark.parametrize("limits", [{}, {"size_max": 20}])
+@pytest.mark.parametrize("far", [1e5, 1e8, 1e12])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_row_far_away_takes_no_digits_from_the_others(dtype: str, far: float, limits: dict) -> None:
+    rows = np.random.default_rng(3).normal(size=(60, 4))
+    rows[5] *= far
+    rows = rows.astype(dtype)
+    model = BalancedKMeans(5, random_state=0, **limits).fit(rows)
+    assert can_gain(exact_squares(rows, model.cluster_centers_), model.labels_) == 0
+    assert model.proof_.proven
+    swapped = model.labels_.copy()
+    first, second = (np.flatnonzero((swapped == k) & (np.arange(60) != 5))[0] for k in np.unique(swapped[:5])[:2])
+    swapped[[first, second]] = swapped[[second, first]]
+    proof = certify(closeness(open_scores(rows), model.cluster_centers_), swapped, potentials=model.potentials_)
+    assert proof.gap > 1e-3
+    assert not proof.proven
 
 
 METRICS = {"euclidean": by_distance, "cosine": by_cosine}
