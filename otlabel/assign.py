@@ -17,9 +17,8 @@ from otlabel.marginals import KL, Exact, Range, class_sizes, one_number
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.result import Assignment, Certificate, Status, like
-from otlabel.rounding import ROUNDED, Placement, round_exact, rounding_of
+from otlabel.rounding import TIE, Placement, round_exact, rounding_of
 from otlabel.scores import (
-    LinearScores,
     MovedScores,
     Rows,
     as_float,
@@ -303,7 +302,9 @@ def certify(
         if largest > LARGEST_SCORE:
             raise ValueError(f"potentials reach {largest:.3g}; above {LARGEST_SCORE:g} sums with them are no numbers")
         if potentials_given and n_labelled == n_rows:
-            g = g - np.median(g[used])  # a constant says nothing where all are labelled
+            middle_one = np.median(g[used])  # a constant says nothing where all are labelled
+            moved = g - middle_one
+            g = np.where(np.abs(moved) <= TIE * np.abs(middle_one), 0.0, moved)
         reach = np.abs(g[np.isfinite(g)]).max(initial=0.0)
         _, best, own = sweep.label(opened, g, given)
         of_labels = own[labelled] - g[given[labelled]]
@@ -312,26 +313,23 @@ def certify(
         (value,) = team.total("value", of_labels.sum())
         open_rows = best > -np.inf
         (farthest,) = team.largest("far", np.abs(best[open_rows]).max(initial=0.0))
-        if farthest > FAR * np.ptp(g[used]) > 0 and not isinstance(opened, LinearScores):
+        bare = opened.fine.bare
+        if farthest > FAR * np.ptp(g[used]) and (np.ptp(g[used]) > 0 or bare is not opened.fine):
             # Constants in rows would hide what tells classes apart: they are taken off before anything is added.
-            constant = None if n_labelled == n_rows else middle(team, best[open_rows])
-            _, best, own = sweep.label(MovedScores(opened, constant), g, given)
+            by_all = MovedScores(bare) if n_labelled == n_rows else MovedScores(opened, middle(team, best[open_rows]))
+            _, best, own = sweep.label(by_all, g, given)
+        own_g = g[given]
+        if n_labelled < n_rows:  # as by one more class of score zero, with the potential that leaves it so many
+            threshold = np.partition(team.joined("best", best)[0], n_rows - n_labelled)[n_rows - n_labelled]
+            best = np.maximum(best, threshold)
+            own, own_g = np.where(labelled, own, threshold), np.where(labelled, own_g, threshold)
         fits = own > -np.inf
-        short = np.where(fits, best, np.inf) - np.where(fits, own, 0.0)  # of a label on a forbidden pair without end
-        short = np.where(labelled, short, 0.0)
-        known = np.zeros(len(short))
+        short = np.full(len(own), np.inf)  # of a label on a forbidden pair
+        known = np.zeros(len(own))
+        short[fits] = best[fits] - own[fits]
         if reach:  # else nothing is added
-            rows = labelled & fits
-            known[rows] = rounding_of(best[rows], own[rows], g[given[rows]], g)
-        if n_labelled < n_rows:
-            # Whoever may stay unlabelled: no choice of so many leaves more than that of the lowest.
-            all_best = team.joined("best", best)[0]
-            least = np.partition(all_best, n_rows - n_labelled)[n_rows - n_labelled]
-            above = best - least
-            misplaced = np.where(labelled, np.maximum(-above, 0), np.maximum(above, 0))
-            short += misplaced
-            known += ROUNDED * (np.abs(least) + np.where(np.isfinite(best), np.abs(best), 0.0))
-        (short, rounded) = team.total("short", short.sum(), np.minimum(short, known).sum())
+            known[fits] = rounding_of(best[fits], own[fits], own_g[fits], g)
+        short, rounded = team.total("short", short.sum(), np.minimum(short, known).sum())
         gap = (float(short) + float((sizes - targets)[used] @ g[used])) / n_rows
         size_error = float(np.maximum(targets - sizes, 0).sum()) / n_rows
         mean = float(value) / n_rows

@@ -262,7 +262,7 @@ class Assignment:
         """Scores and plan potentials of all that a sample may choose from: after the classes, staying unlabelled."""
         g = _to_numpy(self.plan_potentials)
         if self.plan_threshold == -math.inf:
-            return opened, g
+            return opened.fine.bare if math.isinf(self.sample_rho) else opened, g
         return WithColumn(opened), np.append(g, self.plan_threshold)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -352,8 +352,9 @@ def predict(
 ) -> Array:
     """Labels argmax_k (scores + potentials) of any samples, (M,) int64; see `Assignment.predict`."""
     opened, _ = _open_for(scores, len(potentials), names)
-    labels, best, _ = sweep.label(opened, potentials)
-    if threshold == -math.inf:
+    without = threshold == -math.inf
+    labels, best, _ = sweep.label(opened.fine.bare if without else opened, potentials)
+    if without:
         _refuse_closed(opened, best)
     return like(np.where(best >= threshold, labels, -1).astype(np.int64), scores)
 

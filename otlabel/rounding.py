@@ -109,14 +109,15 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         units = board.units[: len(units)]
         g = _less(g, (board.potentials[-1] if spare.any_room else 0.0) - board.potentials[:-1], problem.rule)
         placement = _placed(movable, units, placement.labels, g, problem.scores.share)
-        if done and problem.rule.shift_free:
-            g = _between_borders(movable, units, g, slack)
+        if done:
+            g = np.where(np.abs(g) <= tie, 0.0, g)  # less is left of rounding
+            g = _between_borders(movable, units, g, slack) if problem.rule.shift_free else g
         if done and n_refined < REFINED_PASSES and _falls_short(movable, units, g):
             n_refined += 1
             slack = first_slack
             continue
         if done:
-            return Rounded(placement, np.where(np.abs(g) <= tie, 0.0, g), n_paths)  # less is left of rounding
+            return Rounded(placement, g, n_paths)
         if n_made > 0 and n_wide < WIDE_PASSES and len(units) > WIDE * len(movable.labels):
             n_wide += 1
             continue
@@ -328,12 +329,13 @@ def _between_borders(movable: Movable, units: np.ndarray, potentials: np.ndarray
     """
     found, row_of, g = movable.found, movable.row_of, potentials.copy()
     starts = np.cumsum(found.sizes) - found.sizes
+    elsewhere = np.bincount(row_of, units, len(found.sizes))[row_of] > units
     for k in np.flatnonzero(np.isfinite(g) & (np.abs(g) > JUMP * _largest_usual(g))):
         u, here = _totals(found, g)[0], found.classes == k
         others = np.maximum.reduceat(np.where(here, -np.inf, u), starts)[row_of] if len(u) else u
         ahead = u[here] - others[here]
         down = min(ahead[units[here] > 0].min(initial=np.inf), slack)
-        up = min(-ahead[units[here] == 0].max(initial=-np.inf), slack)
+        up = min(-ahead[elsewhere[here]].max(initial=-np.inf), slack)
         if np.isfinite([up, down]).all():
             g[k] += (up - down) / 2
     return g

@@ -357,6 +357,33 @@ def test_heads_on_far_features(dtype: str, offset: float, normalize: bool) -> No
 
 
 @pytest.mark.filterwarnings("error::otlabel.errors.DegenerateScoresWarning")
+@pytest.mark.parametrize("scale", [1e-6, 1e-13, 1e-17, 1e-120])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_normaliser_of_small_logits_hides_no_digits(dtype: str, scale: float) -> None:
+    """Labels and gap go by the logits, the value by log-probabilities."""
+    rng = np.random.default_rng(0)
+    features, weight = rng.normal(size=(60, 5)).astype(dtype), scale * rng.normal(size=(4, 5))
+    logits = features.astype(np.float64) @ weight.T
+    head, rows = linear_scores(features, weight), np.arange(60)
+    result = sinkhorn_assign(head)
+    best = hungarian_labels(logits / scale, [15] * 4)
+    assert (logits[rows, best] - logits[rows, result.labels]).mean() <= 1e-14 * scale
+    assert result.proof.proven
+    assert result.value == pytest.approx(wide_scores(features, weight, np.zeros(4), True)[rows, best].mean(), rel=1e-14)
+    loss = (logits[rows, best] - logits[rows, rows % 4]).mean()
+    for potentials in (None, result.potentials):
+        assert certify(head, result.labels, potentials=potentials).proven
+        arbitrary = certify(head, rows % 4, potentials=potentials)
+        assert arbitrary.gap == pytest.approx(loss, rel=1e-9)
+        assert not arbitrary.proven
+    totals = logits + result.potentials
+    assert (totals.max(1) - totals[rows, result.predict(head)] <= 1e-14 * scale).all()
+    exact = lp_assign(head)
+    assert logits[rows, exact.labels].mean() == pytest.approx(logits[rows, best].mean(), rel=1e-9)
+    assert exact.proof.proven
+
+
+@pytest.mark.filterwarnings("error::otlabel.errors.DegenerateScoresWarning")
 def test_rows_that_float32_makes_alike_are_not_merged() -> None:
     """Most rows repeat others up to what float32 loses of their products."""
     rng = np.random.default_rng(0)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from otlabel.scores.base import Batch, Scores, WrappedScores, as_float
+from otlabel.scores.base import ChangedScores, Scores, as_float
 
 LOWEST = -float(np.finfo(np.float64).max)
 
 
-class MovedScores(WrappedScores):
+class MovedScores(ChangedScores):
     """A source less a constant, or less the largest score of each row, in float64.
 
     Differences of stored numbers that lie close together are exact, so that what a large constant in a row would hide
@@ -24,28 +23,10 @@ class MovedScores(WrappedScores):
         super().__init__(source)
         self.dtype, self._constant = "float64", constant
 
-    @property
-    def fine(self) -> Scores:
-        """The fine source, moved."""
-        if self.source.fine is self.source:
-            return self
-        fine = MovedScores(self.source.fine, self._constant)
-        fine.own_share = self.own_share
-        return fine
+    def _of(self, source: Scores) -> Scores:
+        return MovedScores(source, self._constant)
 
-    def read(self, start: int, stop: int) -> Any:
-        """The source's rows, moved."""
-        return self._moved(self.source.read(start, stop))
-
-    def read_blocks(self, batch: Batch) -> Iterator[Any]:
-        """The source's blocks, moved one by one."""
-        return map(self._moved, self.source.read_blocks(batch))
-
-    def take(self, rows: np.ndarray) -> Scores:
-        """The given rows of the source."""
-        return MovedScores(self.source.take(rows), self._constant)
-
-    def _moved(self, block: Any) -> Any:
+    def _changed(self, block: Any) -> Any:
         if isinstance(block, np.ndarray):
             numbers = as_float(block, self.source.dtype).astype(np.float64)
             if self._constant is not None:
