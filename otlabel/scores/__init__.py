@@ -166,8 +166,9 @@ def linear_scores(
             and columns those of the features' where these are a data frame, too.
         bias: (K,), or a list of them; None for none.
         normalize: True gives log-probabilities (log-softmax), False the logits. The labels and the plan are the same,
-            since a constant in a row changes nothing; the value is the mean log-probability or the mean logit. Where
-            logits differ by 1e-8 or less, the normaliser, about log K, hides digits, and by 1e-16 all: pass False.
+            since a constant in a row changes nothing; the value is the mean log-probability or the mean logit. With
+            `abstain` it decides who is labelled: where logits differ by 1e-8 or less, the normaliser, about log K,
+            then hides digits, and by 1e-16 all; pass False.
 
     Returns:
         What `sinkhorn_assign`, `certify` and `predict` take as scores; a list of them for a list of heads. Products

@@ -135,6 +135,16 @@ class LinearScores(Scores):
         return self._fine
 
     @property
+    def bare(self) -> LinearScores:
+        """The products alone: of small ones, what normalises them hides digits."""
+        if not self._normalize:
+            return self
+        double = self.dtype == "float64"
+        bare = LinearScores(self.features, self._weight, self._bias, False, centre=self._given_centre, double=double)
+        bare.own_share = self.own_share
+        return bare
+
+    @property
     def torch_device(self) -> torch.device | None:
         """Where the features are, if they are a tensor: results then are as well."""
         return self.features.torch_device
