@@ -94,7 +94,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         if first:
             spread_ties(board, rng.permutation(len(board.start) - 1), tie)
             first = False
-        n_made = _repair(board, np.zeros(n_classes + 1), slack, tie)
+        n_made = _repair(board, slack, tie)
         n_paths += n_made
         monitor.saw("repair", 0)
         done = np.array_equal(board.counts, board.targets)
@@ -131,11 +131,11 @@ def _movable(
     return Movable(sweep.Candidates(rows, sizes, classes, values), own_labels, own_weights, counts, row_of)
 
 
-def _repair(board: Board, dropped: np.ndarray, slack: float, tie: float) -> int:
+def _repair(board: Board, slack: float, tie: float) -> int:
     """Compiled code hears no interrupt, so it works on a thread of its own and this one waits for either."""
     stop = np.zeros(1, np.bool_)
     with ThreadPoolExecutor(1) as worker:
-        moving = worker.submit(repair, board, dropped, slack, tie, stop)
+        moving = worker.submit(repair, board, slack, tie, stop)
         try:
             return moving.result()
         except BaseException:
