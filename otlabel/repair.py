@@ -22,6 +22,7 @@ import numpy as np
 
 from otlabel.compiling import njit
 
+EPS = float(np.finfo(np.float64).eps)
 SCALE = 8  # by which `least` falls
 LOOKS_A_SORT = 4  # times all moves out of a class that are looked at before its members are sorted anew
 NONE, UNLISTED = -1, -2  # in place of an entry: the end of a list, in no list
@@ -60,27 +61,45 @@ class Work(NamedTuple):
     bound: np.ndarray  # (E,) float64: its cheapest move when sorted, but for its own class's potential
     nodes: np.ndarray  # (N_FIELDS, K) int64
     distance: np.ndarray  # (K,) float64
+    level: np.ndarray  # (K,) float64: this and the potential, at most `slack` of it
     dropped: np.ndarray  # (K,) float64: how far potentials have fallen
 
 
-def repair(board: Board, slack: float, tie: float, stop: np.ndarray) -> int:
+class Done(NamedTuple):
+    """What a repair took."""
+
+    n_paths: int
+    n_looked: int  # moves looked at by searches
+
+
+def repair(board: Board, slack: float, tie: float, stop: np.ndarray) -> Done:
     """Move units along shortest paths until every class has its target, no path is short enough, or stop[0] is set.
 
     No potential falls by more than `slack`, so that a class further than that below a row's own, which is no entry,
-    cannot have become the better one. Returns how many paths there were.
+    cannot have become the better one.
     """
     if np.array_equal(board.counts, board.targets):
-        return 0
+        return Done(0, 0)
     n_classes, n_entries = board.counts.size, board.classes.size
+    finite = np.isfinite(board.potentials)
+    largest = float(np.abs(board.potentials[finite]).max(initial=0.0))
+    step = _power_of_two(min(EPS * (largest + slack), tie / 4))  # sums of it are exact, so that no error grows
+    board.potentials[finite] -= np.remainder(board.potentials[finite], step)
     work = Work(
         np.full(n_entries, UNLISTED),
         np.empty(n_entries),
         np.zeros((N_FIELDS, n_classes), np.int64),
         np.empty(n_classes),
+        np.empty(n_classes),
         np.zeros(n_classes),
     )
     work.nodes[: FRESH + 1] = NONE
-    return int(_repair(board, work, slack, tie, stop))
+    return Done(*_repair(board, work, slack, tie, step, stop))
+
+
+def _power_of_two(number: float) -> float:
+    """The largest that is no more than a number."""
+    return float(np.ldexp(0.5, np.frexp(max(number, np.nextafter(0, 1)))[1]))
 
 
 @njit(cache=True, nogil=True)
@@ -114,7 +133,7 @@ def spread_ties(board, order, tie):
 
 
 @njit(cache=True, nogil=True)
-def _repair(board, work, slack, tie, stop):
+def _repair(board, work, slack, tie, step, stop):
     """All levels of `least`.
 
     Each path lessens the surplus by `least` or more. Once none is left, each entry lets less than `least` through, and
@@ -122,7 +141,7 @@ def _repair(board, work, slack, tie, stop):
     21 levels of int64 units. The first one's surplus is at most SCALE (E + K) `least`.
     """
     potentials, counts, targets = board.potentials, board.counts, board.targets
-    n_paths, surplus, least, before = 0, 0, 1, np.iinfo(np.int64).max
+    n_paths, surplus, least, before, n_idle, n_wait, n_looked = 0, 0, 1, np.iinfo(np.int64).max, 0, 0, 0
     for node in range(counts.size):
         surplus += max(0, counts[node] - targets[node])
     while least * SCALE <= surplus // (board.start.size + counts.size):
@@ -131,7 +150,8 @@ def _repair(board, work, slack, tie, stop):
         _join(board, work, least, before, tie)
         n_found = 1
         while n_found > 0 and not stop[0]:
-            n_found, radius = _search(board, work, slack, tie, least)
+            n_found, radius, n_more = _search(board, work, slack, tie, step, least)
+            n_looked += n_more
             if n_found == 0 and least > 1:
                 break
             for node in range(counts.size):
@@ -139,10 +159,16 @@ def _repair(board, work, slack, tie, stop):
                     potentials[node] -= radius - work.distance[node]
                     work.dropped[node] += radius - work.distance[node]
             if n_found > 0:
-                n_paths += _move_along_tree(board, work, n_found, least)
-                n_paths += _move_for_free(board, work, least, tie)
+                n_made = _move_along_tree(board, work, n_found, least)
+                n_paths += n_made
+                if n_made < n_found and n_idle >= n_wait:
+                    n_more = _move_for_free(board, work, least, tie)
+                    n_paths += n_more
+                    n_idle, n_wait = 0, (2 * n_wait + 1 if n_more < n_made else 0)  # it takes as long as a search
+                else:
+                    n_idle += 1
         if least == 1 or stop[0]:
-            return n_paths
+            return n_paths, n_looked
         before, least = least, least // SCALE
 
 
@@ -194,24 +220,34 @@ def _move(board, work, leaves, enters, amount, least):
 
 
 @njit(cache=True, nogil=True)
-def _search(board, work, slack, tie, least):
+def _search(board, work, slack, tie, step, least):
     """Dijkstra from all overfull classes at once to the nearest underfull ones.
 
     Beyond the nearest it goes on for as much work again: one search then serves many paths. Of ways equally long the
-    one of fewest moves counts. Returns how many it found, and the distance up to which all classes are settled.
+    one of fewest moves counts. Returns how many it found, the distance up to which all classes are settled,
+    and moves looked at.
     """
     nodes, distance = work.nodes, work.distance
-    size, n_settled, n_found, n_looked, n_enough, farthest, radius = 0, 0, 0, 0, np.inf, 0.0, slack
+    size, n_settled, n_found, n_looked, n_enough, farthest, radius = (
+        0,
+        0,
+        0,
+        0,
+        np.inf,
+        0.0,
+        _whole(slack, step),
+    )
     for node in range(distance.size):
         distance[node], nodes[RANK, node], nodes[LEAVES, node], nodes[PLACE, node] = np.inf, NONE, NONE, NONE
         if board.counts[node] - board.targets[node] >= least:
             distance[node], nodes[HOPS, node], nodes[PLACE, node], nodes[HEAP, size] = 0.0, 0, size, node
             size += 1
+        work.level[node] = board.potentials[node] + min(distance[node], slack)
     while size > 0:
         node = nodes[HEAP, 0]
         reached = distance[node]
         if reached >= radius or n_looked > n_enough:
-            return n_found, min(radius, reached)
+            return n_found, min(radius, reached), n_looked
         size -= 1
         _sink(work, nodes[HEAP, size], size)
         nodes[RANK, node] = n_settled
@@ -222,16 +258,16 @@ def _search(board, work, slack, tie, least):
             farthest = reached
             if n_found == 1:
                 n_enough = 2.0 * n_looked + distance.size
-        radius = min(radius, reached + slack - work.dropped[node])
-        size, n_more = _reach_out(board, work, node, radius, tie, least, size)
+        radius = min(radius, reached + _whole(slack - work.dropped[node], step))
+        size, n_more = _reach_out(board, work, node, radius, tie, step, least, size)
         n_looked += n_more
-    return n_found, (farthest if n_found > 0 else radius)
+    return n_found, (farthest if n_found > 0 else radius), n_looked
 
 
 @njit(cache=True, nogil=True)
-def _reach_out(board, work, node, radius, tie, least, size):
+def _reach_out(board, work, node, radius, tie, step, least, size):
     """Shorten the ways to other classes by the moves out of one; returns the heap's size, and moves looked at."""
-    nodes, distance, after = work.nodes, work.distance, work.after
+    nodes, distance, level, after = work.nodes, work.distance, work.level, work.after
     classes, scores, potentials = board.classes, board.scores, board.potentials
     if nodes[LOOKED, node] >= LOOKS_A_SORT * nodes[MOVES, node]:
         _sort(board, work, node, least)
@@ -242,16 +278,15 @@ def _reach_out(board, work, node, radius, tie, least, size):
         while entry >= 0 and not (part == FIRST and work.bound[entry] >= limit):
             following = after[entry]
             if board.units[entry] >= least:
-                row, last = board.row_of[entry], entry
+                row, last, mark = board.row_of[entry], entry, scores[entry] + own + reached + 0.5 * tie
                 n_looked += board.start[row + 1] - board.start[row]
                 for other in range(board.start[row], board.start[row + 1]):
-                    second = classes[other]
-                    cost = (scores[entry] - scores[other]) + (own - potentials[second])
-                    through = reached + (cost if cost > tie else 0.0)
-                    if through <= distance[second] and through < radius:
-                        if through < distance[second] or hops < nodes[HOPS, second]:
-                            distance[second], nodes[HOPS, second] = through, hops
-                            nodes[LEAVES, second], nodes[ENTERS, second] = entry, other
+                    if scores[other] + level[classes[other]] > mark:  # rules most out
+                        second, cost = classes[other], _cost(board, entry, other)
+                        through = reached + (_whole(cost, step) if cost > tie else 0.0)
+                        if through < distance[second] and through < radius:
+                            distance[second], level[second] = through, through + potentials[second]
+                            nodes[HOPS, second], nodes[LEAVES, second], nodes[ENTERS, second] = hops, entry, other
                             if nodes[PLACE, second] < 0:
                                 nodes[PLACE, second] = size
                                 size += 1
@@ -318,6 +353,12 @@ def _sorted_list(first, after, key):
             after[last] = NONE
         length *= 2
     return first
+
+
+@njit(cache=True, nogil=True)
+def _whole(number, step):
+    """The largest multiple of a step that is no more than a number."""
+    return number - number % step if number < np.inf else number
 
 
 @njit(cache=True, nogil=True)
@@ -434,9 +475,9 @@ def _next_free(board, work, node, least, tie):
             other = start[row]
         while other < start[row + 1] and units[entry] >= least:
             second = board.classes[other]
-            if nodes[RANK, second] > nodes[RANK, node] and _cost(board, entry, other) <= tie:
-                if nodes[AT, second] != NONE or board.targets[second] - board.counts[second] >= least:
-                    nodes[OTHER, node] = other
-                    return second
+            leads_on = nodes[AT, second] != NONE or board.targets[second] - board.counts[second] >= least
+            if leads_on and nodes[RANK, second] > nodes[RANK, node] and _cost(board, entry, other) <= tie:
+                nodes[OTHER, node] = other
+                return second
             other += 1
         nodes[AT, node], nodes[OTHER, node] = after[entry], NONE
