@@ -36,6 +36,7 @@ SLACK_STEP = 2.0  # how much wider the next pass looks where the candidates did 
 WIDE = 64.0  # candidates a row from which on more passes come first: what a path costs grows with them
 WIDE_PASSES = 12  # that look no wider than the one before, in all: each reads the scores
 JUMP = 1e6  # from a usual potential to one that is not: what is then taken for rounding is below 2e-8 of the usual
+FINER = 1e-6  # times what counts as nothing for most rows: in passes for those that it is much for
 REFINED_PASSES = 4  # of those that mend what potentials lost of small rows' digits while they fell by much
 
 
@@ -99,7 +100,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         if first:
             spread_ties(board, rng.permutation(len(board.start) - 1), tie)
             first = False
-        n_made = _repair(board, np.zeros(n_classes + 1), slack, 0.0 if n_refined else tie)
+        n_made = _repair(board, np.zeros(n_classes + 1), slack, tie * FINER if n_refined else tie)
         n_paths += n_made
         monitor.saw("repair", 0)
         done = np.array_equal(board.counts, board.targets)
