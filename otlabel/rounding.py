@@ -284,7 +284,9 @@ def _below_best(movable: Movable, potentials: np.ndarray) -> tuple[np.ndarray, f
     best = np.maximum.reduceat(u, starts)[row_of]
     below = u - best
     sizes = np.minimum(sizes, np.maximum.reduceat(np.where(below == 0, sizes, 0.0), starts)[row_of])
-    return np.where(-below <= TIE * sizes, 0.0, below), TIE * float(np.median(sizes))
+    below[-below <= TIE * sizes] = 0.0
+    usual = np.concatenate([sizes[sizes > 0], -below[below < 0]])
+    return below, TIE * float(np.median(usual)) if len(usual) else 0.0
 
 
 def _totals(found: sweep.Candidates, potentials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
