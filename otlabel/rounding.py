@@ -36,6 +36,7 @@ SLACK_STEP = 2.0  # how much wider the next pass looks where the candidates did 
 FEW_MORE = 1.5  # times as many candidates: where so few come, the slack widens faster
 LOOKS_AN_ENTRY = 10.0  # moves that a repair looks at while a pass finds one candidate
 JUMP = 1e6  # from a usual potential to one that is not: what is then taken for rounding is below 2e-8 of the usual
+FINER = 1e-6  # times what counts as nothing for most rows: in passes for those that it is much for
 REFINED_PASSES = 4  # of those that mend what potentials lost of small rows' digits while they fell by much
 
 
@@ -86,7 +87,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
     weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
     placement = Placement(np.full(n_here, -1, np.int32), no_rows, no_rows.astype(np.int32), no_rows)
     slack = first_slack = min(_first_slack(problem, g, rng), SOFT_SLACK * float(problem.rule.rho.min()))
-    n_paths, n_before, left, step, n_refined, first = 0, 0, problem.n_units + 1, SLACK_STEP, 0, True
+    n_paths, n_before, left, step, first, n_refined = 0, 0, problem.n_units + 1, SLACK_STEP, True, 0
     widest = problem.extent + float(np.ptp(g[np.isfinite(g)]))  # potentials that fall by slack must not move it
     while True:
         movable = _movable(problem, g, placement.labels, weights, slack, tie)
@@ -99,7 +100,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         if first:
             spread_ties(board, rng.permutation(len(board.start) - 1), tie)
             first = False
-        done = _repair(board, slack, 0.0 if n_refined else tie)
+        done = _repair(board, slack, tie * FINER if n_refined else tie)
         n_paths += done.n_paths
         monitor.saw("repair", 0)
         is_done = np.array_equal(board.counts, board.targets)
@@ -112,11 +113,11 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         if is_done:
             g = np.where(np.abs(g) <= tie, 0.0, g)  # less is left of rounding
             g = _between_borders(movable, units, g, slack) if problem.rule.shift_free else g
-            if n_refined == REFINED_PASSES or not _falls_short(movable, units, g):
-                return Rounded(placement, g, n_paths)
-            n_refined += 1
-            slack = first_slack
-            continue
+            if n_refined < REFINED_PASSES and _falls_short(movable, units, g):
+                n_refined += 1
+                slack, left = first_slack, problem.n_units + 1
+                continue
+            return Rounded(placement, g, n_paths)
         n_entries, surplus = len(units), int(np.maximum(board.counts - board.targets, 0).sum())
         many_looks = done.n_looked > problem.n_rows * n_classes + LOOKS_AN_ENTRY * n_entries
         if many_looks and surplus < left:  # these grow with the candidates, so another pass is cheaper
@@ -286,7 +287,9 @@ def _below_best(movable: Movable, potentials: np.ndarray) -> tuple[np.ndarray, f
     best = np.maximum.reduceat(u, starts)[row_of]
     below = u - best
     sizes = np.minimum(sizes, np.maximum.reduceat(np.where(below == 0, sizes, 0.0), starts)[row_of])
-    return np.where(-below <= TIE * sizes, 0.0, below), TIE * float(np.median(sizes))
+    below[-below <= TIE * sizes] = 0.0
+    usual = np.concatenate([sizes[sizes > 0], -below[below < 0]])
+    return below, TIE * float(np.median(usual)) if len(usual) else 0.0
 
 
 def _totals(found: sweep.Candidates, potentials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
