@@ -23,6 +23,10 @@ import numpy as np
 from otlabel.compiling import njit
 
 EPS = float(np.finfo(np.float64).eps)
+_part = njit(
+    nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+)  # of what Python calls: kept with that
+
 SCALE = 8  # by which `least` falls
 LOOKS_A_SORT = 4  # times all moves out of a class that are looked at before its members are sorted anew
 NONE, UNLISTED = -1, -2  # in place of an entry: the end of a list, in no list
@@ -102,7 +106,7 @@ def _power_of_two(number: float) -> float:
     return float(np.ldexp(0.5, np.frexp(max(number, np.nextafter(0, 1)))[1]))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def spread_ties(board, order, tie):
     """Share the units of rows that have several best classes out to those with the most room: all are optimal."""
     classes, scores, units, counts = board.classes, board.scores, board.units, board.counts
@@ -132,7 +136,7 @@ def spread_ties(board, order, tie):
             left -= amount
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _repair(board, work, slack, tie, step, stop):
     """All levels of `least`.
 
@@ -172,7 +176,7 @@ def _repair(board, work, slack, tie, step, stop):
         before, least = least, least // SCALE
 
 
-@njit(cache=True, nogil=True)
+@_part
 def _join(board, work, least, before, tie):
     """Make members of the entries of `least` to `before` units; those that are not the best of their row move there."""
     for entry in range(board.classes.size):
@@ -192,7 +196,7 @@ def _join(board, work, least, before, tie):
             _move(board, work, entry, best, amount, least)
 
 
-@njit(cache=True, nogil=True)
+@_part
 def _list(board, work, entry):
     """Make a member of an entry."""
     node = board.classes[entry]
@@ -200,14 +204,14 @@ def _list(board, work, entry):
     work.nodes[FRESH, node] = entry
 
 
-@njit(cache=True, nogil=True)
+@_part
 def _cost(board, leaves, enters):
     """What a move from one entry to another of its row loses now."""
     gained = board.potentials[board.classes[leaves]] - board.potentials[board.classes[enters]]
     return (board.scores[leaves] - board.scores[enters]) + gained
 
 
-@njit(cache=True, nogil=True)
+@_part
 def _move(board, work, leaves, enters, amount, least):
     """Let `amount` units go from one entry to another of the same row."""
     board.units[leaves] -= amount
@@ -219,7 +223,7 @@ def _move(board, work, leaves, enters, amount, least):
 # ---- shortest paths ----
 
 
-@njit(cache=True, nogil=True)
+@_part
 def _search(board, work, slack, tie, step, least):
     """Dijkstra from all overfull classes at once to the nearest underfull ones.
 
@@ -264,7 +268,7 @@ def _search(board, work, slack, tie, step, least):
     return n_found, (farthest if n_found > 0 else radius), n_looked
 
 
-@njit(cache=True, nogil=True)
+@_part
 def _reach_out(board, work, node, radius, tie, step, least, size):
     """Shorten the ways to other classes by the moves out of one; returns the heap's size, and moves looked at."""
     nodes, distance, level, after = work.nodes, work.distance, work.level, work.after
@@ -282,7 +286,7 @@ def _reach_out(board, work, node, radius, tie, step, least, size):
                 n_looked += board.start[row + 1] - board.start[row]
                 for other in range(board.start[row], board.start[row + 1]):
                     if scores[other] + level[classes[other]] > mark:  # rules most out
-                        second, cost = classes[other], _cost(board, entry, other)
+                        second, cost = np.int64(classes[other]), _cost(board, entry, other)
                         through = reached + (_whole(cost, step) if cost > tie else 0.0)
                         if through < distance[second] and through < radius:
                             distance[second], level[second] = through, through + potentials[second]
@@ -302,10 +306,10 @@ def _reach_out(board, work, node, radius, tie, step, least, size):
     return size, n_looked
 
 
-@njit(cache=True, nogil=True)
+@_part
 def _sort(board, work, node, least):
     """Put the members of a class in the order of their cheapest moves."""
-    nodes, after, n_moves, first = work.nodes, work.after, 0, NONE
+    nodes, after, n_moves, first = work.nodes, work.after, 0, np.int64(NONE)
     for part in (FIRST, FRESH):
         entry = nodes[part, node]
         while entry >= 0:
@@ -324,7 +328,7 @@ def _sort(board, work, node, least):
     nodes[LOOKED, node], nodes[MOVES, node] = 0, n_moves
 
 
-@njit(cache=True, nogil=True)
+@_part
 def _sorted_list(first, after, key):
     """Merge sort of a linked list: runs of one, two, four, ... are merged; returns its first."""
     length, n_runs = 1, 2
@@ -355,20 +359,20 @@ def _sorted_list(first, after, key):
     return first
 
 
-@njit(cache=True, nogil=True)
+@_part
 def _whole(number, step):
     """The largest multiple of a step that is no more than a number."""
     return number - number % step if number < np.inf else number
 
 
-@njit(cache=True, nogil=True)
+@_part
 def _is_nearer(work, one, other):
     if work.distance[one] != work.distance[other]:
         return work.distance[one] < work.distance[other]
     return work.nodes[HOPS, one] < work.nodes[HOPS, other]
 
 
-@njit(cache=True, nogil=True)
+@_part
 def _rise(work, node):
     """Let a class that has come nearer rise in the heap from its place there."""
     nodes = work.nodes
@@ -380,7 +384,7 @@ def _rise(work, node):
     nodes[HEAP, place], nodes[PLACE, node] = node, place
 
 
-@njit(cache=True, nogil=True)
+@_part
 def _sink(work, node, size):
     """Put a class in place of the heap's top, and let it sink."""
     nodes, place = work.nodes, 0
@@ -399,7 +403,7 @@ def _sink(work, node, size):
 # ---- what moves ----
 
 
-@njit(cache=True, nogil=True)
+@_part
 def _move_along_tree(board, work, n_found, least):
     """Pass units down the paths of a search where they do not get in one another's way; returns how many did."""
     nodes, n_paths = work.nodes, 0
@@ -422,7 +426,7 @@ def _move_along_tree(board, work, n_found, least):
     return n_paths
 
 
-@njit(cache=True, nogil=True)
+@_part
 def _move_for_free(board, work, least, tie):
     """Move surplus along the paths that now cost nothing, depth first; returns how many there were.
 
@@ -455,7 +459,7 @@ def _move_for_free(board, work, least, tie):
     return n_paths
 
 
-@njit(cache=True, nogil=True)
+@_part
 def _next_free(board, work, node, least, tie):
     """The next class that units of `node` may go to at no cost, or -1."""
     nodes, after, units, start = work.nodes, work.after, board.units, board.start
