@@ -308,6 +308,26 @@ def test_loss_is_the_mean_of_the_heads_cross_entropies(seed: int, weighted: bool
         torch.testing.assert_close(one, other)
 
 
+def test_balanced_loss_is_the_mean_over_classes_of_their_means() -> None:
+    """Of all samples at once; by the labels as they are now, also where these were changed in place."""
+    labeler = SelfLabeler(60, [3, 4])
+    logits = [torch.randn(60, k, generator=torch.Generator().manual_seed(k)) for k in (3, 4)]
+    for split in (10, 25):
+        labeler.labels[0] = (torch.arange(60) >= split).long() * 2  # nothing in class 1
+        labeler.labels[1] = (torch.arange(60) // 4).clamp(max=3)
+        labeler.labels[1, 50:] = -1
+        wanted = []
+        for one, labels in zip(logits, labeler.labels, strict=True):
+            each = F.cross_entropy(one, labels, reduction="none", ignore_index=-1)
+            wanted.append(torch.stack([each[labels == k].mean() for k in labels.unique() if k >= 0]).mean())
+        found = labeler.loss(logits, torch.arange(60), weight="balanced")
+        assert float(found) == pytest.approx(float(sum(wanted)) / 2, rel=1e-5)
+    labeler.labels[0] = -1
+    assert float(labeler.loss(logits, torch.arange(60), weight="balanced")) > 0  # of the other head
+    with pytest.raises(ValueError, match="'balanced' or None"):
+        labeler.loss(logits, torch.arange(60), weight="even")
+
+
 def test_loss_without_a_label_is_zero_with_gradients() -> None:
     labeler = make_labeler()
     labeler._labels[:] = -1

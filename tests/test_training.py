@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import types
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ pytest.importorskip("sklearn")
 
 from otlabel.cli import main
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
-from otlabel.selflabel import load_labels
+from otlabel.selflabel import load_labels, save_labels
 from otlabel.training.config import Config, config_of, read_config
 from otlabel.training.run import Run, train
 
@@ -54,6 +55,7 @@ VARIANTS = {
     "sinkhorn": {},
     "k-means": {"labels__method": "kmeans"},
     "argmax": {"labels__method": "argmax"},
+    "one head of k-means": {"labels__method": "kmeans", "model__heads": [12]},
     "rotation": {"train__rotation": 1.0, "train__decay": "steps", "train__drops": [1, 3]},
     "train mode": {"labels__mode": "train"},
     "deep heads": {"model__hidden": 9, "labels__schedule": "linear"},
@@ -72,8 +74,10 @@ def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, name: str) -> None:
         part.resume()
         while part.epoch < n_epochs:
             part.train_epoch()
-        for step, index in enumerate(part._batches()):  # the next epoch's beginning, which is lost
+        drawn = iter(part._drawn())  # the next epoch's beginning, which is lost
+        for step, size in enumerate(part._batch_sizes()):
             part._relabel(part.epoch + step / 5)
+            index = torch.tensor(list(islice(drawn, size)))
             part._step(index, torch.Generator().manual_seed(0), part.epoch + step / 5)
     resumed = train(wanted, tmp_path)
     assert_same(whole, resumed)
@@ -350,6 +354,66 @@ def test_features_get_better_than_those_of_the_untrained_network() -> None:
     assert run.result["labels"]["nmi"] > 0.4
     assert run.labeler.labels.shape == (2, 1297)
     np.testing.assert_array_equal(np.sort(np.bincount(run.labeler.labels[0])), [129] * 3 + [130] * 7)
+
+
+class Watched(Run):
+    """Notes what each batch was trained on: its samples, and all labels at that time."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.steps: list[tuple[int, np.ndarray, np.ndarray]] = []
+
+    def _step(self, index: torch.Tensor, *given: Any) -> torch.Tensor:
+        self.steps.append((self.epoch, index.numpy(), self.labeler.labels[0].numpy().copy()))
+        return super()._step(index, *given)
+
+
+def watched(wanted: Config) -> Watched:
+    run = Watched(wanted, None)
+    while run.epoch < wanted.train.epochs:
+        run.train_epoch()
+    return run
+
+
+@pytest.mark.parametrize("changes", [
+    {"labels__method": "kmeans"},  # relabelled within epochs, too
+    {"labels__method": "argmax"},
+    {"labels__method": "truth", "train__uniform": True, "data__imbalance": "heavy"},
+    {"labels__range": (0.1, 5.0), "train__uniform": True},
+], ids=["k-means", "argmax", "truth", "Sinkhorn"])  # fmt: skip
+def test_batches_are_balanced_by_the_labels_they_are_trained_on(changes: dict[str, Any]) -> None:
+    run = watched(config(**{"model__heads": [12]} | changes))
+    parts: dict[tuple[int, bytes], list[np.ndarray]] = {}
+    for epoch, index, labels in run.steps:
+        parts.setdefault((epoch, labels.tobytes()), []).append(index)
+    biggest = 0.0
+    for (_, stored), batches in parts.items():
+        labels = np.frombuffer(stored, np.int64)
+        sizes = np.bincount(labels)
+        counts = np.bincount(labels[np.concatenate(batches)], minlength=len(sizes))[sizes > 0]
+        fair = counts.sum() / len(counts)
+        whole = counts.sum() == len(labels)  # else a draw without repetition from an epoch that is balanced
+        assert np.abs(counts - fair).max() <= 1 + (not whole) * 4 * np.sqrt(fair), (sizes, counts)
+        biggest = max(biggest, sizes.max() / sizes[sizes > 0].min())
+    assert biggest > 1.5  # classes of unequal sizes were balanced
+
+
+def test_fixed_labels_are_balanced_where_that_is_asked_for(tmp_path: Path) -> None:
+    labels = np.repeat([0, 1, 2], [210, 60, 30])
+    save_labels(tmp_path / "labels.h5", labels[None], [3])
+    fixed = {"labels__method": "fixed", "labels__file": str(tmp_path / "labels.h5"), "train__epochs": 1}
+    drawn = np.concatenate([index for _, index, _ in watched(config(**fixed, train__uniform=True)).steps])
+    np.testing.assert_array_equal(np.bincount(labels[drawn]), 100)
+    drawn = np.concatenate([index for _, index, _ in watched(config(**fixed)).steps])
+    np.testing.assert_array_equal(np.sort(drawn), np.arange(300))
+
+
+@pytest.mark.parametrize("method", ["kmeans", "argmax", "sinkhorn"])
+def test_of_several_heads_each_is_balanced_by_weights(method: str) -> None:
+    uniform = True if method == "sinkhorn" else None
+    run = watched(config(labels__method=method, train__epochs=1, train__uniform=uniform))
+    assert run._class_weight == "balanced"
+    np.testing.assert_array_equal(np.sort(np.concatenate([index for _, index, _ in run.steps])), np.arange(300))
 
 
 def test_labels_that_do_not_change() -> None:

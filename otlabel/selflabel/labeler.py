@@ -126,6 +126,7 @@ class SelfLabeler:
         self._recording: dict[str, str] = {}  # what the store knows these features by
         self._loss_sum: Tensor | None = None  # of the losses since the last relabelling, on their device
         self._n_losses = 0
+        self._balanced: tuple[int, Tensor, list[Tensor]] | None = None  # weights, and what labels they are of
         self._alarmed: set[str] = set()  # what has been warned of and lasts
         self._n_trained = 0  # samples whose labels were asked for since the beginning
 
@@ -156,7 +157,7 @@ class SelfLabeler:
         self._n_trained += len(chosen)
         return self._labels[:, chosen.to(self._labels.device)]
 
-    def loss(self, logits: Any, index: Any, *, weight: Tensor | Sequence[Tensor] | None = None) -> Tensor:
+    def loss(self, logits: Any, index: Any, *, weight: Tensor | Sequence[Tensor] | str | None = None) -> Tensor:
         """The mean over heads of the cross-entropy with the labels of the batch.
 
             mean_t mean_i -log softmax(logits_ti)[labels_ti]
@@ -164,17 +165,19 @@ class SelfLabeler:
         Args:
             logits: of the model: a list of T tensors (B, K_t), one tensor if T = 1, or an output that has `logits`.
             index: (B,) which samples these are.
-            weight: (K,) weights of the classes, or a list of them, one a head. None: all 1.
+            weight: (K,) weights of the classes, or a list of them, one a head; "balanced": N_t / (K n_k), by the
+                n_k samples that now have class k of the N_t with a label, so that every class of every head counts the
+                same, as `ClassUniformSampler` does for one head. None: all 1.
 
         Returns:
             A scalar. Samples with label -1 are left out; zero where there are no others.
 
         Raises:
-            ValueError: logits of another number of heads or classes, an index out of range.
+            ValueError: logits of another number of heads or classes, an index out of range, another text as weight.
         """
         parts = as_logits(logits, self.n_classes)
         self._follow(parts[0].device)
-        weights: list[Any] = list(weight) if isinstance(weight, (list, tuple)) else [weight] * len(parts)
+        weights: list[Any] = self._weights(weight)
         losses = []
         for one, targets, class_weight in zip(parts, self.targets(index), weights, strict=True):
             one = one.float() if one.dtype.itemsize < 4 else one  # the sum of a batch may be too much for a half
@@ -187,6 +190,18 @@ class SelfLabeler:
         self._loss_sum = loss.detach() if self._loss_sum is None else self._loss_sum + loss.detach()
         self._n_losses += 1
         return loss
+
+    def _weights(self, weight: Any) -> list[Any]:
+        """Weights of the classes, one a head."""
+        if not isinstance(weight, str):
+            return list(weight) if isinstance(weight, (list, tuple)) else [weight] * len(self.n_classes)
+        if weight != "balanced":
+            raise ValueError(f"weight is {weight!r}; pass weights of the classes, 'balanced' or None")
+        version = self._labels._version  # rises with each change in place
+        if self._balanced is None or self._balanced[0] != version or self._balanced[1] is not self._labels:
+            found = [_balanced(labels, k) for labels, k in zip(self._labels, self.n_classes, strict=True)]
+            self._balanced = version, self._labels, found
+        return self._balanced[2]
 
     def record(self, index: Any, logits: Any = None, *, features: Tensor | None = None) -> None:
         """Keep what a training step has seen, so that the next `update(model)` needs no loader.
@@ -618,6 +633,12 @@ def _read_labels(name: str, values: Any, n_samples: int, n_classes: list[int]) -
             f"labels); they are from 0 to {n_classes[head] - 1}, or {NO_LABEL}"
         )
     return array.astype(np.int64)
+
+
+def _balanced(labels: Tensor, n_classes: int) -> Tensor:
+    """(K,) by which every class that has samples counts the same, and a labelled sample 1 in the mean."""
+    sizes = torch.bincount(labels[labels >= 0], minlength=n_classes)
+    return sizes.sum() / ((sizes > 0).sum().clamp(min=1) * sizes.clamp(min=1))
 
 
 def _checked_truth(truth: Any, n_samples: int) -> np.ndarray:

@@ -93,7 +93,7 @@ class Train:
     decay: Literal["cosine", "steps", "none"] = "cosine"  # of the learning rate; steps: by 0.1 at each of `drops`
     drops: list[int] = field(default_factory=lambda: [150, 300, 350])  # epochs
     rotation: float = 0.0  # weight of the loss of a 4-way rotation head (SeLa + Rot); 0: none
-    uniform: bool | None = None  # draw classes equally often; none: for kmeans and argmax, as their authors do
+    uniform: bool | None = None  # classes count equally; none: for kmeans and argmax, as their authors do
     seed: int = 0
     device: str = "auto"  # cuda where there is one
     threads: int | None = None  # of torch, on a CPU; part of what makes runs bit-identical. none: torch's choice

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import itertools
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ import operator
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,11 @@ class Run:
             weight_decay=config.train.weight_decay,
         )
         self.labeler = _labeler(config, self.images, folder)
+        uniform = config.train.uniform
+        uniform = config.labels.method in ("kmeans", "argmax") if uniform is None else uniform
+        # Samples can be drawn so that one head's classes come equally often; those of several count equally much.
+        self._draws_evenly = uniform and len(heads) == 1
+        self._class_weight = "balanced" if uniform and len(heads) > 1 else None
         self.untrained: dict[str, float] = {}
         self.epoch = 0
         self.result: dict[str, Any] = {}
@@ -159,14 +165,16 @@ class Run:
         generator = torch.Generator(self.device).manual_seed(_seed(config.seed, self.epoch, 2))
         before = self.labeler.n_updates
         self.model.train()
-        total, n_steps = torch.zeros((), device=self.device), -(-len(self._pixels) // config.batch_size)
-        for step, index in enumerate(self._batches()):
-            self._relabel(self.epoch + step / n_steps)
-            total += self._step(index, generator, self.epoch + step / n_steps)
+        total = torch.zeros((), device=self.device)
+        sizes, drawn = self._batch_sizes(), iter(self._drawn())
+        for step, size in enumerate(sizes):
+            progress = self.epoch + step / len(sizes)
+            self._relabel(progress)  # and then draw: by the labels that the batch is trained on
+            total += self._step(torch.tensor(list(itertools.islice(drawn, size))), generator, progress)
         self.epoch += 1
         line = {
             "epoch": self.epoch,
-            "loss": float(total) / n_steps,
+            "loss": float(total) / len(sizes),
             "lr": self.optimizer.param_groups[0]["lr"],
             "relabellings": self.labeler.n_updates - before,
             **self._last_labels(),
@@ -175,23 +183,21 @@ class Run:
         self._save(line)
         return line
 
-    def _batches(self) -> Iterator[Tensor]:
-        """Indices of each batch, by the seed and the epoch alone; none of a single sample, which has no variance."""
+    def _batch_sizes(self) -> list[int]:
+        """Of all batches of an epoch; none is of a single sample, which has no variance."""
+        n_whole, rest = divmod(len(self._pixels), self.config.train.batch_size)
+        sizes = [self.config.train.batch_size] * n_whole + ([rest] if rest else [])
+        return [*sizes[:-2], sum(sizes[-2:])] if rest == 1 and n_whole else sizes
+
+    def _drawn(self) -> Iterable[int]:
+        """Samples in the order of an epoch, by its number, the seed and, where they are drawn by it, the labels."""
         config = self.config.train
-        uniform = config.uniform
-        if uniform is None:
-            uniform = self.config.labels.method in ("kmeans", "argmax")
-        if uniform and self.labeler.n_updates:
+        if self._draws_evenly:
             sampler = ClassUniformSampler(self.labeler, seed=config.seed)
             sampler.set_epoch(self.epoch)
-            order = torch.tensor(list(sampler))
-        else:
-            generator = torch.Generator().manual_seed(_seed(config.seed, self.epoch, 3))
-            order = torch.randperm(len(self._pixels), generator=generator)
-        parts = list(order.split(config.batch_size))
-        if len(parts) > 1 and len(parts[-1]) == 1:
-            parts[-2:] = [torch.cat(parts[-2:])]
-        yield from parts
+            return sampler
+        generator = torch.Generator().manual_seed(_seed(config.seed, self.epoch, 3))
+        return torch.randperm(len(self._pixels), generator=generator).tolist()
 
     def _step(self, index: Tensor, generator: torch.Generator, progress: float) -> Tensor:
         config = self.config.train
@@ -204,7 +210,7 @@ class Run:
         views = images if images.ndim == 2 else self.config.augment(images, generator)
         features = self.model.features(views)
         logits = [head(features) for head in self.model.heads]
-        loss = self.labeler.loss(logits, index)
+        loss = self.labeler.loss(logits, index, weight=self._class_weight)
         if self.turn_head is not None and turns is not None:
             loss = loss + config.rotation * F.cross_entropy(self.turn_head(features), turns)
         if self.config.labels.method == "argmax":
