@@ -18,12 +18,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("sklearn")
 
 from otlabel.cli import main
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.selflabel import load_labels, save_labels
+from otlabel.training.augment import plain
 from otlabel.training.config import Config, config_of, read_config
 from otlabel.training.run import Run, train
 
@@ -414,6 +416,36 @@ def test_of_several_heads_each_is_balanced_by_weights(method: str) -> None:
     run = watched(config(labels__method=method, train__epochs=1, train__uniform=uniform))
     assert run._class_weight == "balanced"
     np.testing.assert_array_equal(np.sort(np.concatenate([index for _, index, _ in run.steps])), np.arange(300))
+
+
+def test_rotation_beside_labels_is_judged_on_all_turns_and_labels_on_upright_images_alone() -> None:
+    wanted = config(train__rotation=0.5, augment__rotate=0.0, augment__shift=0.0)
+    run = Run(wanted, None)
+    assert run.turn_head is not None
+    images = plain(run._pixels[:40])
+    turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
+    run.model.train()
+    with torch.no_grad():
+        features = run.model.features(turned)
+        loss = (
+            sum(
+                F.cross_entropy(head(features[:40]), run.labeler.labels[t, :40])
+                for t, head in enumerate(run.model.heads)
+            )
+            / 2
+        )
+        loss = loss + 0.5 * F.cross_entropy(run.turn_head(features), torch.arange(160) // 40)
+    found = run._step(torch.arange(40), torch.Generator().manual_seed(0), 0.0)
+    assert float(found) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_what_cannot_be_turned_is_refused_at_once(tmp_path: Path) -> None:
+    np.save(tmp_path / "wide.npy", np.zeros((9, 8, 12), np.uint8))
+    np.save(tmp_path / "vectors.npy", np.zeros((9, 12), np.float32))
+    for name, told in (("wide", "square"), ("vectors", "feature vectors")):
+        given = {"data": {"name": str(tmp_path / f"{name}.npy")}, "train": {"rotation": 1.0}}
+        with pytest.raises(ValueError, match=told):
+            train(config_of(given), tmp_path / name)
 
 
 def test_labels_that_do_not_change() -> None:

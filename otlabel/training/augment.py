@@ -105,15 +105,14 @@ def plain(images: torch.Tensor) -> torch.Tensor:
     return _standardised(_unit(images))
 
 
-def rotated(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each image turned by 0, 90, 180 or 270 degrees, counter-clockwise, and by how many quarter turns.
+def four_turns(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each image turned by 0, 90, 180 and 270 degrees, counter-clockwise, and by how many quarter turns.
 
     Args:
         images: (B, C, H, H), of any type.
-        generator: where the turns come from.
 
     Returns:
-        The turned images, and (B,) int64 turns from 0 to 3, the labels of the task.
+        (4 B, C, H, H), the B upright images first, and (4 B,) int64 turns from 0 to 3, the labels of the task.
 
     Raises:
         ValueError: images that are not square.
@@ -122,12 +121,8 @@ def rotated(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Ten
     """
     if images.ndim != 4 or images.shape[2] != images.shape[3]:
         raise ValueError(f"images have shape {tuple(images.shape)}: quarter turns are of square images (B, C, H, H)")
-    turns = torch.randint(4, (len(images),), generator=generator, device=generator.device).to(images.device)
-    result = images.clone()
-    for turn in range(1, 4):
-        chosen = turns == turn
-        result[chosen] = torch.rot90(images[chosen], turn, (2, 3))
-    return result, turns
+    turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
+    return turned, torch.arange(4, device=images.device).repeat_interleave(len(images))
 
 
 def _unit(images: torch.Tensor) -> torch.Tensor:

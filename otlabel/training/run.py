@@ -51,7 +51,7 @@ from otlabel.selflabel import (
 )
 from otlabel.selflabel.model import forward_only
 from otlabel.text import one_line
-from otlabel.training.augment import Augmentation, plain, rotated
+from otlabel.training.augment import Augmentation, four_turns, plain
 from otlabel.training.config import Config
 from otlabel.training.data import Images, load_images, thinned, validation
 from otlabel.training.evaluate import evaluate
@@ -204,14 +204,14 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = _rate(self.config, progress)
         images = self._pixels[index.to(self.device)]
-        turns = None
-        if self.turn_head is not None:
-            images, turns = rotated(images, generator)
         views = images if images.ndim == 2 else self.config.augment(images, generator)
+        if self.turn_head is not None:
+            views, turns = four_turns(views)
         features = self.model.features(views)
-        logits = [head(features) for head in self.model.heads]
+        upright = features[: len(index)]  # labels are of images as they are; the turned ones have but their turn
+        logits = [head(upright) for head in self.model.heads]
         loss = self.labeler.loss(logits, index, weight=self._class_weight)
-        if self.turn_head is not None and turns is not None:
+        if self.turn_head is not None:
             loss = loss + config.rotation * F.cross_entropy(self.turn_head(features), turns)
         if self.config.labels.method == "argmax":
             self.labeler.record(index, logits)
@@ -359,6 +359,10 @@ def _loaded(config: Config) -> Images:
         raise FileFormatError("[augment] is for images; these data are feature vectors")
     if len(images.train) < 2:
         raise ValueError("one sample cannot be trained on")
+    if config.train.rotation:
+        if images.train.ndim == 2:
+            raise FileFormatError("[train] rotation is for images; these data are feature vectors")
+        four_turns(images.train[:1])  # refuses what cannot be turned before anything is written
     return images
 
 
