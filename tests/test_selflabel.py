@@ -87,7 +87,8 @@ def batches(inputs: Tensor, size: int = 32, order: Tensor | None = None) -> list
 
 
 def make_labeler(**options: Any) -> SelfLabeler:
-    return SelfLabeler(N, HEADS, **options)
+    """By the running averages, as `features_of` has them."""
+    return SelfLabeler(N, HEADS, **{"mode": "eval", **options})
 
 
 def features_of(model: MultiHead, inputs: Tensor) -> np.ndarray:
@@ -535,7 +536,7 @@ def test_numbers_of_classes_that_make_no_sense(n_classes: Any) -> None:
 def test_other_arguments_that_make_no_sense() -> None:
     with pytest.raises(ValueError, match="n_samples is 0"):
         SelfLabeler(0, 3)
-    with pytest.raises(ValueError, match="choose 'eval' or 'train'"):
+    with pytest.raises(ValueError, match="choose one of 'calibrated', 'eval', 'train'"):
         SelfLabeler(5, 3, mode="test")
     with pytest.raises(ValueError, match="truth has shape"):
         SelfLabeler(5, 3, truth=[1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -25,7 +26,16 @@ from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.interrupts import interruptible
 from otlabel.scores import as_array, by_row
 from otlabel.selflabel import alarms
-from otlabel.selflabel.features import check_complete, check_range, extract, extract_part, weights_hash, whole_numbers
+from otlabel.selflabel.calibration import calibrated
+from otlabel.selflabel.features import (
+    check_complete,
+    check_range,
+    extract,
+    extract_part,
+    parted,
+    weights_hash,
+    whole_numbers,
+)
 from otlabel.selflabel.labelings import Labeling, OptimalTransport
 from otlabel.selflabel.model import LOGITS, View, as_logits, class_counts, unwrapped, view
 from otlabel.selflabel.ranks import Holders, training_group
@@ -37,6 +47,7 @@ logger = logging.getLogger("otlabel")
 
 STATE_VERSION = 1
 NO_LABEL = -1
+MODES = ("calibrated", "eval", "train")
 
 
 class SelfLabeler:
@@ -50,7 +61,8 @@ class SelfLabeler:
     Where several processes train together, as under DistributedDataParallel, each extracts and stores the samples of
     its own loader, and all of them label together (see `otlabel.selflabel.labelings` for what else is done where a
     labeling cannot): labels, states and history are the same on all. An error of one is raised by all, which names it.
-    Running averages, as of BatchNorm, are each process's own at that time; SyncBatchNorm keeps them alike.
+    BatchNorm's averages are then of the samples of all. With `mode="eval"` they are each process's own; SyncBatchNorm
+    keeps them alike.
 
     Args:
         n_samples: N. Every sample has an index from 0 to N - 1, which the loaders yield with it.
@@ -66,7 +78,11 @@ class SelfLabeler:
             returns.
         data: what tells this data set from others, any text; a change is then refused on resume. None: only N tells.
         truth: (N,) true classes, if there are any: the history then has the NMI of each labelling. Never used else.
-        mode: of the model while features are extracted: "eval", or "train" as SeLa's authors do.
+        mode: of the model while features are extracted. "calibrated": in evaluation mode, but layers of BatchNorm have
+            averages made anew of about 40 batches of 64 samples of the loader; for other models the same as "eval".
+            That costs as much as to extract 2560 samples, all of them where there are fewer. "eval": with the running
+            averages as training has left them, which lag behind the weights and are of augmented samples. "train": as
+            SeLa's authors do it, with the averages of each batch.
         amp: dtype of automatic mixed precision for the extraction, such as torch.bfloat16. None: none.
         steps_per_epoch: lets `due(step=...)` serve a schedule in epochs. None: not needed.
         seed: of the first labels and of all that labelings draw.
@@ -93,7 +109,7 @@ class SelfLabeler:
         heads: Callable[[nn.Module], Sequence[Any]] | None = None,
         data: str | None = None,
         truth: Any = None,
-        mode: str = "eval",
+        mode: str = "calibrated",
         amp: torch.dtype | None = None,
         steps_per_epoch: int | None = None,
         seed: int = 0,
@@ -103,8 +119,8 @@ class SelfLabeler:
         n_samples = operator.index(n_samples)  # whatever counts, as a plain whole number
         if n_samples < 1:
             raise ValueError(f"n_samples is {n_samples!r}; pass the number of samples, len(dataset)")
-        if mode not in ("eval", "train"):
-            raise ValueError(f"mode is {mode!r}; choose 'eval' or 'train'")
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}; choose one of {', '.join(map(repr, MODES))}")
         if (features is None) != (heads is None):
             raise ValueError("features and heads belong together; pass both, or neither")
         self.n_samples, self.n_classes = n_samples, class_counts(n_classes)
@@ -286,7 +302,7 @@ class SelfLabeler:
             SelfLabelWarning: signs that the training goes wrong, in plain words.
         """
         group = training_group(self._ranks_group)
-        with ranks_of(group) as team:
+        with ranks_of(group) as team, contextlib.ExitStack() as calibration:
             seen = view(model, self.n_classes, self._features_of, self._heads_of)
             team.check_alike(
                 n_samples=self.n_samples, n_classes=self.n_classes, n_updates=self._n_updates, seed=self.seed,
@@ -298,6 +314,7 @@ class SelfLabeler:
             if loader is None:
                 self._finish_recording(seen, team)
             else:
+                loader = calibration.enter_context(self._calibrated(seen, loader, team))
                 holders = self._extract(seen, loader, store, team, group if over_ranks else None)
             seconds = time.perf_counter() - started
             found: list[Relabelled] = []
@@ -328,6 +345,15 @@ class SelfLabeler:
         if team.number == 1 or part is None or not getattr(self.labeling, "over_ranks", False):
             return self.store, False
         return part(team.rank, team.number), True
+
+    def _calibrated(
+        self, seen: View, loader: Iterable[Any], team: Alone
+    ) -> contextlib.AbstractContextManager[Iterable[Any]]:
+        """BatchNorm's averages as this labeler's mode wants them, until rows and heads have been read."""
+        if self._extraction["mode"] != "calibrated":
+            return contextlib.nullcontext(loader)
+        amp = self._extraction["amp"]
+        return calibrated(seen, loader, self.n_samples, parted, seed=self._seed_of_update(), amp=amp, team=team)
 
     def _extract(self, seen: View, loader: Iterable[Any], store: Any, team: Alone, group: Any) -> Holders | None:
         """Bring the rows of all samples to stores, in place of what may have been recorded; who holds which.

@@ -63,7 +63,7 @@ class Labels:
     kl: float | None = None  # price of leaving the fair share
     abstain: float = 0.0  # share left unlabelled
     rounding: Literal["exact", "argmax"] = "exact"
-    mode: Literal["eval", "train"] = "eval"  # of the model while features are extracted
+    mode: Literal["calibrated", "eval", "train"] = "calibrated"  # of the model while features are extracted
     store: Literal["memory", "hdf5"] = "memory"  # where features go; hdf5: features.h5 in the run's folder
     file: str = ""  # of method = "fixed": labels that an earlier run wrote
 

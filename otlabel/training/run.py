@@ -227,18 +227,13 @@ class Run:
         if argmax and progress < 1:
             return  # nothing has been recorded yet: the first epoch trains on random labels
         try:
-            self.labeler.update(self.model, None if argmax else self._all_images())
+            self.labeler.update(self.model, None if argmax else _Plain(self._pixels))
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
             # Days of training are worth more than one relabelling.
             told = f"no relabelling, training goes on with the old labels: {error}"
             warnings.warn(told, SelfLabelWarning, stacklevel=2)
-
-    def _all_images(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for index in torch.arange(len(self._pixels)).split(FULL_BATCH):
-            images = self._pixels[index.to(self.device)]
-            yield index, images if images.ndim == 2 else plain(images)
 
     def _last_labels(self) -> dict[str, Any]:
         """Means over heads of what the last relabelling has found."""
@@ -343,6 +338,18 @@ class Run:
             self._claim(self.folder)
             self.labeler.save_labels(self.folder / "labels.h5")
             _write_text(self.folder / "result.json", json.dumps(found, indent=2))
+
+
+class _Plain:
+    """All samples as they are, batch by batch in their order: what is labelled."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self._pixels = pixels
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for index in torch.arange(len(self._pixels)).split(FULL_BATCH):
+            images = self._pixels[index[0] : index[-1] + 1]
+            yield index, images if images.ndim == 2 else plain(images)
 
 
 # ---- what a config says ----
