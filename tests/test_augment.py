@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from otlabel.training.augment import Augmentation, _affine, _colour_maps, _gray, _resampled, four_turns, plain
+from otlabel.training.augment import (
+    Augmentation,
+    _affine,
+    _colour_maps,
+    _resampled,
+    four_turns,
+    grey,
+    plain,
+    with_channels,
+)
 
 EVERYTHING = Augmentation(crop=(0.3, 1.0), flip=True, jitter=0.5, grayscale=0.2, rotate=20, zoom=(0.7, 1.3), shift=0.2)
 
@@ -186,7 +195,7 @@ def test_hues_turned_all_the_way_are_as_they_were() -> None:
 def test_jitter_changes_light_within_its_reach(channels: int) -> None:
     images = torch.full((500, channels, 4, 4), 100, dtype=torch.uint8)
     views = Augmentation(jitter=0.5)(images, seeded()) * 0.25 + 0.5
-    light = _gray(views).mean((1, 2, 3)) * 255
+    light = grey(views).mean((1, 2, 3)) * 255
     assert light.min() == pytest.approx(60, abs=2)
     assert light.max() == pytest.approx(140, abs=2)
     torch.testing.assert_close(views, views[:, :, :1, :1].expand_as(views))
@@ -200,6 +209,19 @@ def test_four_turns_are_rot90_of_each_image_the_upright_ones_first() -> None:
     assert turns.tolist() == [0] * 20 + [1] * 20 + [2] * 20 + [3] * 20
     for place, (found, turn) in enumerate(zip(result, turns.tolist(), strict=True)):
         assert torch.equal(found, torch.rot90(images[place % 20], turn, (1, 2)))
+
+
+def test_channels_are_repeated_or_made_grey() -> None:
+    colours = noise(5, 3, 4, 4)
+    assert with_channels(colours, 3) is colours
+    red, green, blue = colours.double().unbind(1)
+    wanted = (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]  # ITU-R BT.601
+    made = with_channels(colours, 1)
+    assert made.dtype == torch.uint8
+    assert (made.double() - wanted).abs().max() <= 0.501
+    assert torch.equal(with_channels(made, 3), torch.cat([made] * 3, 1))
+    with pytest.raises(ValueError, match="2 channels"):
+        with_channels(colours[:, :2], 3)
 
 
 def test_quarter_turns_need_squares() -> None:

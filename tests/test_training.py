@@ -22,11 +22,15 @@ import torch.nn.functional as F
 
 pytest.importorskip("sklearn")
 
+from otlabel import metrics
 from otlabel.cli import main
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.selflabel import load_labels, save_labels
+from otlabel.training import run as run_module
 from otlabel.training.augment import plain
 from otlabel.training.config import Config, config_of, read_config
+from otlabel.training.data import Images, load_images
+from otlabel.training.evaluate import features_of
 from otlabel.training.run import Run, train
 
 ROOT = Path(__file__).parent.parent
@@ -356,6 +360,26 @@ def test_features_get_better_than_those_of_the_untrained_network() -> None:
     assert run.result["labels"]["nmi"] > 0.4
     assert run.labeler.labels.shape == (2, 1297)
     np.testing.assert_array_equal(np.sort(np.bincount(run.labeler.labels[0])), [129] * 3 + [130] * 7)
+
+
+def test_features_of_thinned_images_are_judged_by_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on other data, in the channels of the first."""
+    colours = np.random.default_rng(0).integers(0, 256, (60, 3, 9, 9)).astype(np.uint8)
+    labels = np.arange(60) % 2
+    colours[labels == 1, :, :4] //= 4
+    other = Images("", *map(torch.from_numpy, (colours[:40], labels[:40], colours[40:], labels[40:])))
+    monkeypatch.setattr(run_module, "load_images", lambda name, **given: other)
+    wanted = config(data__imbalance="heavy", train__epochs=1, evaluation__other="cifar10", evaluation__baseline=True)
+    run = train(wanted)
+    whole = load_images("digits", n_samples=300)
+    assert run.images.test is not None
+    known, test = (features_of(run.model, part, torch.device("cpu")) for part in (whole.train, run.images.test))
+    assert run.result["knn"] == metrics.knn_accuracy(known, whole.train_labels, test, run.images.test_labels, k=50)
+    assert {"other_knn", "other_probe"} <= run.result.keys() & run.result["untrained"].keys()
+    assert run.result["other_probe"] > 0.8
+    other = Images("", other.train, other.train_labels)
+    with pytest.raises(ValueError, match="'cifar10' has no true labels and test images"):
+        train(wanted)
 
 
 class Watched(Run):

@@ -117,6 +117,8 @@ class Evaluation:
     knn: int = 50  # neighbours; 0: leave it out
     probe: bool = True  # linear probe
     baseline: bool = False  # the same of the untrained network, to compare with
+    other: str = ""  # another labelled data set that features are judged on, too; none: no other
+    other_samples: int | None = None  # of its training images, drawn at random; none: all
 
     def __post_init__(self) -> None:
         if self.knn < 0:

@@ -12,6 +12,7 @@ values only), labels.h5 and result.json (at the end), features.h5 (while it runs
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import io
 import itertools
@@ -51,9 +52,9 @@ from otlabel.selflabel import (
 )
 from otlabel.selflabel.model import forward_only
 from otlabel.text import one_line
-from otlabel.training.augment import Augmentation, four_turns, plain
+from otlabel.training.augment import Augmentation, four_turns, plain, with_channels
 from otlabel.training.config import Config
-from otlabel.training.data import Images, load_images, thinned, validation
+from otlabel.training.data import Images, images_of, load_images
 from otlabel.training.evaluate import evaluate
 from otlabel.training.networks import NAMES, network
 
@@ -126,6 +127,7 @@ class Run:
             torch.set_num_threads(config.train.threads)
         self.device = _device(config.train.device)
         self.images = _loaded(config)
+        self._other = _other(config, self.images)
         torch.manual_seed(_seed(config.train.seed, 0))
         channels = self.images.train.shape[1]
         backbone: Any = network(config.model.backbone, channels, allow_code=allow_code, **config.model.options)
@@ -133,7 +135,8 @@ class Run:
         self.model = MultiHead(backbone, backbone.feature_dim, heads, hidden=config.model.hidden)
         self.turn_head = nn.Linear(self.model.feature_dim, 4) if config.train.rotation else None
         self._trained = nn.ModuleList([self.model] + ([self.turn_head] if self.turn_head else [])).to(self.device)
-        _try(config.model.backbone, self.model, self.images.train[:2].to(self.device))
+        for data in filter(None, (self.images, self._other)):
+            _try(config.model.backbone, self.model, data.train[:2].to(self.device))
         self.optimizer = torch.optim.SGD(
             self._trained.parameters(),
             config.train.lr,
@@ -160,7 +163,7 @@ class Run:
         """Train on all samples once, label anew where it is time, write a checkpoint; returns the epoch's figures."""
         config, started = self.config.train, time.perf_counter()
         if self.epoch == 0 and self.config.evaluation.baseline:
-            self.untrained = evaluate(self.model, self.images, self.config.evaluation, self.device)
+            self.untrained = self._judged()
         torch.manual_seed(_seed(config.seed, self.epoch, 1))  # for layers that draw, such as dropout
         generator = torch.Generator(self.device).manual_seed(_seed(config.seed, self.epoch, 2))
         before = self.labeler.n_updates
@@ -321,10 +324,19 @@ class Run:
         if self._events is not None:
             self._events.close()
 
+    def _judged(self) -> dict[str, float]:
+        """What features are worth on these data, and on the others."""
+        wanted = self.config.evaluation
+        found = evaluate(self.model, self.images, wanted, self.device)
+        if self._other is not None:
+            others = evaluate(self.model, self._other, wanted, self.device)
+            found |= {f"other_{name}": value for name, value in others.items()}
+        return found
+
     def finish(self) -> None:
         """Judge labels and features, and write both down."""
         config = self.config
-        found: dict[str, Any] = evaluate(self.model, self.images, config.evaluation, self.device)
+        found: dict[str, Any] = self._judged()
         if self.untrained:
             found["untrained"] = self.untrained
         truth = self.images.train_labels
@@ -356,12 +368,7 @@ class _Plain:
 
 
 def _loaded(config: Config) -> Images:
-    data = config.data
-    images = load_images(data.name, n_samples=data.n_samples, seed=data.seed, size=data.size)
-    if data.imbalance != "full":
-        images = thinned(images, data.imbalance, data.seed)
-    if data.validation:
-        images = validation(images, data.validation, data.seed)
+    images = images_of(config.data)
     if images.train.ndim == 2 and config.augment != Augmentation():
         raise FileFormatError("[augment] is for images; these data are feature vectors")
     if len(images.train) < 2:
@@ -371,6 +378,24 @@ def _loaded(config: Config) -> Images:
             raise FileFormatError("[train] rotation is for images; these data are feature vectors")
         four_turns(images.train[:1])  # refuses what cannot be turned before anything is written
     return images
+
+
+def _other(config: Config, images: Images) -> Images | None:
+    """The other data set that features are judged on, in the channels of the first."""
+    wanted = config.evaluation
+    if not wanted.other:
+        return None
+    other = load_images(wanted.other, n_samples=wanted.other_samples, seed=config.data.seed, size=config.data.size)
+    if other.train_labels is None or other.test is None or other.test_labels is None:
+        raise ValueError(f"[evaluation] other = {wanted.other!r} has no true labels and test images to judge by")
+    n_channels = images.train.shape[1]
+    if other.train.ndim != images.train.ndim:
+        raise ValueError(f"[evaluation] other = {wanted.other!r} holds images, but these data are feature vectors")
+    try:
+        train, test = (with_channels(part, n_channels) for part in (other.train, other.test))
+    except ValueError as error:
+        raise ValueError(f"[evaluation] other = {wanted.other!r}: {error}") from error
+    return dataclasses.replace(other, train=train, test=test)
 
 
 def _try(name: str, model: MultiHead, images: Tensor) -> None:
