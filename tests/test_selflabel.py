@@ -862,6 +862,67 @@ def test_kmeans_finds_clear_clusters_and_draws_heads_anew(with_faiss: bool, monk
     assert all(torch.equal(*pair) for pair in zip(found[0][1], found[1][1], strict=True))
 
 
+class LogitsAlone(nn.Module):
+    """Shows neither features nor heads, but can draw a head anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.first, self.second = nn.Linear(5, D), nn.Linear(D, 3), nn.Linear(D, 3)
+
+    def forward(self, inputs: Tensor) -> list[Tensor]:
+        return [self.first(self.body(inputs)), self.second(self.body(inputs))]
+
+    def reset_head(self, number: int) -> None:
+        (self.first, self.second)[number].reset_parameters()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("make", [lambda: MultiHead(nn.Linear(5, D), D, [3, 3]), LogitsAlone], ids=["heads", "logits"])
+def test_heads_drawn_anew_are_new_to_the_optimizer(make: Callable[[], nn.Module], kind: Any) -> None:
+    model = make()
+    labeler = SelfLabeler(N, [3, 3], labeling=KMeans())
+    optimizer = kind(model.parameters(), lr=0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+    inputs = make_inputs()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        labeler.loss(model(inputs), torch.arange(N)).backward()
+        optimizer.step()
+
+    step()
+    assert len(optimizer.state) == 6
+    body = {name: copy.deepcopy(optimizer.state[weight]) for name, weight in list(model.named_parameters())[:2]}
+    labeler.update(model, batches(inputs))
+    assert len(optimizer.state) == 6  # nobody said whose it is
+    labeler.update(model, batches(inputs), optimizer=[optimizer])
+    assert len(optimizer.state) == 2
+    for name, weight in list(model.named_parameters())[:2]:
+        for key, value in body[name].items():
+            assert torch.equal(torch.as_tensor(optimizer.state[weight][key]), torch.as_tensor(value))
+    step()
+    first = list(model.named_parameters())[2][1]
+    if kind is torch.optim.SGD:  # as in a first step
+        assert first.grad is not None
+        assert torch.equal(optimizer.state[first]["momentum_buffer"], first.grad)
+    else:
+        assert float(optimizer.state[first]["step"]) == 1
+
+
+def test_labels_that_keep_their_meaning_leave_the_optimizer_alone() -> None:
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    labeler = make_labeler()
+    labeler.loss(model(make_inputs()), torch.arange(N)).backward()
+    optimizer.step()
+    n_states = len(optimizer.state)
+    labeler.update(model, batches(make_inputs()), optimizer=optimizer)
+    assert len(optimizer.state) == n_states
+    before = snapshot(labeler)
+    with pytest.raises(TypeError, match="optimizer is a int; pass the torch"):
+        labeler.update(model, batches(make_inputs()), optimizer=3)
+    assert_unchanged(labeler, before)
+
+
 def _fixed(model: nn.Module) -> None:
     """Weights that depend on nothing."""
     with torch.no_grad():

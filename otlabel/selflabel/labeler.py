@@ -274,7 +274,13 @@ class SelfLabeler:
         return self.schedule.count(self._progress) > self._n_passed
 
     @interruptible
-    def update(self, model: nn.Module, loader: Iterable[Any] | None = None) -> list[dict[str, Any]]:
+    def update(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any] | None = None,
+        *,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    ) -> list[dict[str, Any]]:
         """Label all samples anew with every head: all heads change, or none if anything goes wrong.
 
         torch's random numbers go on as if nothing had happened, but for what a DataLoader draws whenever it is
@@ -286,12 +292,14 @@ class SelfLabeler:
             loader: yields (index, input) for every sample once, in any order; without random augmentation, as a rule.
                 Where processes share the work, each passes its part: any samples, as long as each comes somewhere
                 (what a DistributedSampler repeats counts once). None: use what `record` has kept.
+            optimizer: that trains the model, or several: what it has gathered about heads that are drawn anew, such as
+                momentum, is forgotten. None: it stays, and pulls the new heads where the old ones went.
 
         Returns:
             The history's new records, one a head.
 
         Raises:
-            TypeError: a loader that does not yield (index, input).
+            TypeError: a loader that does not yield (index, input), an optimizer that is none.
             ValueError: indices missing, twice or out of range; heads that are not those the labeler was made for.
             InvalidScoresError: NaN features, named by sample.
             FingerprintError: the store holds features of other data.
@@ -301,6 +309,7 @@ class SelfLabeler:
         Warns:
             SelfLabelWarning: signs that the training goes wrong, in plain words.
         """
+        optimizers = _optimizers(optimizer)
         group = training_group(self._ranks_group)
         with ranks_of(group) as team, contextlib.ExitStack() as calibration:
             seen = view(model, self.n_classes, self._features_of, self._heads_of)
@@ -337,7 +346,7 @@ class SelfLabeler:
             for one, longest in zip(found, each, strict=True):
                 one.record["seconds"] = longest
             training = self._training(team)
-        return self._commit(model, found, training | {"seconds_extract": seconds})
+        return self._commit(seen, optimizers, found, training | {"seconds_extract": seconds})
 
     def _store_of(self, team: Alone) -> tuple[Store, bool]:
         """Where the rows of this process go, and whether the others keep theirs, too."""
@@ -396,12 +405,14 @@ class SelfLabeler:
             "loss": loss_sum / n_losses if n_losses else None,
         }
 
-    def _commit(self, model: nn.Module, found: list[Relabelled], common: dict[str, Any]) -> list[dict[str, Any]]:
+    def _commit(
+        self, seen: View, optimizers: list[Any], found: list[Relabelled], common: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         """Everything that a relabelling changes, at once."""
         labels = torch.from_numpy(np.stack([one.labels for one in found])).to(self._labels.device)
         states = [{name: np.asarray(value) for name, value in one.state.items()} for one in found]
         records = [common | {"head": head, **one.record} for head, one in enumerate(found)]
-        raised = self._renew_heads(model, [head for head, one in enumerate(found) if one.new_classes])
+        raised = self._renew_heads(seen, optimizers, [head for head, one in enumerate(found) if one.new_classes])
         self._labels, self._states = labels, list(states)
         if self.schedule is not None and self._progress is not None:
             self._n_passed = self.schedule.count(self._progress)
@@ -418,11 +429,11 @@ class SelfLabeler:
         logger.info("relabelling %d: %s", self._n_updates, alarms.told(records))
         return records
 
-    def _renew_heads(self, model: nn.Module, heads: list[int]) -> list[str]:
+    def _renew_heads(self, seen: View, optimizers: list[Any], heads: list[int]) -> list[str]:
         """Draw the weights of heads anew, the same on every process; what is to be said where that cannot be done."""
         if not heads:
             return []
-        inner = unwrapped(model)
+        inner = unwrapped(seen.model)
         reset: Any = getattr(inner, "reset_head", None)
         if not callable(reset):
             return [
@@ -430,12 +441,18 @@ class SelfLabeler:
                 "weights of a head anew; training goes on from the old ones"
             ]
         devices = sorted({parameter.device.index for parameter in inner.parameters() if parameter.is_cuda})
+        versions = [(parameter, parameter._version) for parameter in inner.parameters()]
         for head in heads:
             with torch.random.fork_rng(devices):
                 torch.default_generator.manual_seed(self._seed_of_update() + head)
                 for device in devices:
                     torch.cuda.default_generators[device].manual_seed(self._seed_of_update() + head)
                 reset(head)
+        anew = [parameter for parameter, version in versions if parameter._version != version]  # changed in place
+        anew += [weight for number in heads if seen.heads for weight in _weights(seen.heads[number])]
+        for optimizer in optimizers:
+            for parameter in anew:
+                optimizer.state.pop(parameter, None)
         return []
 
     # ---- saving ----
@@ -582,6 +599,16 @@ class SelfLabeler:
         )
 
 
+def _optimizers(given: Any) -> list[Any]:
+    optimizers = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    for one in optimizers:
+        if not isinstance(getattr(one, "state", None), Mapping):
+            raise TypeError(
+                f"optimizer is a {type(one).__name__}; pass the torch.optim.Optimizer that trains the model"
+            )
+    return optimizers
+
+
 def _opened(store: Any) -> Store:
     if store is None:
         return TensorStore()
@@ -676,14 +703,19 @@ def _checked_truth(truth: Any, n_samples: int) -> np.ndarray:
     return array
 
 
+def _weights(head: Any) -> list[Tensor]:
+    """Of a head that is a module, or a pair of weight and bias."""
+    if isinstance(head, nn.Module):
+        return list(head.parameters())
+    return [weight for weight in head if weight is not None] if isinstance(head, (tuple, list)) else []
+
+
 def _heads_hash(seen: View) -> str:
     """A digest of the heads' weights, where there are heads."""
     digest = hashlib.sha256()
     for head in seen.heads:
-        weights = head.parameters() if isinstance(head, nn.Module) else head if isinstance(head, (tuple, list)) else ()
-        for weight in weights:
-            if weight is not None:
-                digest.update(weight.detach().float().cpu().contiguous().numpy().data)
+        for weight in _weights(head):
+            digest.update(weight.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:12]
 
 

@@ -230,7 +230,8 @@ class Run:
         if argmax and progress < 1:
             return  # nothing has been recorded yet: the first epoch trains on random labels
         try:
-            self.labeler.update(self.model, None if argmax else _Plain(self._pixels))
+            loader = None if argmax else _Plain(self._pixels)
+            self.labeler.update(self.model, loader, optimizer=self.optimizer)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
