@@ -61,6 +61,7 @@ VARIANTS = {
     "sinkhorn": {},
     "k-means": {"labels__method": "kmeans"},
     "argmax": {"labels__method": "argmax"},
+    "settled": {"labels__method": "argmax", "labels__fixed_epochs": 2, "train__decay": "linear"},
     "one head of k-means": {"labels__method": "kmeans", "model__heads": [12]},
     "rotation": {"train__rotation": 1.0, "train__decay": "steps", "train__drops": [1, 3]},
     "train mode": {"labels__mode": "train"},
@@ -470,6 +471,37 @@ def test_what_cannot_be_turned_is_refused_at_once(tmp_path: Path) -> None:
         given = {"data": {"name": str(tmp_path / f"{name}.npy")}, "train": {"rotation": 1.0}}
         with pytest.raises(ValueError, match=told):
             train(config_of(given), tmp_path / name)
+
+
+@pytest.mark.parametrize("method", ["argmax", "sinkhorn"])
+def test_labels_stay_in_the_last_epochs(method: str) -> None:
+    """They are of the weights and images as they are when these epochs begin."""
+    run = Run(config(labels__method=method, labels__fixed_epochs=2, model__heads=[4]), None)
+    seen: list[list[int]] = []
+    update = run.labeler.update
+
+    def watched(model: Any, loader: Any, **given: Any) -> Any:
+        seen.append([run.epoch, loader is not None])
+        return update(model, loader, **given)
+
+    run.labeler.update = watched  # type: ignore[method-assign]
+    labels = []
+    while run.epoch < 4:
+        run.train_epoch()
+        labels.append(run.labeler.labels.clone())
+    assert not torch.equal(labels[0], labels[1])
+    assert not torch.equal(labels[1], labels[2])
+    assert torch.equal(labels[2], labels[3])
+    assert seen[-1] == [2, True]
+    if method == "argmax":
+        assert seen == [[1, False], [2, True]]
+    with pytest.raises(ValueError, match="fixed_epochs is 4, of 4 epochs in all"):
+        Run(config(labels__fixed_epochs=4), None)
+
+
+def test_a_rate_that_falls_linearly() -> None:
+    run = Run(config(train__decay="linear"), None)
+    assert [run.train_epoch()["lr"] for _ in range(4)] == pytest.approx([0.1 * (1 - (e + 0.8) / 4) for e in range(4)])
 
 
 def test_labels_that_do_not_change() -> None:

@@ -448,7 +448,9 @@ class SelfLabeler:
                 for device in devices:
                     torch.cuda.default_generators[device].manual_seed(self._seed_of_update() + head)
                 reset(head)
-        anew = [parameter for parameter, version in versions if parameter._version != version]  # changed in place
+        anew: list[Tensor] = [
+            parameter for parameter, version in versions if parameter._version != version
+        ]  # changed in place
         anew += [weight for number in heads if seen.heads for weight in _weights(seen.heads[number])]
         for optimizer in optimizers:
             for parameter in anew:

@@ -29,7 +29,7 @@ class MultiHead(nn.Module):
         pool: takes what the backbone returns to (B, D), for backbones that return more than that. None: the output
             itself, or its `pooler_output` where it is a mapping or an object that has one.
 
-    Source: several heads with labels of their own: Asano, Rupprecht, Vedaldi, ICLR 2020, section 3.3.
+    Source: several heads with labels of their own: Asano, Rupprecht, Vedaldi, ICLR 2020, section 3.5.
     """
 
     def __init__(

@@ -150,6 +150,9 @@ class Run:
         # Samples can be drawn so that one head's classes come equally often; those of several count equally much.
         self._draws_evenly = uniform and len(heads) == 1
         self._class_weight = "balanced" if uniform and len(heads) > 1 else None
+        # Epochs after which labels stay: the last relabelling is then.
+        fixed_epochs = config.labels.fixed_epochs
+        self._settled_at = config.train.epochs - fixed_epochs if fixed_epochs else math.inf
         self.untrained: dict[str, float] = {}
         self.epoch = 0
         self.result: dict[str, Any] = {}
@@ -224,13 +227,14 @@ class Run:
         return loss.detach()
 
     def _relabel(self, progress: float) -> None:
-        if not self.labeler.due(progress):
+        due, settling = self.labeler.due(progress), self.labeler.schedule is not None and progress == self._settled_at
+        if progress > self._settled_at or not (due or settling):
             return
-        argmax = self.config.labels.method == "argmax"
-        if argmax and progress < 1:
+        recorded = self.config.labels.method == "argmax" and not settling
+        if recorded and progress < 1:
             return  # nothing has been recorded yet: the first epoch trains on random labels
         try:
-            loader = None if argmax else _Plain(self._pixels)
+            loader = None if recorded else _Plain(self._pixels)
             self.labeler.update(self.model, loader, optimizer=self.optimizer)
         except OSError as error:
             if error.errno not in NO_ROOM:
@@ -432,6 +436,8 @@ def _heads(config: Config, images: Images) -> list[int]:
 
 def _labeler(config: Config, images: Images, folder: Path | None) -> SelfLabeler:
     labels, n_samples = config.labels, len(images.train)
+    if labels.fixed_epochs >= config.train.epochs:
+        raise ValueError(f"[labels] fixed_epochs is {labels.fixed_epochs}, of {config.train.epochs} epochs in all")
     relabels = labels.method in ("sinkhorn", "kmeans", "argmax") and labels.n_relabels > 0
     schedule = None
     if relabels:
@@ -483,6 +489,8 @@ def _rate(config: Config, progress: float) -> float:
     train = config.train
     if train.decay == "cosine":
         return train.lr * 0.5 * (1 + math.cos(math.pi * progress / train.epochs))
+    if train.decay == "linear":
+        return train.lr * (1 - progress / train.epochs)
     if train.decay == "steps":
         return train.lr * 0.1 ** sum(progress >= drop for drop in train.drops)
     return train.lr
