@@ -15,9 +15,9 @@ from otlabel.training.augment import (
     Augmentation,
     _affine,
     _colour_maps,
+    _gray,
     _resampled,
     four_turns,
-    grey,
     plain,
     with_channels,
 )
@@ -195,7 +195,7 @@ def test_hues_turned_all_the_way_are_as_they_were() -> None:
 def test_jitter_changes_light_within_its_reach(channels: int) -> None:
     images = torch.full((500, channels, 4, 4), 100, dtype=torch.uint8)
     views = Augmentation(jitter=0.5)(images, seeded()) * 0.25 + 0.5
-    light = grey(views).mean((1, 2, 3)) * 255
+    light = _gray(views).mean((1, 2, 3)) * 255
     assert light.min() == pytest.approx(60, abs=2)
     assert light.max() == pytest.approx(140, abs=2)
     torch.testing.assert_close(views, views[:, :, :1, :1].expand_as(views))

@@ -72,7 +72,7 @@ class Augmentation:
             views = _jittered(views, self.jitter, generator)
         if self.grayscale and views.shape[1] == 3:
             chosen = _uniform(views, generator, 0, 1) < self.grayscale
-            views = torch.where(chosen[:, None, None, None], grey(views), views)
+            views = torch.where(chosen[:, None, None, None], _gray(views), views)
         return _standardised(views)
 
     def _maps(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -117,7 +117,7 @@ def with_channels(images: torch.Tensor, n_channels: int) -> torch.Tensor:
     if (found, n_channels) == (1, 3):
         return images.expand(-1, 3, -1, -1)
     if (found, n_channels) == (3, 1):
-        return grey(images.float()).round().to(images.dtype)
+        return _gray(images.float()).round().to(images.dtype)
     raise ValueError(f"images of {found} channels cannot be shown to a network of {n_channels}")
 
 
@@ -177,7 +177,7 @@ def _jittered(images: torch.Tensor, strength: float, generator: torch.Generator)
     reach = JITTER_LIGHT * strength
     brightness, contrast = (_uniform(images, generator, 1 - reach, 1 + reach)[:, None, None, None] for _ in range(2))
     images = images * brightness
-    middle = grey(images).mean((1, 2, 3), keepdim=True)
+    middle = _gray(images).mean((1, 2, 3), keepdim=True)
     images = middle + contrast * (images - middle)
     if images.shape[1] == 3:
         saturation = _uniform(images, generator, 1 - reach, 1 + reach)
@@ -197,7 +197,7 @@ def _colour_maps(saturation: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     return torch.linalg.inv(to_yiq) @ change @ to_yiq
 
 
-def grey(images: torch.Tensor) -> torch.Tensor:
+def _gray(images: torch.Tensor) -> torch.Tensor:
     """(B, 1, H, W): how bright each pixel looks; the mean of the channels where they are not three."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
