@@ -32,7 +32,7 @@ from otlabel.selflabel.features import (
     check_range,
     extract,
     extract_part,
-    parted,
+    parting,
     weights_hash,
     whole_numbers,
 )
@@ -76,6 +76,10 @@ class SelfLabeler:
         heads: takes a model to its list of heads on these features: modules, or pairs (weight, bias). Without the two,
             a model that is no `MultiHead` is read by its logits: a tensor, a list of them, or `logits` in what it
             returns.
+        batch: where index and input are in what loaders yield: two keys or positions, as ("index", "image") or (2, 0),
+            the second maybe a list of them, which the model is given as keywords or arguments; or a function that takes
+            what they yield to (index, input). None: they yield (index, input).
+        labels: to start from: (T, N), or (N,) for all heads; -1 for none. None: random ones of equal sizes.
         data: what tells this data set from others, any text; a change is then refused on resume. None: only N tells.
         truth: (N,) true classes, if there are any: the history then has the NMI of each labelling. Never used else.
         mode: of the model while features are extracted. "calibrated": in evaluation mode, but layers of BatchNorm have
@@ -91,7 +95,8 @@ class SelfLabeler:
             them, where torch.distributed is initialised by the time of an update.
 
     Raises:
-        ValueError: numbers that make no sense.
+        ValueError: numbers that make no sense; labels that are none of its classes.
+        TypeError: a `batch` that names no parts.
 
     Source: Asano, Rupprecht, Vedaldi, "Self-labelling via simultaneous clustering and representation learning", ICLR
         2020, section 3.
@@ -107,6 +112,8 @@ class SelfLabeler:
         store: str | os.PathLike[str] | Store | None = None,
         features: Callable[[nn.Module, Any], Tensor] | None = None,
         heads: Callable[[nn.Module], Sequence[Any]] | None = None,
+        batch: Callable[[Any], tuple[Any, Any]] | Sequence[Any] | None = None,
+        labels: Any = None,
         data: str | None = None,
         truth: Any = None,
         mode: str = "calibrated",
@@ -131,9 +138,9 @@ class SelfLabeler:
         self.history: list[dict[str, Any]] = []
         self._truth = None if truth is None else _checked_truth(truth, n_samples)
         self._features_of, self._heads_of = features, heads
-        self._extraction: dict[str, Any] = {"mode": mode, "amp": amp, "progress": progress}
+        self._extraction: dict[str, Any] = {"parted": parting(batch), "mode": mode, "amp": amp, "progress": progress}
         self._ranks_group = group
-        self._labels = torch.from_numpy(self._first_labels())
+        self._labels = torch.from_numpy(self._first_labels() if labels is None else self._given_labels(labels))
         self._states: list[Mapping[str, np.ndarray]] = [{} for _ in self.n_classes]
         self._n_updates = self._n_passed = 0
         self._progress: float | None = None
@@ -289,7 +296,8 @@ class SelfLabeler:
         Args:
             model: as it is now. Its weights, and the mode of its modules, are left as they are; a labeling whose
                 classes have no names from one time to the next (`KMeans`) has the heads drawn anew.
-            loader: yields (index, input) for every sample once, in any order; without random augmentation, as a rule.
+            loader: yields (index, input), or what `batch` says, for every sample once, in any order; without random
+                augmentation, as a rule.
                 Where processes share the work, each passes its part: any samples, as long as each comes somewhere
                 (what a DistributedSampler repeats counts once). None: use what `record` has kept.
             optimizer: that trains the model, or several: what it has gathered about heads that are drawn anew, such as
@@ -299,7 +307,8 @@ class SelfLabeler:
             The history's new records, one a head.
 
         Raises:
-            TypeError: a loader that does not yield (index, input), an optimizer that is none.
+            TypeError: a loader that does not yield (index, input) or what `batch` says; a model that returns neither
+                logits nor features; an optimizer that is none.
             ValueError: indices missing, twice or out of range; heads that are not those the labeler was made for.
             InvalidScoresError: NaN features, named by sample.
             FingerprintError: the store holds features of other data.
@@ -362,6 +371,7 @@ class SelfLabeler:
         if self._extraction["mode"] != "calibrated":
             return contextlib.nullcontext(loader)
         amp = self._extraction["amp"]
+        parted = self._extraction["parted"]
         return calibrated(seen, loader, self.n_samples, parted, seed=self._seed_of_update(), amp=amp, team=team)
 
     def _extract(self, seen: View, loader: Iterable[Any], store: Any, team: Alone, group: Any) -> Holders | None:
@@ -556,6 +566,14 @@ class SelfLabeler:
         """Random labels of equal sizes, (T, N)."""
         rng = np.random.default_rng((self.seed, 0))
         return np.stack([rng.permutation(np.arange(self.n_samples) % k) for k in self.n_classes]).astype(np.int64)
+
+    def _given_labels(self, labels: Any) -> np.ndarray:
+        """Labels to start from, (T, N)."""
+        given = by_row(labels, self.n_samples, None, "labels")
+        shape = (len(self.n_classes), self.n_samples)
+        return _read_labels(
+            "labels", np.broadcast_to(given, shape) if given.shape == shape[1:] else given, *shape[1:], self.n_classes
+        )
 
     def _seed_of_update(self) -> int:
         return int(np.random.SeedSequence((self.seed, self._n_updates + 1)).generate_state(1)[0])
