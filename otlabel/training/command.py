@@ -83,7 +83,11 @@ def _run(arguments: argparse.Namespace, config: Config) -> int:
         return 0
     for name, value in run.result.items():
         figures = value if isinstance(value, dict) else {name: value}
-        told = "  ".join(f"{key} {figure:.3f}" for key, figure in figures.items() if key != "n_samples")
+        told = "  ".join(
+            f"{key} {figure:.3f}" if isinstance(figure, float) else f"{key} {figure:,}"
+            for key, figure in figures.items()
+            if key != "n_samples"
+        )
         print(f"{name + ':':<11} {told}" if isinstance(value, dict) else f"{'features:':<11} {told}")
     print(f"Labels, figures and the checkpoint are in {arguments.output}")
     return 0

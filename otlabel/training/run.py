@@ -338,6 +338,22 @@ class Run:
             found |= {f"other_{name}": value for name, value in others.items()}
         return found
 
+    def _labelling(self) -> dict[str, float]:
+        """What can be told of the labels without truth: sizes of the smallest and largest class; means over heads."""
+        by_head = zip(self.labeler.labels.cpu().numpy(), self.labeler.n_classes, strict=True)
+        sizes = [np.bincount(labels[labels >= 0], minlength=k) for labels, k in by_head]
+        found: dict[str, float] = {
+            "smallest": int(min(one.min() for one in sizes)),
+            "largest": int(max(one.max() for one in sizes)),
+            "relabellings": self.labeler.n_updates,
+        }
+        last = self.labeler.history[-len(sizes) :]
+        for name in ("quality", "churn", "entropy"):
+            values = [record[name] for record in last if record.get(name) is not None]
+            if values:
+                found[name] = float(np.mean(values))
+        return found
+
     def finish(self) -> None:
         """Judge labels and features, and write both down."""
         config = self.config
@@ -350,6 +366,7 @@ class Run:
 
             heads = [metrics.compare(truth, labels) for labels in self.labeler.labels.cpu()]
             found["labels"] = {name: float(np.mean([head[name] for head in heads])) for name in heads[0]}
+        found["labelling"] = self._labelling()
         self.result = found
         if self.folder is not None:
             self._claim(self.folder)
