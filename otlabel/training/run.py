@@ -22,6 +22,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,7 @@ class Run:
         turns = None
         if self.turn_head is not None:
             images, turns = rotated(images, generator)
-        views = images if images.ndim == 2 else self.config.augment(images, generator)
+        views = self.config.augment(images, generator)
         features = self.model.features(views)
         logits = [head(features) for head in self.model.heads]
         loss = self.labeler.loss(logits, index)
@@ -356,8 +357,14 @@ def _loaded(config: Config) -> Images:
         images = thinned(images, data.imbalance, data.seed)
     if data.validation:
         images = validation(images, data.validation, data.seed)
-    if images.train.ndim == 2 and config.augment != Augmentation():
-        raise FileFormatError("[augment] is for images; these data are feature vectors")
+    wrong = Augmentation(swap=config.augment.swap) if images.train.ndim == 2 else replace(config.augment, swap=0.0)
+    if config.augment != wrong:
+        of_vectors = images.train.ndim == 2
+        raise FileFormatError(
+            "[augment] has what is for images; these data are feature vectors, for which there is swap"
+            if of_vectors
+            else "[augment] swap is for feature vectors; these data are images"
+        )
     if len(images.train) < 2:
         raise ValueError("one sample cannot be trained on")
     return images
