@@ -3,8 +3,8 @@
     python benchmarks/selflabel/quality.py              # all runs; goes on where it was interrupted
     python benchmarks/selflabel/quality.py --tables     # nothing is run: the page from the records
 
-A record is a line of `results/quality.jsonl`: data set, setting, seed, and of each relabelling all signs and the NMI with
-the truth. `results/quality.md` is made from these lines alone. Signs are of the module `otlabel.selflabel.quality`.
+A record is a line of `results/quality.jsonl`: data set, setting, seed, and of some relabellings all signs and the NMI
+with the truth. `results/quality.md` is made from these lines alone. Signs are those of `otlabel.selflabel.quality`.
 Data are sought in $OTLABEL_DATA, as everywhere; the texts are those of `examples/text.py`.
 """
 
@@ -26,11 +26,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from machine import describe_machine, machine_line
 
 from otlabel import metrics
 from otlabel.selflabel import quality
@@ -128,7 +126,8 @@ def truth_of(data: str, folder: Path, run: Run) -> np.ndarray:
 def write_texts(folder: Path) -> None:
     path = Path(__file__).parents[2] / "examples" / "text.py"
     spec = importlib.util.spec_from_file_location("text_example", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     texts, classes = example.glosses(N_TEXTS)

@@ -8,7 +8,7 @@ samples by heart, that was trained too fast, or whose labels are noise, does not
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from otlabel import metrics
+from otlabel.scores import open_part, row_blocks
+from otlabel.selflabel.calibration import MOST_BYTES, averages_kept
+from otlabel.selflabel.model import NoRowsError, View, joined, n_bytes, taken, tensors, to_device
+
+LEAST, SHARE, MOST = 256, 12, 4096  # samples looked at: one in twelve, within these numbers
+AT_ONCE = 256  # views that go through the model together
+MakeView = Callable[[Any, torch.Generator], Any]
 
 TURN, ZOOM, SHIFT = 15.0, 1.2, 0.08  # of images: degrees, factor, share of the side; at most, to either side
 CONTRAST, LIGHT = 0.2, 0.2  # change of contrast; of brightness, in standard deviations of the pixels
@@ -39,7 +46,7 @@ def common_view(inputs: Any, generator: torch.Generator) -> Any:
         generator: where all random numbers come from.
     """
     for n_dimensions, change in ((4, _image_view), (2, _vector_view)):
-        if any(tensor.ndim == n_dimensions and tensor.is_floating_point() for tensor in _tensors(inputs)):
+        if any(tensor.ndim == n_dimensions and tensor.is_floating_point() for tensor in tensors(inputs)):
             return _changed(inputs, n_dimensions, lambda tensor, change=change: change(tensor, generator))
     return None
 
@@ -76,12 +83,66 @@ def _vector_view(vectors: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(drawn < SWAPPED, vectors[others], vectors)
 
 
-def _tensors(inputs: Any) -> Any:
-    if isinstance(inputs, Tensor):
-        yield inputs
-    elif isinstance(inputs, (Mapping, tuple, list)):
-        for value in inputs.values() if isinstance(inputs, Mapping) else inputs:
-            yield from _tensors(value)
+# ---- samples that are looked at ----
+
+
+class Looks:
+    """Rows that a model gives for views of some samples: always the same samples and views, in the order of indices.
+
+    Args:
+        n_samples: N.
+        seed: of samples and views.
+        make_view: takes a batch of inputs and a generator to views of them, or to None where it knows of none.
+    """
+
+    def __init__(self, n_samples: int, seed: int, make_view: MakeView) -> None:
+        rng = np.random.default_rng((seed, 0))
+        self._place = np.empty(n_samples, np.int64)
+        self._place[rng.permutation(n_samples)] = np.arange(n_samples)
+        self._most = min(MOST, max(LEAST, n_samples // SHARE))
+        self._generator = torch.Generator().manual_seed(seed)
+        self._make_view = make_view
+        self._kept: list[tuple[np.ndarray, Any]] = []
+        self.index = np.empty(0, np.int64)  # (n,) samples that were looked at
+        self.rows: np.ndarray | None = None  # (n, D) of their views; None: there are none
+
+    def keep(self, index: np.ndarray, inputs: Any) -> None:
+        """Keep those of a batch that are to be looked at."""
+        if not self._kept and len(index):  # large samples are too many bytes, which nobody knew before
+            self._most = min(self._most, max(1, MOST_BYTES * len(index) // max(1, n_bytes(inputs))))
+        rows = np.flatnonzero(self._place[index] < self._most)
+        if len(rows):
+            self._kept.append((index[rows], taken(inputs, rows, len(index))))
+
+    def see(self, seen: View, device: torch.device, precision: Any) -> None:
+        """Let the model see views of what was kept; it is in its mode, without gradients."""
+        if not self._kept:
+            return
+        parts = self._parts()
+        self._kept = []
+        found, indices = [], []
+        devices = [device.index] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices), averages_kept(seen.model):
+            for index, inputs in parts:
+                views = self._make_view(inputs, self._generator)
+                if views is None:
+                    return
+                with precision:
+                    found.append(seen.rows(to_device(views, device)).float().cpu().numpy())
+                indices.append(index)
+        self.index, self.rows = np.concatenate(indices), np.concatenate(found)
+
+    def _parts(self) -> list[tuple[np.ndarray, Any]]:
+        """Batches in the order of indices, where inputs can be put together; else as they came."""
+        indices = [index for index, _ in self._kept]
+        try:
+            whole = joined([inputs for _, inputs in self._kept], [len(index) for index in indices])
+        except NoRowsError:
+            return self._kept
+        index = np.concatenate(indices)
+        order = np.unique(index, return_index=True)[1]
+        n_parts = -(-len(order) // AT_ONCE)
+        return [(index[part], taken(whole, part, len(index))) for part in np.array_split(order, n_parts)]
 
 
 # ---- signs ----
@@ -106,7 +167,8 @@ def label_loss(scores: np.ndarray, labels: np.ndarray) -> float:
         -1/n sum_i log softmax(scores_i)[labels_i]
 
     Args:
-        scores, labels: as for `same_label`.
+        scores: (n, K) as for `same_label`, without potentials.
+        labels: (n,) as there.
     """
     labelled = np.flatnonzero(labels >= 0)
     wide = scores[labelled].astype(np.float64)
@@ -138,3 +200,23 @@ def neighbours_agree(features: np.ndarray, labels: np.ndarray, k: int = 10, batc
         votes = functional.one_hot(given[cosines.topk(k).indices], int(given.max()) + 1).sum(1)
         right += int((votes.argmax(1) == given[start : start + batch]).sum())
     return right / len(unit)
+
+
+def nearest_class(features: Any, labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(n,) class whose mean is nearest to each row by cosine, features being centred: for classes no head knows yet.
+
+    Args:
+        features: rows of the samples, as they were stored, all of them here.
+        labels: (N,) of the samples.
+        rows: (n, D) of views.
+    """
+    sums, counts = np.zeros((labels.max() + 1, rows.shape[1])), np.bincount(labels[labels >= 0])
+    centre, scores = np.zeros(rows.shape[1]), open_part(features)
+    for (start, stop), block in row_blocks(scores):
+        here = labels[start:stop]
+        np.add.at(sums, here[here >= 0], np.asarray(block, np.float64)[here >= 0])
+        centre += np.asarray(block, np.float64).sum(0)
+    centre /= len(labels)
+    means = sums / np.maximum(counts, 1)[:, None] - centre
+    cosines = (rows - centre) @ (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)).T
+    return np.where(counts > 0, cosines, -np.inf).argmax(1)
