@@ -87,8 +87,8 @@ def batches(inputs: Tensor, size: int = 32, order: Tensor | None = None) -> list
 
 
 def make_labeler(**options: Any) -> SelfLabeler:
-    """By the running averages, as `features_of` has them."""
-    return SelfLabeler(N, HEADS, **{"mode": "eval", **options})
+    """By the running averages, as `features_of` has them, and without a look at views."""
+    return SelfLabeler(N, HEADS, **{"mode": "eval", "views": lambda inputs, generator: None, **options})
 
 
 def features_of(model: MultiHead, inputs: Tensor) -> np.ndarray:

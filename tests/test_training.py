@@ -526,9 +526,10 @@ def test_feature_vectors_need_no_images(tmp_path: Path) -> None:
     }
     run = train(config_of(given))
     np.testing.assert_array_equal(np.bincount(run.labeler.labels[0]), [40] * 5)
-    told = run.result["labelling"]  # what can be told without truth
-    assert run.result.keys() == {"labelling"}
-    assert (told["smallest"], told["largest"], told["relabellings"]) == (40, 40, run.labeler.n_updates)
+    assert run.result.keys() == {"sizes", "labelling"}  # what can be told without truth
+    assert run.result["sizes"] == {"smallest": 40, "largest": 40}
+    told = run.result["labelling"]
+    assert told["relabellings"] == run.labeler.n_updates
     assert told["entropy"] == pytest.approx(np.log(5))
     assert told["churn"] == run.labeler.history[-1]["churn"]
     with pytest.raises(FileFormatError, match="feature vectors"):

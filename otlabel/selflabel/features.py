@@ -17,6 +17,7 @@ from otlabel.selflabel.model import View, forward_only, to_device
 from otlabel.selflabel.ranks import Batch, Holders, gathered, in_step
 
 if TYPE_CHECKING:
+    from otlabel.selflabel.quality import Looks
     from otlabel.selflabel.store import Part, Store
 
 MISSING_SHOWN = 5
@@ -40,6 +41,7 @@ def extract(
     amp: torch.dtype | None = None,
     progress: bool = False,
     team: Alone = ALONE,
+    looks: Looks | None = None,
 ) -> None:
     """Store the model's rows for all samples; each index is to come exactly once.
 
@@ -56,6 +58,7 @@ def extract(
         progress: show a bar on stderr.
         team: processes that share the work, each with a loader of its own, and send their rows to rank 0; what a
             distributed sampler repeats to make its parts equal counts once.
+        looks: takes what some samples look like under augmentation. None: nobody asks.
 
     Raises:
         TypeError: no index and input in what the loader yields; no tensor in what the model gives.
@@ -65,7 +68,7 @@ def extract(
     present = np.zeros(n_samples, bool)  # rows that an interrupted extraction has left, once the store has told
     several = team.number > 1
     with _extracting(seen, mode, store):
-        batches = _rows(seen, map(parted, _bar(loader, progress and team.rank == 0)), amp, present)
+        batches = _rows(seen, map(parted, _bar(loader, progress and team.rank == 0)), amp, present, looks)
         if several:  # who only sends does not know what is there, and sends all
             batches = gathered(batches, team)
         came, n_columns = _fill(store, batches, about, np.zeros(n_samples, bool) if several else present, several)
@@ -88,6 +91,7 @@ def extract_part(
     progress: bool = False,
     team: Alone,
     group: Any,
+    looks: Looks | None = None,
 ) -> Holders:
     """As `extract`, but each rank keeps the rows of its loader in a store of its own.
 
@@ -98,7 +102,7 @@ def extract_part(
     """
     present = np.zeros(n_samples, bool)
     with _extracting(seen, mode, part):
-        batches = _rows(seen, map(parted, _bar(loader, progress and team.rank == 0)), amp, present)
+        batches = _rows(seen, map(parted, _bar(loader, progress and team.rank == 0)), amp, present, looks)
         came, n_columns = _fill(part, in_step(batches, team), about, present, several=True)
         holders = Holders.settled(team, group, came, n_columns)
         _check_any(holders.n_columns)
@@ -178,13 +182,19 @@ def check_complete(came: np.ndarray, *, recorded: bool = False) -> None:
 
 
 def _rows(
-    seen: View, batches: Iterable[tuple[np.ndarray, Any]], amp: torch.dtype | None, present: np.ndarray
+    seen: View,
+    batches: Iterable[tuple[np.ndarray, Any]],
+    amp: torch.dtype | None,
+    present: np.ndarray,
+    looks: Looks | None,
 ) -> Iterator[Batch]:
     """What the model gives for each batch; nothing for one whose rows are all there already."""
     device = next((p.device for p in seen.model.parameters()), torch.device("cpu"))
     precision: Any = contextlib.nullcontext() if amp is None else torch.autocast(device.type, dtype=amp)
     for index, inputs in batches:
         check_range(index, len(present))
+        if looks is not None:
+            looks.keep(index, inputs)
         if len(index) and present[index].all():
             yield index, np.empty((0, 0), np.float32)
             continue
@@ -196,6 +206,8 @@ def _rows(
             told = f"the model gives {tuple(rows.shape)} for a batch of {len(index)}; (B, D) is needed"
             raise ValueError(f"{told}: {seen.remedy}" if seen.remedy else told)
         yield index, rows.float().cpu().numpy()
+    if looks is not None:
+        looks.see(seen, device, precision)
 
 
 def parting(batch: Any) -> Parted:

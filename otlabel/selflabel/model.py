@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -172,6 +173,54 @@ def to_device(inputs: Any, device: torch.device) -> Any:
     if isinstance(inputs, (tuple, list)):
         return [to_device(value, device) for value in inputs]
     return inputs
+
+
+class NoRowsError(Exception):
+    """Inputs that cannot be taken apart into samples, or not put together again."""
+
+
+def tensors(inputs: Any) -> Iterator[Tensor]:
+    """Every tensor in inputs of any nesting."""
+    if isinstance(inputs, Tensor):
+        yield inputs
+    elif isinstance(inputs, (Mapping, tuple, list)):
+        for value in inputs.values() if isinstance(inputs, Mapping) else inputs:
+            yield from tensors(value)
+
+
+def n_bytes(inputs: Any) -> int:
+    """Of all tensors in inputs of any nesting."""
+    return sum(tensor.nbytes for tensor in tensors(inputs))
+
+
+def taken(inputs: Any, rows: np.ndarray, size: int) -> Any:
+    """Some samples of a batch of inputs of any nesting; what is not one a sample stays as it is."""
+    if isinstance(inputs, Tensor):
+        return inputs[torch.from_numpy(rows)] if inputs.ndim and len(inputs) == size else inputs
+    if isinstance(inputs, Mapping):
+        return {name: taken(value, rows, size) for name, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return [taken(value, rows, size) for value in inputs]
+    if inputs is None or isinstance(inputs, (bool, int, float, str)):
+        return inputs
+    raise NoRowsError
+
+
+def joined(pieces: list[Any], sizes: list[int]) -> Any:
+    """Samples of several batches, as one."""
+    first = pieces[0]
+    if isinstance(first, Tensor):
+        if not all(piece.ndim and len(piece) == size for piece, size in zip(pieces, sizes, strict=True)):
+            return first  # the same for all samples
+        try:
+            return torch.cat(pieces)
+        except RuntimeError as error:
+            raise NoRowsError from error
+    if isinstance(first, Mapping):
+        return {name: joined([piece[name] for piece in pieces], sizes) for name in first}
+    if isinstance(first, list):
+        return [joined([piece[number] for piece in pieces], sizes) for number in range(len(first))]
+    return first
 
 
 def as_logits(output: Any, n_classes: list[int]) -> list[Tensor]:

@@ -27,6 +27,7 @@ class Augmentation:
         rotate: largest angle, in degrees, to either side.
         zoom: (lo, hi), by what images are enlarged about their centre. None: they are not.
         shift: largest move up, down, left and right, as a share of the side.
+        swap: of vectors, the share of the numbers that are those of another sample of the batch. All else is of images.
 
     What lies beyond the border of an image is the border, continued.
 
@@ -44,13 +45,14 @@ class Augmentation:
     rotate: float = 0.0
     zoom: tuple[float, float] | None = None
     shift: float = 0.0
+    swap: float = 0.0
 
     def __post_init__(self) -> None:
         if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise ValueError(f"crop is {self.crop}: give shares (lo, hi) of the area, 0 < lo <= hi <= 1")
         if self.zoom is not None and not 0 < self.zoom[0] <= self.zoom[1] < math.inf:
             raise ValueError(f"zoom is {self.zoom}: give factors (lo, hi), 0 < lo <= hi")
-        for name, most in (("jitter", 1), ("grayscale", 1), ("rotate", 180), ("shift", 1)):
+        for name, most in (("jitter", 1), ("grayscale", 1), ("rotate", 180), ("shift", 1), ("swap", 1)):
             value = getattr(self, name)
             if not 0 <= value <= most:
                 raise ValueError(f"{name} is {value}: give 0 to {most}")
@@ -59,12 +61,14 @@ class Augmentation:
         """A view of each image, standardised as `plain` does it.
 
         Args:
-            images: (B, C, H, W) uint8, on any device.
+            images: (B, C, H, W) uint8, or (B, D) vectors, on any device.
             generator: where all random numbers come from. On the device of the images nothing need be copied.
 
         Returns:
-            (B, C, H, W) float32 on the same device.
+            (B, C, H, W) float32 on the same device; vectors as they came but for what was swapped.
         """
+        if images.ndim == 2:
+            return _swapped(images, self.swap, generator) if self.swap else images
         views = _unit(images)
         if self.crop or self.flip or self.rotate or self.zoom or self.shift:
             views = _resampled(views, self._maps(views, generator))
@@ -195,6 +199,12 @@ def _colour_maps(saturation: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     change[:, 1, 1], change[:, 1, 2] = cosine, -sine
     change[:, 2, 1], change[:, 2, 2] = sine, cosine
     return torch.linalg.inv(to_yiq) @ change @ to_yiq
+
+
+def _swapped(vectors: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    others = torch.randperm(len(vectors), generator=generator, device=generator.device).to(vectors.device)
+    drawn = torch.rand(vectors.shape, generator=generator, device=generator.device).to(vectors.device)
+    return torch.where(drawn < share, vectors[others], vectors)
 
 
 def _gray(images: torch.Tensor) -> torch.Tensor:

@@ -210,7 +210,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = _rate(self.config, progress)
         images = self._pixels[index.to(self.device)]
-        views = images if images.ndim == 2 else self.config.augment(images, generator)
+        views = self.config.augment(images, generator)
         if self.turn_head is not None:
             views, turns = four_turns(views)
         features = self.model.features(views)
@@ -338,21 +338,18 @@ class Run:
             found |= {f"other_{name}": value for name, value in others.items()}
         return found
 
-    def _labelling(self) -> dict[str, float]:
-        """What can be told of the labels without truth: sizes of the smallest and largest class; means over heads."""
+    def _told_without_truth(self) -> dict[str, dict[str, float]]:
+        """Sizes of the smallest and largest class of all heads; means over heads of what the last relabelling found."""
         by_head = zip(self.labeler.labels.cpu().numpy(), self.labeler.n_classes, strict=True)
         sizes = [np.bincount(labels[labels >= 0], minlength=k) for labels, k in by_head]
-        found: dict[str, float] = {
-            "smallest": int(min(one.min() for one in sizes)),
-            "largest": int(max(one.max() for one in sizes)),
-            "relabellings": self.labeler.n_updates,
-        }
+        smallest, largest = min(int(one.min()) for one in sizes), max(int(one.max()) for one in sizes)
+        found: dict[str, float] = {"relabellings": self.labeler.n_updates}
         last = self.labeler.history[-len(sizes) :]
         for name in ("quality", "churn", "entropy"):
             values = [record[name] for record in last if record.get(name) is not None]
             if values:
                 found[name] = float(np.mean(values))
-        return found
+        return {"sizes": {"smallest": smallest, "largest": largest}, "labelling": found}
 
     def finish(self) -> None:
         """Judge labels and features, and write both down."""
@@ -366,7 +363,7 @@ class Run:
 
             heads = [metrics.compare(truth, labels) for labels in self.labeler.labels.cpu()]
             found["labels"] = {name: float(np.mean([head[name] for head in heads])) for name in heads[0]}
-        found["labelling"] = self._labelling()
+        found |= self._told_without_truth()
         self.result = found
         if self.folder is not None:
             self._claim(self.folder)
@@ -391,8 +388,18 @@ class _Plain:
 
 def _loaded(config: Config) -> Images:
     images = images_of(config.data)
-    if images.train.ndim == 2 and config.augment != Augmentation():
-        raise FileFormatError("[augment] is for images; these data are feature vectors")
+    wrong = (
+        Augmentation(swap=config.augment.swap)
+        if images.train.ndim == 2
+        else dataclasses.replace(config.augment, swap=0.0)
+    )
+    if config.augment != wrong:
+        of_vectors = images.train.ndim == 2
+        raise FileFormatError(
+            "[augment] has what is for images; these data are feature vectors, for which there is swap"
+            if of_vectors
+            else "[augment] swap is for feature vectors; these data are images"
+        )
     if len(images.train) < 2:
         raise ValueError("one sample cannot be trained on")
     if config.train.rotation:
