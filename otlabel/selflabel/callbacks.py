@@ -176,7 +176,7 @@ def _chosen(model: nn.Module | None, own: nn.Module) -> nn.Module:
 
 
 def _relabel(
-    labeler: SelfLabeler, loader: Loader | None, model: nn.Module, epoch: float, step: int, optimizer: Any
+    labeler: SelfLabeler, loader: Loader | None, model: nn.Module, epoch: float, step: int, optimizer: Any = None
 ) -> None:
     """Relabel if it is time, on a loader made for it where there is a function to make one."""
     by_steps = labeler.schedule is not None and labeler.schedule.unit == "steps"
