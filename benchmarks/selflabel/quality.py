@@ -67,12 +67,14 @@ BASES: dict[str, dict[str, Any]] = {
     },
 }
 COMMON = {
-    "labels": {"n_relabels": 12, "schedule": "linear"},
+    "labels": {"n_relabels": 45, "schedule": "linear"},
     "train": {"epochs": 15, "batch_size": 64, "lr": 0.05, "nesterov": True, "weight_decay": 5e-4},
     "evaluation": {"knn": 0, "probe": False},
 }
 N_CLASSES = {"digits": 10, "fashion-mnist": 10, "cifar10": 10, "wordnet": 26}
 N_TEXTS = 2000
+STRONG = Augmentation(crop=(0.35, 1.0), rotate=10, jitter=0.5, grayscale=0.2)
+STRONG_VECTORS = Augmentation(swap=0.5)
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "base": {},
@@ -80,16 +82,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no augmentation": {"augment": {}},
     "rate .3": {"train": {"lr": 0.3}},
     "rate .002": {"train": {"lr": 0.002}},
-    "200 relabellings": {"labels": {"n_relabels": 120}},
-    "2 relabellings": {"labels": {"n_relabels": 2}},
+    "180 relabellings": {"labels": {"n_relabels": 180}},
+    "6 relabellings": {"labels": {"n_relabels": 6}},
     "eval": {"labels": {"mode": "eval"}},
     "train": {"labels": {"mode": "train"}},
     "half of K": {"classes": 0.5},
     "double K": {"classes": 2},
     "frozen features": {"frozen": True},
     "large network": {"large": True},
+    "10 heads": {"heads": 10},
     "rate 2": {"train": {"lr": 2.0}},
-    "5 epochs": {"train": {"epochs": 5}, "labels": {"n_relabels": 6}},
+    "5 epochs": {"train": {"epochs": 5}, "labels": {"n_relabels": 15}},
 }
 
 
@@ -102,7 +105,7 @@ def config_for(data: str, setting: str, seed: int, folder: Path) -> Config:
     if change.get("large"):
         large = {"widths": [32, 64, 128, 256], "strides": [1 if data == "digits" else 2, 2, 2, 1]}
         model["options"] = {"width": 1024, "depth": 4} if data == "wordnet" else large
-    model["heads"] = [round(N_CLASSES[data] * change.get("classes", 1))] * 4
+    model["heads"] = [round(N_CLASSES[data] * change.get("classes", 1))] * change.get("heads", 4)
     source = dict(base["data"])
     if data == "wordnet":
         source["name"] = str(folder / "wordnet.npy")
@@ -146,34 +149,33 @@ def signs(run: Run, truth: np.ndarray, training: bool) -> dict[str, float]:
     kept = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     with forward_only(run.model, training=training):
         generator = torch.Generator().manual_seed(0)
-        views = {"common": run.model.features(quality.common_view(plain_of(pixels[chosen]), generator))}
+        some = pixels[chosen]
+        views = {"mild": run.model.features(quality.common_view(plain_of(some), generator))}
+        views["strong"] = run.model.features((STRONG_VECTORS if some.ndim == 2 else STRONG)(some, generator))
         if own is not None:
-            views["own"] = run.model.features(own(pixels[chosen], generator))
+            views["own"] = run.model.features(own(some, generator))
         run.model.load_state_dict(kept)  # in training mode averages have moved
-        for head, module in enumerate(run.model.heads):
-            mine, k = labels[head], labeler.n_classes[head]
-            here = mine[chosen.numpy()]
-            potentials = labeler._states[head]["potentials"]
-            for name, rows in views.items():
+        here = labels[:, chosen.numpy()]
+        for name, rows in views.items():
+            classes = []
+            for head, module in enumerate(run.model.heads):
                 raw = torch.log_softmax(module(rows), 1).numpy()
-                scores = raw + np.where(np.isfinite(potentials), potentials, -1e9)
-                same = quality.same_label(scores, here)
-                if name == "own":
-                    add(found, "same label on a view of its own", same)
-                    continue
-                add(found, "same label on a common view", same)
-                add(found, "the same, without potentials", quality.same_label(raw, here))
-                add(found, "the same, over chance", (same - 1 / k) / (1 - 1 / k))
-                add(found, "NMI of labels and views' classes", metrics.nmi(here, scores.argmax(1)))
-                add(found, "information of views' classes", information(here, scores.argmax(1)))
-                add(found, "cross-entropy on a common view", -quality.label_loss(raw, here))
-                near = metrics.knn_predict(features, mine, rows.numpy(), k=10)
-                add(found, "same label by a view's neighbours", float((near == here).mean()))
-            add(found, "neighbours agree", quality.neighbours_agree(features, mine))
+                potentials = labeler._states[head]["potentials"]
+                classes.append((raw + np.where(np.isfinite(potentials), potentials, -1e9)).argmax(1))
+                add(found, f"cross-entropy, {name} view", -quality.label_loss(raw, here[head]))
+                if name == "mild":
+                    near = metrics.knn_predict(features, labels[head], rows.numpy(), k=10)
+                    add(found, "same label by a view's neighbours", float((near == here[head]).mean()))
+            for one, other in itertools.product(range(len(labels)), repeat=2):
+                which = "" if one == other else ", other head"
+                if one == other:
+                    add(found, f"same label, {name} view", float((here[one] == classes[other]).mean()))
+                add(found, f"NMI, {name} view{which}", metrics.nmi(here[one], classes[other]))
+                add(found, f"information, {name} view{which}", information(here[one], classes[other]))
+        for head in range(len(labels)):
+            add(found, "neighbours agree", quality.neighbours_agree(features, labels[head]))
     told = {name: float(np.mean(values)) for name, values in found.items()}
     told["heads agree"] = quality.heads_agree(labels)
-    told["same label x heads agree"] = told["same label on a common view"] * told["heads agree"]
-    told["same label x neighbours"] = told["same label on a common view"] * told["neighbours agree"]
     last = labeler.history[-1]
     told["last loss"] = -last["loss"] if last["loss"] is not None else -float(np.log(labeler.n_classes[0]))
     told["value of the labels"] = float(np.mean([r["value"] for r in labeler.history[-len(labeler.n_classes) :]]))

@@ -600,16 +600,24 @@ class SelfLabeler:
         self._best = loaded.best
         self.history = loaded.history
 
-    def save_labels(self, path: str | os.PathLike[str]) -> None:
+    def save_labels(self, path: str | os.PathLike[str], *, best: bool = False) -> None:
         """Write the labels of all heads to an HDF5 file, with a receipt; see `otlabel.selflabel.labels` for its layout.
+
+        Args:
+            path: where to; ends in .h5 or .hdf5.
+            best: whether to write `best_labels` in place of those of the last relabelling.
 
         Raises:
             OSError: the file cannot be written; an old one of that name is then still whole.
         """
         from otlabel.selflabel.labels import save_labels
 
-        last = self.history[-len(self.n_classes) :]
-        save_labels(path, as_array(self._labels), self.n_classes, data=self.data, seed=self.seed, records=last)
+        n_heads, labels = len(self.n_classes), self._labels
+        records = self.history[-n_heads:]
+        if best and self._best is not None:
+            labels = self._best.labels
+            records = self.history[(self._best.update - 1) * n_heads : self._best.update * n_heads]
+        save_labels(path, as_array(labels), self.n_classes, data=self.data, seed=self.seed, records=records)
 
     def load_labels(self, path: str | os.PathLike[str]) -> None:
         """Take over labels that `save_labels` wrote, of this data.

@@ -80,6 +80,7 @@ def train(
     *,
     report: Report | None = None,
     allow_code: bool = False,
+    images: Images | None = None,
 ) -> Run:
     """Train by self-labelling, going on where an earlier run in the folder was interrupted.
 
@@ -89,6 +90,7 @@ def train(
         report: called after each epoch with its line of metrics.jsonl.
         allow_code: whether a backbone "module:function" may be imported and called: whoever wrote the config then runs
             code here.
+        images: what `loaded(config)` gives, where that is there already. None: they are loaded.
 
     Returns:
         The finished run: `model`, `labeler`, `images`, `result`.
@@ -108,7 +110,7 @@ def train(
             read = {"[data] name": own_data, "[labels] file": config.labels.file}
             check_apart({f"the run's {name}": place / name for name in FILES}, read)
             stack.enter_context(working_in(place))
-        run = stack.enter_context(contextlib.closing(Run(config, place, allow_code=allow_code)))
+        run = stack.enter_context(contextlib.closing(Run(config, place, allow_code=allow_code, images=images)))
         run.resume()
         while run.epoch < config.train.epochs:
             line = run.train_epoch()
@@ -121,12 +123,14 @@ def train(
 class Run:
     """One training run and all of its state."""
 
-    def __init__(self, config: Config, folder: Path | None, *, allow_code: bool = False) -> None:
+    def __init__(
+        self, config: Config, folder: Path | None, *, allow_code: bool = False, images: Images | None = None
+    ) -> None:
         self.config, self.folder = config, folder
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         self.device = _device(config.train.device)
-        self.images = _loaded(config)
+        self.images = loaded(config) if images is None else images
         self._other = _other(config, self.images)
         torch.manual_seed(_seed(config.train.seed, 0))
         channels = self.images.train.shape[1]
@@ -154,6 +158,7 @@ class Run:
         fixed_epochs = config.labels.fixed_epochs
         self._settled_at = config.train.epochs - fixed_epochs if fixed_epochs else math.inf
         self.untrained: dict[str, float] = {}
+        self.best: dict[str, Tensor] | None = None  # weights at the relabelling of the highest quality
         self.epoch = 0
         self.result: dict[str, Any] = {}
         self._pixels = self.images.train.to(self.device)
@@ -236,6 +241,8 @@ class Run:
         try:
             loader = None if recorded else _Plain(self._pixels)
             self.labeler.update(self.model, loader, optimizer=self.optimizer)
+            if self.labeler.best_update == self.labeler.n_updates:
+                self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -246,7 +253,7 @@ class Run:
     def _last_labels(self) -> dict[str, Any]:
         """Means over heads of what the last relabelling has found."""
         last = self.labeler.history[-len(self.labeler.n_classes) :]
-        names = [name for name in ("nmi", "churn", "entropy", "gap") if last and name in last[0]]
+        names = [name for name in ("quality", "nmi", "churn", "entropy", "gap") if last and name in last[0]]
         return {name: float(np.mean([record[name] for record in last])) for name in names}
 
     # ---- files ----
@@ -282,6 +289,7 @@ class Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.labeler.load_state_dict(state["labeler"])
             self.epoch, self.untrained = operator.index(state["epoch"]), dict(state["untrained"])
+            self.best = _checked_weights(state.get("best"), self.model)
             if not 0 <= self.epoch <= self.config.train.epochs:
                 raise ValueError(f"it is of epoch {self.epoch}, of {self.config.train.epochs}")
             json.dumps(self.untrained)
@@ -316,6 +324,7 @@ class Run:
             "labeler": self.labeler.state_dict(),
             "epoch": self.epoch,
             "untrained": self.untrained,
+            "best": self.best,
         }
         image = io.BytesIO()
         torch.save(state, image)
@@ -338,37 +347,40 @@ class Run:
             found |= {f"other_{name}": value for name, value in others.items()}
         return found
 
-    def _told_without_truth(self) -> dict[str, dict[str, float]]:
-        """Sizes of the smallest and largest class of all heads; means over heads of what the last relabelling found."""
-        by_head = zip(self.labeler.labels.cpu().numpy(), self.labeler.n_classes, strict=True)
-        sizes = [np.bincount(labels[labels >= 0], minlength=k) for labels, k in by_head]
-        smallest, largest = min(int(one.min()) for one in sizes), max(int(one.max()) for one in sizes)
-        found: dict[str, float] = {"relabellings": self.labeler.n_updates}
-        last = self.labeler.history[-len(sizes) :]
-        for name in ("quality", "churn", "entropy"):
-            values = [record[name] for record in last if record.get(name) is not None]
-            if values:
-                found[name] = float(np.mean(values))
-        return {"sizes": {"smallest": smallest, "largest": largest}, "labelling": found}
-
     def finish(self) -> None:
-        """Judge labels and features, and write both down."""
+        """Judge labels and features, and write both down; labels are those of the highest quality."""
         config = self.config
         found: dict[str, Any] = self._judged()
         if self.untrained:
             found["untrained"] = self.untrained
+        labels = self.labeler.best_labels.cpu()
+        if self.labeler.n_updates:
+            found |= self._told(labels)
         truth = self.images.train_labels
         if truth is not None and config.labels.method != "truth":
             from otlabel import metrics
 
-            heads = [metrics.compare(truth, labels) for labels in self.labeler.labels.cpu()]
+            heads = [metrics.compare(truth, one) for one in labels]
             found["labels"] = {name: float(np.mean([head[name] for head in heads])) for name in heads[0]}
-        found |= self._told_without_truth()
         self.result = found
         if self.folder is not None:
             self._claim(self.folder)
-            self.labeler.save_labels(self.folder / "labels.h5")
+            self.labeler.save_labels(self.folder / "labels.h5", best=True)
             _write_text(self.folder / "result.json", json.dumps(found, indent=2))
+
+    def _told(self, labels: Tensor) -> dict[str, Any]:
+        """What is known of labels without the truth: quality, sizes of each head's classes, change at the end."""
+        found: dict[str, Any] = {}
+        if self.labeler.best_quality is not None:
+            found = {"quality": self.labeler.best_quality, "quality_at_the_end": self.labeler.quality}
+            found["relabelling"] = self.labeler.best_update
+        last = self.labeler.history[-len(labels) :]
+        found["churn"] = float(np.mean([record["churn"] for record in last]))
+        found["sizes"] = [
+            torch.bincount(one[one >= 0], minlength=k).tolist()
+            for one, k in zip(labels, self.labeler.n_classes, strict=True)
+        ]
+        return found
 
 
 class _Plain:
@@ -386,7 +398,13 @@ class _Plain:
 # ---- what a config says ----
 
 
-def _loaded(config: Config) -> Images:
+def loaded(config: Config) -> Images:
+    """The data of a config.
+
+    Raises:
+        FileFormatError: an augmentation that is not for these data.
+        ValueError, OSError: as `load_images`, `thinned` and `validation`.
+    """
     images = images_of(config.data)
     wrong = (
         Augmentation(swap=config.augment.swap)
@@ -539,6 +557,16 @@ def _device(name: str) -> torch.device:
 
 
 # ---- small things about files ----
+
+
+def _checked_weights(weights: Any, model: nn.Module) -> dict[str, Tensor] | None:
+    """Weights of the model's shapes; None where there are none, as in files of earlier versions."""
+    if weights is None:
+        return None
+    own = model.state_dict()
+    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in own.items()}:
+        raise ValueError("the weights of the best relabelling are not of the shapes of this model's")
+    return dict(weights)
 
 
 def _check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
