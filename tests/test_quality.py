@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import on_ranks
-from sklearn.metrics import log_loss, normalized_mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score, log_loss, normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -63,6 +63,15 @@ def test_signs_are_what_they_say() -> None:
     assert quality.heads_agree(heads) == pytest.approx(np.mean(pairs))
     assert np.isnan(quality.heads_agree(heads[:1]))
     assert quality.same_label(scores, np.full(80, -1)) == 0.0
+    labels, classes = rng.integers(0, K, (3, 80)), rng.integers(0, K, (3, 80))
+    labels[0] = 3 - classes[1]  # under other names
+    labels[1, :40] = classes[2, :40]
+    foreseen = quality.heads_foresee(classes, labels)
+    wanted = [adjusted_mutual_info_score(labels[head], classes[(head + 1) % 3]) for head in range(3)]
+    assert foreseen == pytest.approx(np.maximum(wanted, 0), abs=1e-9)
+    assert foreseen[0] == pytest.approx(1)
+    assert quality.heads_foresee(classes[:1], classes[:1]) == pytest.approx([1.0])
+    assert quality.heads_foresee(classes[:1], np.full((1, 80), -1)) == [0.0]
 
 
 def test_neighbours_leave_the_sample_out() -> None:
@@ -96,9 +105,14 @@ def test_views_are_mild_random_and_by_the_generator_alone() -> None:
     torch.testing.assert_close(view(flat), flat)  # what has no contrast stays
     swapped = view(vectors)
     changed = swapped != vectors
-    assert 0.2 < changed.float().mean() < 0.4
+    assert 0.4 < changed.float().mean() < 0.55
     for column in range(8):
         assert set(swapped[:, column].tolist()) <= set(vectors[:, column].tolist())
+    for inputs in (images, vectors):
+        torch.testing.assert_close(quality.common_view(inputs, torch.Generator(), 0.0), inputs, rtol=1e-5, atol=1e-5)
+    coloured = images.mean(1, keepdim=True) + torch.tensor([1.0, 0.0, -1.0])[:, None, None]
+    spread = (view(coloured.repeat(20, 1, 1, 1)).std(1).mean((1, 2)) / coloured[0].std(0).mean()).numpy()
+    assert 0.1 < np.mean(spread < 1e-3) < 0.3  # without colours
     both = view({"pixel_values": images, "extra": vectors, "ids": torch.arange(40)})
     assert torch.equal(both["extra"], vectors)
     assert torch.equal(both["pixel_values"], view(images))
@@ -115,7 +129,7 @@ def test_quality_is_high_where_labels_mean_something() -> None:
     bad.update(guessing(), batches(inputs))
     assert good.quality is not None
     assert bad.quality is not None
-    assert good.quality > 0.85 > 0.6 > bad.quality
+    assert good.quality > 0.6 > 0.3 > bad.quality
     assert good.quality == np.mean([record["quality"] for record in good.history])
 
 
@@ -137,8 +151,9 @@ def test_quality_is_by_hand_and_in_any_order() -> None:
         return some
 
     labeler = SelfLabeler(N, [K, K], seed=4, views=as_it_is)
+    model.heads[1].load_state_dict(model.heads[0].state_dict())
     labeler.update(model, batches(inputs))
-    assert labeler.quality == pytest.approx(1.0, abs=0.03)  # but for what exact sizes have moved
+    assert labeler.quality == pytest.approx(1.0, abs=0.05)  # but for what exact sizes have moved
     looked_at = torch.cat(chosen)
     assert len(looked_at) == quality.LEAST
     assert len(set(map(tuple, looked_at.tolist())) - set(map(tuple, inputs.tolist()))) == 0
@@ -155,7 +170,7 @@ def test_potentials_count_and_classes_that_no_head_knows() -> None:
     labeler = SelfLabeler(N, [K, K], labeling=KMeans(n_components=3))
     labeler.update(drawn := knowing(), batches(inputs))
     assert labeler.quality is not None
-    assert labeler.quality > 0.85
+    assert labeler.quality > 0.6  # the head of before knew these clusters by other names
     assert normalized_mutual_info_score(truth, labeler.labels[0]) > 0.95
     assert drawn.heads[0].weight.abs().max() < 1  # drawn anew
 
@@ -169,7 +184,7 @@ def test_no_quality_where_nothing_can_be_looked_at() -> None:
     assert "quality" not in labeler.history[0]
     labeler = SelfLabeler(N, K, views=lambda x, generator: x.flip(1))
     labeler.update(model, batches(tokens))
-    assert labeler.quality == pytest.approx(1.0, abs=0.05)
+    assert labeler.quality == pytest.approx(1.0, abs=0.1)
     recorded = SelfLabeler(N, [K, K], labeling=Argmax())
     recorded.record(torch.arange(N), [torch.randn(N, K)] * 2)
     recorded.update(knowing())

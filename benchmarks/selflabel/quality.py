@@ -41,22 +41,22 @@ from otlabel.training.run import Run
 
 RESULTS = Path(__file__).parent.parent / "results"
 RECORDS, PAGE = RESULTS / "quality.jsonl", RESULTS / "quality.md"
-LOOKED_AT = 400  # samples that views are made of
+LOOKED_AT = 300  # samples that views are made of
 COVERING = {"widths": [16, 32, 64, 128], "strides": [2, 2, 2, 1]}  # a field of view of 31 pixels
 
 BASES: dict[str, dict[str, Any]] = {
     "digits": {
-        "data": {"name": "digits"},
+        "data": {"name": "digits", "n_samples": 1000},
         "model": {"backbone": "small_convnet", "options": {"widths": [16, 32, 64], "strides": [1, 2, 2]}},
         "augment": {"rotate": 20, "zoom": [0.7, 1.3], "shift": 0.1},
     },
     "fashion-mnist": {
-        "data": {"name": "fashion-mnist", "n_samples": 1500},
+        "data": {"name": "fashion-mnist", "n_samples": 1000},
         "model": {"backbone": "small_convnet", "options": COVERING},
         "augment": {"flip": True, "rotate": 10, "zoom": [0.8, 1.3], "shift": 0.08, "jitter": 0.3},
     },
     "cifar10": {
-        "data": {"name": "cifar10", "n_samples": 1500},
+        "data": {"name": "cifar10", "n_samples": 1000},
         "model": {"backbone": "small_convnet", "options": COVERING},
         "augment": {"crop": [0.3, 1.0], "flip": True, "jitter": 0.5, "grayscale": 0.2},
     },
@@ -67,32 +67,30 @@ BASES: dict[str, dict[str, Any]] = {
     },
 }
 COMMON = {
-    "labels": {"n_relabels": 45, "schedule": "linear"},
-    "train": {"epochs": 15, "batch_size": 64, "lr": 0.05, "nesterov": True, "weight_decay": 5e-4},
+    "labels": {"n_relabels": 24, "schedule": "quadratic"},
+    "train": {"epochs": 12, "batch_size": 64, "lr": 0.05, "nesterov": True, "weight_decay": 5e-4},
     "evaluation": {"knn": 0, "probe": False},
 }
 N_CLASSES = {"digits": 10, "fashion-mnist": 10, "cifar10": 10, "wordnet": 26}
-N_TEXTS = 2000
-STRONG = Augmentation(crop=(0.35, 1.0), rotate=10, jitter=0.5, grayscale=0.2)
-STRONG_VECTORS = Augmentation(swap=0.5)
+N_TEXTS = 1500
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "base": {},
     "small network": {"small": True},
     "no augmentation": {"augment": {}},
-    "rate .3": {"train": {"lr": 0.3}},
-    "rate .002": {"train": {"lr": 0.002}},
-    "180 relabellings": {"labels": {"n_relabels": 180}},
-    "6 relabellings": {"labels": {"n_relabels": 6}},
+    "frozen features": {"frozen": True},
+    "rate 2": {"train": {"lr": 2.0}},
     "eval": {"labels": {"mode": "eval"}},
-    "train": {"labels": {"mode": "train"}},
     "half of K": {"classes": 0.5},
     "double K": {"classes": 2},
-    "frozen features": {"frozen": True},
+    "5 relabellings": {"labels": {"n_relabels": 5}},
+    "rate .3": {"train": {"lr": 0.3}},
+    "rate .002": {"train": {"lr": 0.002}},
+    "train": {"labels": {"mode": "train"}},
+    "4 epochs": {"train": {"epochs": 4}, "labels": {"n_relabels": 8}},
+    "100 relabellings": {"labels": {"n_relabels": 100}},
     "large network": {"large": True},
     "10 heads": {"heads": 10},
-    "rate 2": {"train": {"lr": 2.0}},
-    "5 epochs": {"train": {"epochs": 5}, "labels": {"n_relabels": 15}},
 }
 
 
@@ -150,8 +148,10 @@ def signs(run: Run, truth: np.ndarray, training: bool) -> dict[str, float]:
     with forward_only(run.model, training=training):
         generator = torch.Generator().manual_seed(0)
         some = pixels[chosen]
-        views = {"mild": run.model.features(quality.common_view(plain_of(some), generator))}
-        views["strong"] = run.model.features((STRONG_VECTORS if some.ndim == 2 else STRONG)(some, generator))
+        views = {
+            name: run.model.features(quality.common_view(plain_of(some), generator, strength))
+            for name, strength in (("mild", 0.5), ("strong", 1.0))
+        }
         if own is not None:
             views["own"] = run.model.features(own(some, generator))
         run.model.load_state_dict(kept)  # in training mode averages have moved
@@ -171,6 +171,7 @@ def signs(run: Run, truth: np.ndarray, training: bool) -> dict[str, float]:
                 if one == other:
                     add(found, f"same label, {name} view", float((here[one] == classes[other]).mean()))
                 add(found, f"NMI, {name} view{which}", metrics.nmi(here[one], classes[other]))
+                add(found, f"AMI, {name} view{which}", metrics.ami(here[one], classes[other]))
                 add(found, f"information, {name} view{which}", information(here[one], classes[other]))
         for head in range(len(labels)):
             add(found, "neighbours agree", quality.neighbours_agree(features, labels[head]))
@@ -209,7 +210,7 @@ def run_one(data: str, setting: str, seed: int, folder: Path) -> dict[str, Any]:
         for group in run.optimizer.param_groups:
             group["weight_decay"] = 0.0
     relabellings: list[dict[str, Any]] = []
-    every, mode = max(1, run.config.labels.n_relabels // 6), run.config.labels.mode
+    every, mode = max(1, run.config.labels.n_relabels // 5), run.config.labels.mode
     update, seen = run.labeler.update, view(run.model, run.labeler.n_classes, None, None)
     if mode == "calibrated":  # once for labels and signs
         run.labeler._extraction["mode"] = "eval"

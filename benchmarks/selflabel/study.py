@@ -245,13 +245,13 @@ def measure(known_by: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def quality_of(run: Any) -> float:
-    """The share of samples whose label the trained network gives to a mild view, for labels of any origin."""
+    """`SelfLabeler.quality` of the trained network at the very end, for labels of any origin."""
     import torch
 
     from otlabel.selflabel.calibration import calibrated
     from otlabel.selflabel.features import parted
     from otlabel.selflabel.model import forward_only, view
-    from otlabel.selflabel.quality import common_view, same_label
+    from otlabel.selflabel.quality import common_view, heads_foresee
     from otlabel.training.augment import plain
 
     images, labels = run.images.train, run.labeler.labels.numpy()
@@ -260,8 +260,8 @@ def quality_of(run: Any) -> float:
     loader = [(index, plain(images[index])) for index in torch.arange(len(images)).split(512)]
     with calibrated(seen, loader, len(images), parted, seed=0), forward_only(run.model):
         views = common_view(plain(images[looked_at]), torch.Generator().manual_seed(0))
-        scores = [one.numpy() for one in run.model(views)]
-    return float(np.mean([same_label(one, known[looked_at]) for one, known in zip(scores, labels, strict=True)]))
+        classes = np.stack([one.argmax(1).numpy() for one in run.model(views)])
+    return float(np.mean(heads_foresee(classes, labels[:, looked_at])))
 
 
 class Study:
@@ -459,8 +459,8 @@ deviation over seeds. `knn` (weighted, k = 50) and `probe` (linear) are accuraci
 features frozen, trained on all images also where labels were of a part; `other_knn` and `other_probe` the same on
 another data set (the paper takes CIFAR-100, which is not to be had here): CIFAR-10 in grey for Fashion-MNIST,
 Fashion-MNIST in three equal channels for CIFAR-10. `nmi`, `ari` and `accuracy` compare labels with the true classes of
-the training images, as means over heads; `quality` is the share of samples whose label the trained network gives again
-to a mild view. Each method has the best of six settings by quality, on a seed apart. The paper trains for 400 epochs
+the training images, as means over heads; `quality` is how far the trained network's heads foresee each other's labels
+from views. Each method has the best of six settings by quality, on a seed apart. The paper trains for 400 epochs
 and more; what holds there need not show here, nor the other way round.
 
 {machine_line(machine)} One thread a run. Made by `python benchmarks/selflabel/study.py` from `selflabel.jsonl`.

@@ -22,7 +22,7 @@ STYLES = ("own", "other", "third")  # classes of the style sheet, in the order o
 COURSES = {
     "loss": "Loss",
     "churn": "Churn: share of labels that changed",
-    "quality": "Quality: share of labels that views get again",
+    "quality": "Quality: how far heads foresee labels from views",
     "nmi": "NMI with the truth",
     "class_entropy": "Entropy of true classes in a class, nats",
 }

@@ -38,7 +38,7 @@ from otlabel.selflabel.features import (
 )
 from otlabel.selflabel.labelings import Labeling, OptimalTransport
 from otlabel.selflabel.model import LOGITS, View, as_logits, class_counts, unwrapped, view
-from otlabel.selflabel.quality import Looks, MakeView, common_view, nearest_class
+from otlabel.selflabel.quality import Looks, MakeView, common_view, heads_foresee
 from otlabel.selflabel.ranks import Holders, training_group
 from otlabel.selflabel.relabel import Relabelled, classes_of, relabel
 from otlabel.selflabel.schedule import Schedule
@@ -82,7 +82,7 @@ class SelfLabeler:
             what they yield to (index, input). None: they yield (index, input).
         labels: to start from: (T, N), or (N,) for all heads; -1 for none. None: random ones of equal sizes.
         data: what tells this data set from others, any text; a change is then refused on resume. None: only N tells.
-        views: takes a batch of inputs and a torch.Generator to a mild random view of each sample, the same kind in all
+        views: takes a batch of inputs and a torch.Generator to a random view of each sample, of the same kind in all
             runs that are compared; `quality` is measured with them. None: `common_view` of `otlabel.selflabel.quality`,
             which knows what to do with images and vectors; for other inputs there is no quality then.
         truth: (N,) true classes, if there are any: the history then has the NMI of each labelling. Never used else.
@@ -171,12 +171,12 @@ class SelfLabeler:
     def quality(self) -> float | None:
         """How good the labels are, told without the truth: 0 to 1, the mean over heads after the last relabelling.
 
-            mean_t 1/n sum_i [argmax_k (log softmax(logits_t(view(x_i)))_k + g_tk) = labels_ti]
+            mean_t AMI(labels_t, argmax_k (log softmax(logits_s(view(x)))_k + g_sk))      s: the head after t
 
-        That is the share of samples whose label the model gives again to a mild random view (see
-        `otlabel.selflabel.quality`), on a twelfth of the samples, from 256 to 4096, the same ones each time. It
-        compares relabellings of one run, and runs on the same data with the same numbers of classes. None where nothing
-        was extracted, or no view is known of these inputs.
+        That is how far each head's labels can be told by another head from random views of the samples (see
+        `otlabel.selflabel.quality`), by mutual information adjusted for chance. It is of a twelfth of the samples, from
+        256 to 4096, the same ones and the same views each time, and compares relabellings and runs on the same data.
+        None where nothing was extracted, or no view is known of these inputs.
         """
         return _mean_quality(self.history[-len(self.n_classes) :])
 
@@ -388,8 +388,7 @@ class SelfLabeler:
             if team.number > 1 and not over_ranks:
                 found = _found_by_first(team, found, len(self.n_classes))
             if looks is not None:
-                qualities = self._qualities(seen, looks, found, store, team)
-                for one, value in zip(found, qualities or [], strict=False):
+                for one, value in zip(found, self._qualities(seen, looks, found, team), strict=False):
                     one.record["quality"] = value
             seconds, *each = team.largest("seconds", seconds, *(one.record["seconds"] for one in found))
             for one, longest in zip(found, each, strict=True):
@@ -432,20 +431,17 @@ class SelfLabeler:
         extract(*given, about=about, **self._extraction, team=team, looks=looks)
         return None
 
-    def _qualities(
-        self, seen: View, looks: Looks, found: list[Relabelled], rows: Any, team: Alone
-    ) -> list[float] | None:
-        """Of each head, the share of the samples that were looked at whose view has their label."""
-        right, labelled = np.zeros(len(found)), np.zeros(len(found))
+    def _qualities(self, seen: View, looks: Looks, found: list[Relabelled], team: Alone) -> list[float]:
+        """Of each head, by the views of all ranks; nothing where there are none."""
+        index, classes = looks.index, np.empty((0, len(found)), np.int64)
         if looks.rows is not None:
-            labels = np.stack([one.labels[looks.index] for one in found])
-            if any(one.new_classes for one in found):  # no head knows these classes yet
-                classes = np.stack([nearest_class(rows.source(), one.labels, looks.rows) for one in found])
-            else:
-                classes = classes_of(seen, looks.rows, self.n_classes, [one.state for one in found])
-            right, labelled = ((classes == labels) & (labels >= 0)).sum(1), (labels >= 0).sum(1)
-        right, labelled = team.total("quality", right.astype(float), labelled.astype(float))
-        return None if not labelled.all() else (right / labelled).tolist()
+            classes = classes_of(seen, looks.rows, self.n_classes, [one.state for one in found]).T
+        index, classes = team.joined("quality", index, classes)
+        _, first = np.unique(index, return_index=True)
+        if not len(first):
+            return []
+        labels = np.stack([one.labels[index[first]] for one in found])
+        return heads_foresee(classes[first].T, labels)
 
     def _finish_recording(self, seen: View, team: Alone) -> None:
         """Bring what was recorded to the store, if that is features; a sample without a best class keeps its label."""
@@ -490,7 +486,7 @@ class SelfLabeler:
         quality = _mean_quality(records)
         if quality is not None and (self._best is None or quality > self._best.quality):
             self._best = _Best(quality, self._n_updates, labels.clone())
-        found_wrong = alarms.raised(self.history, self.n_classes)
+        found_wrong = alarms.raised(self.history, self.n_classes, self._share_done())
         for record in records:
             record["alarms"] = raised + list(found_wrong.values())
         for text in raised + [text for kind, text in found_wrong.items() if kind not in self._alarmed]:
@@ -498,6 +494,11 @@ class SelfLabeler:
         self._alarmed = set(found_wrong)
         logger.info("relabelling %d: %s", self._n_updates, alarms.told(records))
         return records
+
+    def _share_done(self) -> float | None:
+        """Of the training, where the schedule tells when that ends."""
+        times = getattr(self.schedule, "times", None)
+        return None if not times or self._progress is None else min(1.0, self._progress / times[-1])
 
     def _renew_heads(self, seen: View, optimizers: list[Any], heads: list[int]) -> list[str]:
         """Draw the weights of heads anew, the same on every process; what is to be said where that cannot be done."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from otlabel import metrics
-from otlabel.scores import open_part, row_blocks
 from otlabel.selflabel.calibration import MOST_BYTES, averages_kept
 from otlabel.selflabel.model import NoRowsError, View, joined, n_bytes, taken, tensors, to_device
 
@@ -26,32 +26,34 @@ LEAST, SHARE, MOST = 256, 12, 4096  # samples looked at: one in twelve, within t
 AT_ONCE = 256  # views that go through the model together
 MakeView = Callable[[Any, torch.Generator], Any]
 
-TURN, ZOOM, SHIFT = 15.0, 1.2, 0.08  # of images: degrees, factor, share of the side; at most, to either side
-CONTRAST, LIGHT = 0.2, 0.2  # change of contrast; of brightness, in standard deviations of the pixels
-SWAPPED = 0.3  # share of a vector's numbers that are those of another sample
+AREA, TURN = 0.35, 10.0  # of images: least share of the area that a crop keeps; degrees to either side
+JITTER, GREY = 0.4, 0.2  # change of brightness (in standard deviations), contrast, saturation; share without colours
+SWAPPED = 0.5  # share of a vector's numbers that are those of other samples
 
 
 # ---- views ----
 
 
-def common_view(inputs: Any, generator: torch.Generator) -> Any:
-    """A mild random view of each sample, for inputs of any nesting that hold images or vectors; None for others.
+def common_view(inputs: Any, generator: torch.Generator, strength: float = 1.0) -> Any:
+    """A random view of each sample, for inputs of any nesting that hold images or vectors; None for others.
 
-    Images (B, C, H, W) of any scale are turned by up to 15 degrees, enlarged or made smaller by up to 1.2, moved by up
-    to 8 % of a side, and changed in contrast and brightness by up to 20 %. Of vectors (B, D), 30 % of the numbers are
-    those of another sample. Both are floating point; where there are images, vectors beside them stay as they are.
+    Images (B, C, H, W) of any scale are cropped to 35 % to 100 % of their area, turned by up to 10 degrees, changed in
+    brightness and contrast by up to 40 %, those of three channels in saturation too, and 20 % of them lose their
+    colours. Of vectors (B, D), half of the numbers are those of other samples. Both are floating point; where there
+    are images, vectors beside them stay as they are.
 
     Args:
         inputs: of a batch, as a model takes them.
         generator: where all random numbers come from.
+        strength: 0 (nothing changes) to 1, a factor of all that is said above.
     """
     for n_dimensions, change in ((4, _image_view), (2, _vector_view)):
         if any(tensor.ndim == n_dimensions and tensor.is_floating_point() for tensor in tensors(inputs)):
-            return _changed(inputs, n_dimensions, lambda tensor, change=change: change(tensor, generator))
+            return _changed(inputs, n_dimensions, partial(change, generator=generator, strength=strength))
     return None
 
 
-def _changed(inputs: Any, n_dimensions: int, change: Any) -> Any:
+def _changed(inputs: Any, n_dimensions: int, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(inputs, Tensor):
         return change(inputs) if inputs.ndim == n_dimensions and inputs.is_floating_point() else inputs
     if isinstance(inputs, Mapping):
@@ -61,26 +63,34 @@ def _changed(inputs: Any, n_dimensions: int, change: Any) -> Any:
     return inputs
 
 
-def _image_view(images: Tensor, generator: torch.Generator) -> Tensor:
-    def drawn(reach: float) -> Tensor:
-        return reach * (2 * torch.rand(len(images), generator=generator, device=generator.device) - 1).to(images)
+def _image_view(images: Tensor, generator: torch.Generator, strength: float) -> Tensor:
+    def drawn(low: float, high: float) -> Tensor:
+        return (low + (high - low) * torch.rand(len(images), generator=generator, device=generator.device)).to(images)
+
+    def about_one() -> Tensor:
+        return drawn(1 - JITTER * strength, 1 + JITTER * strength)[:, None, None, None]
 
     aspect = images.shape[3] / images.shape[2]
-    angle, scale = torch.deg2rad(drawn(TURN)), ZOOM ** drawn(1)
-    cosine, sine = scale * torch.cos(angle), scale * torch.sin(angle)
-    across = torch.stack([cosine, -sine / aspect, drawn(2 * SHIFT)], 1)
-    down = torch.stack([sine * aspect, cosine, drawn(2 * SHIFT)], 1)
+    side = drawn(1 - (1 - AREA) * strength, 1).sqrt()
+    angle = torch.deg2rad(drawn(-TURN * strength, TURN * strength))
+    cosine, sine = side * torch.cos(angle), side * torch.sin(angle)
+    across = torch.stack([cosine, -sine / aspect, (1 - side) * drawn(-1, 1)], 1)
+    down = torch.stack([sine * aspect, cosine, (1 - side) * drawn(-1, 1)], 1)
     grid = functional.affine_grid(torch.stack([across, down], 1), list(images.shape), align_corners=False)
-    moved = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    middle = moved.mean((1, 2, 3), keepdim=True)
-    contrast, light = 1 + drawn(CONTRAST), drawn(LIGHT) * images.std(correction=0)
-    return middle + contrast[:, None, None, None] * (moved - middle) + light[:, None, None, None]
+    views = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    if images.shape[1] == 3:
+        grey = views.mean(1, keepdim=True)
+        kept = drawn(0, 1)[:, None, None, None] >= GREY * strength
+        views = grey + about_one() * kept * (views - grey)
+    middle = views.mean((1, 2, 3), keepdim=True)
+    light = (about_one() - 1) * images.std(correction=0)
+    return middle + about_one() * (views - middle) + light
 
 
-def _vector_view(vectors: Tensor, generator: torch.Generator) -> Tensor:
-    others = torch.randperm(len(vectors), generator=generator, device=generator.device).to(vectors.device)
+def _vector_view(vectors: Tensor, generator: torch.Generator, strength: float) -> Tensor:
+    others = torch.randint(len(vectors), vectors.shape, generator=generator, device=generator.device)
     drawn = torch.rand(vectors.shape, generator=generator, device=generator.device).to(vectors.device)
-    return torch.where(drawn < SWAPPED, vectors[others], vectors)
+    return torch.where(drawn < SWAPPED * strength, vectors.gather(0, others.to(vectors.device)), vectors)
 
 
 # ---- samples that are looked at ----
@@ -148,6 +158,24 @@ class Looks:
 # ---- signs ----
 
 
+def heads_foresee(classes: np.ndarray, labels: np.ndarray) -> list[float]:
+    """Of each head, how far another head tells its labels from views of the samples: what `quality` is.
+
+        quality_t = max(0, AMI(labels_t, argmax_k scores_{t+1},k(view)))      t = 1 ... T, the first after the last
+
+    AMI is the mutual information, adjusted for chance and normalised: 0 for guesses, whatever K, and 1 where the one
+    tells the other. So heads have to have found the same, and views have to show it. One head alone is asked itself.
+
+    Args:
+        classes: (T, n) best class of each view by each head, with the potentials that labels were made with, if any.
+        labels: (T, n) of the samples, -1 for none.
+    """
+    return [
+        max(0.0, metrics.ami(mine, classes[(head + 1) % len(labels)])) if (mine >= 0).any() else 0.0
+        for head, mine in enumerate(labels)
+    ]
+
+
 def same_label(scores: np.ndarray, labels: np.ndarray) -> float:
     """Share of samples whose label is the best class of their view.
 
@@ -200,23 +228,3 @@ def neighbours_agree(features: np.ndarray, labels: np.ndarray, k: int = 10, batc
         votes = functional.one_hot(given[cosines.topk(k).indices], int(given.max()) + 1).sum(1)
         right += int((votes.argmax(1) == given[start : start + batch]).sum())
     return right / len(unit)
-
-
-def nearest_class(features: Any, labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """(n,) class whose mean is nearest to each row by cosine, features being centred: for classes no head knows yet.
-
-    Args:
-        features: rows of the samples, as they were stored, all of them here.
-        labels: (N,) of the samples.
-        rows: (n, D) of views.
-    """
-    sums, counts = np.zeros((labels.max() + 1, rows.shape[1])), np.bincount(labels[labels >= 0])
-    centre, scores = np.zeros(rows.shape[1]), open_part(features)
-    for (start, stop), block in row_blocks(scores):
-        here = labels[start:stop]
-        np.add.at(sums, here[here >= 0], np.asarray(block, np.float64)[here >= 0])
-        centre += np.asarray(block, np.float64).sum(0)
-    centre /= len(labels)
-    means = sums / np.maximum(counts, 1)[:, None] - centre
-    cosines = (rows - centre) @ (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)).T
-    return np.where(counts > 0, cosines, -np.inf).argmax(1)

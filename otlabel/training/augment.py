@@ -27,7 +27,7 @@ class Augmentation:
         rotate: largest angle, in degrees, to either side.
         zoom: (lo, hi), by what images are enlarged about their centre. None: they are not.
         shift: largest move up, down, left and right, as a share of the side.
-        swap: of vectors, the share of the numbers that are those of another sample of the batch. All else is of images.
+        swap: of vectors, the share of the numbers that are those of other samples of the batch. All else is of images.
 
     What lies beyond the border of an image is the border, continued.
 
@@ -202,9 +202,9 @@ def _colour_maps(saturation: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
 
 
 def _swapped(vectors: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    others = torch.randperm(len(vectors), generator=generator, device=generator.device).to(vectors.device)
+    others = torch.randint(len(vectors), vectors.shape, generator=generator, device=generator.device)
     drawn = torch.rand(vectors.shape, generator=generator, device=generator.device).to(vectors.device)
-    return torch.where(drawn < share, vectors[others], vectors)
+    return torch.where(drawn < share, vectors.gather(0, others.to(vectors.device)), vectors)
 
 
 def _gray(images: torch.Tensor) -> torch.Tensor:
