@@ -1402,6 +1402,14 @@ def test_what_goes_wrong_is_said(situation: dict[str, Any], message: str) -> Non
     assert any(message in text for text in alarms_of(8, **situation))
 
 
+def test_a_schedule_of_one_time() -> None:
+    model = make_model()
+    labeler = make_labeler(schedule=AtTimes([0]))
+    assert labeler.due(0)
+    labeler.update(model, batches(make_inputs()))
+    assert not labeler.due(5)
+
+
 def test_a_loss_that_is_not_finite_is_said_at_once() -> None:
     labeler, model = make_labeler(), make_model()
     labeler.loss([torch.zeros(2, k) for k in HEADS], [0, 1])

@@ -498,7 +498,7 @@ class SelfLabeler:
     def _share_done(self) -> float | None:
         """Of the training, where the schedule tells when that ends."""
         times = getattr(self.schedule, "times", None)
-        return None if not times or self._progress is None else min(1.0, self._progress / times[-1])
+        return None if not times or not times[-1] or self._progress is None else min(1.0, self._progress / times[-1])
 
     def _renew_heads(self, seen: View, optimizers: list[Any], heads: list[int]) -> list[str]:
         """Draw the weights of heads anew, the same on every process; what is to be said where that cannot be done."""
