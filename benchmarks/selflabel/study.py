@@ -166,7 +166,7 @@ def known(data: str, row: Row, seed: int, scale: Scale, own: dict[str, Any], pur
     values |= {"train__epochs": scale.epochs, "data__n_samples": scale.samples if data != "digits" else None}
     if purpose == "choose":
         values |= {"evaluation__knn": 0, "evaluation__probe": False, "evaluation__other": ""}
-    elif base.get("evaluation__other"):
+    else:
         values |= {"evaluation__other_samples": scale.other, "evaluation__baseline": True}
     values |= METHODS[row.method] | {"relabellings": 1.0} | own | row.changes
     values["labels__n_relabels"] = round(values.pop("relabellings") * scale.epochs)
@@ -378,6 +378,8 @@ class Study:
         lines = [f"## {title}", "", f"| data | | {' | '.join(MEASURES)} | seeds | s |"]
         lines.append("|:--|:--|" + "--:|" * (len(MEASURES) + 2))
         for data in self.arguments.data.split(","):
+            if question == "labels":
+                lines += self.untrained(data)
             for row in rows:
                 found = self.found(data, row)
                 if not found:
@@ -386,6 +388,15 @@ class Study:
                 seconds = float(np.mean([one["seconds"] for one in found]))
                 lines.append(f"| {data} | {row.name} | {' | '.join(cells)} | {len(found)} | {seconds:.0f} |")
         return "\n".join(lines)
+
+    def untrained(self, data: str) -> list[str]:
+        """The line of the network before training, of any row's runs."""
+        found = self._of(data, "Sinkhorn", "K=10")
+        if not found:
+            return []
+        before = [one["result"]["untrained"] for one in found]
+        cells = [_spread([one[name] for one in before if name in one]) for name in MEASURES]
+        return [f"| {data} | untrained | {' | '.join(cells)} | {len(found)} | 0 |"]
 
     def settings_table(self) -> str:
         """What was chosen, and what choosing without truth cost."""
