@@ -280,11 +280,12 @@ def course(*qualities: float, loss: float = 1.0, epochs: float = 3.0) -> list[di
     ("history", "share_done", "kind", "said"),
     [
         (course(0.1, 0.3, 0.6, 0.7), 0.9, "", ""),
-        (course(0.02, 0.05, 0.1, 0.1), 0.3, "", ""),  # too early to tell
-        (course(0.02, 0.05, 0.1, 0.1), 0.34, "poor", "quality is 0.10.*field of view"),
-        (course(0.02, 0.05, 0.1, 0.1), None, "", ""),
-        (course(0.02, 0.05, 0.1, 0.1, 0.12), None, "poor", "quality is 0.12"),
-        (course(0.02, 0.05, 0.1, 0.1, loss=0.05), 0.5, "by heart", "loss is 0.05.*by heart.*Augment"),
+        (course(0.01, 0.02, 0.03, 0.03), 0.2, "", ""),  # too early to tell
+        (course(0.01, 0.02, 0.03, 0.03), 0.25, "poor", "quality is 0.03.*field of view"),
+        (course(0.01, 0.02, 0.03, 0.03), None, "", ""),
+        (course(0.01, 0.02, 0.03, 0.03, 0.04), None, "poor", "quality is 0.04"),
+        (course(0.05, 0.1, 0.13, 0.12), 0.9, "", ""),  # little, but no guess
+        (course(0.02, 0.05, 0.2, 0.2, loss=0.05), 0.1, "by heart", "loss is 0.05.*by heart.*Augment"),
         (course(0.1, 0.5, 0.6, 0.7, loss=0.05), 0.5, "", ""),
         (course(0.1, 0.55, 0.4, 0.27), 0.9, "ruined", "fallen from 0.55, after relabelling 2, to 0.27.*best_labels"),
         (course(0.1, 0.55, 0.5, 0.27), 0.2, "", ""),  # once may be chance
@@ -304,6 +305,29 @@ def test_runs_that_go_wrong_are_told(
 def test_histories_without_quality_say_nothing_of_it() -> None:
     history = [{key: value for key, value in line.items() if key != "quality"} for line in course(0.1, 0.1, 0.1, 0.1)]
     assert alarms.raised(history, [10], 0.9) == {}
+
+
+def test_features_that_stay_are_told() -> None:
+    inputs, _ = clusters()
+    model = MultiHead(nn.Linear(D, D), D, [K, K])
+    for moves in (False, True):
+        labeler, said = SelfLabeler(N, [K, K], views=lambda x, generator: x + 0.1), []
+        for _ in range(4):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                labeler.update(model, batches(inputs))
+            said += [str(one.message) for one in caught]
+            for _ in range(2):
+                labeler.loss([torch.zeros(N, K)] * 2, torch.arange(N))
+            with torch.no_grad():
+                model.heads[0].weight.normal_()
+                if moves:
+                    model.backbone.weight.normal_()
+            state = labeler.state_dict()
+            labeler = SelfLabeler(N, [K, K], views=lambda x, generator: x + 0.1)
+            labeler.load_state_dict(state)
+        assert any("only the heads learn" in text for text in said) != moves
+        assert all((record["feature_drift"] > 0.5) == moves for record in labeler.history[2:])
 
 
 def test_a_ruined_run_is_told_as_it_trains() -> None:
