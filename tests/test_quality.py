@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +17,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from otlabel.errors import FileFormatError
-from otlabel.selflabel import Argmax, IndexedDataset, KMeans, MultiHead, SelfLabeler, quality
+from otlabel.errors import FileFormatError, SelfLabelWarning
+from otlabel.selflabel import Argmax, AtTimes, IndexedDataset, KMeans, MultiHead, SelfLabeler, alarms, quality
 
 N, D, K = 600, 24, 4
 MEANS = torch.eye(K).repeat_interleave(D // K, 1)  # (K, D): six numbers tell each class
@@ -261,3 +263,83 @@ def test_processes_have_the_quality_of_all() -> None:
     labeler = SelfLabeler(N, [K, K], views=lambda x, generator: x * 1.5)
     labeler.update(knowing(), batches(inputs))
     assert one[0] == pytest.approx(labeler.quality)
+
+
+# ---- alarms ----
+
+
+def course(*qualities: float, loss: float = 1.0, epochs: float = 3.0) -> list[dict[str, Any]]:
+    """A history of one head of ten classes, its quality at each relabelling."""
+    return [
+        {"update": number, "head": 0, "churn": 0.2, "loss": loss, "epochs_trained": epochs * number, "quality": value}
+        for number, value in enumerate(qualities)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("history", "share_done", "kind", "said"),
+    [
+        (course(0.1, 0.3, 0.6, 0.7), 0.9, "", ""),
+        (course(0.01, 0.02, 0.03, 0.03), 0.2, "", ""),  # too early to tell
+        (course(0.01, 0.02, 0.03, 0.03), 0.25, "poor", "quality is 0.03.*field of view"),
+        (course(0.01, 0.02, 0.03, 0.03), None, "", ""),
+        (course(0.01, 0.02, 0.03, 0.03, 0.04), None, "poor", "quality is 0.04"),
+        (course(0.05, 0.1, 0.13, 0.12), 0.9, "", ""),  # little, but no guess
+        (course(0.02, 0.05, 0.2, 0.2, loss=0.05), 0.1, "by heart", "loss is 0.05.*by heart.*Augment"),
+        (course(0.1, 0.5, 0.6, 0.7, loss=0.05), 0.5, "", ""),
+        (course(0.1, 0.55, 0.4, 0.27), 0.9, "ruined", "fallen from 0.55, after relabelling 2, to 0.27.*best_labels"),
+        (course(0.1, 0.55, 0.5, 0.27), 0.2, "", ""),  # once may be chance
+        (course(0.1, 0.55, 0.2, 0.5), 0.9, "", ""),  # it has recovered
+        (course(0.1, 0.55, 0.2, 0.2), 0.2, "ruined", "fallen"),  # at any time
+    ],
+)
+def test_runs_that_go_wrong_are_told(
+    history: list[dict[str, Any]], share_done: float | None, kind: str, said: str
+) -> None:
+    found = alarms.raised(history, [10], share_done)
+    assert set(found) == ({kind} if kind else set())
+    if kind:
+        assert re.search(said, found[kind])
+
+
+def test_histories_without_quality_say_nothing_of_it() -> None:
+    history = [{key: value for key, value in line.items() if key != "quality"} for line in course(0.1, 0.1, 0.1, 0.1)]
+    assert alarms.raised(history, [10], 0.9) == {}
+
+
+def test_features_that_stay_are_told() -> None:
+    inputs, _ = clusters()
+    model = MultiHead(nn.Linear(D, D), D, [K, K])
+    for moves in (False, True):
+        labeler, said = SelfLabeler(N, [K, K], views=lambda x, generator: x + 0.1), []
+        for _ in range(4):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                labeler.update(model, batches(inputs))
+            said += [str(one.message) for one in caught]
+            for _ in range(2):
+                labeler.loss([torch.zeros(N, K)] * 2, torch.arange(N))
+            with torch.no_grad():
+                model.heads[0].weight.normal_()
+                if moves:
+                    model.backbone.weight.normal_()
+            state = labeler.state_dict()
+            labeler = SelfLabeler(N, [K, K], views=lambda x, generator: x + 0.1)
+            labeler.load_state_dict(state)
+        assert any("only the heads learn" in text for text in said) != moves
+        assert all((record["feature_drift"] > 0.5) == moves for record in labeler.history[2:])
+
+
+def test_a_ruined_run_is_told_as_it_trains() -> None:
+    inputs, _ = clusters()
+    labeler = SelfLabeler(N, [K, K], schedule=AtTimes([0, 1, 2, 3, 4, 30]))
+    said: list[str] = []
+    for epoch, model in enumerate([guessing(), knowing(), knowing(), guessing(), guessing()]):
+        assert labeler.due(epoch)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            labeler.update(model, batches(inputs))
+        said += [str(one.message) for one in caught if issubclass(one.category, SelfLabelWarning)]
+        for _ in range(3):
+            labeler.loss([torch.zeros(N, K)] * 2, torch.arange(N))
+    assert any("quality has fallen" in text for text in said)

@@ -26,9 +26,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+
+from machine import describe_machine, machine_line
 
 from otlabel import metrics
 from otlabel.selflabel import quality
@@ -41,6 +44,7 @@ from otlabel.training.run import Run
 
 RESULTS = Path(__file__).parent.parent / "results"
 RECORDS, PAGE = RESULTS / "quality.jsonl", RESULTS / "quality.md"
+CHOSEN = "AMI, strong view, other head"  # what `quality` is
 LOOKED_AT = 300  # samples that views are made of
 COVERING = {"widths": [16, 32, 64, 128], "strides": [2, 2, 2, 1]}  # a field of view of 31 pixels
 
@@ -249,10 +253,84 @@ def wanted() -> Iterator[tuple[str, str, int]]:
             yield data, setting, seed
 
 
+# ---- the page ----
+
+
+def correlation(pairs: list[tuple[float, float]]) -> float:
+    x = np.array(pairs)
+    if len(x) < 4 or np.ptp(x[:, 0]) == 0 or np.ptp(x[:, 1]) == 0:
+        return float("nan")
+    return float(spearmanr(*x.T)[0])
+
+
+def judged(lines: list[dict[str, Any]], sign: str) -> tuple[float, float, float]:
+    """Rank correlation over runs, NMI lost by choosing with the sign, mean rank correlation within runs over time."""
+    ends = [line["relabellings"][-1] for line in lines]
+    pairs = [(end[sign], end["nmi"]) for end in ends if sign in end]
+    if not pairs:
+        return float("nan"), float("nan"), float("nan")
+    lost = max(nmi for _, nmi in pairs) - max(pairs)[1]
+    courses = [[(at[sign], at["nmi"]) for at in line["relabellings"] if sign in at] for line in lines]
+    within = [found for course in courses if not np.isnan(found := correlation(course))]
+    return correlation(pairs), lost, float(np.mean(within)) if within else float("nan")
+
+
+def tables(lines: list[dict[str, Any]]) -> str:
+    kept = [line for line in lines if "nmi" in line["relabellings"][-1]]
+    groups = {data: [line for line in kept if line["data"] == data] for data in BASES}
+    names = sorted({name for line in kept for name in line["relabellings"][-1]} - {"nmi", "accuracy", "progress"})
+    figures = {name: {data: judged(group, name) for data, group in groups.items()} for name in names}
+    order = sorted(names, key=lambda name: -np.nanmean([one[0] for one in figures[name].values()]))
+    head = " | ".join(f"{data} ({len(group)})" for data, group in groups.items())
+    rule = "|---" * (len(groups) + 1) + "|"
+    parts = [
+        "# Signs of quality that need no truth",
+        f"{len(lines)} runs of {len(SETTINGS)} settings, made by `benchmarks/selflabel/quality.py`. In each cell: "
+        "Spearman's rank correlation of the sign with the NMI with the truth over runs of one data set; the NMI lost "
+        "by choosing the run with the sign against choosing with the truth; and the mean over runs of the rank "
+        "correlation over time. Seeds of one setting count as runs of their own; a run that has diverged is left out. "
+        "Losses are negated. `otlabel` takes *AMI, strong view, other head* as `quality`.",
+        f"| sign | {head} |\n{rule}",
+    ]
+    for name in order:
+        cells = [f"{a:.2f}, {b:.3f}, {c:.2f}" for a, b, c in figures[name].values()]
+        parts[-1] += f"\n| {name} | {' | '.join(cells)} |"
+    parts += ["## The runs", "NMI with the truth / quality at the end, one seed after the other."]
+    parts.append(f"| setting | {' | '.join(groups)} |\n{rule}")
+    for setting in SETTINGS:
+        cells = []
+        for group in groups.values():
+            ends = [line["relabellings"][-1] for line in group if line["setting"] == setting]
+            cells.append("; ".join(f"{end['nmi']:.3f} / {end[CHOSEN]:.2f}" for end in ends))
+        parts[-1] += f"\n| {setting} | {' | '.join(cells)} |"
+    seeds = two_seeds(kept)
+    if seeds:
+        parts += ["## Agreement of two seeds", "Rank correlation of the NMI between two seeds' labels with their mean "
+                  f"NMI with the truth, over settings: {'; '.join(seeds)}."]  # fmt: skip
+    parts.append(machine_line(describe_machine(["otlabel", "torch", "numpy"])))
+    return "\n\n".join(parts) + "\n"
+
+
+def two_seeds(lines: list[dict[str, Any]]) -> list[str]:
+    found = []
+    for data in BASES:
+        pairs = []
+        for setting in SETTINGS:
+            both = [line for line in lines if (line["data"], line["setting"]) == (data, setting)]
+            if len(both) == 2:
+                labels = [np.frombuffer(base64.b85decode(line["labels"]), np.int8) for line in both]
+                truth = float(np.mean([line["relabellings"][-1]["nmi"] for line in both]))
+                pairs.append((metrics.nmi(*labels), truth))
+        if len(pairs) >= 4:
+            found.append(f"{data} {correlation(pairs):.2f} ({len(pairs)} settings)")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tables", action="store_true", help="run nothing")
     parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args()
     if not arguments.tables:
         torch.set_num_threads(1)
@@ -269,6 +347,8 @@ def main() -> None:
                 last = record["relabellings"][-1]
                 told = " ".join(f"{last.get(k, float('nan')):.3f}" for k in ("nmi", "same label on a common view"))
                 print(f"{data} {setting} {seed}: {told} {record['seconds']:.0f} s", flush=True)
+
+    arguments.page.write_text(tables(read(arguments.records)), encoding="utf-8")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

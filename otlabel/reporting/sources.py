@@ -246,12 +246,23 @@ def _json(path: Path, text: str) -> Any:
 
 
 def _features_judged(folder: Path) -> list[str]:
-    """What result.json says of the features, in one sentence."""
+    """What result.json and search.json say of labels and features, a sentence each."""
+    from otlabel.training.search import told as tried_settings
+
     path = folder / "result.json"
     found = _json(path, path.read_text(encoding="utf-8")) if path.is_file() else {}
+    told_without = []
+    if isinstance(found.get("quality"), float):
+        told_without.append(
+            f"Quality, told without the truth, is {found['quality']:.3f} (0: chance, 1: heads foresee each other's "
+            "labels from views of the samples)."
+        )
+    tried = folder / "search.json"
+    if tried.is_file():
+        told_without += tried_settings(_json(tried, tried.read_text(encoding="utf-8")))
     named = {"knn": "nearest neighbours", "probe": "a linear probe"}
     told = [f"{named[key]} {found[key]:.3f}" for key in named if isinstance(found.get(key), float)]
-    return [f"Accuracy of the features on test data: {', '.join(told)}."] if told else []
+    return told_without + ([f"Accuracy of the features on test data: {', '.join(told)}."] if told else [])
 
 
 def _checkpoint(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:

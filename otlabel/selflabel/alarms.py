@@ -11,10 +11,11 @@ STUCK_LOSS = 0.98  # of log K: what a model that has learned nothing pays
 TRAINED, RELABELLED = 5, 3  # epochs and relabellings before anything but a loss that is not finite means something
 CHURNING = 0.9  # of what random labels change
 FROZEN = 1e-4  # share of labels that change
-POOR = 0.25  # quality, once a third of the training is over, or FAR epochs where its end is not known
-THIRD, FAR = 1 / 3, 10
-BY_HEART = 0.2  # of log K: the loss of a model that knows its samples
-FALLEN = 0.75  # of the best quality
+POOR = 0.05  # quality, once a quarter of the training is over, or FAR epochs where its end is not known
+QUARTER, FAR = 0.25, 10
+KNOWN, UNSEEN = 0.5, 0.55  # probability of the labels in training; share of it that quality has at least
+FALLEN, WORTH = 0.75, 0.2  # of the best quality; which was worth something
+STILL = 0.1  # relative change of features since the first relabelling
 COLLAPSED_CLASS = 0.9  # share of the samples that one class would take
 COLLAPSED_FEATURES = 0.99  # length of the mean of features of length 1
 
@@ -49,6 +50,11 @@ def raised(history: list[dict[str, Any]], n_classes: list[int], share_done: floa
         )
     if all(record["churn"] < FROZEN for record in recent):
         found["frozen"] = "labels have stopped changing: more relabellings are a waste of time"
+    if last[0].get("feature_drift", 1.0) < STILL:
+        found["still"] = (
+            f"features are those of the first relabelling but for {last[0]['feature_drift']:.0%}: only the heads "
+            "learn. Pass the weights below the heads to the optimiser, and let them have gradients"
+        )
     found |= _of_quality(history, n_heads, log_k, share_done)
     for record in last:
         share = record.get("best_class_share", 0.0)
@@ -73,27 +79,27 @@ def _of_quality(history: list[dict[str, Any]], n_heads: int, log_k: float, share
     known = [one for one in course if one is not None]
     if not known or course[-1] is None:
         return {}
-    best = max(known)
-    if best >= POOR and all(one is not None and one < FALLEN * best for one in course[-2:]):
+    best, now = max(known), course[-1]
+    if best >= WORTH and all(one is not None and one < FALLEN * best for one in course[-2:]):
         return {
-            "ruined": f"quality has fallen from {best:.2f}, after relabelling {course.index(best) + 1}, to "
-            f"{course[-1]:.2f}: the training ruins what it had found. The labels of then are in best_labels; lower the "
-            "learning rate, or relabel less often"
+            "ruined": f"quality has fallen from {best:.2f}, after relabelling {course.index(best) + 1}, to {now:.2f}: "
+            "the training ruins what it had found. The labels of then are in best_labels; lower the learning rate, or "
+            "relabel less often"
         }
-    over = share_done >= THIRD if share_done is not None else last["epochs_trained"] >= FAR
-    if not over or course[-1] >= POOR:
-        return {}
-    loss = last["loss"]
-    if loss is not None and loss < BY_HEART * log_k:
+    probability = 0.0 if last["loss"] is None else math.exp(-last["loss"])
+    if probability > KNOWN and now < UNSEEN * probability:
         return {
-            "by heart": f"the loss is {loss:.2g}, but quality is {course[-1]:.2f}: the model knows its samples by "
+            "by heart": f"the loss is {last['loss']:.2g}, but quality is {now:.2f}: the model knows its samples by "
             "heart, and views of them tell it little. Augment what it trains on, or augment more"
         }
-    return {
-        "poor": f"quality is {course[-1]:.2f}: from views of the samples, heads hardly tell each other's labels, which "
-        "then mean little. Take a network whose field of view covers the sample, augmentation that leaves classes as "
-        "they are, another learning rate (start from 0.05), or relabel more often"
-    }
+    over = share_done >= QUARTER if share_done is not None else last["epochs_trained"] >= FAR
+    if over and now < POOR:
+        return {
+            "poor": f"quality is {now:.2f}: from views of the samples, heads hardly tell each other's labels, which "
+            "then mean little. Take a network whose field of view covers the sample, augmentation that leaves classes "
+            "as they are, another learning rate (start from 0.05), or relabel more often"
+        }
+    return {}
 
 
 def _mean(records: list[dict[str, Any]], name: str) -> float | None:

@@ -49,6 +49,7 @@ logger = logging.getLogger("otlabel")
 STATE_VERSION = 1
 NO_LABEL = -1
 MODES = ("calibrated", "eval", "train")
+FEW = 64  # views whose features are compared with those of the first relabelling
 
 
 class SelfLabeler:
@@ -143,6 +144,7 @@ class SelfLabeler:
         self.history: list[dict[str, Any]] = []
         self._make_view = common_view if views is None else views
         self._best: _Best | None = None
+        self._first_rows: np.ndarray | None = None  # of some views, at the first relabelling
         self._truth = None if truth is None else _checked_truth(truth, n_samples)
         self._features_of, self._heads_of = features, heads
         self._extraction: dict[str, Any] = {"parted": parting(batch), "mode": mode, "amp": amp, "progress": progress}
@@ -390,6 +392,7 @@ class SelfLabeler:
             if looks is not None:
                 for one, value in zip(found, self._qualities(seen, looks, found, team), strict=False):
                     one.record["quality"] = value
+                self._drift(seen, looks, found, team)
             seconds, *each = team.largest("seconds", seconds, *(one.record["seconds"] for one in found))
             for one, longest in zip(found, each, strict=True):
                 one.record["seconds"] = longest
@@ -442,6 +445,21 @@ class SelfLabeler:
             return []
         labels = np.stack([one.labels[index[first]] for one in found])
         return heads_foresee(classes[first].T, labels)
+
+    def _drift(self, seen: View, looks: Looks, found: list[Relabelled], team: Alone) -> None:
+        """Note how far features have come since the first relabelling, by a few of the views of each rank."""
+        none = looks.rows is None or seen.kind == LOGITS
+        rows = np.empty((0, 0), np.float32) if looks.rows is None or none else looks.rows[:FEW]
+        change = -1.0
+        if self._first_rows is None or self._first_rows.shape != rows.shape:
+            self._first_rows = rows
+        elif rows.size:
+            length = float(np.linalg.norm(self._first_rows))
+            change = float(np.linalg.norm(rows - self._first_rows)) / (length or 1.0)
+        (change,) = team.largest("drift", change)
+        for one in found:
+            if change >= 0:
+                one.record["feature_drift"] = change
 
     def _finish_recording(self, seen: View, team: Alone) -> None:
         """Bring what was recorded to the store, if that is features; a sample without a best class keeps its label."""
@@ -549,6 +567,7 @@ class SelfLabeler:
             "loss_sum": None if self._loss_sum is None else self._loss_sum.detach().cpu(),
             "n_losses": self._n_losses,
             "n_trained": self._n_trained,
+            "first_rows": None if self._first_rows is None else torch.from_numpy(self._first_rows.copy()),
             "best": None
             if self._best is None
             else {
@@ -598,7 +617,7 @@ class SelfLabeler:
         self._loss_sum = None if loss_sum is None else torch.from_numpy(loss_sum).to(device)
         self._n_losses, self._n_trained = loaded.n_losses, loaded.n_trained
         self._came = None
-        self._best = loaded.best
+        self._best, self._first_rows = loaded.best, loaded.first_rows
         self.history = loaded.history
 
     def save_labels(self, path: str | os.PathLike[str], *, best: bool = False) -> None:
@@ -740,6 +759,7 @@ class _State:
     n_losses: int
     n_trained: int
     best: _Best | None
+    first_rows: np.ndarray | None  # (n, D) float32
     history: list[dict[str, Any]]
 
 
@@ -787,6 +807,7 @@ def _read_state(
         recorded=None if recorded is None else _read_labels("recorded", recorded, n_samples, n_classes),
         loss_sum=loss_sum,
         best=best,
+        first_rows=_read_rows(state.get("first_rows")),
         history=history,
         **{name: operator.index(count) for name, count in counts.items()},
     )
@@ -811,6 +832,15 @@ def _balanced(labels: Tensor, n_classes: int) -> Tensor:
     """(K,) by which every class that has samples counts the same, and a labelled sample 1 in the mean."""
     sizes = torch.bincount(labels[labels >= 0], minlength=n_classes)
     return sizes.sum() / ((sizes > 0).sum().clamp(min=1) * sizes.clamp(min=1))
+
+
+def _read_rows(values: Any) -> np.ndarray | None:
+    if values is None:
+        return None
+    rows = np.array(as_array(values))
+    if rows.ndim != 2 or rows.dtype.kind != "f":
+        raise ValueError(f"first_rows are {rows.dtype} of shape {rows.shape}, no features")
+    return rows.astype(np.float32)
 
 
 def _checked_truth(truth: Any, n_samples: int) -> np.ndarray:

@@ -34,6 +34,11 @@ def add_train(commands: Any) -> None:
         help="with -k: a folder of images, a .npy file, digits, fashion-mnist, cifar10; else " + _CONFIG_HELP,
     )
     parser.add_argument("-k", "--classes", metavar="K", type=int, help="classes to find: settings then suit the data")
+    parser.add_argument(
+        "--time",
+        metavar="TIME",
+        help="with -k: take so long (90s, 10m, 1.5h) to try a few settings on a part of the data and train by the best",
+    )
     _add_common(parser)
     parser.set_defaults(command=_train)
 
@@ -67,6 +72,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
     if arguments.classes is not None:
         return _train_suited(arguments)
+    if arguments.time is not None:
+        raise ValueError("--time is for data with -k; a config says itself how long it trains")
     if Path(arguments.config).is_dir() or arguments.config.endswith(".npy"):
         raise ValueError(f"{arguments.config} is data; say how many classes to find: -k 10")
     return _run(arguments, _changed(read_config(arguments.config), arguments.set))
@@ -88,7 +95,23 @@ def _train_suited(arguments: argparse.Namespace) -> int:
     config = _changed(config_of({"data": _without_none(data.to_dict())["data"]} | given), arguments.set)
     if not arguments.json:
         print(told(tuple(images.train.shape), config))
+    if arguments.time is not None:
+        return _search(arguments, config, images)
     return _run(arguments, config, images)
+
+
+def _search(arguments: argparse.Namespace, config: Config, images: Images) -> int:
+    from otlabel.training.search import search, seconds_of
+
+    report = None if arguments.json else _Table()
+    options: dict[str, Any] = {} if arguments.json else {"say": _say}
+    seconds = seconds_of(arguments.time)
+    run = search(_without_none(config.to_dict()), images, seconds, arguments.output, report=report, **options)
+    return _end(arguments, run.result)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _transfer(arguments: argparse.Namespace) -> int:
@@ -109,10 +132,14 @@ def _run(arguments: argparse.Namespace, config: Config, images: Images | None = 
         check_apart({f"the run's {name}": arguments.output / name for name in FILES}, {"CONFIG": arguments.config})
     report = None if arguments.json else _Table()
     run = train(config, arguments.output, report=report, allow_code=arguments.allow_code, images=images)
+    return _end(arguments, run.result)
+
+
+def _end(arguments: argparse.Namespace, result: dict[str, Any]) -> int:
     if arguments.json:
-        print(json.dumps(run.result, indent=2))
+        print(json.dumps(result, indent=2))
         return 0
-    _tell(run.result)
+    _tell(result)
     print(f"Labels, figures and the checkpoint are in {arguments.output}")
     return 0
 

@@ -117,7 +117,7 @@ def load_images(name: str | os.PathLike[str], *, n_samples: int | None = None, s
             ".npy file"
         )
     images = dataclasses.replace(images, name=text)
-    return images if n_samples is None else _subset(images, _drawn(len(images.train), n_samples, seed))
+    return images if n_samples is None else part_of(images, n_samples, seed)
 
 
 def images_of(data: Data) -> Images:
@@ -191,6 +191,15 @@ def thinned(images: Images, kind: str, seed: int = 0) -> Images:
         kept.append(random.choice(members, n_kept, replace=False))
     thin = _subset(images, np.sort(np.concatenate(kept)))
     return dataclasses.replace(thin, bank=images.train, bank_labels=images.train_labels)
+
+
+def part_of(images: Images, n_samples: int, seed: int = 0) -> Images:
+    """So many of the training images, drawn at random and kept in order; the test images stay.
+
+    Raises:
+        ValueError: more than there are.
+    """
+    return _subset(images, _drawn(len(images.train), n_samples, seed))
 
 
 def _drawn(n_samples: int, n_drawn: int, seed: int) -> np.ndarray:

@@ -18,7 +18,7 @@ FIRST_WIDTH, LAST_WIDTH = 32, 256
 N_HEADS = 4
 SAMPLES_SEEN = 200_000  # over a training, within these numbers of epochs
 EPOCHS = (15, 60)
-PER_EPOCH = 3  # relabellings
+PER_EPOCH = 2  # relabellings
 MLP_WIDTH = 256
 
 
@@ -44,9 +44,9 @@ def suited(shape: tuple[int, ...], n_classes: int) -> dict[str, Any]:
     epochs = min(max(round(SAMPLES_SEEN / shape[0]), low), high)
     return {
         "model": {**(_perceptron() if vectors else _covering(min(shape[2:]))), "heads": [n_classes] * N_HEADS},
-        "labels": {"n_relabels": PER_EPOCH * epochs, "schedule": "linear"},
+        "labels": {"n_relabels": PER_EPOCH * epochs, "schedule": "quadratic"},
         "augment": {"swap": 0.3} if vectors else _views(shape[1]),
-        "train": {"epochs": epochs, "batch_size": 64, "lr": 0.05, "nesterov": True, "weight_decay": 5e-4},
+        "train": {"epochs": epochs, "batch_size": 64, "lr": 0.1, "nesterov": True, "weight_decay": 5e-4},
     }
 
 
@@ -55,13 +55,9 @@ def _perceptron() -> dict[str, Any]:
 
 
 def _covering(side: int) -> dict[str, Any]:
-    """3 x 3 convolutions with halvings, as many as the side needs, and one more that brings the rest into view."""
-    strides = [1] if side <= SMALL_SIDE else []
-    strides += [2] * max(1, math.ceil(math.log2(side / LEAST_MAP)))
-    if side > SMALL_SIDE:
-        strides += [1]
-    else:
-        strides += [2]
+    """3 x 3 convolutions that halve the image until 4 pixels are left, and one more, which then sees all of it."""
+    strides = [1] if side <= SMALL_SIDE else []  # where each pixel counts
+    strides += [2] * (max(1, math.ceil(math.log2(side / LEAST_MAP))) + 1)
     widths = [min(FIRST_WIDTH << number, LAST_WIDTH) for number in range(len(strides))]
     return {"backbone": "small_convnet", "options": {"widths": widths, "strides": strides}}
 
