@@ -905,11 +905,18 @@ def to_markdown(report: dict) -> str:
     lines = ["# otlabel on a card", "", machine_line(report["machine"]), f"Device: {report['card']}.", ""]
     if report["targets"]:
         lines += ["## what was to be reached", "", *table(("target", "measured", "verdict"), report["targets"]), ""]
+    if "tests" in report:
+        lines += ["## tests that need a card", "", report["tests"], ""]
+    if "before" in report:
+        lines += ["## before the kernels were measured", "", *_figures(report["before"]), ""]
     for name, part in report["parts"].items():
         found = part["found"]
-        lines += [f"## {name} ({part['seconds']:.1f} s)", ""]
+        when = f", {part['of'][:16].replace('T', ' ')}" if "of" in part else ""
+        lines += [f"## {name} ({part['seconds']:.1f} s{when})", ""]
         if "failure" in part:
             lines += [f"**Failed**: {part['failure']}", ""]
+        if "note" in part:
+            lines += [part["note"], ""]
         if name in ("solves", "peers"):
             lines += [*_solve_table(found), ""]
         elif name == "factored":
@@ -959,6 +966,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=440.0, help="seconds (%(default)s)")
     parser.add_argument("--parts", nargs="*", choices=PARTS, metavar="PART", help=f"some of: {', '.join(PARTS)}")
     parser.add_argument("--out", type=Path, default=Path("gpu_check"), help="folder for the results (%(default)s)")
+    parser.add_argument("--earlier", type=Path, help="a report, of which parts that do not run now are kept")
     parser.add_argument("--peer", choices=APART, help="only the rows of this one, to the file that --out names")
     parser.add_argument("--here", action="store_true", help="in this process, without a report")
     return parser.parse_args()
@@ -986,20 +994,26 @@ def main() -> int:
         return 2
     arguments.out.mkdir(parents=True, exist_ok=True)
     card = torch.cuda.get_device_name() if plan.device == "cuda" else "none (--quick)"
-    machine, parts = describe_machine(PACKAGES), dict[str, Any]()
+    machine, earlier = describe_machine(PACKAGES), read_json(arguments.earlier) if arguments.earlier else {}
+    parts = {
+        name: {"of": earlier["machine"]["date"], **part}
+        for name, part in earlier.get("parts", {}).items()
+        if name not in names
+    }
 
     def report() -> None:
         """What is known so far, should this process be ended."""
-        for name in PARTS:
+        for name in names:
             if part := read_json(_file_of(arguments.out / "parts", name)):
                 parts[name] = part
         found = {
+            **earlier,
             "machine": machine,
             "card": card,
             "plan": asdict(plan),
             "parts": parts,
             "targets": targets(parts, plan),
-        }
+        }  # of the earlier report what was written into it by hand stays, too: "tests" and "before"
         write_json(arguments.out / "gpu_check.json", found)
         (arguments.out / "gpu_check.md").write_text(to_markdown(found), encoding="utf-8")
 
