@@ -22,7 +22,7 @@ from otlabel.errors import InfeasibleError
 from otlabel.marginals import Rule
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem
-from otlabel.repair import Board, repair, spread_ties
+from otlabel.repair import Board, Done, repair, spread_ties
 from otlabel.scores import draw_rows
 
 ROUNDED = 64 * float(np.finfo(np.float64).eps)  # of the size of what is added: a gap up to this is rounding
@@ -33,9 +33,10 @@ FIRST_SLACK = 1 / 64  # of a row's spread: where that search begins
 SOFT_SLACK = 2.0  # times rho: how far around its price places of soft classes count at first; they grow as its exp
 MOST_LEVELS = 1 << 18  # of all soft classes: beyond, as with real sample masses, neighbouring ones count as alike
 SLACK_STEP = 2.0  # how much wider the next pass looks where the candidates did not suffice
-WIDE = 64.0  # candidates a row from which on more passes come first: what a path costs grows with them
-WIDE_PASSES = 12  # that look no wider than the one before, in all: each reads the scores
+FEW_MORE = 1.5  # times as many candidates: where so few come, the slack widens faster
+LOOKS_AN_ENTRY = 10.0  # moves that a repair looks at while a pass finds one candidate
 JUMP = 1e6  # from a usual potential to one that is not: what is then taken for rounding is below 2e-8 of the usual
+FINER = 1e-6  # times what counts as nothing for most rows: in passes for those that it is much for
 REFINED_PASSES = 4  # of those that mend what potentials lost of small rows' digits while they fell by much
 
 
@@ -86,7 +87,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
     weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
     placement = Placement(np.full(n_here, -1, np.int32), no_rows, no_rows.astype(np.int32), no_rows)
     slack = first_slack = min(_first_slack(problem, g, rng), SOFT_SLACK * float(problem.rule.rho.min()))
-    n_paths, n_wide, n_refined, first = 0, 0, 0, True
+    n_paths, n_before, left, step, first, n_refined = 0, 0, problem.n_units + 1, SLACK_STEP, True, 0
     widest = problem.extent + float(np.ptp(g[np.isfinite(g)]))  # potentials that fall by slack must not move it
     while True:
         movable = _movable(problem, g, placement.labels, weights, slack, tie)
@@ -99,29 +100,32 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         if first:
             spread_ties(board, rng.permutation(len(board.start) - 1), tie)
             first = False
-        n_made = _repair(board, np.zeros(n_classes + 1), slack, 0.0 if n_refined else tie)
-        n_paths += n_made
+        done = _repair(board, slack, tie * FINER if n_refined else tie)
+        n_paths += done.n_paths
         monitor.saw("repair", 0)
-        done = np.array_equal(board.counts, board.targets)
-        if not done and slack == np.inf:
+        is_done = np.array_equal(board.counts, board.targets)
+        if not is_done and slack == np.inf:
             filled = np.bincount(spare.classes, board.units[len(units) :: 2], n_classes).astype(np.int64)
             raise _infeasible(problem, board, board.counts[:-1] - filled)
         units = board.units[: len(units)]
         g = _less(g, (board.potentials[-1] if spare.any_room else 0.0) - board.potentials[:-1], problem.rule)
         placement = _placed(movable, units, placement.labels, g, problem.scores.share)
-        if done:
+        if is_done:
             g = np.where(np.abs(g) <= tie, 0.0, g)  # less is left of rounding
             g = _between_borders(movable, units, g, slack) if problem.rule.shift_free else g
-        if done and n_refined < REFINED_PASSES and _falls_short(movable, units, g):
-            n_refined += 1
-            slack = first_slack
-            continue
-        if done:
+            if n_refined < REFINED_PASSES and _falls_short(movable, units, g):
+                n_refined += 1
+                slack, left = first_slack, problem.n_units + 1
+                continue
             return Rounded(placement, g, n_paths)
-        if n_made > 0 and n_wide < WIDE_PASSES and len(units) > WIDE * len(movable.labels):
-            n_wide += 1
+        n_entries, surplus = len(units), int(np.maximum(board.counts - board.targets, 0).sum())
+        many_looks = done.n_looked > problem.n_rows * n_classes + LOOKS_AN_ENTRY * n_entries
+        if many_looks and surplus < left:  # these grow with the candidates, so another pass is cheaper
+            left = surplus
             continue
-        slack = max(SLACK_STEP * slack, coarsest)  # scores may be far smaller than the prices of places
+        step = 2.0 * step if n_entries < FEW_MORE * n_before else SLACK_STEP
+        n_before, left = n_entries, min(left, surplus)
+        slack = max(step * slack, coarsest)  # scores may be far smaller than the prices of places
         if slack > widest:
             slack = np.inf
 
@@ -142,11 +146,11 @@ def _movable(
     return Movable(sweep.Candidates(rows, sizes, classes, values), own_labels, own_weights, counts, row_of)
 
 
-def _repair(board: Board, dropped: np.ndarray, slack: float, tie: float) -> int:
+def _repair(board: Board, slack: float, tie: float) -> Done:
     """Compiled code hears no interrupt, so it works on a thread of its own and this one waits for either."""
     stop = np.zeros(1, np.bool_)
     with ThreadPoolExecutor(1) as worker:
-        moving = worker.submit(repair, board, dropped, slack, tie, stop)
+        moving = worker.submit(repair, board, slack, tie, stop)
         try:
             return moving.result()
         except BaseException:
@@ -283,7 +287,9 @@ def _below_best(movable: Movable, potentials: np.ndarray) -> tuple[np.ndarray, f
     best = np.maximum.reduceat(u, starts)[row_of]
     below = u - best
     sizes = np.minimum(sizes, np.maximum.reduceat(np.where(below == 0, sizes, 0.0), starts)[row_of])
-    return np.where(-below <= TIE * sizes, 0.0, below), TIE * float(np.median(sizes))
+    below[-below <= TIE * sizes] = 0.0
+    usual = np.concatenate([sizes[sizes > 0], -below[below < 0]])
+    return below, TIE * float(np.median(usual)) if len(usual) else 0.0
 
 
 def _totals(found: sweep.Candidates, potentials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -402,9 +402,10 @@ def test_products_that_overflow_float32() -> None:
     result = sinkhorn_assign(linear_scores(features, weight, normalize=False), epsilon=1e44)
     dense = wide_scores(features, weight, np.zeros(3), normalize=False)
     np.testing.assert_array_equal(result.labels, hungarian_labels(dense, result.counts))
-    np.testing.assert_array_equal(
-        result.predict(linear_scores(features, weight, normalize=False)), (dense + result.potentials).argmax(1)
-    )
+    predicted = result.predict(linear_scores(features, weight, normalize=False))
+    totals = dense + result.potentials  # some rows are on the border of two classes, as float64 multiplies
+    known = 8 * np.finfo(np.float64).eps * (np.abs(dense).max(1) + np.abs(result.potentials).max())
+    assert (totals[np.arange(40), predicted] >= totals.max(1) - known).all()
 
 
 @pytest.mark.parametrize("normalize", [True, False])

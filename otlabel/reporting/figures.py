@@ -22,6 +22,7 @@ STYLES = ("own", "other", "third")  # classes of the style sheet, in the order o
 COURSES = {
     "loss": "Loss",
     "churn": "Churn: share of labels that changed",
+    "quality": "Quality: how far heads foresee labels from views",
     "nmi": "NMI with the truth",
     "class_entropy": "Entropy of true classes in a class, nats",
 }
@@ -149,7 +150,7 @@ def _course(
     marks: str,
 ) -> Figure:
     epochs, values = zip(*points, strict=True)
-    high = 1.0 if key == "nmi" else max(*values, *(upper for *_, upper in quartiles), 0.0) * 1.08 or 1.0
+    high = 1.0 if key in ("nmi", "quality") else max(*values, *(upper for *_, upper in quartiles), 0.0) * 1.08 or 1.0
     x = _Axis(min(0.0, *epochs, *marked), last, LEFT, WIDTH - RIGHT)
     y = _Axis(min(0.0, *values), high, HEIGHT - BOTTOM, TOP)
     places = [(x.at(epoch), y.at(value)) for epoch, value in points]

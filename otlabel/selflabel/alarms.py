@@ -11,12 +11,22 @@ STUCK_LOSS = 0.98  # of log K: what a model that has learned nothing pays
 TRAINED, RELABELLED = 5, 3  # epochs and relabellings before anything but a loss that is not finite means something
 CHURNING = 0.9  # of what random labels change
 FROZEN = 1e-4  # share of labels that change
+POOR = 0.25  # quality, once a third of the training is over, or FAR epochs where its end is not known
+THIRD, FAR = 1 / 3, 10
+BY_HEART = 0.2  # of log K: the loss of a model that knows its samples
+FALLEN = 0.75  # of the best quality
 COLLAPSED_CLASS = 0.9  # share of the samples that one class would take
 COLLAPSED_FEATURES = 0.99  # length of the mean of features of length 1
 
 
-def raised(history: list[dict[str, Any]], n_classes: list[int]) -> dict[str, str]:
-    """What is wrong after the last relabelling, in plain words, by its kind; nothing, as a rule."""
+def raised(history: list[dict[str, Any]], n_classes: list[int], share_done: float | None = None) -> dict[str, str]:
+    """What is wrong after the last relabelling, in plain words, by its kind; nothing, as a rule.
+
+    Args:
+        history: records of all relabellings, one a head.
+        n_classes: K of each head.
+        share_done: of the training. None: not known.
+    """
     n_heads = len(n_classes)
     last = history[-n_heads:]
     loss = last[0]["loss"]
@@ -39,6 +49,7 @@ def raised(history: list[dict[str, Any]], n_classes: list[int]) -> dict[str, str
         )
     if all(record["churn"] < FROZEN for record in recent):
         found["frozen"] = "labels have stopped changing: more relabellings are a waste of time"
+    found |= _of_quality(history, n_heads, log_k, share_done)
     for record in last:
         share = record.get("best_class_share", 0.0)
         if n_classes[record["head"]] > 2 and share > COLLAPSED_CLASS:
@@ -55,14 +66,48 @@ def raised(history: list[dict[str, Any]], n_classes: list[int]) -> dict[str, str
     return found
 
 
+def _of_quality(history: list[dict[str, Any]], n_heads: int, log_k: float, share_done: float | None) -> dict[str, str]:
+    """Labels that mean little, or less than they did."""
+    last = history[-1]
+    course = [_mean(history[start : start + n_heads], "quality") for start in range(0, len(history), n_heads)]
+    known = [one for one in course if one is not None]
+    if not known or course[-1] is None:
+        return {}
+    best = max(known)
+    if best >= POOR and all(one is not None and one < FALLEN * best for one in course[-2:]):
+        return {
+            "ruined": f"quality has fallen from {best:.2f}, after relabelling {course.index(best) + 1}, to "
+            f"{course[-1]:.2f}: the training ruins what it had found. The labels of then are in best_labels; lower the "
+            "learning rate, or relabel less often"
+        }
+    over = share_done >= THIRD if share_done is not None else last["epochs_trained"] >= FAR
+    if not over or course[-1] >= POOR:
+        return {}
+    loss = last["loss"]
+    if loss is not None and loss < BY_HEART * log_k:
+        return {
+            "by heart": f"the loss is {loss:.2g}, but quality is {course[-1]:.2f}: the model knows its samples by "
+            "heart, and views of them tell it little. Augment what it trains on, or augment more"
+        }
+    return {
+        "poor": f"quality is {course[-1]:.2f}: from views of the samples, heads hardly tell each other's labels, which "
+        "then mean little. Take a network whose field of view covers the sample, augmentation that leaves classes as "
+        "they are, another learning rate (start from 0.05), or relabel more often"
+    }
+
+
+def _mean(records: list[dict[str, Any]], name: str) -> float | None:
+    values = [record[name] for record in records if name in record]
+    return float(np.mean(values)) if values else None
+
+
 def told(records: list[dict[str, Any]]) -> str:
     """One line about a relabelling, of at most 80 columns or so."""
-
-    def mean(name: str) -> float | None:
-        values = [record[name] for record in records if name in record]
-        return float(np.mean(values)) if values else None
-
-    parts = [f"{len(records)} heads", f"churn {mean('churn'):.3f}"]
-    parts += [f"{name} {value:.3g}" for name in ("value", "gap", "nmi") if (value := mean(name)) is not None]
+    parts = [f"{len(records)} heads", f"churn {_mean(records, 'churn'):.3f}"]
+    parts += [
+        f"{name} {value:.3g}"
+        for name in ("value", "gap", "quality", "nmi")
+        if (value := _mean(records, name)) is not None
+    ]
     seconds = records[0]["seconds_extract"] + sum(record["seconds"] for record in records)
     return ", ".join([*parts, f"{seconds:.2f} s"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from torch.utils.data import (
 )
 
 from otlabel.distributed import ALONE, Alone
-from otlabel.selflabel.model import View, forward_only, to_device
+from otlabel.selflabel.model import NoRowsError, View, forward_only, joined, n_bytes, taken, to_device
 
 N_BATCHES, BATCH = 40, 64  # of samples that the averages are made of, over all processes
 MOST_BYTES = 1 << 30  # of samples that are kept until batches are mixed from them, where a loader only goes through all
@@ -82,6 +82,18 @@ def calibrated(
             _average(seen, layers, itertools.islice(batches, n_batches), amp)
         _settle(layers, before, team)
         yield loader
+    finally:
+        for layer, state in zip(layers, before, strict=True):
+            _put_back(layer, state)
+
+
+@contextlib.contextmanager
+def averages_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever goes through the model meanwhile, BatchNorm's averages are as before in the end."""
+    layers = _layers(model)
+    before = [_state(layer) for layer in layers]
+    try:
+        yield
     finally:
         for layer, state in zip(layers, before, strict=True):
             _put_back(layer, state)
@@ -247,17 +259,13 @@ def _split(drawn: np.ndarray) -> list[np.ndarray]:
 
 def _first(loader: Iterable[Any], parted: Parted) -> Iterator[Any]:
     """The first items of an iterator, as many as averages need and memory may hold."""
-    n_samples = n_bytes = 0
+    n_samples = size = 0
     for item in loader:
         yield item
         index, inputs = parted(item)
-        n_samples, n_bytes = n_samples + len(index), n_bytes + _n_bytes(inputs)
-        if n_samples >= N_BATCHES * BATCH or n_bytes >= MOST_BYTES:
+        n_samples, size = n_samples + len(index), size + n_bytes(inputs)
+        if n_samples >= N_BATCHES * BATCH or size >= MOST_BYTES:
             return
-
-
-class _NoRowsError(Exception):
-    """Inputs that cannot be taken apart into samples, or not put together again."""
 
 
 def _mixed(loader: Iterable[Any], parted: Parted, order: np.ndarray) -> list[Any]:
@@ -274,20 +282,20 @@ def _mixed(loader: Iterable[Any], parted: Parted, order: np.ndarray) -> list[Any
         for item in loader:
             index, inputs = parted(item)
             if not pieces and len(index):
-                most = min(most, max(2, MOST_BYTES * len(index) // max(1, _n_bytes(inputs))))
+                most = min(most, max(2, MOST_BYTES * len(index) // max(1, n_bytes(inputs))))
             known = (index >= 0) & (index < len(place))  # the extraction tells of others
             found = np.where(known, place[np.where(known, index, 0)], most)
             rows = np.flatnonzero(found < min(most, len(order)))
             if len(rows):
                 places.append(found[rows])
-                pieces.append(_taken(inputs, rows, len(index)))
+                pieces.append(taken(inputs, rows, len(index)))
         if not pieces:
             return []
-        whole = _joined(pieces, [len(part) for part in places])
-    except _NoRowsError:
+        whole = joined(pieces, [len(part) for part in places])
+    except NoRowsError:
         return _spread(loader, parted)
     drawn = np.argsort(np.concatenate(places), kind="stable")
-    return [_taken(whole, part, len(drawn)) for part in _split(drawn)]
+    return [taken(whole, part, len(drawn)) for part in _split(drawn)]
 
 
 def _spread(loader: Iterable[Any], parted: Parted) -> list[Any]:
@@ -301,45 +309,3 @@ def _spread(loader: Iterable[Any], parted: Parted) -> list[Any]:
         while len(kept) > 2 and sum(size for size, _ in kept) >= 2 * N_BATCHES * BATCH:
             kept, every = kept[::2], 2 * every
     return [inputs for _, inputs in kept]
-
-
-def _tensors(inputs: Any) -> Iterator[Tensor]:
-    if isinstance(inputs, Tensor):
-        yield inputs
-    elif isinstance(inputs, (Mapping, tuple, list)):
-        for value in inputs.values() if isinstance(inputs, Mapping) else inputs:
-            yield from _tensors(value)
-
-
-def _n_bytes(inputs: Any) -> int:
-    return sum(tensor.nbytes for tensor in _tensors(inputs))
-
-
-def _taken(inputs: Any, rows: np.ndarray, size: int) -> Any:
-    """Some samples of a batch of inputs of any nesting; what is not one a sample stays as it is."""
-    if isinstance(inputs, Tensor):
-        return inputs[torch.from_numpy(rows)] if inputs.ndim and len(inputs) == size else inputs
-    if isinstance(inputs, Mapping):
-        return {name: _taken(value, rows, size) for name, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return [_taken(value, rows, size) for value in inputs]
-    if inputs is None or isinstance(inputs, (bool, int, float, str)):
-        return inputs
-    raise _NoRowsError
-
-
-def _joined(pieces: list[Any], sizes: list[int]) -> Any:
-    """Samples of several batches, as one."""
-    first = pieces[0]
-    if isinstance(first, Tensor):
-        if not all(piece.ndim and len(piece) == size for piece, size in zip(pieces, sizes, strict=True)):
-            return first  # the same for all samples
-        try:
-            return torch.cat(pieces)
-        except RuntimeError as error:
-            raise _NoRowsError from error
-    if isinstance(first, Mapping):
-        return {name: _joined([piece[name] for piece in pieces], sizes) for name in first}
-    if isinstance(first, list):
-        return [_joined([piece[number] for piece in pieces], sizes) for number in range(len(first))]
-    return first

@@ -32,14 +32,15 @@ from otlabel.selflabel.features import (
     check_range,
     extract,
     extract_part,
-    parted,
+    parting,
     weights_hash,
     whole_numbers,
 )
 from otlabel.selflabel.labelings import Labeling, OptimalTransport
 from otlabel.selflabel.model import LOGITS, View, as_logits, class_counts, unwrapped, view
+from otlabel.selflabel.quality import Looks, MakeView, common_view, heads_foresee
 from otlabel.selflabel.ranks import Holders, training_group
-from otlabel.selflabel.relabel import Relabelled, relabel
+from otlabel.selflabel.relabel import Relabelled, classes_of, relabel
 from otlabel.selflabel.schedule import Schedule
 from otlabel.selflabel.store import FeatureStore, Store, TensorStore
 
@@ -76,7 +77,14 @@ class SelfLabeler:
         heads: takes a model to its list of heads on these features: modules, or pairs (weight, bias). Without the two,
             a model that is no `MultiHead` is read by its logits: a tensor, a list of them, or `logits` in what it
             returns.
+        batch: where index and input are in what loaders yield: two keys or positions, as ("index", "image") or (2, 0),
+            the second maybe a list of them, which the model is given as keywords or arguments; or a function that takes
+            what they yield to (index, input). None: they yield (index, input).
+        labels: to start from: (T, N), or (N,) for all heads; -1 for none. None: random ones of equal sizes.
         data: what tells this data set from others, any text; a change is then refused on resume. None: only N tells.
+        views: takes a batch of inputs and a torch.Generator to a random view of each sample, of the same kind in all
+            runs that are compared; `quality` is measured with them. None: `common_view` of `otlabel.selflabel.quality`,
+            which knows what to do with images and vectors; for other inputs there is no quality then.
         truth: (N,) true classes, if there are any: the history then has the NMI of each labelling. Never used else.
         mode: of the model while features are extracted. "calibrated": in evaluation mode, but layers of BatchNorm have
             averages made anew of about 40 batches of 64 samples of the loader; for other models the same as "eval".
@@ -91,7 +99,8 @@ class SelfLabeler:
             them, where torch.distributed is initialised by the time of an update.
 
     Raises:
-        ValueError: numbers that make no sense.
+        ValueError: numbers that make no sense; labels that are none of its classes.
+        TypeError: a `batch` that names no parts.
 
     Source: Asano, Rupprecht, Vedaldi, "Self-labelling via simultaneous clustering and representation learning", ICLR
         2020, section 3.
@@ -107,7 +116,10 @@ class SelfLabeler:
         store: str | os.PathLike[str] | Store | None = None,
         features: Callable[[nn.Module, Any], Tensor] | None = None,
         heads: Callable[[nn.Module], Sequence[Any]] | None = None,
+        batch: Callable[[Any], tuple[Any, Any]] | Sequence[Any] | None = None,
+        labels: Any = None,
         data: str | None = None,
+        views: MakeView | None = None,
         truth: Any = None,
         mode: str = "calibrated",
         amp: torch.dtype | None = None,
@@ -129,11 +141,13 @@ class SelfLabeler:
         self.store = _opened(store)
         self.data = data
         self.history: list[dict[str, Any]] = []
+        self._make_view = common_view if views is None else views
+        self._best: _Best | None = None
         self._truth = None if truth is None else _checked_truth(truth, n_samples)
         self._features_of, self._heads_of = features, heads
-        self._extraction: dict[str, Any] = {"mode": mode, "amp": amp, "progress": progress}
+        self._extraction: dict[str, Any] = {"parted": parting(batch), "mode": mode, "amp": amp, "progress": progress}
         self._ranks_group = group
-        self._labels = torch.from_numpy(self._first_labels())
+        self._labels = torch.from_numpy(self._first_labels() if labels is None else self._given_labels(labels))
         self._states: list[Mapping[str, np.ndarray]] = [{} for _ in self.n_classes]
         self._n_updates = self._n_passed = 0
         self._progress: float | None = None
@@ -142,6 +156,7 @@ class SelfLabeler:
         self._recording: dict[str, str] = {}  # what the store knows these features by
         self._loss_sum: Tensor | None = None  # of the losses since the last relabelling, on their device
         self._n_losses = 0
+        self._balanced: tuple[int, Tensor, list[Tensor]] | None = None  # weights, and what labels they are of
         self._alarmed: set[str] = set()  # what has been warned of and lasts
         self._n_trained = 0  # samples whose labels were asked for since the beginning
 
@@ -151,6 +166,34 @@ class SelfLabeler:
     def labels(self) -> Tensor:
         """(T, N) int64, -1 for a sample that has none; on the device that the loss is computed on."""
         return self._labels
+
+    @property
+    def quality(self) -> float | None:
+        """How good the labels are, told without the truth: 0 to 1, the mean over heads after the last relabelling.
+
+            mean_t AMI(labels_t, argmax_k (log softmax(logits_s(view(x)))_k + g_sk))      s: the head after t
+
+        That is how far each head's labels can be told by another head from random views of the samples (see
+        `otlabel.selflabel.quality`), by mutual information adjusted for chance. It is of a twelfth of the samples, from
+        256 to 4096, the same ones and the same views each time, and compares relabellings and runs on the same data.
+        None where nothing was extracted, or no view is known of these inputs.
+        """
+        return _mean_quality(self.history[-len(self.n_classes) :])
+
+    @property
+    def best_quality(self) -> float | None:
+        """The highest `quality` of all relabellings; None where none has any."""
+        return None if self._best is None else self._best.quality
+
+    @property
+    def best_update(self) -> int | None:
+        """After how many relabellings `quality` was highest; None where none has any."""
+        return None if self._best is None else self._best.update
+
+    @property
+    def best_labels(self) -> Tensor:
+        """(T, N) labels of the relabelling whose `quality` was highest; those of now where none has any."""
+        return self._labels if self._best is None else self._best.labels.to(self._labels.device)
 
     @property
     def n_updates(self) -> int:
@@ -172,7 +215,7 @@ class SelfLabeler:
         self._n_trained += len(chosen)
         return self._labels[:, chosen.to(self._labels.device)]
 
-    def loss(self, logits: Any, index: Any, *, weight: Tensor | Sequence[Tensor] | None = None) -> Tensor:
+    def loss(self, logits: Any, index: Any, *, weight: Tensor | Sequence[Tensor] | str | None = None) -> Tensor:
         """The mean over heads of the cross-entropy with the labels of the batch.
 
             mean_t mean_i -log softmax(logits_ti)[labels_ti]
@@ -180,17 +223,19 @@ class SelfLabeler:
         Args:
             logits: of the model: a list of T tensors (B, K_t), one tensor if T = 1, or an output that has `logits`.
             index: (B,) which samples these are.
-            weight: (K,) weights of the classes, or a list of them, one a head. None: all 1.
+            weight: (K,) weights of the classes, or a list of them, one a head; "balanced": N_t / (K n_k), by the
+                n_k samples that now have class k of the N_t with a label, so that every class of every head counts the
+                same, as `ClassUniformSampler` does for one head. None: all 1.
 
         Returns:
             A scalar. Samples with label -1 are left out; zero where there are no others.
 
         Raises:
-            ValueError: logits of another number of heads or classes, an index out of range.
+            ValueError: logits of another number of heads or classes, an index out of range, another text as weight.
         """
         parts = as_logits(logits, self.n_classes)
         self._follow(parts[0].device)
-        weights: list[Any] = list(weight) if isinstance(weight, (list, tuple)) else [weight] * len(parts)
+        weights: list[Any] = self._weights(weight)
         losses = []
         for one, targets, class_weight in zip(parts, self.targets(index), weights, strict=True):
             one = one.float() if one.dtype.itemsize < 4 else one  # the sum of a batch may be too much for a half
@@ -203,6 +248,18 @@ class SelfLabeler:
         self._loss_sum = loss.detach() if self._loss_sum is None else self._loss_sum + loss.detach()
         self._n_losses += 1
         return loss
+
+    def _weights(self, weight: Any) -> list[Any]:
+        """Weights of the classes, one a head."""
+        if not isinstance(weight, str):
+            return list(weight) if isinstance(weight, (list, tuple)) else [weight] * len(self.n_classes)
+        if weight != "balanced":
+            raise ValueError(f"weight is {weight!r}; pass weights of the classes, 'balanced' or None")
+        version = self._labels._version  # rises with each change in place
+        if self._balanced is None or self._balanced[0] != version or self._balanced[1] is not self._labels:
+            found = [_balanced(labels, k) for labels, k in zip(self._labels, self.n_classes, strict=True)]
+            self._balanced = version, self._labels, found
+        return self._balanced[2]
 
     def record(self, index: Any, logits: Any = None, *, features: Tensor | None = None) -> None:
         """Keep what a training step has seen, so that the next `update(model)` needs no loader.
@@ -259,7 +316,13 @@ class SelfLabeler:
         return self.schedule.count(self._progress) > self._n_passed
 
     @interruptible
-    def update(self, model: nn.Module, loader: Iterable[Any] | None = None) -> list[dict[str, Any]]:
+    def update(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any] | None = None,
+        *,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    ) -> list[dict[str, Any]]:
         """Label all samples anew with every head: all heads change, or none if anything goes wrong.
 
         torch's random numbers go on as if nothing had happened, but for what a DataLoader draws whenever it is
@@ -268,15 +331,19 @@ class SelfLabeler:
         Args:
             model: as it is now. Its weights, and the mode of its modules, are left as they are; a labeling whose
                 classes have no names from one time to the next (`KMeans`) has the heads drawn anew.
-            loader: yields (index, input) for every sample once, in any order; without random augmentation, as a rule.
+            loader: yields (index, input), or what `batch` says, for every sample once, in any order; without random
+                augmentation, as a rule.
                 Where processes share the work, each passes its part: any samples, as long as each comes somewhere
                 (what a DistributedSampler repeats counts once). None: use what `record` has kept.
+            optimizer: that trains the model, or several: what it has gathered about heads that are drawn anew, such as
+                momentum, is forgotten. None: it stays, and pulls the new heads where the old ones went.
 
         Returns:
             The history's new records, one a head.
 
         Raises:
-            TypeError: a loader that does not yield (index, input).
+            TypeError: a loader that does not yield (index, input) or what `batch` says; a model that returns neither
+                logits nor features; an optimizer that is none.
             ValueError: indices missing, twice or out of range; heads that are not those the labeler was made for.
             InvalidScoresError: NaN features, named by sample.
             FingerprintError: the store holds features of other data.
@@ -286,6 +353,7 @@ class SelfLabeler:
         Warns:
             SelfLabelWarning: signs that the training goes wrong, in plain words.
         """
+        optimizers = _optimizers(optimizer)
         group = training_group(self._ranks_group)
         with ranks_of(group) as team, contextlib.ExitStack() as calibration:
             seen = view(model, self.n_classes, self._features_of, self._heads_of)
@@ -295,12 +363,13 @@ class SelfLabeler:
             )  # fmt: skip
             store, over_ranks = self._store_of(team)
             started = time.perf_counter()
-            holders = None
+            holders = looks = None
             if loader is None:
                 self._finish_recording(seen, team)
             else:
                 loader = calibration.enter_context(self._calibrated(seen, loader, team))
-                holders = self._extract(seen, loader, store, team, group if over_ranks else None)
+                looks = Looks(self.n_samples, self.seed, self._make_view)
+                holders = self._extract(seen, loader, store, team, group if over_ranks else None, looks)
             seconds = time.perf_counter() - started
             found: list[Relabelled] = []
             if over_ranks or team.rank == 0:
@@ -318,11 +387,14 @@ class SelfLabeler:
                 )
             if team.number > 1 and not over_ranks:
                 found = _found_by_first(team, found, len(self.n_classes))
+            if looks is not None:
+                for one, value in zip(found, self._qualities(seen, looks, found, team), strict=False):
+                    one.record["quality"] = value
             seconds, *each = team.largest("seconds", seconds, *(one.record["seconds"] for one in found))
             for one, longest in zip(found, each, strict=True):
                 one.record["seconds"] = longest
             training = self._training(team)
-        return self._commit(model, found, training | {"seconds_extract": seconds})
+        return self._commit(seen, optimizers, found, training | {"seconds_extract": seconds})
 
     def _store_of(self, team: Alone) -> tuple[Store, bool]:
         """Where the rows of this process go, and whether the others keep theirs, too."""
@@ -338,9 +410,12 @@ class SelfLabeler:
         if self._extraction["mode"] != "calibrated":
             return contextlib.nullcontext(loader)
         amp = self._extraction["amp"]
+        parted = self._extraction["parted"]
         return calibrated(seen, loader, self.n_samples, parted, seed=self._seed_of_update(), amp=amp, team=team)
 
-    def _extract(self, seen: View, loader: Iterable[Any], store: Any, team: Alone, group: Any) -> Holders | None:
+    def _extract(
+        self, seen: View, loader: Iterable[Any], store: Any, team: Alone, group: Any, looks: Looks
+    ) -> Holders | None:
         """Bring the rows of all samples to stores, in place of what may have been recorded; who holds which.
 
         Without a group, all go to the store of rank 0.
@@ -352,9 +427,21 @@ class SelfLabeler:
         self._came = None
         given = seen, loader, store, self.n_samples
         if group is not None:
-            return extract_part(*given, about=about, **self._extraction, team=team, group=group)
-        extract(*given, about=about, **self._extraction, team=team)
+            return extract_part(*given, about=about, **self._extraction, team=team, group=group, looks=looks)
+        extract(*given, about=about, **self._extraction, team=team, looks=looks)
         return None
+
+    def _qualities(self, seen: View, looks: Looks, found: list[Relabelled], team: Alone) -> list[float]:
+        """Of each head, by the views of all ranks; nothing where there are none."""
+        index, classes = looks.index, np.empty((0, len(found)), np.int64)
+        if looks.rows is not None:
+            classes = classes_of(seen, looks.rows, self.n_classes, [one.state for one in found]).T
+        index, classes = team.joined("quality", index, classes)
+        _, first = np.unique(index, return_index=True)
+        if not len(first):
+            return []
+        labels = np.stack([one.labels[index[first]] for one in found])
+        return heads_foresee(classes[first].T, labels)
 
     def _finish_recording(self, seen: View, team: Alone) -> None:
         """Bring what was recorded to the store, if that is features; a sample without a best class keeps its label."""
@@ -381,12 +468,14 @@ class SelfLabeler:
             "loss": loss_sum / n_losses if n_losses else None,
         }
 
-    def _commit(self, model: nn.Module, found: list[Relabelled], common: dict[str, Any]) -> list[dict[str, Any]]:
+    def _commit(
+        self, seen: View, optimizers: list[Any], found: list[Relabelled], common: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         """Everything that a relabelling changes, at once."""
         labels = torch.from_numpy(np.stack([one.labels for one in found])).to(self._labels.device)
         states = [{name: np.asarray(value) for name, value in one.state.items()} for one in found]
         records = [common | {"head": head, **one.record} for head, one in enumerate(found)]
-        raised = self._renew_heads(model, [head for head, one in enumerate(found) if one.new_classes])
+        raised = self._renew_heads(seen, optimizers, [head for head, one in enumerate(found) if one.new_classes])
         self._labels, self._states = labels, list(states)
         if self.schedule is not None and self._progress is not None:
             self._n_passed = self.schedule.count(self._progress)
@@ -394,7 +483,10 @@ class SelfLabeler:
         self._recorded = self._came = self._loss_sum = None
         self._n_losses = 0
         self.history += records
-        found_wrong = alarms.raised(self.history, self.n_classes)
+        quality = _mean_quality(records)
+        if quality is not None and (self._best is None or quality > self._best.quality):
+            self._best = _Best(quality, self._n_updates, labels.clone())
+        found_wrong = alarms.raised(self.history, self.n_classes, self._share_done())
         for record in records:
             record["alarms"] = raised + list(found_wrong.values())
         for text in raised + [text for kind, text in found_wrong.items() if kind not in self._alarmed]:
@@ -403,11 +495,16 @@ class SelfLabeler:
         logger.info("relabelling %d: %s", self._n_updates, alarms.told(records))
         return records
 
-    def _renew_heads(self, model: nn.Module, heads: list[int]) -> list[str]:
+    def _share_done(self) -> float | None:
+        """Of the training, where the schedule tells when that ends."""
+        times = getattr(self.schedule, "times", None)
+        return None if not times or not times[-1] or self._progress is None else min(1.0, self._progress / times[-1])
+
+    def _renew_heads(self, seen: View, optimizers: list[Any], heads: list[int]) -> list[str]:
         """Draw the weights of heads anew, the same on every process; what is to be said where that cannot be done."""
         if not heads:
             return []
-        inner = unwrapped(model)
+        inner = unwrapped(seen.model)
         reset: Any = getattr(inner, "reset_head", None)
         if not callable(reset):
             return [
@@ -415,12 +512,20 @@ class SelfLabeler:
                 "weights of a head anew; training goes on from the old ones"
             ]
         devices = sorted({parameter.device.index for parameter in inner.parameters() if parameter.is_cuda})
+        versions = [(parameter, parameter._version) for parameter in inner.parameters()]
         for head in heads:
             with torch.random.fork_rng(devices):
                 torch.default_generator.manual_seed(self._seed_of_update() + head)
                 for device in devices:
                     torch.cuda.default_generators[device].manual_seed(self._seed_of_update() + head)
                 reset(head)
+        anew: list[Tensor] = [
+            parameter for parameter, version in versions if parameter._version != version
+        ]  # changed in place
+        anew += [weight for number in heads if seen.heads for weight in _weights(seen.heads[number])]
+        for optimizer in optimizers:
+            for parameter in anew:
+                optimizer.state.pop(parameter, None)
         return []
 
     # ---- saving ----
@@ -444,6 +549,13 @@ class SelfLabeler:
             "loss_sum": None if self._loss_sum is None else self._loss_sum.detach().cpu(),
             "n_losses": self._n_losses,
             "n_trained": self._n_trained,
+            "best": None
+            if self._best is None
+            else {
+                "quality": self._best.quality,
+                "update": self._best.update,
+                "labels": self._best.labels.detach().cpu().to(torch.int32),
+            },
             "history": [dict(record) for record in self.history],
         }
 
@@ -486,18 +598,27 @@ class SelfLabeler:
         self._loss_sum = None if loss_sum is None else torch.from_numpy(loss_sum).to(device)
         self._n_losses, self._n_trained = loaded.n_losses, loaded.n_trained
         self._came = None
+        self._best = loaded.best
         self.history = loaded.history
 
-    def save_labels(self, path: str | os.PathLike[str]) -> None:
+    def save_labels(self, path: str | os.PathLike[str], *, best: bool = False) -> None:
         """Write the labels of all heads to an HDF5 file, with a receipt; see `otlabel.selflabel.labels` for its layout.
+
+        Args:
+            path: where to; ends in .h5 or .hdf5.
+            best: whether to write `best_labels` in place of those of the last relabelling.
 
         Raises:
             OSError: the file cannot be written; an old one of that name is then still whole.
         """
         from otlabel.selflabel.labels import save_labels
 
-        last = self.history[-len(self.n_classes) :]
-        save_labels(path, as_array(self._labels), self.n_classes, data=self.data, seed=self.seed, records=last)
+        n_heads, labels = len(self.n_classes), self._labels
+        records = self.history[-n_heads:]
+        if best and self._best is not None:
+            labels = self._best.labels
+            records = self.history[(self._best.update - 1) * n_heads : self._best.update * n_heads]
+        save_labels(path, as_array(labels), self.n_classes, data=self.data, seed=self.seed, records=records)
 
     def load_labels(self, path: str | os.PathLike[str]) -> None:
         """Take over labels that `save_labels` wrote, of this data.
@@ -522,6 +643,14 @@ class SelfLabeler:
         """Random labels of equal sizes, (T, N)."""
         rng = np.random.default_rng((self.seed, 0))
         return np.stack([rng.permutation(np.arange(self.n_samples) % k) for k in self.n_classes]).astype(np.int64)
+
+    def _given_labels(self, labels: Any) -> np.ndarray:
+        """Labels to start from, (T, N)."""
+        given = by_row(labels, self.n_samples, None, "labels")
+        shape = (len(self.n_classes), self.n_samples)
+        return _read_labels(
+            "labels", np.broadcast_to(given, shape) if given.shape == shape[1:] else given, *shape[1:], self.n_classes
+        )
 
     def _seed_of_update(self) -> int:
         return int(np.random.SeedSequence((self.seed, self._n_updates + 1)).generate_state(1)[0])
@@ -567,10 +696,34 @@ class SelfLabeler:
         )
 
 
+def _optimizers(given: Any) -> list[Any]:
+    optimizers = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    for one in optimizers:
+        if not isinstance(getattr(one, "state", None), Mapping):
+            raise TypeError(
+                f"optimizer is a {type(one).__name__}; pass the torch.optim.Optimizer that trains the model"
+            )
+    return optimizers
+
+
 def _opened(store: Any) -> Store:
     if store is None:
         return TensorStore()
     return FeatureStore(store) if isinstance(store, (str, os.PathLike)) else store
+
+
+@dataclass(frozen=True, eq=False)
+class _Best:
+    """The relabelling of the highest quality so far."""
+
+    quality: float
+    update: int  # after how many relabellings
+    labels: Tensor  # (T, N) int64
+
+
+def _mean_quality(records: list[dict[str, Any]]) -> float | None:
+    values = [record["quality"] for record in records if "quality" in record]
+    return float(np.mean(values)) if values else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -586,6 +739,7 @@ class _State:
     loss_sum: np.ndarray | None  # ()
     n_losses: int
     n_trained: int
+    best: _Best | None
     history: list[dict[str, Any]]
 
 
@@ -619,13 +773,20 @@ def _read_state(
     for record in history:  # what the next alarms look at
         if not 0 <= operator.index(record["head"]) < len(n_classes) or float(record["churn"]) < 0:
             raise ValueError(f"its history has a record of head {record['head']} with churn {record['churn']}")
-    recorded = state["recorded"]
+    recorded, best = state["recorded"], state.get("best")  # of states of earlier versions there is none
+    if best is not None:
+        quality, update = float(best["quality"]), operator.index(best["update"])
+        if not (0 <= quality <= 1 and 0 < update <= operator.index(counts["n_updates"])):
+            raise ValueError(f"the best labels have quality {quality} after {update} relabellings")
+        best_labels = _read_labels("the best labels", best["labels"], n_samples, n_classes)
+        best = _Best(quality, update, torch.from_numpy(best_labels))
     return _State(
         labels=_read_labels("labels", state["labels"], n_samples, n_classes),
         states=list(states),
         progress=None if progress is None else float(progress),
         recorded=None if recorded is None else _read_labels("recorded", recorded, n_samples, n_classes),
         loss_sum=loss_sum,
+        best=best,
         history=history,
         **{name: operator.index(count) for name, count in counts.items()},
     )
@@ -646,6 +807,12 @@ def _read_labels(name: str, values: Any, n_samples: int, n_classes: list[int]) -
     return array.astype(np.int64)
 
 
+def _balanced(labels: Tensor, n_classes: int) -> Tensor:
+    """(K,) by which every class that has samples counts the same, and a labelled sample 1 in the mean."""
+    sizes = torch.bincount(labels[labels >= 0], minlength=n_classes)
+    return sizes.sum() / ((sizes > 0).sum().clamp(min=1) * sizes.clamp(min=1))
+
+
 def _checked_truth(truth: Any, n_samples: int) -> np.ndarray:
     array = by_row(truth, n_samples, None, "truth")
     if array.shape != (n_samples,):
@@ -655,14 +822,19 @@ def _checked_truth(truth: Any, n_samples: int) -> np.ndarray:
     return array
 
 
+def _weights(head: Any) -> list[Tensor]:
+    """Of a head that is a module, or a pair of weight and bias."""
+    if isinstance(head, nn.Module):
+        return list(head.parameters())
+    return [weight for weight in head if weight is not None] if isinstance(head, (tuple, list)) else []
+
+
 def _heads_hash(seen: View) -> str:
     """A digest of the heads' weights, where there are heads."""
     digest = hashlib.sha256()
     for head in seen.heads:
-        weights = head.parameters() if isinstance(head, nn.Module) else head if isinstance(head, (tuple, list)) else ()
-        for weight in weights:
-            if weight is not None:
-                digest.update(weight.detach().float().cpu().contiguous().numpy().data)
+        for weight in _weights(head):
+            digest.update(weight.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:12]
 
 

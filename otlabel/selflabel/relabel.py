@@ -126,6 +126,20 @@ def _look(seen: View, source: Scores, n_classes: list[int], found: list[Relabell
         one.record["best_class_share"] = float(sizes.max() / n_drawn)
 
 
+def classes_of(
+    seen: View, rows: np.ndarray, n_classes: list[int], states: list[Mapping[str, np.ndarray]]
+) -> np.ndarray:
+    """(T, n) best class of each row by each head, with the potentials that its labels were made with, if it has any."""
+    found = []
+    for head, make_scores in enumerate(_scores_of_heads(seen, open_part(rows), n_classes)):
+        scores = in_memory(open_scores(make_scores()))
+        potentials = states[head].get("potentials")
+        if potentials is not None and potentials.shape == scores.shape[1:]:
+            scores = scores + np.where(np.isnan(potentials), -np.inf, potentials)
+        found.append(scores.argmax(1))
+    return np.stack(found)
+
+
 def _checked(new: NewLabels, head: HeadView) -> np.ndarray:
     """The labels, if they are labels: a user's own labeling may return anything."""
     labels = np.asarray(new.labels)
@@ -200,7 +214,10 @@ def _nothing_stored() -> Any:
 
 def _check_heads(seen: View, n_classes: list[int]) -> None:
     if len(seen.heads) != len(n_classes):
-        raise ValueError(f"the model has {len(seen.heads)} heads; the labeler was made for {len(n_classes)}")
+        raise ValueError(
+            f"the model has {len(seen.heads)} heads; the labeler was made for {len(n_classes)}. It takes them from "
+            "model.heads, or from heads= where that is passed"
+        )
     for number, (head, part, k) in enumerate(zip(seen.heads, linear_parts(seen.heads), n_classes, strict=True)):
         if part is not None and part[0].shape[0] != k:
             raise ValueError(f"head {number} of the model has {part[0].shape[0]} classes; the labeler was made for {k}")

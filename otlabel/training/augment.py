@@ -27,6 +27,7 @@ class Augmentation:
         rotate: largest angle, in degrees, to either side.
         zoom: (lo, hi), by what images are enlarged about their centre. None: they are not.
         shift: largest move up, down, left and right, as a share of the side.
+        swap: of vectors, the share of the numbers that are those of other samples of the batch. All else is of images.
 
     What lies beyond the border of an image is the border, continued.
 
@@ -44,13 +45,14 @@ class Augmentation:
     rotate: float = 0.0
     zoom: tuple[float, float] | None = None
     shift: float = 0.0
+    swap: float = 0.0
 
     def __post_init__(self) -> None:
         if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise ValueError(f"crop is {self.crop}: give shares (lo, hi) of the area, 0 < lo <= hi <= 1")
         if self.zoom is not None and not 0 < self.zoom[0] <= self.zoom[1] < math.inf:
             raise ValueError(f"zoom is {self.zoom}: give factors (lo, hi), 0 < lo <= hi")
-        for name, most in (("jitter", 1), ("grayscale", 1), ("rotate", 180), ("shift", 1)):
+        for name, most in (("jitter", 1), ("grayscale", 1), ("rotate", 180), ("shift", 1), ("swap", 1)):
             value = getattr(self, name)
             if not 0 <= value <= most:
                 raise ValueError(f"{name} is {value}: give 0 to {most}")
@@ -59,12 +61,14 @@ class Augmentation:
         """A view of each image, standardised as `plain` does it.
 
         Args:
-            images: (B, C, H, W) uint8, on any device.
+            images: (B, C, H, W) uint8, or (B, D) vectors, on any device.
             generator: where all random numbers come from. On the device of the images nothing need be copied.
 
         Returns:
-            (B, C, H, W) float32 on the same device.
+            (B, C, H, W) float32 on the same device; vectors as they came but for what was swapped.
         """
+        if images.ndim == 2:
+            return _swapped(images, self.swap, generator) if self.swap else images
         views = _unit(images)
         if self.crop or self.flip or self.rotate or self.zoom or self.shift:
             views = _resampled(views, self._maps(views, generator))
@@ -105,15 +109,30 @@ def plain(images: torch.Tensor) -> torch.Tensor:
     return _standardised(_unit(images))
 
 
-def rotated(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each image turned by 0, 90, 180 or 270 degrees, counter-clockwise, and by how many quarter turns.
+def with_channels(images: torch.Tensor, n_channels: int) -> torch.Tensor:
+    """Images (N, C, H, W) uint8 in as many channels as a network wants: grey repeated, or colours made grey.
+
+    Raises:
+        ValueError: other numbers of channels than 1 and 3.
+    """
+    found = images.shape[1]
+    if found == n_channels:
+        return images
+    if (found, n_channels) == (1, 3):
+        return images.expand(-1, 3, -1, -1)
+    if (found, n_channels) == (3, 1):
+        return _gray(images.float()).round().to(images.dtype)
+    raise ValueError(f"images of {found} channels cannot be shown to a network of {n_channels}")
+
+
+def four_turns(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each image turned by 0, 90, 180 and 270 degrees, counter-clockwise, and by how many quarter turns.
 
     Args:
         images: (B, C, H, H), of any type.
-        generator: where the turns come from.
 
     Returns:
-        The turned images, and (B,) int64 turns from 0 to 3, the labels of the task.
+        (4 B, C, H, H), the B upright images first, and (4 B,) int64 turns from 0 to 3, the labels of the task.
 
     Raises:
         ValueError: images that are not square.
@@ -122,12 +141,8 @@ def rotated(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Ten
     """
     if images.ndim != 4 or images.shape[2] != images.shape[3]:
         raise ValueError(f"images have shape {tuple(images.shape)}: quarter turns are of square images (B, C, H, H)")
-    turns = torch.randint(4, (len(images),), generator=generator, device=generator.device).to(images.device)
-    result = images.clone()
-    for turn in range(1, 4):
-        chosen = turns == turn
-        result[chosen] = torch.rot90(images[chosen], turn, (2, 3))
-    return result, turns
+    turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
+    return turned, torch.arange(4, device=images.device).repeat_interleave(len(images))
 
 
 def _unit(images: torch.Tensor) -> torch.Tensor:
@@ -184,6 +199,12 @@ def _colour_maps(saturation: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     change[:, 1, 1], change[:, 1, 2] = cosine, -sine
     change[:, 2, 1], change[:, 2, 2] = sine, cosine
     return torch.linalg.inv(to_yiq) @ change @ to_yiq
+
+
+def _swapped(vectors: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    others = torch.randint(len(vectors), vectors.shape, generator=generator, device=generator.device)
+    drawn = torch.rand(vectors.shape, generator=generator, device=generator.device).to(vectors.device)
+    return torch.where(drawn < share, vectors.gather(0, others.to(vectors.device)), vectors)
 
 
 def _gray(images: torch.Tensor) -> torch.Tensor:

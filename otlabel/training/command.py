@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from otlabel.files import check_apart
 
 if TYPE_CHECKING:
     from otlabel.training.config import Config
+    from otlabel.training.data import Images
 
 _CONFIG_HELP = "a TOML file, or the name of a recipe: digits, fashion_mnist, cifar10, ..."
 
@@ -20,12 +22,18 @@ def add_train(commands: Any) -> None:
     """The arguments of `otlabel train`."""
     parser = commands.add_parser(
         "train",
-        help="train a model by self-labelling, from a TOML file",
-        description="Train a model by self-labelling (SeLa, DeepCluster, UIC). Goes on where it was interrupted.",
-        epilog="example: otlabel train digits -o runs/digits",
+        help="train a model by self-labelling, on a folder or by a TOML file",
+        description="Train a model by self-labelling (SeLa, DeepCluster, UIC). Goes on where it was interrupted. With "
+        "-k, settings suit the data by their shape and number; else they are those of a TOML file or a recipe.",
+        epilog="examples: otlabel train my-images/ -k 10 -o run; otlabel train digits -o runs/digits",
         allow_abbrev=False,
     )
-    parser.add_argument("config", metavar="CONFIG", help=_CONFIG_HELP)
+    parser.add_argument(
+        "config",
+        metavar="DATA_OR_CONFIG",
+        help="with -k: a folder of images, a .npy file, digits, fashion-mnist, cifar10; else " + _CONFIG_HELP,
+    )
+    parser.add_argument("-k", "--classes", metavar="K", type=int, help="classes to find: settings then suit the data")
     _add_common(parser)
     parser.set_defaults(command=_train)
 
@@ -57,7 +65,30 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     from otlabel.training.config import read_config
 
+    if arguments.classes is not None:
+        return _train_suited(arguments)
+    if Path(arguments.config).is_dir() or arguments.config.endswith(".npy"):
+        raise ValueError(f"{arguments.config} is data; say how many classes to find: -k 10")
     return _run(arguments, _changed(read_config(arguments.config), arguments.set))
+
+
+def _train_suited(arguments: argparse.Namespace) -> int:
+    """Train by settings that suit the data, which are loaded first for their shape."""
+    from otlabel.training.config import config_of
+    from otlabel.training.run import loaded
+    from otlabel.training.suited import suited, told
+
+    name = arguments.config
+    if name.endswith(".toml"):
+        raise ValueError(f"{name} is a config, which says itself how many classes its heads have; leave -k out")
+    of_data = [change for change in arguments.set if change.strip().startswith("data.")]
+    data = _changed(config_of({"data": {"name": name}}), of_data)
+    images = loaded(data)
+    given = suited(tuple(images.train.shape), arguments.classes)
+    config = _changed(config_of({"data": _without_none(data.to_dict())["data"]} | given), arguments.set)
+    if not arguments.json:
+        print(told(tuple(images.train.shape), config))
+    return _run(arguments, config, images)
 
 
 def _transfer(arguments: argparse.Namespace) -> int:
@@ -71,22 +102,42 @@ def _transfer(arguments: argparse.Namespace) -> int:
     return _run(arguments, _changed(config, arguments.set))
 
 
-def _run(arguments: argparse.Namespace, config: Config) -> int:
+def _run(arguments: argparse.Namespace, config: Config, images: Images | None = None) -> int:
     from otlabel.training.run import FILES, train
 
     if Path(arguments.config).is_file():  # else a recipe
         check_apart({f"the run's {name}": arguments.output / name for name in FILES}, {"CONFIG": arguments.config})
     report = None if arguments.json else _Table()
-    run = train(config, arguments.output, report=report, allow_code=arguments.allow_code)
+    run = train(config, arguments.output, report=report, allow_code=arguments.allow_code, images=images)
     if arguments.json:
         print(json.dumps(run.result, indent=2))
         return 0
-    for name, value in run.result.items():
-        figures = value if isinstance(value, dict) else {name: value}
-        told = "  ".join(f"{key} {figure:.3f}" for key, figure in figures.items() if key != "n_samples")
-        print(f"{name + ':':<11} {told}" if isinstance(value, dict) else f"{'features:':<11} {told}")
+    _tell(run.result)
     print(f"Labels, figures and the checkpoint are in {arguments.output}")
     return 0
+
+
+def _tell(result: dict[str, Any]) -> None:
+    """A line for each kind of figures."""
+    lines: dict[str, dict[str, Any]] = {"without truth": {}, "features": {}}
+    for name, value in result.items():
+        if isinstance(value, dict):
+            lines[name] = value
+        elif name in ("quality", "quality_at_the_end", "churn"):
+            lines["without truth"][name] = value
+        elif name == "sizes":
+            counts = [count for head in value for count in head]
+            lines["without truth"] |= {"smallest class": min(counts), "largest": max(counts)}
+        elif isinstance(value, float):
+            lines["features"][name] = value
+    for name, figures in lines.items():
+        told = [
+            f"{key.replace('_', ' ')} {figure:.3f}" if isinstance(figure, float) else f"{key} {figure}"
+            for key, figure in figures.items()
+            if key != "n_samples" and figure is not None
+        ]
+        if told:
+            print(textwrap.fill(f"{name + ':':<15} {'  '.join(told)}", 80, subsequent_indent=16 * " "))
 
 
 class _Table:
@@ -97,7 +148,7 @@ class _Table:
 
     def __call__(self, line: dict[str, Any]) -> None:
         if not self._begun:
-            print(" epoch      loss        lr  relabelled    churn      nmi   seconds")
+            print(" epoch      loss        lr  relabelled    churn  quality      nmi   seconds")
         self._begun = True
 
         def shown(name: str) -> str:
@@ -105,7 +156,7 @@ class _Table:
 
         print(
             f"{line['epoch']:6d} {shown('loss')} {line['lr']:9.2g} {line['relabellings']:11d} {shown('churn')}"
-            f"{shown('nmi')} {line['seconds']:9.2f}",
+            f"{shown('quality')}{shown('nmi')} {line['seconds']:9.2f}",
             flush=True,
         )
 
@@ -124,7 +175,11 @@ def _changed(config: Config, changes: list[str]) -> Config:
             given[section][key] = tomllib.loads(f"value = {value}")["value"]
         except ValueError:
             given[section][key] = value
-    plain = {
+    return config_of(_without_none(given), "--set")
+
+
+def _without_none(given: dict[str, Any]) -> dict[str, Any]:
+    """Sections as a TOML file would have them, which knows no None."""
+    return {
         section: {key: value for key, value in values.items() if value is not None} for section, values in given.items()
     }
-    return config_of(plain, "--set")

@@ -1,0 +1,91 @@
+"""Settings that suit data nobody has tuned anything for: one rule from the shape and number of samples to a run.
+
+The rule was chosen by `quality`, never by true classes, on scanned digits, clothes and photographs; its figures against
+the truth are in the documentation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from otlabel.training.config import Config
+
+SMALL_SIDE = 16  # pixels; images up to this keep their size in the first block
+LEAST_MAP = 4  # pixels of a side that halving goes down to
+FIRST_WIDTH, LAST_WIDTH = 32, 256
+N_HEADS = 4
+SAMPLES_SEEN = 200_000  # over a training, within these numbers of epochs
+EPOCHS = (15, 60)
+PER_EPOCH = 3  # relabellings
+MLP_WIDTH = 256
+
+
+def suited(shape: tuple[int, ...], n_classes: int) -> dict[str, Any]:
+    """All sections of a config but [data], for data of a shape, as a TOML file would have them.
+
+    Images: a convolutional network that halves them until its field of view covers all of an image; random crops, small
+    turns, and changes of light; of colours also hue and grey. Only images in colour, which are taken for photographs,
+    are mirrored: left and right may matter in others, as in letters and digits. Vectors: two hidden layers; numbers of
+    other samples put in place of some.
+
+    Args:
+        shape: (N, C, H, W) or (N, D).
+        n_classes: K of each head.
+
+    Raises:
+        ValueError: fewer than two classes.
+    """
+    if n_classes < 2:
+        raise ValueError(f"{n_classes} classes: give at least 2")
+    vectors = len(shape) == 2
+    low, high = EPOCHS
+    epochs = min(max(round(SAMPLES_SEEN / shape[0]), low), high)
+    return {
+        "model": {**(_perceptron() if vectors else _covering(min(shape[2:]))), "heads": [n_classes] * N_HEADS},
+        "labels": {"n_relabels": PER_EPOCH * epochs, "schedule": "linear"},
+        "augment": {"swap": 0.3} if vectors else _views(shape[1]),
+        "train": {"epochs": epochs, "batch_size": 64, "lr": 0.05, "nesterov": True, "weight_decay": 5e-4},
+    }
+
+
+def _perceptron() -> dict[str, Any]:
+    return {"backbone": "mlp", "options": {"width": MLP_WIDTH}}
+
+
+def _covering(side: int) -> dict[str, Any]:
+    """3 x 3 convolutions with halvings, as many as the side needs, and one more that brings the rest into view."""
+    strides = [1] if side <= SMALL_SIDE else []
+    strides += [2] * max(1, math.ceil(math.log2(side / LEAST_MAP)))
+    if side > SMALL_SIDE:
+        strides += [1]
+    else:
+        strides += [2]
+    widths = [min(FIRST_WIDTH << number, LAST_WIDTH) for number in range(len(strides))]
+    return {"backbone": "small_convnet", "options": {"widths": widths, "strides": strides}}
+
+
+def _views(channels: int) -> dict[str, Any]:
+    if channels == 3:
+        return {"crop": [0.3, 1.0], "flip": True, "jitter": 0.5, "grayscale": 0.2}
+    return {"rotate": 15, "zoom": [0.8, 1.25], "shift": 0.1, "jitter": 0.3}
+
+
+def told(shape: tuple[int, ...], config: Config) -> str:
+    """What is assumed of the data, in a few lines."""
+    model, n_relabels, epochs = config.model, config.labels.n_relabels, config.train.epochs
+    vectors = len(shape) == 2
+    if vectors:
+        data = f"{shape[0]:,} vectors of {shape[1]} numbers"
+    else:
+        kind = {1: "in grey", 3: "in colour"}.get(shape[1], f"of {shape[1]} channels")
+        data = f"{shape[0]:,} images of {shape[2]} x {shape[3]} pixels, {kind}"
+    lines = [
+        f"{data}, in {model.heads[0]} classes: {model.backbone} {model.options}, {len(model.heads)} heads, {epochs} "
+        f"epochs, {n_relabels} relabellings."
+    ]
+    if not vectors:
+        mirrored, other = ("are mirrored", "false") if config.augment.flip else ("are not mirrored", "true")
+        lines.append(f"Images {mirrored}; if that does not suit them, --set augment.flip={other}.")
+    return "\n".join(lines)
