@@ -350,29 +350,16 @@ def tune_sweep(check: Check) -> None:
         return
     from otlabel.sweep import cuda
 
-    wide, narrow, slim = cuda.Shape(1024, 3, 1, 4, 3), cuda.Shape(1024, 1, 1, 4, 3), cuda.Shape(128, 3, 4, 4, 3)
-    two = cuda.Shape(512, 6, 1, 2, 3)
-    of_3000 = [
-        two, wide, wide._replace(rows=2, joined=True), two._replace(stages=1, ahead=True),
-        wide._replace(stages=1, ahead=True), two._replace(stages=4), wide._replace(stages=4),
-        wide._replace(rows=2, joined=True, stages=1, ahead=True),
-    ]  # fmt: skip
-    of_1000 = [
-        narrow, cuda.Shape(512, 2, 1, 2, 3), cuda.Shape(256, 4, 1, 1, 3), cuda.Shape(256, 4, 1, 1, 1, ahead=True),
-        cuda.Shape(512, 2, 2, 2, 3, joined=True), narrow._replace(rows=2, joined=True),
-    ]  # fmt: skip
-    of_300 = [slim, cuda.Shape(128, 3, 1, 1, 3), cuda.Shape(128, 3, 2, 1, 3, joined=True), cuda.Shape(128, 3, 4, 1, 3)]
     check.keep("fields", list(cuda.Shape._fields))
-    for n_classes, shapes, labelled in (
-        (3000, of_3000, False), (3000, of_3000[:4], True), (1000, of_1000, False), (300, of_300, False),
-        (1000, of_1000[:3], True),
-    ):  # fmt: skip
+    for n_classes, labelled in ((3000, False), (1000, False), (300, False), (3000, True), (1000, True)):
         n_rows = IMAGENET // 4 * 3000 // n_classes
         scores = torch.randn(n_rows, n_classes, device="cuda", dtype=torch.float16)
-        for shape in shapes:
-            for each in (cuda.ROWS_A_PROGRAM, 128, 64) if shape == two and not labelled else (cuda.ROWS_A_PROGRAM,):
-                name = f"{n_classes}{' labelled' if labelled else ''} {tuple(shape)}" + f", {each} rows"
-                check.row(name, lambda s=scores, h=shape, e=each, q=labelled: _kernel_gb_s(s, h, e, q, check.plan), 5)
+        chosen = cuda.fused_shape(n_classes, torch.float32, scores.element_size())
+        tried = [(chosen, cuda.ROWS_A_PROGRAM), (chosen._replace(stages=3), cuda.ROWS_A_PROGRAM)]
+        tried += [] if labelled else [(chosen, 128), (chosen, 256)]
+        for shape, each in tried:
+            name = f"{n_classes}{' labelled' if labelled else ''} {tuple(shape)}" + f", {each} rows"
+            check.row(name, lambda s=scores, h=shape, e=each, q=labelled: _kernel_gb_s(s, h, e, q, check.plan), 5)
         del scores
         _free("cuda")
 
@@ -422,9 +409,10 @@ def solve_row(scores: Any, plan: Plan, rounding: str) -> dict:
 
 
 def time_solves(check: Check) -> None:
-    """Entropic and exact at two sizes, each twice: compiled before the second; then the peers that are torch alone."""
+    """Entropic and exact at two sizes, each twice, all compiled before; then the peers that are torch alone."""
     plan = check.plan
     for shape in reversed(plan.solves):
+        check.row(f"compiling, {shape[1]} classes", lambda n=shape[1]: _compile(n, plan))
         problem = zipf_problem(shape, plan.device, plan.loop_seconds)
         name = f"{shape[0]} x {shape[1]}"
         made = otlabel.linear_scores(problem.features, problem.weight.T, problem.offset)
@@ -436,6 +424,16 @@ def time_solves(check: Check) -> None:
             check.row(f"{peer}, {name}", lambda p=peer, q=problem: peer_row(p, q, plan), 5)
         del problem, made, scores
         _free(plan.device)
+
+
+def _compile(n_classes: int, plan: Plan) -> dict:
+    """Solve a small problem of so many classes in each way that is measured, which compiles what these need."""
+    begun = time.perf_counter()
+    problem = zipf_problem((4 * n_classes, n_classes), plan.device)
+    for rounding in ("exact", "argmax"):
+        solve_row(problem.scores, plan, rounding)
+    solve_row(otlabel.linear_scores(problem.features, problem.weight.T, problem.offset), plan, "argmax")
+    return {"seconds": time.perf_counter() - begun, "status": "not a solve"}
 
 
 def _solved_twice(check: Check, scores: Any, rounding: str) -> dict:
@@ -516,7 +514,11 @@ def _profiled(check: Check, name: str, work: Callable[[], Any]) -> str:
 
 
 def time_clusters(check: Check) -> None:
-    """Balanced k-means on the card: seconds of an iteration, assignment, repair and means, against its product."""
+    """Balanced k-means on the card: an iteration, assignment, repair and means, against its product.
+
+    The repair takes far longer than the product, and grows faster than the number of rows does: so fewer rows come
+    first, and more of them where time is left. Centres are random rows: the first assignments have most to repair.
+    """
     from otlabel import BalancedKMeans
 
     plan, (n_rows, dim, n_clusters) = check.plan, check.plan.clusters
@@ -531,28 +533,38 @@ def time_clusters(check: Check) -> None:
     centres = features[torch.randperm(n_rows, device=plan.device, generator=generator)[:n_clusters]]
     check.keep("shape", list(plan.clusters))
     product = check.row("product", lambda: median_of(lambda: features @ centres.T, plan))
-    from otlabel.cluster import _moments
+    from otlabel.cluster import EPSILON_SHARE, PLAN_TOLERANCE, _moments
 
     labels = torch.randint(0, n_clusters, (n_rows,)).numpy()
     source, start = TensorScores(features), centres.cpu().numpy()
     check.row("means", lambda: timed(lambda: _moments(source, labels, start), plan, repeats=2)["median"])
 
-    def fitted(n_iterations: int) -> tuple[float, int]:
+    closeness, epsilon = otlabel.scores.closeness(source, start), EPSILON_SHARE * float(features.var(0).sum())
+    entropic: dict[str, Any] = {"epsilon": epsilon, "tol": PLAN_TOLERANCE, "rounding": "argmax"}
+    check.row(
+        "assignment, entropic", lambda: timed(lambda: otlabel.sinkhorn_assign(closeness, **entropic), plan, repeats=2)
+    )
+
+    def fitted(rows: torch.Tensor, n_iterations: int) -> tuple[float, int]:
         begun = time.perf_counter()
         model = BalancedKMeans(n_clusters, init=start, max_iter=n_iterations, tol=0.0, random_state=0)
-        model.fit(features)
+        model.fit(rows)
         return time.perf_counter() - begun, int(np.ptp(model.sizes_))
 
-    def iteration() -> dict:
-        first = fitted(1)[0]
-        if first > 0.3 * check.left:
-            return {"first_seconds": first, "seconds": None}
-        (short, _), (long, spread) = fitted(1), fitted(3)
-        return {"first_seconds": first, "seconds": (long - short) / 2, "size_spread": spread}
+    def iteration(rows: torch.Tensor) -> dict:
+        one, (two, spread) = fitted(rows, 1)[0], fitted(rows, 2)
+        return {"first_and_one_seconds": one, "seconds": max(two - one, 0.0), "size_spread": spread}
 
-    found = check.row("iteration", iteration, 15)
-    if found and found["seconds"] and product:
-        check.keep("iteration_over_product", found["seconds"] / product)
+    check.row("compiling", lambda: fitted(features[: 4 * n_clusters], 1)[0])
+    last = 0.0
+    for share in (16, 4, 1):
+        rows = features[: n_rows // share]
+        name = "iteration" if share == 1 else f"iteration of {len(rows)} rows"
+        begun = time.perf_counter()
+        found = check.row(name, lambda rows=rows: iteration(rows), 8 * last)
+        last = time.perf_counter() - begun
+        if share == 1 and found and product:
+            check.keep("iteration_over_product", found["seconds"] / product)
 
 
 def stream(check: Check) -> None:
@@ -894,11 +906,18 @@ def to_markdown(report: dict) -> str:
     lines = ["# otlabel on a card", "", machine_line(report["machine"]), f"Device: {report['card']}.", ""]
     if report["targets"]:
         lines += ["## what was to be reached", "", *table(("target", "measured", "verdict"), report["targets"]), ""]
+    if "tests" in report:
+        lines += ["## tests that need a card", "", report["tests"], ""]
+    if "before" in report:
+        lines += ["## before the kernels were measured", "", *_figures(report["before"]), ""]
     for name, part in report["parts"].items():
         found = part["found"]
-        lines += [f"## {name} ({part['seconds']:.1f} s)", ""]
+        when = f", {part['of'][:16].replace('T', ' ')}" if "of" in part else ""
+        lines += [f"## {name} ({part['seconds']:.1f} s{when})", ""]
         if "failure" in part:
             lines += [f"**Failed**: {part['failure']}", ""]
+        if "note" in part:
+            lines += [part["note"], ""]
         if name in ("solves", "peers"):
             lines += [*_solve_table(found), ""]
         elif name == "factored":
@@ -948,6 +967,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=440.0, help="seconds (%(default)s)")
     parser.add_argument("--parts", nargs="*", choices=PARTS, metavar="PART", help=f"some of: {', '.join(PARTS)}")
     parser.add_argument("--out", type=Path, default=Path("gpu_check"), help="folder for the results (%(default)s)")
+    parser.add_argument("--earlier", type=Path, help="a report, of which parts that do not run now are kept")
     parser.add_argument("--peer", choices=APART, help="only the rows of this one, to the file that --out names")
     parser.add_argument("--here", action="store_true", help="in this process, without a report")
     return parser.parse_args()
@@ -975,20 +995,26 @@ def main() -> int:
         return 2
     arguments.out.mkdir(parents=True, exist_ok=True)
     card = torch.cuda.get_device_name() if plan.device == "cuda" else "none (--quick)"
-    machine, parts = describe_machine(PACKAGES), dict[str, Any]()
+    machine, earlier = describe_machine(PACKAGES), read_json(arguments.earlier) if arguments.earlier else {}
+    parts = {
+        name: {"of": earlier["machine"]["date"], **part}
+        for name, part in earlier.get("parts", {}).items()
+        if name not in names
+    }
 
     def report() -> None:
         """What is known so far, should this process be ended."""
-        for name in PARTS:
+        for name in names:
             if part := read_json(_file_of(arguments.out / "parts", name)):
                 parts[name] = part
         found = {
+            **earlier,
             "machine": machine,
             "card": card,
             "plan": asdict(plan),
             "parts": parts,
             "targets": targets(parts, plan),
-        }
+        }  # of the earlier report what was written into it by hand stays, too: "tests" and "before"
         write_json(arguments.out / "gpu_check.json", found)
         (arguments.out / "gpu_check.md").write_text(to_markdown(found), encoding="utf-8")
 

@@ -217,16 +217,31 @@ def test_sums_without_labels_are_those_with_labels(fused: bool, weighted: bool, 
 
 
 @kernels
-@pytest.mark.parametrize("joined", [True, False])
-@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("pieces", [1, 3])
-def test_shapes_of_the_kernel(pieces: int, ahead: bool, joined: bool, monkeypatch) -> None:
-    """Rows at a time, pieces of a row, and how rows come, change no more than rounding."""
+def test_shapes_of_the_kernel(pieces: int, rows: int, monkeypatch) -> None:
+    """Rows at a time, and pieces of a row, change no more than rounding."""
     n_classes = 64 * pieces - 24
-    shape = cuda_module().Shape(64, pieces, 2, 4, 1, joined, ahead)
+    shape = cuda_module().Shape(64, pieces, rows, 4, 1)
     monkeypatch.setattr(cuda_module(), "fused_shape", lambda *_: shape)
     scores, g = stored((71, n_classes), torch.float16, 0.2), potentials_of(n_classes, np.float32)
     Found(scores, g, 0.1).assert_is_formula(scores, g, 0.1)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+def test_threads_hold_no_more_of_a_row_than_registers_have_room_for() -> None:
+    """At any number of classes that is read once; the shapes that were the quickest on a card are chosen."""
+    cuda = cuda_module()
+    for precision, most in ((torch.float32, 48), (torch.float64, 16)):
+        for n_classes in [*range(1, 700), *range(700, cuda.FUSED_CLASSES[precision] + 1, 61), 3072, 4096]:
+            for size in (2, 8):
+                shape = cuda.fused_shape(n_classes, precision, size)
+                columns = shape.width * shape.pieces
+                assert columns - shape.width < n_classes <= columns
+                assert columns * shape.rows <= most * 32 * shape.warps
+                assert shape.stages * columns * shape.rows * size <= 200_000  # of memory that a program shares
+    half = [cuda.fused_shape(n_classes, torch.float32, 2) for n_classes in (3000, 1000, 300)]
+    assert half == [(512, 6, 1, 2, 4), (256, 4, 1, 1, 4), (128, 3, 4, 1, 4)]
 
 
 @kernels
@@ -313,6 +328,29 @@ def test_inspection_as_the_reference(dtype, step: int, monkeypatch) -> None:
         scores[0, 0], scores[1, -1], scores[2, 0] = torch.nan, torch.inf, -torch.nan
         arrays = np.empty(shape[0], np.uint64), np.empty(shape[0], number), np.empty(shape[0], number)
         assert cuda_module().inspect_block(scores, multipliers, step, *arrays)()[0] == 3
+
+
+@kernels
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_a_batch_by_kernels_is_as_in_plain_torch(dtype, monkeypatch) -> None:
+    """Forbidden pairs, rows and classes, rows that are no numbers, few logits and many, rows in parts, any layout."""
+    from otlabel import soft
+    from otlabel.sweep import batch
+
+    monkeypatch.setattr(batch, "COLUMNS", (16, 64))
+    monkeypatch.setattr(batch, "MANY_PROGRAMS", 2)
+    monkeypatch.setattr(batch, "LONGEST", 24)
+    for shape, epsilon in (((1, 1), 0.05), ((12, 20), 0.0001), ((35, 90), 0.05)):
+        logits = stored(shape, dtype, 0.2) / 2
+        found, exact = (way(logits, epsilon, 2, None) for way in (soft._by_kernels, soft._in_plain_torch))
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, exact, atol=4e-7 / epsilon, rtol=0)
+        torch.testing.assert_close(found.sum(1), torch.ones_like(found[:, 0]), atol=1e-5, rtol=0)
+    logits[:, 4], logits[3], logits[5, 2], logits[9] = -torch.inf, -torch.inf, torch.nan, torch.inf
+    for given, epsilon in ((logits.T.contiguous().T, torch.tensor(0.05, device=DEVICE)), (logits[1::2, ::5], 0.05)):
+        found, exact = (way(given, epsilon, 2, None) for way in (soft._by_kernels, soft._in_plain_torch))
+        torch.testing.assert_close(found, exact, atol=2e-5, rtol=0, equal_nan=True)
+    assert soft._by_kernels(given, torch.tensor(torch.nan), 1, None)[0].isnan().all()
 
 
 @kernels

@@ -21,12 +21,18 @@ PARTS = (
 
 
 def test_quick_check(tmp_path: Path) -> None:
+    old = {"of": "2026-01-02T03:04:05", "seconds": 1.0, "found": {"an old figure": 7.0}}
+    (tmp_path / "old.json").write_text(
+        json.dumps({"machine": {"date": ""}, "tests": "3 passed", "parts": {"an old part": old, "copy": old}})
+    )
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--quick", "--out", str(tmp_path)]
+    command += ["--earlier", str(tmp_path / "old.json")]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     report = json.loads((tmp_path / "gpu_check.json").read_text())
-    assert set(report["parts"]) == set(PARTS)
+    assert set(report["parts"]) == {*PARTS, "an old part"}
+    assert "an old figure" not in report["parts"]["copy"]["found"]
     assert not any("failure" in part for part in report["parts"].values())
     parts = {name: part["found"] for name, part in report["parts"].items()}
     assert parts["problems right"]["wrong"] == parts["sweeps right"]["wrong"] == parts["streaming"]["wrong"] == []
@@ -49,6 +55,8 @@ def test_quick_check(tmp_path: Path) -> None:
     assert verdicts["values of the CPU within both gaps: no problem apart"] == "pass"
     page = (tmp_path / "gpu_check.md").read_text()
     assert "| SeLa's loop, 3000 x 30 |" in page
+    assert "3 passed" in page
+    assert "## an old part (1.0 s, 2026-01-02 03:04)" in page
     assert "| values of the CPU within both gaps: no problem apart | 0 | pass |" in page
     assert "sinkhorn_assign" in (tmp_path / parts["profile"]["exact"]).read_text()
 

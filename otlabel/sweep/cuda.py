@@ -27,7 +27,7 @@ from otlabel.sweep import reference
 FUSED_CLASSES = {torch.float32: 8192, torch.float64: 4096}  # by precision: what registers hold beside the column sums
 TILE = 2048  # scores that a program of four warps works on at a time
 ROWS_A_TILE = 4  # at least
-ROWS_A_PROGRAM = 256  # at most, added up in working precision before the sum moves to float64
+ROWS_A_PROGRAM = 64  # at most: sums are few beside scores, and programs so many that all multiprocessors end together
 PROGRAMS = 2048  # wanted at least: several for each multiprocessor
 CHUNK_ENTRIES = 1 << 24  # scores at a time where plain torch makes temporaries of them
 VECTOR = 16  # what Triton is told that strides are multiples of, at most: eight halves are one wide read
@@ -37,10 +37,10 @@ ADDED = 1024, 64  # rows whose numbers a program adds up at a time, and of how m
 COUNTED_CLASSES = 256  # up to here a program counts labels before it adds them: many rows would wait for few places
 CUT = 128  # columns of a piece where a row is cut at all
 PIECES = 8  # of a row, at most
-MOST_ROWS = 256  # of narrow matrices at a time
 SIZES = ["n_rows", "n_classes", "stride"]  # arguments whose values no kernel is compiled for
-FEW_WARPS = 2048, 3072  # classes between which two warps have room for a row, and are quicker than four
-STAGES = 3  # rows that are on their way from memory, the present one counted
+HELD = {torch.float32: 48, torch.float64: 16}  # scores of a thread, by precision: half of its registers, or a quarter
+STAGES = 3  # rows that are on their way from memory, the present one counted; one more where they have few bytes
+FEW_BYTES = 1 << 15
 
 
 class _Block(NamedTuple):
@@ -251,38 +251,38 @@ class Shape(NamedTuple):
     rows: int  # at a time
     warps: int
     stages: int  # rows on their way while one is worked on
-    joined: bool = False  # whether rows of a step are added up before they are added to the sums
-    ahead: bool = False  # whether the next step's rows come to registers, not through shared memory
 
 
-def fused_shape(n_classes, precision):
-    """Pieces that fill their columns best, the widest of those that do so alike."""
-    if precision == torch.float32 and FEW_WARPS[0] < n_classes <= FEW_WARPS[1]:
-        # Threads that have more of a row exchange less for it.
-        return Shape(512, triton.cdiv(n_classes, 512), 1, 2, STAGES)
-    warps = 4 if n_classes <= FUSED_CLASSES[torch.float32] // 2 else 8
-    widest = 256 * warps  # eight scores a thread
-    widths = [min(_width(n_classes), widest)]
+def fused_shape(n_classes, precision, size):
+    """Few warps, whose threads hold much of a row and exchange little; pieces that fill their columns best, the widest.
+
+    `size` is that of a stored score in bytes: where rows are short, more of them are on their way.
+    """
+    held = HELD[precision]  # a thread, at most
+    warps = triton.next_power_of_2(triton.cdiv(n_classes, 32 * held))
+    widths = [min(_width(n_classes), 256 * warps)]  # eight scores a thread are one wide read of halves
     while widths[-1] > CUT and triton.cdiv(n_classes, widths[-1] // 2) <= PIECES:
         widths.append(widths[-1] // 2)
     width = min(widths, key=lambda width: triton.cdiv(n_classes, width) * width)
     pieces = triton.cdiv(n_classes, width)
-    fitting = max(1, min(2 * widest // (pieces * width), MOST_ROWS))
-    rows = 1 << (fitting.bit_length() - 1)
-    return Shape(width, pieces, rows, 2 * warps if precision == torch.float64 else warps, STAGES)
+    columns = width * pieces
+    while columns > 32 * held * warps:
+        warps *= 2
+    rows = 1 << (32 * held * warps // columns).bit_length() - 1
+    few = (STAGES + 1) * columns * rows * size <= FEW_BYTES
+    return Shape(width, pieces, rows, warps, STAGES + 1 if few else STAGES)
 
 
 def _reduce_once(view, constants, weight, tops, totals, best):
     """Write what there is to say of each row, its label where there is room; return column sums of programs (P, K)."""
-    shape = fused_shape(view.n_classes, constants.dtype)
+    shape = fused_shape(view.n_classes, constants.dtype, view.scores.element_size())
     each = _rows_each(view.n_rows, shape.rows)
     n_programs = triton.cdiv(view.n_rows, each)
     partial = torch.empty((n_programs, view.n_classes), dtype=constants.dtype, device=best.device)
     _fused[(n_programs,)](
         view.scores, constants, best if weight is None else weight, tops, totals, best, partial, *view.sizes, each,
         VECTOR=view.vector, ROWS=shape.rows, WIDTH=shape.width, PIECES=shape.pieces, STAGES=shape.stages,
-        WEIGHTED=weight is not None, LABELLED=len(best) > 0, JOINED=shape.joined, AHEAD=shape.ahead,
-        num_warps=shape.warps,
+        WEIGHTED=weight is not None, LABELLED=len(best) > 0, num_warps=shape.warps,
     )  # fmt: skip
     return partial
 
@@ -351,14 +351,13 @@ def _find_labels(view, constants, labels, *, may_correct):
 def _fused(
     scores, constants, weights, tops, totals, labels, partial, n_rows, n_classes, stride, rows_each,
     VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
-    WEIGHTED: tl.constexpr, LABELLED: tl.constexpr, JOINED: tl.constexpr, AHEAD: tl.constexpr,
+    WEIGHTED: tl.constexpr, LABELLED: tl.constexpr,
 ):  # fmt: skip
     """Everything from one read: rows_each rows a program, ROWS at a time, each in PIECES of WIDTH columns.
 
     Pieces of a row are brought together column by column before threads exchange anything, so that a row takes two
     exchanges, three with its label. Rows past the end are the last one again, without weight; only the last piece needs
-    a mask. JOINED adds up the rows of a step before it adds them to the sums, AHEAD reads the next step's rows to
-    registers before it works on the present ones.
+    a mask.
     """
     n_classes = n_classes * VECTOR
     precision = constants.dtype.element_ty
@@ -373,40 +372,19 @@ def _fused(
             potentials = potentials + (tl.load(constants + piece * WIDTH + columns, mask=inside, other=0.0),)
         else:
             potentials = potentials + (tl.load(constants + piece * WIDTH + columns),)
-        sums = sums + (tl.zeros([WIDTH], precision),) if JOINED else sums + (tl.zeros([ROWS, WIDTH], precision),)
-    coming = ()
-    if AHEAD:
-        rows = tl.minimum(program * rows_each + tl.arange(0, ROWS), n_rows - 1)
-        begin = scores + rows[:, None] * stride * VECTOR + columns[None, :]
-        for piece in tl.static_range(PIECES):
-            if piece == PIECES - 1:
-                coming = coming + (tl.load(begin + piece * WIDTH, mask=inside[None, :], other=-float("inf")),)
-            else:
-                coming = coming + (tl.load(begin + piece * WIDTH),)
+        sums = sums + (tl.zeros([ROWS, WIDTH], precision),)
     for step in tl.range(0, rows_each, ROWS, num_stages=STAGES):
         numbers = program * rows_each + step + tl.arange(0, ROWS)
         there = numbers < n_rows
         rows = tl.minimum(numbers, n_rows - 1)
         u = ()
-        if AHEAD:
-            for piece in tl.static_range(PIECES):
-                u = u + (coming[piece].to(precision) + potentials[piece][None, :],)
-            following = tl.minimum(numbers + ROWS, n_rows - 1)
-            begin = scores + following[:, None] * stride * VECTOR + columns[None, :]
-            coming = ()
-            for piece in tl.static_range(PIECES):
-                if piece == PIECES - 1:
-                    coming = coming + (tl.load(begin + piece * WIDTH, mask=inside[None, :], other=-float("inf")),)
-                else:
-                    coming = coming + (tl.load(begin + piece * WIDTH),)
-        else:
-            begin = scores + rows[:, None] * stride * VECTOR + columns[None, :]
-            for piece in tl.static_range(PIECES):
-                if piece == PIECES - 1:
-                    values = tl.load(begin + piece * WIDTH, mask=inside[None, :], other=-float("inf"))
-                else:
-                    values = tl.load(begin + piece * WIDTH)
-                u = u + (values.to(precision) + potentials[piece][None, :],)
+        begin = scores + rows[:, None] * stride * VECTOR + columns[None, :]
+        for piece in tl.static_range(PIECES):
+            if piece == PIECES - 1:
+                values = tl.load(begin + piece * WIDTH, mask=inside[None, :], other=-float("inf"))
+            else:
+                values = tl.load(begin + piece * WIDTH)
+            u = u + (values.to(precision) + potentials[piece][None, :],)
         highest = u[0]
         for piece in tl.static_range(1, PIECES):
             highest = tl.maximum(highest, u[piece])
@@ -426,10 +404,7 @@ def _fused(
         share = tl.where(there, share, 0.0)
         grown = ()
         for piece in tl.static_range(PIECES):
-            if JOINED:
-                grown = grown + (sums[piece] + tl.sum(e[piece] * share[:, None], 0),)
-            else:
-                grown = grown + (tl.fma(e[piece], tl.broadcast_to(share[:, None], [ROWS, WIDTH]), sums[piece]),)
+            grown = grown + (tl.fma(e[piece], tl.broadcast_to(share[:, None], [ROWS, WIDTH]), sums[piece]),)
         sums = grown
         tl.store(tops + numbers, top, mask=there)
         tl.store(totals + numbers, total, mask=there)
@@ -441,7 +416,7 @@ def _fused(
             tl.store(labels + numbers, tl.min(lowest, 1).to(tl.int32), mask=there)
     for piece in tl.static_range(PIECES):
         at = partial + program * n_classes + piece * WIDTH + columns
-        taken = sums[piece] if JOINED else tl.sum(sums[piece], 0)
+        taken = tl.sum(sums[piece], 0)
         if piece == PIECES - 1:
             tl.store(at, taken, mask=inside)
         else:
