@@ -354,9 +354,9 @@ def tune_sweep(check: Check) -> None:
     for n_classes, labelled in ((3000, False), (1000, False), (300, False), (3000, True), (1000, True)):
         n_rows = IMAGENET // 4 * 3000 // n_classes
         scores = torch.randn(n_rows, n_classes, device="cuda", dtype=torch.float16)
-        chosen = cuda.fused_shape(n_classes, torch.float32, scores.element_size())
-        tried = [(chosen, cuda.ROWS_A_PROGRAM), (chosen._replace(stages=3), cuda.ROWS_A_PROGRAM)]
-        tried += [] if labelled else [(chosen, 128), (chosen, 256)]
+        chosen = cuda.fused_shape(n_classes, torch.float32)
+        tried = [(chosen, cuda.ROWS_A_PROGRAM), (chosen._replace(stages=4), cuda.ROWS_A_PROGRAM)]
+        tried += [] if labelled else [(chosen, 64), (chosen, 128)]
         for shape, each in tried:
             name = f"{n_classes}{' labelled' if labelled else ''} {tuple(shape)}" + f", {each} rows"
             check.row(name, lambda s=scores, h=shape, e=each, q=labelled: _kernel_gb_s(s, h, e, q, check.plan), 5)

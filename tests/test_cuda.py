@@ -234,14 +234,13 @@ def test_threads_hold_no_more_of_a_row_than_registers_have_room_for() -> None:
     cuda = cuda_module()
     for precision, most in ((torch.float32, 48), (torch.float64, 16)):
         for n_classes in [*range(1, 700), *range(700, cuda.FUSED_CLASSES[precision] + 1, 61), 3072, 4096]:
-            for size in (2, 8):
-                shape = cuda.fused_shape(n_classes, precision, size)
-                columns = shape.width * shape.pieces
-                assert columns - shape.width < n_classes <= columns
-                assert columns * shape.rows <= most * 32 * shape.warps
-                assert shape.stages * columns * shape.rows * size <= 200_000  # of memory that a program shares
-    half = [cuda.fused_shape(n_classes, torch.float32, 2) for n_classes in (3000, 1000, 300)]
-    assert half == [(512, 6, 1, 2, 4), (256, 4, 1, 1, 4), (128, 3, 4, 1, 4)]
+            shape = cuda.fused_shape(n_classes, precision)
+            columns = shape.width * shape.pieces
+            assert columns - shape.width < n_classes <= columns
+            assert columns * shape.rows <= most * 32 * shape.warps
+            assert shape.stages * columns * shape.rows * 8 <= 200_000  # of memory that a program shares
+    half = [cuda.fused_shape(n_classes, torch.float32) for n_classes in (3000, 1000, 300)]
+    assert half == [(512, 6, 1, 2, 3), (256, 4, 1, 1, 3), (128, 3, 4, 1, 3)]
 
 
 @kernels

@@ -27,7 +27,7 @@ from otlabel.sweep import reference
 FUSED_CLASSES = {torch.float32: 8192, torch.float64: 4096}  # by precision: what registers hold beside the column sums
 TILE = 2048  # scores that a program of four warps works on at a time
 ROWS_A_TILE = 4  # at least
-ROWS_A_PROGRAM = 64  # at most: sums are few beside scores, and programs so many that all multiprocessors end together
+ROWS_A_PROGRAM = 256  # at most; sums of programs are then few beside scores: with 64, a sweep took 1.4 times as long
 PROGRAMS = 2048  # wanted at least: several for each multiprocessor
 CHUNK_ENTRIES = 1 << 24  # scores at a time where plain torch makes temporaries of them
 VECTOR = 16  # what Triton is told that strides are multiples of, at most: eight halves are one wide read
@@ -39,8 +39,7 @@ CUT = 128  # columns of a piece where a row is cut at all
 PIECES = 8  # of a row, at most
 SIZES = ["n_rows", "n_classes", "stride"]  # arguments whose values no kernel is compiled for
 HELD = {torch.float32: 48, torch.float64: 16}  # scores of a thread, by precision: half of its registers, or a quarter
-STAGES = 3  # rows that are on their way from memory, the present one counted; one more where they have few bytes
-FEW_BYTES = 1 << 15
+STAGES = 3  # rows that are on their way from memory, the present one counted
 
 
 class _Block(NamedTuple):
@@ -253,11 +252,8 @@ class Shape(NamedTuple):
     stages: int  # rows on their way while one is worked on
 
 
-def fused_shape(n_classes, precision, size):
-    """Few warps, whose threads hold much of a row and exchange little; pieces that fill their columns best, the widest.
-
-    `size` is that of a stored score in bytes: where rows are short, more of them are on their way.
-    """
+def fused_shape(n_classes, precision):
+    """Few warps, whose threads hold much of a row and exchange little; pieces that fill their columns best, the widest."""
     held = HELD[precision]  # a thread, at most
     warps = triton.next_power_of_2(triton.cdiv(n_classes, 32 * held))
     widths = [min(_width(n_classes), 256 * warps)]  # eight scores a thread are one wide read of halves
@@ -269,13 +265,12 @@ def fused_shape(n_classes, precision, size):
     while columns > 32 * held * warps:
         warps *= 2
     rows = 1 << (32 * held * warps // columns).bit_length() - 1
-    few = (STAGES + 1) * columns * rows * size <= FEW_BYTES
-    return Shape(width, pieces, rows, warps, STAGES + 1 if few else STAGES)
+    return Shape(width, pieces, rows, warps, STAGES)
 
 
 def _reduce_once(view, constants, weight, tops, totals, best):
     """Write what there is to say of each row, its label where there is room; return column sums of programs (P, K)."""
-    shape = fused_shape(view.n_classes, constants.dtype, view.scores.element_size())
+    shape = fused_shape(view.n_classes, constants.dtype)
     each = _rows_each(view.n_rows, shape.rows)
     n_programs = triton.cdiv(view.n_rows, each)
     partial = torch.empty((n_programs, view.n_classes), dtype=constants.dtype, device=best.device)
