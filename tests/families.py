@@ -371,18 +371,18 @@ def transport_of(drawn: Drawn) -> Transport:
     """The linear program that exact labels are to solve, in whole powers of two of the user's units."""
     s, n_rows = float64(drawn.scores), len(drawn.scores)
     units = np.ones(n_rows, int) if drawn.weights is None else drawn.weights
-    blocks, lo, hi = [s], drawn.lo, drawn.hi
+    tops = _row_tops(drawn)[:, None]
+    blocks, lo, hi = [tops - s], drawn.lo, drawn.hi
     if drawn.rule == "kl":
         takers = np.flatnonzero(drawn.hi > 0)
         price = prices(drawn)[takers]
-        blocks, lo = [s[:, takers, None] - price], np.zeros(price.size)
+        blocks, lo = [blocks[0][:, takers, None] + price], np.zeros(price.size)
         blocks = [blocks[0].reshape(n_rows, -1)]
         hi = np.ones(price.size)
     if drawn.unlabelled:
-        blocks.append(np.zeros((n_rows, 1)))
+        blocks.append(tops)
         lo, hi = np.append(lo, drawn.unlabelled), np.append(hi, drawn.unlabelled)
-    worth = np.hstack(blocks)
-    return Transport(_row_tops(drawn)[:, None] - worth, units, lo, hi)
+    return Transport(np.hstack(blocks), units, lo, hi)
 
 
 def _row_tops(drawn: Drawn) -> np.ndarray:
@@ -506,6 +506,11 @@ def _largest(drawn: Drawn) -> float:
     return float(np.abs(s[np.isfinite(s)]).max(initial=0.0))
 
 
+def _relative(apart: float, spread: float, room: float) -> float:
+    """Of the spread of scores; where they have none, what rounding explains is nothing."""
+    return abs(apart) / spread if spread else 0.0 if abs(apart) <= room else math.inf
+
+
 def _faults(drawn: Drawn, result: Assignment, best: float) -> tuple[list[str], float]:
     """What is wrong with an answer to a feasible problem whose least loss is `best`."""
     s, labels, wrong = float64(drawn.scores), np.asarray(result.labels), []
@@ -543,7 +548,7 @@ def _faults(drawn: Drawn, result: Assignment, best: float) -> tuple[list[str], f
     charge = _charge(drawn, sizes)
     bound += _class_terms(drawn, g, threshold) / n_units
     optimum = _mean(units * _row_tops(drawn), n_units) - best / n_units
-    relative = abs(loss + charge - best / n_units) / max(spread, 5e-324)
+    relative = _relative(loss + charge - best / n_units, spread, room)
     whole = drawn.weights is None
     if whole:
         if not ((drawn.lo <= sizes).all() and (sizes <= drawn.hi).all()):
@@ -566,7 +571,7 @@ def _faults(drawn: Drawn, result: Assignment, best: float) -> tuple[list[str], f
         short = (np.maximum(tops, threshold) if may_abstain else tops) - chosen
         if not short.max() <= n_rows * room:
             wrong.append(f"a label is {short.max():.3g} worse than its row's best at the potentials")
-        relative = abs(bound - optimum) / max(spread, 5e-324)
+        relative = _relative(bound - optimum, spread, room)
     if not abs(result.value - value) <= room:
         wrong.append(f"value is {value:.17g}, said {result.value:.17g}")
     if not abs(result.bound - charge - bound) <= room:
