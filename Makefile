@@ -16,8 +16,9 @@ help: ## list the targets
 demo: .venv/installed ## label scikit-learn's digits; writes otlabel-demo/
 	$(BIN)/otlabel demo
 
-test: .venv/installed ## run the tests
-	$(BIN)/python -m pytest
+# A test works on one processor as a rule; each process of theirs takes a gigabyte.
+test: .venv/installed ## run the tests, on up to four processors
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 floors: $(OLD)/installed ## run the core tests with the oldest packages that pyproject.toml allows
 	$(OLD)/bin/python -m pytest -m "not slow" $(CORE:%=tests/test_%.py)

@@ -2,6 +2,7 @@
 
 python docs/figures.py          the figures of how.md and choose.md (20 s on one core)
 python docs/figures.py --demo   the README's docs/images/demo.png too: trains five networks (under a minute)
+python docs/figures.py --runs   that of is_it_working.md too: trains six networks (under a minute)
 make docs FIGURES=1             the same, and then the pages; without FIGURES the pictures stay as they are
 
 All figures are seeded. They have a white ground on purpose: they are read on light and dark pages alike.
@@ -10,6 +11,7 @@ All figures are seeded. They have a white ground on purpose: they are read on li
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import sys
 import warnings
@@ -24,6 +26,9 @@ from sklearn.linear_model import LogisticRegression
 
 from otlabel import KL, Exact, balance_path, certify, demo, sinkhorn_assign
 from otlabel.files import replacing
+from otlabel.training.augment import Augmentation
+from otlabel.training.config import read_config
+from otlabel.training.run import train
 
 IMAGES = Path(__file__).parent / "images"
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
@@ -38,6 +43,7 @@ def main() -> None:
     """Draw all figures; the demo's only where asked for."""
     parser = argparse.ArgumentParser(description="Draw the pictures of the documentation from runs of otlabel.")
     parser.add_argument("--demo", action="store_true", help="also the README's picture, which takes a minute")
+    parser.add_argument("--runs", action="store_true", help="also good and ruined training runs, which take a minute")
     arguments = parser.parse_args()
     matplotlib.rcParams.update(
         {
@@ -60,6 +66,8 @@ def main() -> None:
     save(bound(big), "bound.svg")
     if arguments.demo:
         draw_demo()
+    if arguments.runs:
+        save(quality(), "quality.svg")
 
 
 def few_labels() -> tuple[np.ndarray, np.ndarray]:
@@ -155,6 +163,44 @@ def bound(scores: np.ndarray) -> Figure:
     axes.set_xticks([2, 5, 10, 20, 50, 100], ["2", "5", "10", "20", "50", "100"])
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=10, loc="lower left", bbox_to_anchor=(0.33, 0.12))
+    return figure
+
+
+def quality() -> Figure:
+    """What can be seen without truth of good and of ruined runs, beside what only the truth tells."""
+    recipe = read_config("digits").with_values(
+        labels__n_relabels=15, labels__schedule="linear", train__epochs=15, train__threads=1, evaluation__probe=False
+    )
+    rows = {
+        "the recipe": recipe,
+        "rate 1": recipe.with_values(train__lr=1.0),
+        "rate 0.002": recipe.with_values(train__lr=0.002),
+        "small_resnet, eval": recipe.with_values(
+            model__backbone="small_resnet", model__options={"width": 8}, labels__mode="eval"
+        ),
+        "no augmentation": dataclasses.replace(recipe, augment=Augmentation()),
+        "network too small": recipe.with_values(model__options={"widths": [4], "strides": [2]}),
+    }
+    colours = (OWN, OWN, OTHER, OTHER, MARK, MARK)
+    figure = Figure(figsize=(8.4, 3.8), layout="constrained", facecolor="white")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for number, (name, config) in enumerate(rows.items()):
+        labeler = train(config).labeler
+        n_heads = len(labeler.n_classes)
+        course = {
+            key: np.reshape([record[key] for record in labeler.history], (-1, n_heads)).mean(1)
+            for key in ("quality", "nmi")
+        }
+        times = labeler.schedule.times
+        for axes, key in ((left, "quality"), (right, "nmi")):
+            axes.plot(times, course[key], "-" if number % 2 == 0 else "--", color=colours[number], label=name)
+        told = [labeler.history[-1]["loss"], course["quality"][-1], course["nmi"][-1]]
+        print(f"| {name} | {' | '.join(f'{value:.2f}' for value in told)} |")
+    left.set_title("Quality, which needs no truth", loc="left", weight="bold", size=12)
+    right.set_title("NMI with the truth", loc="left", weight="bold", size=12)
+    for axes in (left, right):
+        axes.set(xlabel="epoch", ylim=(0, 1))
+    figure.legend(*left.get_legend_handles_labels(), frameon=False, fontsize=10, loc="outside lower center", ncols=3)
     return figure
 
 

@@ -17,9 +17,8 @@ from otlabel.marginals import KL, Exact, Range, class_sizes, one_number
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.result import Assignment, Certificate, Status, like
-from otlabel.rounding import Placement, round_exact
+from otlabel.rounding import TIE, Placement, round_exact, rounding_of
 from otlabel.scores import (
-    LinearScores,
     MovedScores,
     Rows,
     as_float,
@@ -46,16 +45,16 @@ from otlabel.validate import (
     check_problem,
     check_solver,
     check_vector,
+    middle,
     warn,
 )
 
 DISTINCT_SHARE = 0.5  # solve equal rows as one where at most this share of the rows is distinct
-HASHES = 1 << 20  # of rows that are looked at to tell
+HASHES = 1 << 17  # of rows that are looked at to tell: sorting them is to cost little
 EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon is tried before moving them one by one
 SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
 SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer
 WORTHWHILE = 0.7  # share of the excess that may be left after such a step, or it was the last
-ROUNDED = 64 * float(np.finfo(np.float64).eps)  # of the size of what is added: a gap up to this is rounding
 PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
 FAR_BEHIND = 50.0  # times epsilon and the usual spread of potentials: who must be raised by more is wanted by no sample
 
@@ -303,7 +302,9 @@ def certify(
         if largest > LARGEST_SCORE:
             raise ValueError(f"potentials reach {largest:.3g}; above {LARGEST_SCORE:g} sums with them are no numbers")
         if potentials_given and n_labelled == n_rows:
-            g = g - np.median(g[used])  # a constant says nothing where all are labelled
+            middle_one = np.median(g[used])  # a constant says nothing where all are labelled
+            moved = g - middle_one
+            g = np.where(np.abs(moved) <= TIE * np.abs(middle_one), 0.0, moved)
         reach = np.abs(g[np.isfinite(g)]).max(initial=0.0)
         _, best, own = sweep.label(opened, g, given)
         of_labels = own[labelled] - g[given[labelled]]
@@ -312,26 +313,27 @@ def certify(
         (value,) = team.total("value", of_labels.sum())
         open_rows = best > -np.inf
         (farthest,) = team.largest("far", np.abs(best[open_rows]).max(initial=0.0))
-        if farthest > FAR * np.ptp(g[used]) > 0 and not isinstance(opened, LinearScores):
+        bare = opened.fine.bare
+        if farthest > FAR * np.ptp(g[used]) and (np.ptp(g[used]) > 0 or bare is not opened.fine):
             # Constants in rows would hide what tells classes apart: they are taken off before anything is added.
-            total, n_open = team.total("far", best[open_rows].sum(), open_rows.sum())
-            _, best, own = sweep.label(MovedScores(opened, None if n_labelled == n_rows else total / n_open), g, given)
+            by_all = MovedScores(bare) if n_labelled == n_rows else MovedScores(opened, middle(team, best[open_rows]))
+            _, best, own = sweep.label(by_all, g, given)
+        own_g = g[given]
+        if n_labelled < n_rows:  # as by one more class of score zero, with the potential that leaves it so many
+            threshold = np.partition(team.joined("best", best)[0], n_rows - n_labelled)[n_rows - n_labelled]
+            best = np.maximum(best, threshold)
+            own, own_g = np.where(labelled, own, threshold), np.where(labelled, own_g, threshold)
         fits = own > -np.inf
-        short = np.where(fits, best, np.inf) - np.where(fits, own, 0.0)  # of a label on a forbidden pair without end
-        (short,) = team.total("short", short[labelled].sum())
-        if n_labelled < n_rows:
-            # Whoever may stay unlabelled: no choice of so many leaves more than that of the lowest.
-            all_best = team.joined("best", best)[0]
-            above = best - np.partition(all_best, n_rows - n_labelled)[n_rows - n_labelled]
-            (more,) = team.total("misplaced", np.where(labelled, np.maximum(-above, 0), np.maximum(above, 0)).sum())
-            short += more
-        rows = labelled & fits
-        added = _sizes_added(best[rows], own[rows], g[given[rows]]) if reach else np.zeros(1)  # else nothing is added
-        (size,) = team.total("size", added.sum())
+        short = np.full(len(own), np.inf)  # of a label on a forbidden pair
+        known = np.zeros(len(own))
+        short[fits] = best[fits] - own[fits]
+        if reach:  # else nothing is added
+            known[fits] = rounding_of(best[fits], own[fits], own_g[fits], g)
+        short, rounded = team.total("short", short.sum(), np.minimum(short, known).sum())
         gap = (float(short) + float((sizes - targets)[used] @ g[used])) / n_rows
         size_error = float(np.maximum(targets - sizes, 0).sum()) / n_rows
         mean = float(value) / n_rows
-        return Certificate(mean, mean + gap, like(sizes, scores), gap, ROUNDED * float(size) / n_rows, size_error)
+        return Certificate(mean, mean + gap, like(sizes, scores), gap, float(rounded) / n_rows, size_error)
 
 
 def _start(init: Any, problem: Problem, epsilon: float, n_classes: int) -> np.ndarray | None:
@@ -434,7 +436,10 @@ def _near_integer(problem: Problem, solver: Solver, point: Point, monitor: Monit
 
 def _excess(point: Point, problem: Problem) -> float:
     """Share of the units that would have to leave their argmax label, or come to one."""
-    shares = point.sweep.counts / problem.n_units
+    counts = point.sweep.counts
+    if not len(counts):  # a device has not looked for them
+        counts = sweep.sweep(problem.scores, point.plan_potentials, 1.0, problem.weights, point.precision).counts
+    shares = counts / problem.n_units
     missing = problem.rule.demand(point.potentials, shares) - shares
     return float(max(np.maximum(missing, 0).sum(), np.maximum(-missing, 0).sum()))
 
@@ -450,17 +455,24 @@ def _certified(
     labels, best, own = sweep.label(problem.scores, potentials, labels)
     n_classes, n_units = problem.scores.shape[1], problem.n_units
     monitor.saw("certify", problem.n_rows)
-    of_rows = np.stack([best - own, own - potentials[labels], _sizes_added(best, own, potentials[labels])])
-    here = (of_rows if problem.weights is None else of_rows * problem.weights).sum(1)
-    totals, sizes, counts = problem.team.total(
-        "certify", here, np.bincount(labels, problem.weights, n_classes), np.bincount(labels, minlength=n_classes)
+    g, weights = potentials[labels], np.ones(1) if problem.weights is None else problem.weights
+    known = rounding_of(best, own, g, potentials)
+    here = (np.stack([best - own, own - g, np.minimum(best - own, known)]) * weights).sum(1)
+    totals, sizes, counts, known = problem.team.total(
+        "certify",
+        here,
+        np.bincount(labels, problem.weights, n_classes),
+        np.bincount(labels, minlength=n_classes),
+        np.bincount(labels, known * weights, n_classes),
     )
-    short, scored, size_in_all = totals.tolist()
+    short, scored, rounded = totals.tolist()
     size_error, n_given = 0.0, len(problem.for_new)
     labelled = int(sizes[:n_given].sum())
     scored += problem.lowered * labelled
     if by_rule:
-        short += problem.rule.shortfall(potentials, sizes, n_units)
+        of_classes = problem.rule.shortfall(potentials, sizes, n_units)
+        short += float(of_classes.sum())
+        rounded += float(np.minimum(of_classes, known).sum())
         if n_given < n_classes:  # weighted samples may be too large to leave just so much unlabelled
             short += problem.lowered * (n_units - int(problem.bounds[0][-1]) - labelled)
         lo, hi = problem.bounds
@@ -468,13 +480,8 @@ def _certified(
         off = np.maximum(lo - sizes, 0), np.where(soft, 0, np.maximum(sizes - hi, 0))
         size_error = float(max(part.sum() for part in off)) / n_units
     gap, value = short / n_units, scored / n_units
-    proof = Certificate(value, value + gap, counts, gap, ROUNDED * size_in_all / n_units, size_error)
+    proof = Certificate(value, value + gap, counts, gap, rounded / n_units, size_error)
     return labels, proof, sizes, _priced(problem, potentials, best, monitor)
-
-
-def _sizes_added(best: np.ndarray, own: np.ndarray, potentials: np.ndarray) -> np.ndarray:
-    """Of each row how large the numbers are that its part of a gap is made of, which their rounding is relative to."""
-    return np.abs(best) + np.abs(own - potentials) + np.abs(potentials)
 
 
 def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor: Monitor) -> np.ndarray:

@@ -63,6 +63,7 @@ except ImportError as error:
 EPSILON_SHARE = 0.02  # of the data's variance: a plan that is cheap to solve, whose argmax nearly has the sizes
 PLAN_TOLERANCE = 0.02  # class error at which the plan is left to the repair, which moves the rest one by one
 STRETCHES = 16  # of the rows, whose sums are added in this order whoever makes them
+DEVICE_ENTRIES = 1 << 24  # differences, or places in clusters, that a device makes at once
 CACHED_ENTRIES = 1 << 17  # differences made at once, in float64: they stay in the processor's cache
 INIT_ROWS, INIT_ROWS_A_CLUSTER = 20_000, 20  # sample that k-means++ draws centres from
 FAR = 1e-7  # of the data's variance: what squares of the steps between float32 numbers may sum to
@@ -434,11 +435,31 @@ def _moments(source: Scores, labels: np.ndarray, centres: np.ndarray) -> tuple[n
     with source.reading(), blas_on_one_thread():
         if source.on_cpu:
             run_tasks(add, n_tasks, int(source.reads_files))
+            of_rows = sums.sum(0), squares.sum()
         else:
-            for number in range(n_tasks):
-                add(number)
-    sums, squares = source.share.team.total("moments", sums.sum(0), squares.sum())
+            of_rows = _moments_on_device(source, labels, wide)
+    sums, squares = source.share.team.total("moments", *of_rows)
     return sums, float(squares)
+
+
+def _moments_on_device(source: Scores, labels: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same where the rows are: sums over clusters are products, whose order of adding is the same in every run."""
+    import torch
+
+    n_clusters, device = len(centres), source.device
+    size = max(1, DEVICE_ENTRIES // max(centres.shape))
+    wide, chosen = (torch.from_numpy(array).to(device) for array in (centres, labels.astype(np.int64)))
+    sums, squares = torch.zeros_like(wide), 0.0
+    for batch in source.device_batches():
+        for (start, stop), block in zip(batch, source.read_blocks(batch), strict=True):
+            for first in range(start, stop, size):
+                last = min(first + size, stop)
+                of_rows = chosen[first:last]
+                differences = block[first - start : last - start].double() - wide[of_rows]
+                belongs = wide.new_zeros((n_clusters, last - first)).scatter_(0, of_rows[None], 1.0)
+                sums.addmm_(belongs, differences)
+                squares += float(differences.square().sum())  # which waits, so that no blocks pile up
+    return sums.cpu().numpy(), np.array(squares)
 
 
 def _inertia(squares: float, centres: np.ndarray, counts: np.ndarray, cosine: bool) -> float:

@@ -55,12 +55,15 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
     monitor = Monitor(n_rows)
     shares = class_mass_of(class_mass, opened)
     problem, _ = check_problem(opened, np.arange(n_rows), monitor, class_mass=shares)
-    dense = np.concatenate([as_float(opened.read(*block), opened.dtype) for block in opened.blocks()])
+    bare = opened.bare
+    dense = np.concatenate([as_float(bare.read(*block), bare.dtype) for block in bare.blocks()])
     cost = -dense.astype(np.float64)
     forbidden = np.isinf(cost)
-    # The simplex takes finite costs only: one dearer than any whole assignment stands for "never".
-    cost[forbidden] = (problem.extent + 1.0) * (n_rows + 1)
     cost -= cost.min(1, keepdims=True)
+    unit = problem.extent or 1.0  # what the simplex takes for zero does not depend on the costs
+    cost /= unit
+    # It takes finite costs only: one dearer than any whole assignment stands for "never".
+    cost[forbidden] = 2.0 * (n_rows + 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what POT would warn of is raised or certified below
         plan, log = ot.emd(np.ones(n_rows), problem.bounds[0].astype(np.float64), cost, MAX_ITERATIONS, log=True)
@@ -68,8 +71,8 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
     counts = np.bincount(labels, minlength=n_classes)
     if not np.array_equal(counts, problem.bounds[0]) or forbidden[np.arange(n_rows), labels].any():
         raise InfeasibleError(f"POT found no assignment with these class sizes: {log['warning'] or 'forbidden pairs'}")
-    potentials = np.where(problem.bounds[0] > 0, log["v"], -np.inf)
-    certificate = certify(dense, labels, potentials=potentials)
+    potentials = np.where(problem.bounds[0] > 0, unit * log["v"], -np.inf)
+    certificate = certify(opened, labels, potentials=potentials)
     share = problem.bounds[0] / n_rows
     return Assignment(
         labels=like(labels.astype(np.int64), scores),

@@ -308,8 +308,8 @@ class Rule:
             places += room & (self.prices(classes, np.minimum(places + 1, n_units), n_units) <= limits)
         return places
 
-    def shortfall(self, potentials: np.ndarray, sizes: np.ndarray, n_units: int) -> float:
-        """sum_k max_n (-g_k n - N charge_k(n)) + g_k size_k + N charge_k(size_k), in total over samples.
+    def shortfall(self, potentials: np.ndarray, sizes: np.ndarray, n_units: int) -> np.ndarray:
+        """max_n (-g_k n - N charge_k(n)) + g_k size_k + N charge_k(size_k) of each class, (K,).
 
         n are the whole sizes that a class may have. So no class adds less than zero, but for hard ones whose size is
         not within their bounds; and one with the best size for its potential adds nothing, not even rounding.
@@ -317,10 +317,8 @@ class Rule:
         lo, hi = self.unit_bounds(n_units)
         wanted = self.wanted & (hi > 0)
         hard, soft = wanted & np.isinf(self.rho), wanted & np.isfinite(self.rho)
-        best = np.where(potentials > 0, lo, hi)[hard]
-        total = float((sizes[hard] - best) @ potentials[hard])
-        if not soft.any():
-            return total
+        result = np.zeros(len(sizes))
+        result[hard] = (sizes[hard] - np.where(potentials > 0, lo, hi)[hard]) * potentials[hard]
         g, rho, mass, own = potentials[soft], self.rho[soft], self.mass[soft], sizes[soft]
         with np.errstate(over="ignore"):
             near = np.minimum(n_units * mass * np.exp(-g / rho), n_units)  # where the derivative is zero
@@ -328,7 +326,8 @@ class Rule:
         for offset in (-1, 0, 1, 2):
             n = np.clip(np.floor(near) + offset, 0, n_units)
             short = np.maximum(short, g * (own - n) + rho * (charge - _divergence(n / n_units, mass)) * n_units)
-        return total + float(short.sum())
+        result[soft] = short
+        return result
 
 
 def rule_of(classes: Exact | KL | Range, mass: np.ndarray, n_rows: int) -> Rule:

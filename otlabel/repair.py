@@ -1,14 +1,17 @@
 """Successive shortest paths over K classes, compiled: how units move from overfull to underfull classes.
 
-A row (or several equal rows) holds units; an entry is a class that it may take. Moving a unit of a row from entry e to
+A row (or several equal rows) holds units; an entry is a class that it may take. Moving units of a row from entry e to
 entry f costs (scores[e] - scores[f]) + (g[class of e] - g[class of f]), which is never negative at the start and is
-kept so: potentials fall by what the shortest path leaves over. Between two classes the order of all moves is thus that
-of their scores' differences whatever the potentials are. The moves out of a class are sorted once, and a search looks
-at the cheap ones; where searches have looked at many, they are kept in heaps, one for each class that they enter, and
-a search looks at the cheapest of each only. Costs are sums in float64, `tie` apart means equal.
+kept so: potentials fall by what the shortest path leaves over. The entries of a class that hold units are its members,
+in a list in the order of their cheapest moves when it was sorted. Potentials only fall, so that a move costs at least
+what it did then, less what the class's own potential has fallen since: a search looks at the head of the list. Costs
+are sums in float64, `tie` apart means equal.
 
-Source: Ahuja, Magnanti, Orlin, "Network Flows" (1993), section 9.7 (successive shortest paths with potentials);
-Fredman, Sedgewick, Sleator, Tarjan, "The pairing heap", Algorithmica 1 (1986).
+Paths of many units come first. Only entries with `least` units or more are members, and `least` falls to one; each
+path then moves that many, and how many paths there are does not depend on how many units there are.
+
+Source: Ahuja, Magnanti, Orlin, "Network Flows" (1993), sections 9.7 (successive shortest paths with potentials) and
+10.2 (capacity scaling); Dinic, Soviet Math. Doklady 11 (1970) for the many paths of one search.
 """
 
 from __future__ import annotations
@@ -19,10 +22,27 @@ import numpy as np
 
 from otlabel.compiling import njit
 
-SCANS_A_HEAP = 8.0  # times that all moves out of a class are looked at, which costs about as much as heaps of them
-SCANS_A_SORT = 32.0  # times all pairs of classes that may be looked at before they are sorted anew
-SPARE_MOVES = 1 << 14  # fewest that may be added before all are collected anew
-HASH = np.uint64(0x9E3779B97F4A7C15)
+EPS = float(np.finfo(np.float64).eps)
+_part = njit(
+    nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+)  # of what Python calls: kept with that
+
+SCALE = 8  # by which `least` falls
+LOOKS_A_SORT = 4  # times all moves out of a class that are looked at before its members are sorted anew
+NONE, UNLISTED = -1, -2  # in place of an entry: the end of a list, in no list
+
+# Rows of `Work.nodes`: numbers of each class.
+FIRST, FRESH = 0, 1  # entry: the first of its sorted members, and of those that came since
+LOOKED, MOVES = 2, 3  # moves looked at since its members were sorted, and how many there were then
+RANK = 4  # when a search settled it, -1 for never
+HOPS = 5  # moves on the way there
+LEAVES, ENTERS = 6, 7  # entries: the last of these moves
+PLACE, HEAP = 8, 9  # place in the heap of classes to settle, and this heap
+FOUND = 10  # underfull classes, the nearest first
+AT, OTHER = 11, 12  # entries: the move that the search for more paths has come to
+PART = 13  # and in which of the two lists
+PATH = 14  # classes on its way
+N_FIELDS = 15
 
 
 class Board(NamedTuple):
@@ -38,73 +58,55 @@ class Board(NamedTuple):
     targets: np.ndarray  # (K,) int64
 
 
-class Moves(NamedTuple):
-    """Every move of a unit from an entry that has one to another of its row.
+class Work(NamedTuple):
+    """What the solver keeps beside the board."""
 
-    Those found at first lie together by the class that they leave, and are sorted when a search first gets there. Of
-    some classes, moves are in a heap for each pair of classes instead. Entries that get a unit later are listed, or
-    their moves are added to the heaps. Moves of entries without a unit stay until somebody comes across them.
-    """
-
-    begin: np.ndarray  # (K + 1,) int64: room of each class for moves begin[j] to begin[j + 1]
-    end: np.ndarray  # (K,) int64: where its moves end
-    cost: np.ndarray  # float64: of these moves, at first
-    others: np.ndarray  # int32: the class that they enter
-    potentials: np.ndarray  # (K,) float64, at first
-    is_sorted: np.ndarray  # (K,) bool
-    known: np.ndarray  # (E,) bool: entries whose moves are among these or that are listed
-    newest: np.ndarray  # (K,) int64: entries listed of each class, -1 for none
-    older: np.ndarray  # (E,) int64: and the one after it
-    n_looked: np.ndarray  # (K,) int64: moves out of each class that searches looked at
-    in_heaps: np.ndarray  # (K,) bool: classes whose moves are in heaps
-    key: np.ndarray  # (M,) float64: scores[leaves] - scores[enters]
-    leaves: np.ndarray  # (M,) int64: entry
-    enters: np.ndarray  # (M,) int64: entry
-    child: np.ndarray  # (M,) int32: the first of those below it in the heap, -1 for none
-    sibling: np.ndarray  # (M,) int32: the next beside it
-    whole: np.ndarray  # (E,) bool: all moves out of this entry are in the heaps
-    table: np.ndarray  # hash table of pairs, -1 where it is empty
-    number: np.ndarray  # (4,) int64: of moves, of pairs, whether there was no room for some, and pairs looked at
-    first: np.ndarray  # (P,) int32: class that moves of a pair leave
-    second: np.ndarray  # (P,) int32: class that they enter
-    top: np.ndarray  # (P,) int32: the cheapest move, -1 for none
-
-
-class Sorted(NamedTuple):
-    """The pairs of each class, the one with the cheapest move first.
-
-    Potentials only fall, so a move out of class j costs at least what it did when pairs were sorted, less what the
-    potential of j has fallen since: a search need look at few of them. Pairs that a new move made cheaper are listed
-    apart.
-    """
-
-    begin: np.ndarray  # (K + 1,) int64: pairs begin[j] to begin[j + 1] leave class j
-    pairs: np.ndarray  # int64
-    others: np.ndarray  # int32: the class that they enter
-    cost: np.ndarray  # float64, when sorted
-    potentials: np.ndarray  # (K,) float64, when sorted
-    key: np.ndarray  # (P,) float64: of each pair's cheapest move, when sorted; inf for none
-    listed: np.ndarray  # (P,) bool
-    newest: np.ndarray  # (K,) int64: the pairs listed of each class, -1 for none
-    older: np.ndarray  # (P,) int64: and the one after it
-
-
-class Search(NamedTuple):
-    """Dijkstra's state for each class."""
-
+    after: np.ndarray  # (E,) int64: the member after this one
+    bound: np.ndarray  # (E,) float64: its cheapest move when sorted, but for its own class's potential
+    nodes: np.ndarray  # (N_FIELDS, K) int64
     distance: np.ndarray  # (K,) float64
-    settled: np.ndarray  # (K,) bool
-    leaves: np.ndarray  # (K,) int64: entry by which the path there leaves the class before, -1 where it begins
-    enters: np.ndarray  # (K,) int64: and the one by which it enters
-    nearer: np.ndarray  # (K,) int64: classes that have come nearer by the moves out of one
-    is_nearer: np.ndarray  # (K,) bool
-    found: np.ndarray  # (K,) int64: underfull classes, the nearest first
-    queue: (
-        np.ndarray
-    )  # (K,) int64: classes as far as the one that is looked at, in the order in which they were reached
+    level: np.ndarray  # (K,) float64: this and the potential, at most `slack` of it
+    dropped: np.ndarray  # (K,) float64: how far potentials have fallen
 
 
-@njit(cache=True, nogil=True)
+class Done(NamedTuple):
+    """What a repair took."""
+
+    n_paths: int
+    n_looked: int  # moves looked at by searches
+
+
+def repair(board: Board, slack: float, tie: float, stop: np.ndarray) -> Done:
+    """Move units along shortest paths until every class has its target, no path is short enough, or stop[0] is set.
+
+    No potential falls by more than `slack`, so that a class further than that below a row's own, which is no entry,
+    cannot have become the better one.
+    """
+    if np.array_equal(board.counts, board.targets):
+        return Done(0, 0)
+    n_classes, n_entries = board.counts.size, board.classes.size
+    finite = np.isfinite(board.potentials)
+    largest = float(np.abs(board.potentials[finite]).max(initial=0.0))
+    step = _power_of_two(min(EPS * (largest + slack), tie / 4))  # sums of it are exact, so that no error grows
+    board.potentials[finite] -= np.remainder(board.potentials[finite], step)
+    work = Work(
+        np.full(n_entries, UNLISTED),
+        np.empty(n_entries),
+        np.zeros((N_FIELDS, n_classes), np.int64),
+        np.empty(n_classes),
+        np.empty(n_classes),
+        np.zeros(n_classes),
+    )
+    work.nodes[: FRESH + 1] = NONE
+    return Done(*_repair(board, work, slack, tie, step, stop))
+
+
+def _power_of_two(number: float) -> float:
+    """The largest that is no more than a number."""
+    return float(np.ldexp(0.5, np.frexp(max(number, np.nextafter(0, 1)))[1]))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def spread_ties(board, order, tie):
     """Share the units of rows that have several best classes out to those with the most room: all are optimal."""
     classes, scores, units, counts = board.classes, board.scores, board.units, board.counts
@@ -134,489 +136,352 @@ def spread_ties(board, order, tie):
             left -= amount
 
 
-@njit(cache=True, nogil=True)
-def repair(board, dropped, slack, tie, stop):
-    """Move units along shortest paths until every class has its target, no path is short enough, or stop[0] is set.
+@njit(cache=True, nogil=True, error_model="numpy")
+def _repair(board, work, slack, tie, step, stop):
+    """All levels of `least`.
 
-    `dropped` (K,) counts how far each potential has fallen. It stays within `slack`, so that a class further than that
-    below a row's own, which is no entry, cannot have become the better one. Returns how many paths there were.
+    Each path lessens the surplus by `least` or more. Once none is left, each entry lets less than `least` through, and
+    joining the next ones adds less than that for each: so a level has at most 2 SCALE E paths, and there are at most
+    21 levels of int64 units. The first one's surplus is at most SCALE (E + K) `least`.
     """
-    if np.all(board.counts == board.targets):
-        return 0
-    n_classes = board.counts.size
-    search = Search(
-        np.empty(n_classes), np.empty(n_classes, np.bool_), np.empty(n_classes, np.int64),
-        np.empty(n_classes, np.int64), np.empty(n_classes, np.int64), np.zeros(n_classes, np.bool_),
-        np.empty(n_classes, np.int64), np.empty(n_classes, np.int64),
-    )  # fmt: skip
-    moves = _collected(board, np.zeros(n_classes, np.int64), np.zeros(n_classes, np.bool_))
-    ordered, n_paths = _sorted_pairs(board, moves), 0
-    while not stop[0]:
-        if moves.number[2]:
-            moves = _collected(board, moves.n_looked, moves.in_heaps)
-            ordered = _sorted_pairs(board, moves)
-        elif moves.number[3] > SCANS_A_SORT * max(moves.number[1], n_classes):
-            ordered = _sorted_pairs(board, moves)
-        n_found, radius = _search(board, moves, ordered, search, dropped, slack, tie)
-        for node in range(n_classes):
-            if search.settled[node] and search.distance[node] < radius:
-                board.potentials[node] -= radius - search.distance[node]
-                dropped[node] += radius - search.distance[node]
-        if n_found == 0:
-            break
-        for target in search.found[:n_found]:
-            n_paths += _move_along(board, moves, ordered, search, target, tie)
-    return n_paths
+    potentials, counts, targets = board.potentials, board.counts, board.targets
+    n_paths, surplus, least, before, n_idle, n_wait, n_looked = 0, 0, 1, np.iinfo(np.int64).max, 0, 0, 0
+    for node in range(counts.size):
+        surplus += max(0, counts[node] - targets[node])
+    while least * SCALE <= surplus // (board.start.size + counts.size):
+        least *= SCALE
+    while True:
+        _join(board, work, least, before, tie)
+        n_found = 1
+        while n_found > 0 and not stop[0]:
+            n_found, radius, n_more = _search(board, work, slack, tie, step, least)
+            n_looked += n_more
+            if n_found == 0 and least > 1:
+                break
+            for node in range(counts.size):
+                if work.nodes[RANK, node] >= 0 and work.distance[node] < radius:
+                    potentials[node] -= radius - work.distance[node]
+                    work.dropped[node] += radius - work.distance[node]
+            if n_found > 0:
+                n_made = _move_along_tree(board, work, n_found, least)
+                n_paths += n_made
+                if n_made < n_found and n_idle >= n_wait:
+                    n_more = _move_for_free(board, work, least, tie)
+                    n_paths += n_more
+                    n_idle, n_wait = 0, (2 * n_wait + 1 if n_more < n_made else 0)  # it takes as long as a search
+                else:
+                    n_idle += 1
+        if least == 1 or stop[0]:
+            return n_paths, n_looked
+        before, least = least, least // SCALE
 
 
-@njit(cache=True, nogil=True)
-def _search(board, moves, ordered, search, dropped, slack, tie):
-    """Dijkstra from all overfull classes at once to the nearest underfull ones.
-
-    Beyond the nearest it goes on for as much work again: one search then serves many paths. Among classes equally far
-    those reached by fewest moves come first, or ties between rows of many units would pass a few to and fro for ever
-    (Edmonds and Karp). Returns how many it found, and the distance up to which all classes are settled.
-    """
-    n_classes = board.counts.size
-    keys, items, size = np.empty(2 * n_classes), np.empty(2 * n_classes, np.int64), 0
-    search.distance[:], search.settled[:], search.leaves[:] = np.inf, False, -1
-    first, last, reached = 0, 0, 0.0  # of the queue
-    for node in range(n_classes):
-        if board.counts[node] > board.targets[node]:
-            search.distance[node] = 0.0
-            search.queue[last] = node
-            last += 1
-    n_found, n_scanned, n_enough, farthest, radius = 0, 0, np.inf, 0.0, slack
-    while first < last or size > 0:
-        if first < last:
-            node = search.queue[first]
-            first += 1
-        else:
-            size = _pop(keys, items, size)
-            reached, node = keys[size], items[size]
-        if search.settled[node] or reached > search.distance[node]:
+@_part
+def _join(board, work, least, before, tie):
+    """Make members of the entries of `least` to `before` units; those that are not the best of their row move there."""
+    for entry in range(board.classes.size):
+        if board.units[entry] < least or board.units[entry] >= before or work.after[entry] != UNLISTED:
             continue
-        if reached >= radius or n_scanned > n_enough:
-            radius = min(radius, reached)
-            return n_found, radius
-        search.settled[node] = True
-        if board.counts[node] < board.targets[node]:
-            search.found[n_found] = node
-            n_found += 1
-            farthest = reached
-            if n_found == 1:
-                n_enough = 2.0 * n_scanned + n_classes
-        radius = min(radius, reached + slack - dropped[node])
-        n_nearer, n_looked = _reach_out(board, moves, ordered, search, node, radius, tie)
-        n_scanned += n_looked
-        while keys.size < size + n_nearer:
-            keys, items = _grown(keys), _grown(items)
-        for other in search.nearer[:n_nearer]:
-            search.is_nearer[other] = False
-            if search.distance[other] == reached:
-                search.queue[last] = other
-                last += 1
-            else:
-                size = _push(keys, items, size, search.distance[other], other)
-    return n_found, (farthest if n_found else radius)
+        row, best, cheapest = board.row_of[entry], entry, -tie
+        for other in range(board.start[row], board.start[row + 1]):
+            cost = _cost(board, entry, other)
+            if cost < cheapest:
+                best, cheapest = other, cost
+        if best == entry:
+            _list(board, work, entry)
+        else:
+            amount = board.units[entry]
+            board.counts[board.classes[entry]] -= amount
+            board.counts[board.classes[best]] += amount
+            _move(board, work, entry, best, amount, least)
 
 
-@njit(cache=True, nogil=True)
-def _reach_out(board, moves, ordered, search, node, radius, tie):
-    """Shorten the ways to other classes by the moves out of one; returns how many came nearer, and moves looked at."""
-    if not moves.in_heaps[node]:
-        if moves.n_looked[node] <= SCANS_A_HEAP * (moves.end[node] - moves.begin[node] + board.counts.size):
-            n_nearer, n_looked = _reach_out_by_moves(board, moves, search, node, radius, tie)
-            moves.n_looked[node] += n_looked
-            return n_nearer, n_looked
-        _keep_in_heaps(board, moves, ordered, node)
-    reached = search.distance[node]
-    fallen = ordered.potentials[node] - board.potentials[node] + tie
-    limit = radius - reached + fallen
-    n_nearer, n_looked = 0, 0
-    for at in range(ordered.begin[node], ordered.begin[node + 1]):
-        n_looked += 1
-        if ordered.cost[at] >= limit:
-            break
-        other = ordered.others[at]  # most pairs are ruled out by what lies side by side in memory
-        least = reached + ordered.cost[at] - fallen + (ordered.potentials[other] - board.potentials[other])
-        if least < search.distance[other]:
-            n_nearer = _come_nearer_by_pair(board, moves, search, reached, ordered.pairs[at], radius, tie, n_nearer)
-    pair = ordered.newest[node]
-    while pair >= 0:
-        n_looked += 1
-        n_nearer = _come_nearer_by_pair(board, moves, search, reached, pair, radius, tie, n_nearer)
-        pair = ordered.older[pair]
-    moves.number[3] += n_looked
-    return n_nearer, n_looked
+@_part
+def _list(board, work, entry):
+    """Make a member of an entry."""
+    node = board.classes[entry]
+    work.after[entry] = work.nodes[FRESH, node]
+    work.nodes[FRESH, node] = entry
 
 
-@njit(cache=True, nogil=True)
-def _reach_out_by_moves(board, moves, search, node, radius, tie):
-    """The same by going through the moves out of the class, the cheap ones first."""
-    if not moves.is_sorted[node]:
-        _sort_moves(moves, node)
-    reached = search.distance[node]
-    fallen = moves.potentials[node] - board.potentials[node] + tie
-    limit = radius - reached + fallen
-    n_nearer, n_looked = 0, 0
-    for move in range(moves.begin[node], moves.end[node]):
-        n_looked += 1
-        if moves.cost[move] >= limit:
-            break
-        other = moves.others[move]  # most moves are ruled out by what lies side by side in memory
-        least = reached + moves.cost[move] - fallen + (moves.potentials[other] - board.potentials[other])
-        if least < search.distance[other] and board.units[moves.leaves[move]] > 0:
-            leaves, enters = moves.leaves[move], moves.enters[move]
-            n_nearer = _come_nearer(board, search, reached, leaves, enters, radius, tie, n_nearer)
-    entry = moves.newest[node]
-    while entry >= 0:
-        if board.units[entry] > 0:
-            row = board.row_of[entry]
-            for other in range(board.start[row], board.start[row + 1]):
-                if other != entry:
-                    n_nearer = _come_nearer(board, search, reached, entry, other, radius, tie, n_nearer)
-            n_looked += board.start[row + 1] - board.start[row]
-        entry = moves.older[entry]
-    return n_nearer, n_looked
-
-
-@njit(cache=True, nogil=True)
-def _come_nearer_by_pair(board, moves, search, reached, pair, radius, tie, n_nearer):
-    """Take a pair's cheapest move if it is the shortest way so far."""
-    move = -1 if search.settled[moves.second[pair]] else _cheapest(board, moves, pair)
-    if move < 0:
-        return n_nearer
-    return _come_nearer(board, search, reached, moves.leaves[move], moves.enters[move], radius, tie, n_nearer)
-
-
-@njit(cache=True, nogil=True)
-def _come_nearer(board, search, reached, leaves, enters, radius, tie, n_nearer):
-    """Take a move if it is the shortest way so far."""
-    other = board.classes[enters]
-    cost = _cost(board, leaves, enters)
-    through = reached + (cost if cost > tie else 0.0)
-    if search.settled[other] or not through < search.distance[other] or through >= radius:
-        return n_nearer
-    search.distance[other], search.leaves[other], search.enters[other] = through, leaves, enters
-    if search.is_nearer[other]:
-        return n_nearer
-    search.is_nearer[other] = True
-    search.nearer[n_nearer] = other
-    return n_nearer + 1
-
-
-@njit(cache=True, nogil=True)
+@_part
 def _cost(board, leaves, enters):
     """What a move from one entry to another of its row loses now."""
     gained = board.potentials[board.classes[leaves]] - board.potentials[board.classes[enters]]
     return (board.scores[leaves] - board.scores[enters]) + gained
 
 
-@njit(cache=True, nogil=True)
-def _move_along(board, moves, ordered, search, target, tie):
-    """Pass units down the path that ends at `target`, again while moves of no cost are left; returns how often."""
-    n_times = 0
-    while board.counts[target] < board.targets[target]:
-        amount, node = board.targets[target] - board.counts[target], target
-        while search.leaves[node] >= 0:
-            leaves = search.leaves[node]
-            if board.units[leaves] == 0:  # it went with a path before
-                move = _cheapest_between(board, moves, board.classes[leaves], node)
-                if move < 0 or _cost(board, moves.leaves[move], moves.enters[move]) > tie:
-                    return n_times
-                leaves = moves.leaves[move]
-                search.leaves[node], search.enters[node] = leaves, moves.enters[move]
-            amount = min(amount, board.units[leaves])
-            node = board.classes[leaves]
-        amount = min(amount, board.counts[node] - board.targets[node])
-        if amount <= 0:
-            return n_times
-        board.counts[node] -= amount
-        board.counts[target] += amount
-        node = target
-        while search.leaves[node] >= 0:
-            _move(board, moves, ordered, search.leaves[node], search.enters[node], amount)
-            node = board.classes[search.leaves[node]]
-        n_times += 1
-    return n_times
-
-
-@njit(cache=True, nogil=True)
-def _move(board, moves, ordered, leaves, enters, amount):
+@_part
+def _move(board, work, leaves, enters, amount, least):
     """Let `amount` units go from one entry to another of the same row."""
     board.units[leaves] -= amount
     board.units[enters] += amount
-    first = board.classes[enters]
-    if not moves.in_heaps[first]:
-        if not moves.known[enters]:
-            moves.known[enters] = True
-            moves.older[enters] = moves.newest[first]
-            moves.newest[first] = enters
-    elif not moves.whole[enters]:
-        _add_moves(board, moves, enters)
-        row = board.row_of[enters]
-        for other in range(board.start[row], board.start[row + 1]):
-            pair = _pair_of(moves, first, board.classes[other], board.counts.size, False)
-            known = pair >= 0 and not ordered.listed[pair] and moves.top[pair] >= 0
-            if known and moves.key[moves.top[pair]] < ordered.key[pair]:
-                _list_pair(ordered, first, pair)
+    if board.units[enters] >= least and work.after[enters] == UNLISTED:
+        _list(board, work, enters)
 
 
-# ---- all moves ----
+# ---- shortest paths ----
 
 
-@njit(cache=True, nogil=True)
-def _collected(board, n_looked, in_heaps):
-    """All moves at the present units, those of some classes in heaps, with room for more."""
-    n_classes, n_entries = board.counts.size, board.classes.size
-    begin = np.zeros(n_classes + 1, np.int64)
-    for entry in range(n_entries):
-        if board.units[entry] > 0:
-            row = board.row_of[entry]
-            begin[board.classes[entry] + 1] += board.start[row + 1] - board.start[row] - 1
-    begin = np.cumsum(begin)
-    n_moves = begin[-1]
-    room = n_moves + max(n_moves // 4, SPARE_MOVES)
-    most_pairs = min(n_classes * n_classes, room)
-    n_slots = 2
-    while n_slots < 2 * most_pairs:
-        n_slots *= 2
-    moves = Moves(
-        begin, begin[:-1].copy(), np.empty(n_moves), np.empty(n_moves, np.int32), board.potentials.copy(),
-        np.zeros(n_classes, np.bool_), board.units > 0, np.full(n_classes, -1), np.empty(n_entries, np.int64),
-        n_looked, in_heaps, np.empty(room), np.empty(room, np.int64), np.empty(room, np.int64),
-        np.empty(room, np.int32), np.empty(room, np.int32), np.zeros(n_entries, np.bool_),
-        np.full(n_slots, -1, np.int32), np.zeros(4, np.int64), np.empty(most_pairs, np.int32),
-        np.empty(most_pairs, np.int32), np.full(most_pairs, -1, np.int32),
-    )  # fmt: skip
-    for entry in range(n_entries):
-        if board.units[entry] > 0:
-            row, node = board.row_of[entry], board.classes[entry]
-            for other in range(board.start[row], board.start[row + 1]):
-                cost = _cost(board, entry, other)
-                if other != entry and cost < np.inf:  # no other is allowed
-                    at = moves.end[node]
-                    moves.key[at] = board.scores[entry] - board.scores[other]
-                    moves.leaves[at], moves.enters[at] = entry, other
-                    moves.others[at], moves.cost[at] = board.classes[other], cost
-                    moves.end[node] += 1
-    moves.number[0] = n_moves
-    for node in range(n_classes):
-        if in_heaps[node]:
-            _put_in_heaps(board, moves, node)
-    return moves
+@_part
+def _search(board, work, slack, tie, step, least):
+    """Dijkstra from all overfull classes at once to the nearest underfull ones.
+
+    Beyond the nearest it goes on for as much work again: one search then serves many paths. Of ways equally long the
+    one of fewest moves counts. Returns how many it found, the distance up to which all classes are settled,
+    and moves looked at.
+    """
+    nodes, distance = work.nodes, work.distance
+    size, n_settled, n_found, n_looked, n_enough, farthest, radius = (
+        0,
+        0,
+        0,
+        0,
+        np.inf,
+        0.0,
+        _whole(slack, step),
+    )
+    for node in range(distance.size):
+        distance[node], nodes[RANK, node], nodes[LEAVES, node], nodes[PLACE, node] = np.inf, NONE, NONE, NONE
+        if board.counts[node] - board.targets[node] >= least:
+            distance[node], nodes[HOPS, node], nodes[PLACE, node], nodes[HEAP, size] = 0.0, 0, size, node
+            size += 1
+        work.level[node] = board.potentials[node] + min(distance[node], slack)
+    while size > 0:
+        node = nodes[HEAP, 0]
+        reached = distance[node]
+        if reached >= radius or n_looked > n_enough:
+            return n_found, min(radius, reached), n_looked
+        size -= 1
+        _sink(work, nodes[HEAP, size], size)
+        nodes[RANK, node] = n_settled
+        n_settled += 1
+        if board.targets[node] - board.counts[node] >= least:
+            nodes[FOUND, n_found] = node
+            n_found += 1
+            farthest = reached
+            if n_found == 1:
+                n_enough = 2.0 * n_looked + distance.size
+        radius = min(radius, reached + _whole(slack - work.dropped[node], step))
+        size, n_more = _reach_out(board, work, node, radius, tie, step, least, size)
+        n_looked += n_more
+    return n_found, (farthest if n_found > 0 else radius), n_looked
 
 
-@njit(cache=True, nogil=True)
-def _sort_moves(moves, node):
-    """Put the moves out of a class in order of cost."""
-    moves.is_sorted[node] = True
-    part = slice(moves.begin[node], moves.end[node])
-    order = np.argsort(moves.cost[part])
-    moves.cost[part], moves.others[part] = moves.cost[part][order], moves.others[part][order]
-    moves.key[part] = moves.key[part][order]
-    moves.leaves[part], moves.enters[part] = moves.leaves[part][order], moves.enters[part][order]
-
-
-@njit(cache=True, nogil=True)
-def _put_in_heaps(board, moves, node):
-    """Make heaps of the moves out of a class: sorted ones of a pair are a heap, each below the one before."""
-    if not moves.is_sorted[node]:
-        _sort_moves(moves, node)
-    moves.in_heaps[node] = True
-    last = np.full(board.counts.size, -1)  # the last move to each class
-    for move in range(moves.begin[node], moves.end[node]):
-        if board.units[moves.leaves[move]] > 0:
-            moves.whole[moves.leaves[move]] = True
-            moves.child[move] = moves.sibling[move] = -1
-            other = moves.others[move]
-            if last[other] < 0:
-                moves.top[_pair_of(moves, node, other, board.counts.size, True)] = move
+@_part
+def _reach_out(board, work, node, radius, tie, step, least, size):
+    """Shorten the ways to other classes by the moves out of one; returns the heap's size, and moves looked at."""
+    nodes, distance, level, after = work.nodes, work.distance, work.level, work.after
+    classes, scores, potentials = board.classes, board.scores, board.potentials
+    if nodes[LOOKED, node] >= LOOKS_A_SORT * nodes[MOVES, node]:
+        _sort(board, work, node, least)
+    reached, own, hops, n_looked = distance[node], potentials[node], nodes[HOPS, node] + 1, 0
+    limit = radius - reached - own + 2 * tie
+    for part in (FIRST, FRESH):
+        last, entry = NONE, nodes[part, node]
+        while entry >= 0 and not (part == FIRST and work.bound[entry] >= limit):
+            following = after[entry]
+            if board.units[entry] >= least:
+                row, last, mark = board.row_of[entry], entry, scores[entry] + own + reached + 0.5 * tie
+                n_looked += board.start[row + 1] - board.start[row]
+                for other in range(board.start[row], board.start[row + 1]):
+                    if scores[other] + level[classes[other]] > mark:  # rules most out
+                        second, cost = np.int64(classes[other]), _cost(board, entry, other)
+                        through = reached + (_whole(cost, step) if cost > tie else 0.0)
+                        if through < distance[second] and through < radius:
+                            distance[second], level[second] = through, through + potentials[second]
+                            nodes[HOPS, second], nodes[LEAVES, second], nodes[ENTERS, second] = hops, entry, other
+                            if nodes[PLACE, second] < 0:
+                                nodes[PLACE, second] = size
+                                size += 1
+                            _rise(work, second)
             else:
-                moves.child[last[other]] = move
-            last[other] = move
-    entry = moves.newest[node]
-    while entry >= 0:
-        if board.units[entry] > 0:
-            _add_moves(board, moves, entry)
-        entry = moves.older[entry]
+                after[entry] = UNLISTED
+                if last < 0:
+                    nodes[part, node] = following
+                else:
+                    after[last] = following
+            entry = following
+    nodes[LOOKED, node] += n_looked
+    return size, n_looked
 
 
-@njit(cache=True, nogil=True)
-def _list_pair(ordered, node, pair):
-    """Add a pair to those of its first class that are not in order."""
-    ordered.listed[pair] = True
-    ordered.older[pair] = ordered.newest[node]
-    ordered.newest[node] = pair
+@_part
+def _sort(board, work, node, least):
+    """Put the members of a class in the order of their cheapest moves."""
+    nodes, after, n_moves, first = work.nodes, work.after, 0, np.int64(NONE)
+    for part in (FIRST, FRESH):
+        entry = nodes[part, node]
+        while entry >= 0:
+            following = after[entry]
+            after[entry] = UNLISTED
+            if board.units[entry] >= least:
+                row, cheapest = board.row_of[entry], np.inf
+                for other in range(board.start[row], board.start[row + 1]):
+                    if other != entry:
+                        gained = board.scores[entry] - board.scores[other]
+                        cheapest = min(cheapest, gained - board.potentials[board.classes[other]])
+                n_moves += board.start[row + 1] - board.start[row]
+                work.bound[entry], after[entry], first = cheapest, first, entry
+            entry = following
+    nodes[FIRST, node], nodes[FRESH, node] = _sorted_list(first, after, work.bound), NONE
+    nodes[LOOKED, node], nodes[MOVES, node] = 0, n_moves
 
 
-@njit(cache=True, nogil=True)
-def _keep_in_heaps(board, moves, ordered, node):
-    """From now on keep the moves out of a class in heaps."""
-    n_pairs = moves.number[1]
-    _put_in_heaps(board, moves, node)
-    for pair in range(n_pairs, moves.number[1]):
-        _list_pair(ordered, node, pair)
+@_part
+def _sorted_list(first, after, key):
+    """Merge sort of a linked list: runs of one, two, four, ... are merged; returns its first."""
+    length, n_runs = 1, 2
+    while n_runs > 1:
+        one, first, last, n_runs = first, NONE, NONE, 0
+        while one >= 0:
+            other, n_one, n_other = one, 0, length
+            while n_one < length and other >= 0:
+                n_one += 1
+                other = after[other]
+            while n_one > 0 or (n_other > 0 and other >= 0):
+                if n_one > 0 and (n_other == 0 or other < 0 or key[one] <= key[other]):
+                    chosen, one = one, after[one]
+                    n_one -= 1
+                else:
+                    chosen, other = other, after[other]
+                    n_other -= 1
+                if last < 0:
+                    first = chosen
+                else:
+                    after[last] = chosen
+                last = chosen
+            one = other
+            n_runs += 1
+        if last >= 0:
+            after[last] = NONE
+        length *= 2
+    return first
 
 
-@njit(cache=True, nogil=True)
-def _add_moves(board, moves, leaves):
-    """Put all moves out of an entry into the heaps, if there is room."""
-    row, first = board.row_of[leaves], board.classes[leaves]
-    begin, end = board.start[row], board.start[row + 1]
-    if moves.number[0] + end - begin > moves.key.size:
-        moves.number[2] = 1
-        return
-    moves.whole[leaves] = True
-    for enters in range(begin, end):
-        key, second = board.scores[leaves] - board.scores[enters], board.classes[enters]
-        if enters == leaves or not key < np.inf or board.potentials[second] == -np.inf:
-            continue  # no move, or one that is forbidden
-        move = moves.number[0]
-        moves.number[0] += 1
-        moves.key[move], moves.leaves[move], moves.enters[move] = key, leaves, enters
-        moves.child[move] = moves.sibling[move] = -1
-        pair = _pair_of(moves, first, second, board.counts.size, True)
-        moves.top[pair] = move if moves.top[pair] < 0 else _joined(moves, moves.top[pair], move)
+@_part
+def _whole(number, step):
+    """The largest multiple of a step that is no more than a number."""
+    return number - number % step if number < np.inf else number
 
 
-@njit(cache=True, nogil=True)
-def _pair_of(moves, first, second, n_classes, add):
-    """The number of a pair of classes; -1 for one not seen yet, or it is added."""
-    mask = np.uint64(moves.table.size - 1)
-    mixed = np.uint64(np.int64(first) * n_classes + second) * HASH
-    slot = (mixed ^ (mixed >> np.uint64(32))) & mask
+@_part
+def _is_nearer(work, one, other):
+    if work.distance[one] != work.distance[other]:
+        return work.distance[one] < work.distance[other]
+    return work.nodes[HOPS, one] < work.nodes[HOPS, other]
+
+
+@_part
+def _rise(work, node):
+    """Let a class that has come nearer rise in the heap from its place there."""
+    nodes = work.nodes
+    place = nodes[PLACE, node]
+    while place > 0 and _is_nearer(work, node, nodes[HEAP, (place - 1) >> 1]):
+        parent = nodes[HEAP, (place - 1) >> 1]
+        nodes[HEAP, place], nodes[PLACE, parent] = parent, place
+        place = (place - 1) >> 1
+    nodes[HEAP, place], nodes[PLACE, node] = node, place
+
+
+@_part
+def _sink(work, node, size):
+    """Put a class in place of the heap's top, and let it sink."""
+    nodes, place = work.nodes, 0
+    while 2 * place + 1 < size:
+        below = 2 * place + 1
+        if below + 1 < size and _is_nearer(work, nodes[HEAP, below + 1], nodes[HEAP, below]):
+            below += 1
+        child = nodes[HEAP, below]
+        if not _is_nearer(work, child, node):
+            break
+        nodes[HEAP, place], nodes[PLACE, child] = child, place
+        place = below
+    nodes[HEAP, place], nodes[PLACE, node] = node, place
+
+
+# ---- what moves ----
+
+
+@_part
+def _move_along_tree(board, work, n_found, least):
+    """Pass units down the paths of a search where they do not get in one another's way; returns how many did."""
+    nodes, n_paths = work.nodes, 0
+    for target in nodes[FOUND, :n_found]:
+        amount, node = board.targets[target] - board.counts[target], target
+        while nodes[LEAVES, node] >= 0:
+            amount = min(amount, board.units[nodes[LEAVES, node]])
+            node = board.classes[nodes[LEAVES, node]]
+        amount = min(amount, board.counts[node] - board.targets[node])
+        if amount < least:
+            continue
+        board.counts[node] -= amount
+        board.counts[target] += amount
+        node = target
+        while nodes[LEAVES, node] >= 0:
+            leaves = nodes[LEAVES, node]
+            _move(board, work, leaves, nodes[ENTERS, node], amount, least)
+            node = board.classes[leaves]
+        n_paths += 1
+    return n_paths
+
+
+@_part
+def _move_for_free(board, work, least, tie):
+    """Move surplus along the paths that now cost nothing, depth first; returns how many there were.
+
+    Each move leads to a class that the search settled later. A class goes through its moves once, and one that leads
+    nowhere is not entered again.
+    """
+    nodes, counts, targets, n_paths = work.nodes, board.counts, board.targets, 0
+    for node in range(counts.size):
+        nodes[AT, node] = UNLISTED  # not begun
+    for source in range(counts.size):
+        depth, nodes[PATH, 0] = 1, source
+        while depth > 0 and nodes[RANK, source] >= 0 and counts[source] - targets[source] >= least:
+            found = _next_free(board, work, nodes[PATH, depth - 1], least, tie)
+            if found < 0:
+                depth -= 1
+                continue
+            nodes[PATH, depth] = found
+            if targets[found] - counts[found] < least:
+                depth += 1
+                continue
+            amount = min(counts[source] - targets[source], targets[found] - counts[found])
+            for node in nodes[PATH, :depth]:
+                amount = min(amount, board.units[nodes[AT, node]])
+            counts[source] -= amount
+            counts[found] += amount
+            for node in nodes[PATH, :depth]:
+                _move(board, work, nodes[AT, node], nodes[OTHER, node], amount, least)
+            n_paths += 1
+            depth = 1
+    return n_paths
+
+
+@_part
+def _next_free(board, work, node, least, tie):
+    """The next class that units of `node` may go to at no cost, or -1."""
+    nodes, after, units, start = work.nodes, work.after, board.units, board.start
+    if nodes[AT, node] == UNLISTED:
+        nodes[PART, node], nodes[AT, node], nodes[OTHER, node] = FRESH, nodes[FRESH, node], NONE
+    limit = 2 * tie - board.potentials[node]
     while True:
-        pair = moves.table[slot]
-        if pair < 0:
-            break
-        if moves.first[pair] == first and moves.second[pair] == second:
-            return np.int64(pair)
-        slot = (slot + np.uint64(1)) & mask
-    if not add:
-        return np.int64(-1)
-    pair = moves.number[1]
-    moves.number[1] += 1
-    moves.table[slot] = pair
-    moves.first[pair], moves.second[pair] = first, second
-    return np.int64(pair)
-
-
-@njit(cache=True, nogil=True)
-def _cheapest(board, moves, pair):
-    """The cheapest move of a pair whose entry has a unit, or -1; others before it are dropped."""
-    move = moves.top[pair]
-    while move >= 0 and board.units[moves.leaves[move]] == 0:
-        moves.whole[moves.leaves[move]] = False
-        move = _without_top(moves, move)
-    moves.top[pair] = move
-    return move
-
-
-@njit(cache=True, nogil=True)
-def _cheapest_between(board, moves, first, second):
-    """The same for two classes; -1 too where their moves are in no heap."""
-    pair = _pair_of(moves, first, second, board.counts.size, False) if moves.in_heaps[first] else -1
-    return _cheapest(board, moves, pair) if pair >= 0 else -1
-
-
-@njit(cache=True, nogil=True)
-def _joined(moves, one, other):
-    """Two heaps as one; returns its top."""
-    if moves.key[other] < moves.key[one]:
-        one, other = other, one
-    moves.sibling[other] = moves.child[one]
-    moves.child[one] = other
-    return one
-
-
-@njit(cache=True, nogil=True)
-def _without_top(moves, move):
-    """What is left of a heap: those below its top, joined in twos and then from the last to the first."""
-    below, twos = moves.child[move], np.int32(-1)
-    while below >= 0:
-        other = moves.sibling[below]
-        after = moves.sibling[other] if other >= 0 else np.int32(-1)
-        two = _joined(moves, below, other) if other >= 0 else below
-        moves.sibling[two] = twos
-        twos, below = two, after
-    left = np.int32(-1)
-    while twos >= 0:
-        after = moves.sibling[twos]
-        moves.sibling[twos] = -1
-        left = twos if left < 0 else _joined(moves, left, twos)
-        twos = after
-    return left
-
-
-@njit(cache=True, nogil=True)
-def _sorted_pairs(board, moves):
-    """The pairs at the present potentials."""
-    n_classes, n_pairs = board.counts.size, moves.number[1]
-    moves.number[3] = 0
-    begin, key = np.zeros(n_classes + 1, np.int64), np.full(moves.first.size, np.inf)
-    for pair in range(n_pairs):
-        move = _cheapest(board, moves, pair)
-        if move >= 0:
-            key[pair] = moves.key[move]
-            begin[moves.first[pair] + 1] += 1
-    begin = np.cumsum(begin)
-    pairs, cost, end = np.empty(begin[-1], np.int64), np.empty(begin[-1]), begin[:-1].copy()
-    for pair in range(n_pairs):
-        if key[pair] < np.inf:
-            at = end[moves.first[pair]]
-            move = moves.top[pair]
-            pairs[at], cost[at] = pair, _cost(board, moves.leaves[move], moves.enters[move])
-            end[moves.first[pair]] += 1
-    for node in range(n_classes):
-        part = slice(begin[node], begin[node + 1])
-        order = np.argsort(cost[part])
-        pairs[part], cost[part] = pairs[part][order], cost[part][order]
-    return Sorted(
-        begin, pairs, moves.second[pairs], cost, board.potentials.copy(), key, np.zeros(key.size, np.bool_),
-        np.full(n_classes, -1), np.full(key.size, -1),
-    )  # fmt: skip
-
-
-@njit(cache=True, nogil=True)
-def _grown(array):
-    larger = np.empty(2 * array.size, array.dtype)
-    larger[: array.size] = array
-    return larger
-
-
-@njit(cache=True, nogil=True)
-def _push(keys, items, size, key, item):
-    """Add to a binary heap; the caller sees to its room. Returns the new size."""
-    at = size
-    while at > 0:
-        parent = (at - 1) >> 1
-        if keys[parent] <= key:
-            break
-        keys[at], items[at] = keys[parent], items[parent]
-        at = parent
-    keys[at], items[at] = key, item
-    return size + 1
-
-
-@njit(cache=True, nogil=True)
-def _pop(keys, items, size):
-    """Take the smallest key out of a binary heap and leave it just behind the end. Returns the new size."""
-    size -= 1
-    key, item = keys[size], items[size]
-    keys[size], items[size] = keys[0], items[0]
-    at = 0
-    while True:
-        child = 2 * at + 1
-        if child >= size:
-            break
-        if child + 1 < size and keys[child + 1] < keys[child]:
-            child += 1
-        if keys[child] >= key:
-            break
-        keys[at], items[at] = keys[child], items[child]
-        at = child
-    if size > 0:
-        keys[at], items[at] = key, item
-    return size
+        entry, other = nodes[AT, node], nodes[OTHER, node]
+        if entry < 0 or (nodes[PART, node] == FIRST and work.bound[entry] > limit):
+            if nodes[PART, node] == FIRST:
+                nodes[AT, node] = NONE
+                return NONE
+            nodes[PART, node], nodes[AT, node], nodes[OTHER, node] = FIRST, nodes[FIRST, node], NONE
+            continue
+        row = board.row_of[entry]
+        if other == NONE:
+            other = start[row]
+        while other < start[row + 1] and units[entry] >= least:
+            second = board.classes[other]
+            leads_on = nodes[AT, second] != NONE or board.targets[second] - board.counts[second] >= least
+            if leads_on and nodes[RANK, second] > nodes[RANK, node] and _cost(board, entry, other) <= tie:
+                nodes[OTHER, node] = other
+                return second
+            other += 1
+        nodes[AT, node], nodes[OTHER, node] = after[entry], NONE

@@ -79,7 +79,7 @@ class Certificate:
     bound: float  # upper bound on the value of every assignment with these class sizes
     counts: Array  # (K,) int64: class sizes of the labels
     gap: float = math.nan  # bound - value, as the mean of differences; NaN stands for that difference itself
-    rounding: float = math.nan  # a gap up to this is what float64 rounds, relative to the numbers added; NaN: not known
+    rounding: float = math.nan  # how much of the gap float64 may have rounded, row by row; NaN: not known
     size_error: float = 0.0  # share of the mass that would have to move for the sizes to be those of the bound
 
     def __post_init__(self) -> None:
@@ -95,9 +95,9 @@ class Certificate:
     def proven(self) -> bool:
         """Whether the labels have the sizes that the bound is for, and the gap is nothing but rounding.
 
-        `rounding` is relative to the scores and potentials that are added, row by row, less what a whole row has in
-        common: no constant in a row changes it, and it is so small that nothing to be won is taken for it. Where it is
-        not known, only a gap of exactly zero will do.
+        `rounding` is what of the gap is below 64 times the rounding of the numbers that are added in its row, less what
+        a whole row has in common: no constant in a row changes it, what is large in other rows does not count, and it
+        is so small that nothing to be won is taken for it. Where it is not known, only a gap of exactly zero will do.
         """
         return not self.size_error and abs(self.gap) <= (self.rounding if self.rounding > 0 else 0.0)
 
@@ -262,7 +262,7 @@ class Assignment:
         """Scores and plan potentials of all that a sample may choose from: after the classes, staying unlabelled."""
         g = _to_numpy(self.plan_potentials)
         if self.plan_threshold == -math.inf:
-            return opened, g
+            return opened.fine.bare if math.isinf(self.sample_rho) else opened, g
         return WithColumn(opened), np.append(g, self.plan_threshold)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -352,8 +352,9 @@ def predict(
 ) -> Array:
     """Labels argmax_k (scores + potentials) of any samples, (M,) int64; see `Assignment.predict`."""
     opened, _ = _open_for(scores, len(potentials), names)
-    labels, best, _ = sweep.label(opened, potentials)
-    if threshold == -math.inf:
+    without = threshold == -math.inf
+    labels, best, _ = sweep.label(opened.fine.bare if without else opened, potentials)
+    if without:
         _refuse_closed(opened, best)
     return like(np.where(best >= threshold, labels, -1).astype(np.int64), scores)
 

@@ -22,9 +22,10 @@ from otlabel.errors import InfeasibleError
 from otlabel.marginals import Rule
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem
-from otlabel.repair import Board, repair, spread_ties
+from otlabel.repair import Board, Done, repair, spread_ties
 from otlabel.scores import draw_rows
 
+ROUNDED = 64 * float(np.finfo(np.float64).eps)  # of the size of what is added: a gap up to this is rounding
 TIE = 4 * float(np.finfo(np.float64).eps)  # relative difference below which two float64 sums count as equal
 MOVES_A_ROW, MOVES_A_CLASS = 0.25, 16  # candidate moves to read at first: more than a repair needs, as a rule
 SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS = 4096, 4  # rows that the first slack is judged by
@@ -32,8 +33,11 @@ FIRST_SLACK = 1 / 64  # of a row's spread: where that search begins
 SOFT_SLACK = 2.0  # times rho: how far around its price places of soft classes count at first; they grow as its exp
 MOST_LEVELS = 1 << 18  # of all soft classes: beyond, as with real sample masses, neighbouring ones count as alike
 SLACK_STEP = 2.0  # how much wider the next pass looks where the candidates did not suffice
-WIDE = 64.0  # candidates a row from which on more passes come first: what a path costs grows with them
-WIDE_PASSES = 12  # that look no wider than the one before, in all: each reads the scores
+FEW_MORE = 1.5  # times as many candidates: where so few come, the slack widens faster
+LOOKS_AN_ENTRY = 10.0  # moves that a repair looks at while a pass finds one candidate
+JUMP = 1e6  # from a usual potential to one that is not: what is then taken for rounding is below 2e-8 of the usual
+FINER = 1e-6  # times what counts as nothing for most rows: in passes for those that it is much for
+REFINED_PASSES = 4  # of those that mend what potentials lost of small rows' digits while they fell by much
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,40 +81,51 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
     most = problem.bounds[1]
     reach = n_classes * problem.extent  # larger ones, from an epsilon far above the scores, would hide these in sums
     g = np.where(most > 0, np.clip(np.where(np.isfinite(potentials), potentials, 0.0), -reach, reach), -np.inf)
-    tie = TIE * (problem.magnitude + float(np.abs(g[np.isfinite(g)]).max()))
+    g = _less(g, np.zeros(n_classes), problem.rule)
+    tie, coarsest = 0.0, TIE * (problem.magnitude + float(np.abs(g[np.isfinite(g)]).max()))
     n_here, no_rows = problem.scores.shape[0], np.empty(0, np.int64)
     weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
     placement = Placement(np.full(n_here, -1, np.int32), no_rows, no_rows.astype(np.int32), no_rows)
-    slack = min(_first_slack(problem, g, rng), SOFT_SLACK * float(problem.rule.rho.min()))
-    n_paths, n_wide, first = 0, 0, True
+    slack = first_slack = min(_first_slack(problem, g, rng), SOFT_SLACK * float(problem.rule.rho.min()))
+    n_paths, n_before, left, step, first, n_refined = 0, 0, problem.n_units + 1, SLACK_STEP, True, 0
     widest = problem.extent + float(np.ptp(g[np.isfinite(g)]))  # potentials that fall by slack must not move it
     while True:
         movable = _movable(problem, g, placement.labels, weights, slack, tie)
         monitor.saw("round", problem.n_rows)
         units = _units(movable, placement, n_classes)
         counts = movable.fixed + np.bincount(movable.found.classes, units, n_classes).astype(np.int64)
+        below, tie = _below_best(movable, g)
         spare = spare_room(problem, g, counts, slack, tie)
-        board = _board(movable, units, spare, g, counts)
+        board = _board(movable, below, units, spare, g, counts)
         if first:
             spread_ties(board, rng.permutation(len(board.start) - 1), tie)
             first = False
-        n_made = _repair(board, np.zeros(n_classes + 1), slack, tie)
-        n_paths += n_made
+        done = _repair(board, slack, tie * FINER if n_refined else tie)
+        n_paths += done.n_paths
         monitor.saw("repair", 0)
-        done = np.array_equal(board.counts, board.targets)
-        if not done and slack == np.inf:
+        is_done = np.array_equal(board.counts, board.targets)
+        if not is_done and slack == np.inf:
             filled = np.bincount(spare.classes, board.units[len(units) :: 2], n_classes).astype(np.int64)
             raise _infeasible(problem, board, board.counts[:-1] - filled)
         units = board.units[: len(units)]
-        g = board.potentials[:-1] - (board.potentials[-1] if spare.any_room else 0.0)
+        g = _less(g, (board.potentials[-1] if spare.any_room else 0.0) - board.potentials[:-1], problem.rule)
         placement = _placed(movable, units, placement.labels, g, problem.scores.share)
-        if done:
-            g = centred(problem.rule, g)
-            return Rounded(placement, np.where(np.abs(g) <= tie, 0.0, g), n_paths)  # less is left of rounding
-        if n_made > 0 and n_wide < WIDE_PASSES and len(units) > WIDE * len(movable.labels):
-            n_wide += 1
+        if is_done:
+            g = np.where(np.abs(g) <= tie, 0.0, g)  # less is left of rounding
+            g = _between_borders(movable, units, g, slack) if problem.rule.shift_free else g
+            if n_refined < REFINED_PASSES and _falls_short(movable, units, g):
+                n_refined += 1
+                slack, left = first_slack, problem.n_units + 1
+                continue
+            return Rounded(placement, g, n_paths)
+        n_entries, surplus = len(units), int(np.maximum(board.counts - board.targets, 0).sum())
+        many_looks = done.n_looked > problem.n_rows * n_classes + LOOKS_AN_ENTRY * n_entries
+        if many_looks and surplus < left:  # these grow with the candidates, so another pass is cheaper
+            left = surplus
             continue
-        slack = max(SLACK_STEP * slack, tie)  # scores may be far smaller than the prices of places
+        step = 2.0 * step if n_entries < FEW_MORE * n_before else SLACK_STEP
+        n_before, left = n_entries, min(left, surplus)
+        slack = max(step * slack, coarsest)  # scores may be far smaller than the prices of places
         if slack > widest:
             slack = np.inf
 
@@ -131,11 +146,11 @@ def _movable(
     return Movable(sweep.Candidates(rows, sizes, classes, values), own_labels, own_weights, counts, row_of)
 
 
-def _repair(board: Board, dropped: np.ndarray, slack: float, tie: float) -> int:
+def _repair(board: Board, slack: float, tie: float) -> Done:
     """Compiled code hears no interrupt, so it works on a thread of its own and this one waits for either."""
     stop = np.zeros(1, np.bool_)
     with ThreadPoolExecutor(1) as worker:
-        moving = worker.submit(repair, board, dropped, slack, tie, stop)
+        moving = worker.submit(repair, board, slack, tie, stop)
         try:
             return moving.result()
         except BaseException:
@@ -258,13 +273,106 @@ def _running(classes: np.ndarray, units: np.ndarray) -> np.ndarray:
     return total - before
 
 
-def _board(movable: Movable, units: np.ndarray, spare: Spare, potentials: np.ndarray, counts: np.ndarray) -> Board:
-    """Samples that may move, then the room that may, with the hub as one more class."""
+def _below_best(movable: Movable, potentials: np.ndarray) -> tuple[np.ndarray, float]:
+    """By how much each entry's score + potential is below the best of its row, (E,), and what counts as nothing.
+
+    Numbers that lie close together are subtracted exactly. So what is large in a class or a row, and in them alone,
+    takes no digits from the others: two entries are tied where they differ by less than *their* numbers are known to.
+    """
+    found, row_of = movable.found, movable.row_of
+    u, sizes = _totals(found, potentials)
+    if not len(u):
+        return u, 0.0
+    starts = np.cumsum(found.sizes) - found.sizes
+    best = np.maximum.reduceat(u, starts)[row_of]
+    below = u - best
+    sizes = np.minimum(sizes, np.maximum.reduceat(np.where(below == 0, sizes, 0.0), starts)[row_of])
+    below[-below <= TIE * sizes] = 0.0
+    usual = np.concatenate([sizes[sizes > 0], -below[below < 0]])
+    return below, TIE * float(np.median(usual)) if len(usual) else 0.0
+
+
+def _totals(found: sweep.Candidates, potentials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Score + potential of each entry, and how large the two are."""
+    g = potentials[found.classes]
+    return found.scores + g, np.abs(found.scores) + np.abs(g)
+
+
+def _falls_short(movable: Movable, units: np.ndarray, potentials: np.ndarray) -> bool:
+    """Whether the class of some row is below its best one by more than the rounding of its own numbers."""
+    found = movable.found
+    u, _ = _totals(found, potentials)
+    if not len(u):
+        return False
+    best = np.maximum.reduceat(u, np.cumsum(found.sizes) - found.sizes)[movable.row_of]
+    known = rounding_of(best, u, potentials[found.classes], potentials)
+    return bool(((best - u > known) & (units > 0)).any())
+
+
+def rounding_of(best: np.ndarray, own: np.ndarray, own_potentials: np.ndarray, potentials: np.ndarray) -> np.ndarray:
+    """By how much rows may fall short for no other reason than that float64 rounds, from s + g at best and label.
+
+    Their own numbers alone excuse it: what is large in other rows is no reason, nor is the potential of a class that is
+    far above all usual ones, for stored numbers of that size are as exact as others.
+    """
+    added = np.abs(own - own_potentials) + np.abs(own_potentials)
+    return ROUNDED * (np.abs(best) + np.minimum(added, np.abs(own) + 2 * _largest_usual(potentials)))
+
+
+def _largest_usual(potentials: np.ndarray) -> float:
+    """The largest potential, by size, below which there is no jump from the middle ones on."""
+    sizes = np.sort(np.abs(potentials[np.isfinite(potentials) & (potentials != 0)]))
+    above = sizes[max(len(sizes) - 1, 0) // 2 :]
+    jumps = np.flatnonzero(above[1:] > JUMP * above[:-1])
+    return float(above[jumps[0]]) if len(jumps) else float(above.max(initial=0.0))
+
+
+def _between_borders(movable: Movable, units: np.ndarray, potentials: np.ndarray, slack: float) -> np.ndarray:
+    """Potentials of the same labels, those that are unusually large in the middle of where they may be.
+
+    A repair ends where one more step would change a label. There the rounding of a large potential is what rows of
+    usual size fall short by; between the borders it is nothing.
+    """
+    found, row_of, g = movable.found, movable.row_of, potentials.copy()
+    starts = np.cumsum(found.sizes) - found.sizes
+    elsewhere = np.bincount(row_of, units, len(found.sizes))[row_of] > units
+    for k in np.flatnonzero(np.isfinite(g) & (np.abs(g) > JUMP * _largest_usual(g))):
+        u, here = _totals(found, g)[0], found.classes == k
+        others = np.maximum.reduceat(np.where(here, -np.inf, u), starts)[row_of] if len(u) else u
+        ahead = u[here] - others[here]
+        down = min(ahead[units[here] > 0].min(initial=np.inf), slack)
+        up = min(-ahead[elsewhere[here]].max(initial=-np.inf), slack)
+        if np.isfinite([up, down]).all():
+            g[k] += (up - down) / 2
+    return g
+
+
+def _less(potentials: np.ndarray, fall: np.ndarray, rule: Rule) -> np.ndarray:
+    """Potentials that have fallen, with the median at zero where a constant says nothing.
+
+    Unlike a mean, it is where most are: these keep their digits, whatever others are like. What is rounded is rounded
+    down, so that no class becomes dearer than it was for the samples of others.
+    """
+    finite = np.isfinite(potentials)
+    g, change = potentials[finite], -fall[finite]
+    if rule.shift_free:
+        change -= np.median(g + change)
+    total = g + change
+    result = potentials.copy()
+    result[finite] = np.where((total - g == change) & (total - change == g), total, np.nextafter(total, -np.inf))
+    return result
+
+
+def _board(
+    movable: Movable, below: np.ndarray, units: np.ndarray, spare: Spare, potentials: np.ndarray, counts: np.ndarray
+) -> Board:
+    """Samples that may move, then the room that may, with the hub as one more class; potentials begin at zero."""
     found = movable.found
     hub, n_rows, n_spare = len(counts), len(found.rows), len(spare.classes)
     sizes = np.concatenate([found.sizes, np.full(n_spare, 2)])
     classes = np.concatenate([found.classes, np.stack([spare.classes, np.full(n_spare, hub)], 1).ravel()])
-    scores = np.concatenate([found.scores, np.stack([spare.prices, np.zeros(n_spare)], 1).ravel()])
+    worth = spare.prices + potentials[spare.classes]
+    scores = np.concatenate([below, np.stack([worth, np.zeros(n_spare)], 1).ravel()])
     in_hub = spare.units - spare.inside
     filled = counts + np.bincount(spare.classes, spare.inside, hub).astype(np.int64)
     total = counts.sum() + spare.units.sum()
@@ -274,16 +382,10 @@ def _board(movable: Movable, units: np.ndarray, spare: Spare, potentials: np.nda
         classes=classes.astype(np.int32),
         scores=scores,
         units=np.concatenate([units, np.stack([spare.inside, in_hub], 1).ravel()]),
-        potentials=np.append(potentials, 0.0),
+        potentials=np.append(np.where(np.isfinite(potentials), 0.0, -np.inf), 0.0),
         counts=np.append(filled, in_hub.sum()),
         targets=np.append(spare.places, total - spare.places.sum()),
     )
-
-
-def centred(rule: Rule, potentials: np.ndarray) -> np.ndarray:
-    """Potentials less their mean where a constant says nothing."""
-    finite = np.isfinite(potentials)
-    return np.where(finite, potentials - potentials[finite].mean(), potentials) if rule.shift_free else potentials
 
 
 def _infeasible(problem: Problem, board: Board, counts: np.ndarray) -> InfeasibleError:

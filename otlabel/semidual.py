@@ -83,6 +83,7 @@ class Point:
     residual: np.ndarray  # (K,) demand - c(g) = -grad F
     error: float  # sum_k |c_k - demand_k|, of what all classes take
     curvature_rows: np.ndarray  # sorted: rows here to take the curvature from
+    precision: type  # of the sweep
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +167,7 @@ class Objective:
         self.n_passes += 1
         self.monitor.saw("solve", problem.n_rows, self.epsilon, error, shifted)
         value = of_rows + rule.term(potentials)
-        return Point(potentials, shifted, swept, value, found, residual, error, rows)
+        return Point(potentials, shifted, swept, value, found, residual, error, rows, self.precision)
 
     def _level(self, rule: Rule, potentials: np.ndarray, found: sweep.Sweep) -> float:
         """The best constant to add to all potentials."""

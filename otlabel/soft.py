@@ -10,6 +10,7 @@ import torch
 
 from otlabel.errors import InvalidScoresError
 from otlabel.scores import as_matrix, is_foreign, plain_tensor
+from otlabel.sweep import has_triton
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -63,7 +64,17 @@ def soft_assign(
     epsilon = _checked_epsilon(epsilon)
     if n_iterations < 1:
         raise ValueError(f"n_iterations is {n_iterations}; at least one is needed (3 in SwAV)")
-    numbers = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits.detach()
+    if torch.compiler.is_compiling() or not (logits.is_cuda and logits.shape[1] and has_triton()):
+        return _in_plain_torch(logits, epsilon, n_iterations, group)
+    return _by_kernels(logits, epsilon, n_iterations, group)
+
+
+def _in_plain_torch(
+    logits: torch.Tensor, epsilon: float | torch.Tensor, n_iterations: int, group: ProcessGroup | None
+) -> torch.Tensor:
+    """Anywhere, and what a compiler makes kernels of."""
+    numbers = logits.to(torch.promote_types(logits.dtype, torch.float32))
     top = _largest(numbers, 1)
     bad = ~(top < torch.inf)  # (B, 1) NaN or +inf in the row, which the largest shows
     numbers, top = numbers.masked_fill(bad, -torch.inf), top.masked_fill(bad, -torch.inf)  # as if it were not there
@@ -79,6 +90,30 @@ def soft_assign(
             log_rows = log_rows.where(log_rows < torch.inf, -torch.inf)  # inf: of a row without any class
     of_no_class = torch.where(bad, torch.nan, 0.0)
     return torch.softmax(shifted, 1).where(top > -torch.inf, of_no_class).float()
+
+
+def _by_kernels(
+    logits: torch.Tensor, epsilon: float | torch.Tensor, n_iterations: int, group: ProcessGroup | None
+) -> torch.Tensor:
+    """The same on a card: between the passes of `sweep.batch` there are vectors alone."""
+    from otlabel.sweep import batch
+
+    precision = torch.promote_types(logits.dtype, torch.float32)
+    if isinstance(epsilon, torch.Tensor) and epsilon.device == logits.device:
+        inverse = epsilon.to(precision).reciprocal()
+    else:
+        inverse = torch.full((), 1 / float(epsilon), dtype=precision, device=logits.device)
+    tops = _largest(logits, 1).to(precision)
+    known = torch.nan_to_num(tops, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
+    log_rows = ((known - _over_processes(_largest(known, 0), "MAX", group)) * inverse)[:, 0]
+    tops = tops[:, 0]
+    for iteration in range(n_iterations):
+        log_classes = batch.column_logs(logits, tops, log_rows, inverse)
+        if group is not None:
+            log_classes = _log_column_sums(log_classes[None], group)[0]
+        if iteration < n_iterations - 1:
+            log_rows = batch.row_logs(logits, tops, log_classes, inverse)
+    return batch.assignments(logits, tops, log_classes, inverse)
 
 
 def _checked_epsilon(epsilon: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from otlabel import sweep
-from otlabel.distributed import Share
+from otlabel.distributed import Alone, Share
 from otlabel.errors import (
     DegenerateScoresWarning,
     FewSamplesWarning,
@@ -37,7 +37,7 @@ from otlabel.marginals import (
 )
 from otlabel.monitor import Monitor
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
-from otlabel.scores import KeptRows, LinearScores, MovedScores, Scores, WithColumn, as_array, as_float, draw_rows
+from otlabel.scores import KeptRows, MovedScores, Scores, WithColumn, as_array, as_float, draw_rows
 
 LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities
 RESOLVED = 1e5  # times epsilon: products up to here have errors far below it in float32
@@ -123,22 +123,37 @@ def check_problem(
         -bottoms.min(initial=np.inf),
     )
     check_reach(max(magnitude, extent))
+    spread, lowered, stored_magnitude = team.median("spread", extents), 0.0, magnitude
+    if isinstance(samples, Exact) and magnitude > FAR * spread:
+        if abstain > 0:  # whether a sample is labelled then depends on how its row compares with others
+            lowered = middle(team, tops[open_rows])
+            scores = MovedScores(scores, lowered)
+            tops = np.where(open_rows, tops - lowered, tops)
+            bottoms = tops - extents
+        else:
+            if scores.fine.bare is not scores:
+                tops = sweep.inspect(scores.fine).tops
+                monitor.saw("inspect", n_rows)
+                bare = scores.fine.bare
+                scores = KeptRows(bare, share.within(sampled)) if scores.on_cpu else bare
+            scores = MovedScores(scores)
+            moved = sweep.inspect(scores)
+            monitor.saw("inspect", n_rows)
+            units = open_rows.astype(np.float64) if weights is None else np.where(open_rows, weights, 0.0)
+            by = np.where(open_rows, tops, 0.0) - np.where(open_rows, moved.tops, 0.0)
+            total, of_all = team.total("far", by @ units, units.sum())
+            lowered = float(total) / max(float(of_all), 1.0)
+            tops, bottoms = moved.tops, moved.bottoms
+            extents = np.where(open_rows, np.where(open_rows, tops, 0.0) - bottoms, 0.0)
+            (extent,) = team.largest("extents", extents.max(initial=0.0))
+            spread = team.median("spread", extents)
+        (magnitude,) = team.largest("far", np.abs(tops[open_rows]).max(initial=0.0))
     if n_rows < n_classes and class_mass is None and isinstance(classes, Exact):
         warn(FewSamplesWarning, f"{n_rows} samples for {n_classes} classes: sizes are 0 or 1")
     if n_classes > 1 and not inspection.n_forbidden and not extent:
         warn(DegenerateScoresWarning, "every row's scores are all equal: they carry no information, labels are random")
     elif n_classes > 1 and top <= 1 and below <= 0:
         _warn_of_probabilities(scores, sampled)
-    spread, lowered, stored_magnitude = team.median("spread", extents), 0.0, magnitude
-    if isinstance(samples, Exact) and magnitude > FAR * spread and not isinstance(scores, LinearScores):
-        units = open_rows.astype(np.float64) if weights is None else np.where(open_rows, weights, 0.0)
-        total, of_all = team.total("far", np.where(open_rows, tops, 0.0) @ units, units.sum())
-        lowered = float(total) / max(float(of_all), 1.0)
-        # With abstain, whether a sample is labelled depends on how its row compares with others.
-        scores = MovedScores(scores, lowered if abstain > 0 else None)
-        tops = np.where(open_rows, tops - lowered, tops) if abstain > 0 else np.where(open_rows, 0.0, tops)
-        bottoms = tops - extents
-        (magnitude,) = team.largest("far", np.abs(tops[open_rows]).max(initial=0.0))
     if abstain > 0:  # staying unlabelled has a score of zero
         wide = np.where(open_rows, np.maximum(tops, 0) - np.minimum(bottoms, 0), np.maximum(tops, 0))
         scores, (extent,) = WithColumn(scores), team.largest("extents", wide.max(initial=0.0))
@@ -182,6 +197,11 @@ def _sizes(rule: Rule, classes: Exact | KL | Range, n_units: int, *, weighted: b
         if isinstance(classes, Range) and classes.hi_is_one_sample:
             raise InfeasibleError(f"{error} (hi is the integer 1, which is one sample: {ONE_SAMPLE})") from None
         raise
+
+
+def middle(team: Alone, values: np.ndarray) -> float:
+    """The median of values of all ranks: where most are, which a mean that follows a few far away is not."""
+    return team.median("middle", np.maximum(values, 0.0)) - team.median("middle", np.maximum(-values, 0.0))
 
 
 def check_reach(size: float) -> None:

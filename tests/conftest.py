@@ -67,7 +67,8 @@ def as_tensor(scores: Any) -> torch.Tensor:
     """Scores of any kind as a tensor, in the order in memory that they have where torch knows it."""
     if isinstance(scores, torch.Tensor):
         return scores
-    array = np.asarray(scores)
+    array = np.asanyarray(scores)
+    assert not np.ma.isMaskedArray(array), "no tensor has a mask: pass the array itself, and the device's name"
     array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
     return torch.from_numpy(array if min(array.strides) > 0 else array.copy())
 

@@ -161,3 +161,22 @@ def sela_loop(log_probabilities, lam: float = 25.0, max_error: float = 1e-13, ma
         if iteration % 10 == 0 and not error > max_error * n_samples:
             break
     return classes, samples, (powers * classes).argmax(1)
+
+
+def can_gain(scores: np.ndarray, labels: np.ndarray) -> Fraction:
+    """0 if labels are optimal for their sizes: no cycle of moves between classes gains. Else more, yet not how much.
+
+    In exact numbers, without potentials, by the method of Bellman and Ford.
+    """
+    n_classes = scores.shape[1]
+    least: dict[tuple[int, int], Fraction] = {}  # what moving one sample from a class to another costs
+    for row, own in zip(scores, labels, strict=True):
+        for other in range(n_classes):
+            if other != own and row[other] > -np.inf:
+                cost = Fraction(row[own]) - Fraction(row[other])
+                least[own, other] = min(cost, least.get((own, other), cost))
+    distance = [Fraction(0)] * n_classes
+    for _ in range(n_classes):
+        for (j, k), cost in least.items():
+            distance[k] = min(distance[k], distance[j] + cost)
+    return -min([distance[j] + cost - distance[k] for (j, k), cost in least.items()] + [Fraction(0)])

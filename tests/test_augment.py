@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from otlabel.training.augment import Augmentation, _affine, _colour_maps, _gray, _resampled, plain, rotated
+from otlabel.training.augment import (
+    Augmentation,
+    _affine,
+    _colour_maps,
+    _gray,
+    _resampled,
+    four_turns,
+    plain,
+    with_channels,
+)
 
 EVERYTHING = Augmentation(crop=(0.3, 1.0), flip=True, jitter=0.5, grayscale=0.2, rotate=20, zoom=(0.7, 1.3), shift=0.2)
 
@@ -76,7 +85,6 @@ def test_the_generator_alone_decides() -> None:
     assert not torch.equal(first, EVERYTHING(images, seeded(4)))
     torch.random.set_rng_state(before)
     EVERYTHING(images, seeded(3))
-    rotated(images, seeded(3))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -193,19 +201,32 @@ def test_jitter_changes_light_within_its_reach(channels: int) -> None:
     torch.testing.assert_close(views, views[:, :, :1, :1].expand_as(views))
 
 
-def test_rotated_is_rot90_of_each_image() -> None:
-    images = noise(200, 3, 6, 6)
-    result, turns = rotated(images, seeded())
-    assert turns.dtype == torch.int64
-    assert torch.bincount(turns, minlength=4).min() > 25
-    for image, found, turn in zip(images, result, turns.tolist(), strict=True):
-        assert torch.equal(found, torch.rot90(image, turn, (1, 2)))
-    assert torch.equal(images, noise(200, 3, 6, 6))
+def test_four_turns_are_rot90_of_each_image_the_upright_ones_first() -> None:
+    images = noise(20, 3, 6, 6)
+    result, turns = four_turns(images)
+    assert result.shape == (80, 3, 6, 6)
+    assert torch.equal(result[:20], images)
+    assert turns.tolist() == [0] * 20 + [1] * 20 + [2] * 20 + [3] * 20
+    for place, (found, turn) in enumerate(zip(result, turns.tolist(), strict=True)):
+        assert torch.equal(found, torch.rot90(images[place % 20], turn, (1, 2)))
+
+
+def test_channels_are_repeated_or_made_grey() -> None:
+    colours = noise(5, 3, 4, 4)
+    assert with_channels(colours, 3) is colours
+    red, green, blue = colours.double().unbind(1)
+    wanted = (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]  # ITU-R BT.601
+    made = with_channels(colours, 1)
+    assert made.dtype == torch.uint8
+    assert (made.double() - wanted).abs().max() <= 0.501
+    assert torch.equal(with_channels(made, 3), torch.cat([made] * 3, 1))
+    with pytest.raises(ValueError, match="2 channels"):
+        with_channels(colours[:, :2], 3)
 
 
 def test_quarter_turns_need_squares() -> None:
     with pytest.raises(ValueError, match="square"):
-        rotated(noise(2, 1, 4, 5), seeded())
+        four_turns(noise(2, 1, 4, 5))
 
 
 @pytest.mark.parametrize("images", [torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4, dtype=torch.uint8)])
@@ -237,8 +258,8 @@ def test_a_device_gives_what_the_cpu_gives() -> None:
     assert there.is_cuda
     torch.testing.assert_close(there.cpu(), EVERYTHING(images, seeded(2)), rtol=0, atol=1e-4)
     assert EVERYTHING(images.cuda(), torch.Generator("cuda")).is_cuda
-    result, turns = rotated(images.cuda(), seeded(2))
-    assert torch.equal(result.cpu(), rotated(images, seeded(2))[0])
+    result, turns = four_turns(images.cuda())
+    assert torch.equal(result.cpu(), four_turns(images)[0])
     assert turns.is_cuda
 
 

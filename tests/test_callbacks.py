@@ -47,15 +47,16 @@ class Watching(SelfLabeler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.n_losses_given, self.updated_at = 0, []
+        self.n_losses_given, self.updated_at, self.optimizers = 0, [], list[Any]()
 
     def loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.n_losses_given += 1
         return super().loss(*args, **kwargs)
 
-    def update(self, model: nn.Module, loader: Any = None) -> list[dict[str, Any]]:
+    def update(self, model: nn.Module, loader: Any = None, *, optimizer: Any = None) -> list[dict[str, Any]]:
         self.updated_at.append(self.n_losses_given)
-        return super().update(model, loader)
+        self.optimizers += optimizer if isinstance(optimizer, list) else [optimizer]
+        return super().update(model, loader, optimizer=optimizer)
 
 
 class Fetched(Dataset):
@@ -193,6 +194,7 @@ def test_lightning_relabels_in_time_and_resumes_exactly(lightning: Any, tmp_path
 def test_lightning_with_a_schedule_in_steps(lightning: Any, tmp_path: Path) -> None:
     labeler, *_ = run_lightning(lightning, tmp_path, 2, EverySteps(3))
     assert labeler.updated_at == [0, 3, 6, 9]
+    assert all(isinstance(one, torch.optim.SGD) for one in labeler.optimizers)  # told what trains the heads
 
 
 # ---- Hugging Face's Trainer ----
@@ -279,6 +281,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_trainer_relabels_in_time(straight: Any) -> None:
     labeler, model, trainer, _ = straight
     assert labeler.updated_at == DUE
+    assert all(hasattr(one, "state") for one in labeler.optimizers)  # told what trains the heads
     assert trainer.train_dataset.first_of_epochs() == [1, 3, 3, 5]
     assert model.training
     assert trainer.state.global_step == EPOCHS * STEPS

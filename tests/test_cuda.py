@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import subprocess
 import sys
+import weakref
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ import torch
 from problems import KINDS, draw
 from scipy.special import logsumexp, softmax
 
-from otlabel import certify, sinkhorn_assign, sweep
-from otlabel.scores import DeviceScores, open_scores
+from otlabel import certify, linear_scores, sinkhorn_assign, sweep
+from otlabel.scores import DeviceScores, TensorScores, open_scores
 from otlabel.sweep import reference
 
 HAS_CARD = torch.cuda.is_available()
@@ -197,6 +199,74 @@ def test_same_bits_from_run_to_run_and_labels_only_where_asked_for() -> None:
 
 
 @kernels
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_sums_without_labels_are_those_with_labels(fused: bool, weighted: bool, monkeypatch) -> None:
+    if not fused:
+        monkeypatch.setattr(cuda_module(), "FUSED_CLASSES", {torch.float32: 1, torch.float64: 1})
+    scores, g = stored((90, 20), torch.float16, 0.2), potentials_of(20, np.float32)
+    weights = np.random.default_rng(3).integers(0, 5, 90).astype(np.float64) if weighted else NO_WEIGHTS
+    full = Found(scores, g, 0.1, weights)
+    full.assert_is_formula(scores, g, 0.1, weights)
+    mass, none = np.zeros(20), np.empty(0, np.int64)
+    finish = cuda_module().sweep_block(
+        scores, g, np.float32(10), weights, 0.0, none.astype(np.int32), none.astype(float), mass, none
+    )
+    assert finish() == (full.linear, full.entropic)
+    assert mass.tobytes() == full.mass.tobytes()
+
+
+@kernels
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_shapes_of_the_kernel(pieces: int, rows: int, monkeypatch) -> None:
+    """Rows at a time, and pieces of a row, change no more than rounding."""
+    n_classes = 64 * pieces - 24
+    shape = cuda_module().Shape(64, pieces, rows, 4, 1)
+    monkeypatch.setattr(cuda_module(), "fused_shape", lambda *_: shape)
+    scores, g = stored((71, n_classes), torch.float16, 0.2), potentials_of(n_classes, np.float32)
+    Found(scores, g, 0.1).assert_is_formula(scores, g, 0.1)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+def test_threads_hold_no_more_of_a_row_than_registers_have_room_for() -> None:
+    """At any number of classes that is read once; the shapes that were the quickest on a card are chosen."""
+    cuda = cuda_module()
+    for precision, most in ((torch.float32, 48), (torch.float64, 16)):
+        for n_classes in [*range(1, 700), *range(700, cuda.FUSED_CLASSES[precision] + 1, 61), 3072, 4096]:
+            for size in (2, 8):
+                shape = cuda.fused_shape(n_classes, precision, size)
+                columns = shape.width * shape.pieces
+                assert columns - shape.width < n_classes <= columns
+                assert columns * shape.rows <= most * 32 * shape.warps
+                assert shape.stages * columns * shape.rows * size <= 200_000  # of memory that a program shares
+    half = [cuda.fused_shape(n_classes, torch.float32, 2) for n_classes in (3000, 1000, 300)]
+    assert half == [(512, 6, 1, 2, 4), (256, 4, 1, 1, 4), (128, 3, 4, 1, 4)]
+
+
+@kernels
+def test_who_waits_for_a_sweep_does_not_keep_its_scores() -> None:
+    """Else all blocks that stream to a device would stay there until the last of them."""
+    scores = stored((60, 20), torch.float16).clone()
+    seen, none = weakref.ref(scores), np.empty(0)
+    finish = cuda_module().sweep_block(
+        scores,
+        np.zeros(20),
+        np.float64(1),
+        none,
+        0.0,
+        none.astype(np.int32),
+        none,
+        np.zeros(20),
+        np.zeros(20, np.int64),
+    )
+    del scores
+    gc.collect()
+    assert seen() is None
+    finish()
+
+
+@kernels
 @pytest.mark.parametrize("layout", ["columns", "strided", "reversed rows", "one row", "repeated row"])
 def test_any_layout_of_a_tensor(layout: str) -> None:
     whole = stored((24, 34), torch.float16)
@@ -221,8 +291,8 @@ def test_labels_and_candidates_as_the_reference(shape, dtype, monkeypatch) -> No
     open_class = (scores > -torch.inf).int().argmax(1).int().cpu().numpy()
     given = np.where(np.arange(shape[0]) % 3 == 0, -1, open_class).astype(np.int32)
     labels = [(given.copy(), np.empty(shape[0]), np.empty(shape[0])) for _ in range(2)]
-    for module, arrays in zip((cuda_module(), reference), labels, strict=True):
-        module.label_block(scores, g, *arrays)
+    cuda_module().label_block(scores, g, *labels[0])()
+    reference.label_block(scores, g, *labels[1])
     for found, exact in zip(*labels, strict=True):
         np.testing.assert_array_equal(found, exact)
     for slack, tie in ((0.0, 0.0), (0.7, 0.25), (np.inf, 1e-9)):
@@ -251,12 +321,36 @@ def test_inspection_as_the_reference(dtype, step: int, monkeypatch) -> None:
         looks = []
         for module in (cuda_module(), reference):
             arrays = np.empty(shape[0], np.uint64), np.empty(shape[0], number), np.empty(shape[0], number)
-            looks.append((*module.inspect_block(scores, multipliers, step, *arrays), *arrays))
+            counts = module.inspect_block(scores, multipliers, step, *arrays)
+            looks.append((*(counts() if callable(counts) else counts), *arrays))
         for found, exact in zip(*looks, strict=True):
             np.testing.assert_array_equal(found, exact)
         scores[0, 0], scores[1, -1], scores[2, 0] = torch.nan, torch.inf, -torch.nan
         arrays = np.empty(shape[0], np.uint64), np.empty(shape[0], number), np.empty(shape[0], number)
-        assert cuda_module().inspect_block(scores, multipliers, step, *arrays)[0] == 3
+        assert cuda_module().inspect_block(scores, multipliers, step, *arrays)()[0] == 3
+
+
+@kernels
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_a_batch_by_kernels_is_as_in_plain_torch(dtype, monkeypatch) -> None:
+    """Forbidden pairs, rows and classes, rows that are no numbers, few logits and many, rows in parts, any layout."""
+    from otlabel import soft
+    from otlabel.sweep import batch
+
+    monkeypatch.setattr(batch, "COLUMNS", (16, 64))
+    monkeypatch.setattr(batch, "MANY_PROGRAMS", 2)
+    monkeypatch.setattr(batch, "LONGEST", 24)
+    for shape, epsilon in (((1, 1), 0.05), ((12, 20), 0.0001), ((35, 90), 0.05)):
+        logits = stored(shape, dtype, 0.2) / 2
+        found, exact = (way(logits, epsilon, 2, None) for way in (soft._by_kernels, soft._in_plain_torch))
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, exact, atol=4e-7 / epsilon, rtol=0)
+        torch.testing.assert_close(found.sum(1), torch.ones_like(found[:, 0]), atol=1e-5, rtol=0)
+    logits[:, 4], logits[3], logits[5, 2], logits[9] = -torch.inf, -torch.inf, torch.nan, torch.inf
+    for given, epsilon in ((logits.T.contiguous().T, torch.tensor(0.05, device=DEVICE)), (logits[1::2, ::5], 0.05)):
+        found, exact = (way(given, epsilon, 2, None) for way in (soft._by_kernels, soft._in_plain_torch))
+        torch.testing.assert_close(found, exact, atol=2e-5, rtol=0, equal_nan=True)
+    assert soft._by_kernels(given, torch.tensor(torch.nan), 1, None)[0].isnan().all()
 
 
 @kernels
@@ -278,7 +372,6 @@ def test_plans_are_made_some_rows_at_a_time(monkeypatch) -> None:
 def test_problems_are_solved_through_the_kernels(kind: str, monkeypatch) -> None:
     """All the way from the front door: where there is no card, tensors on the CPU take the card's way."""
     from otlabel import assign
-    from otlabel.scores import TensorScores
 
     monkeypatch.setattr("otlabel.sweep._backend", lambda scores: cuda_module())
     drawn = draw(kind, 0)
@@ -340,6 +433,30 @@ def test_a_sweep_waits_once() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     finish()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_CARD, reason="no CUDA device")
+def test_products_of_plans_are_added_up_in_float32() -> None:
+    """Halves round each factor, by 5e-4 at most; sums of 20,000 of them round to no more than that."""
+    scores, g = torch.randn(20_000, 64, device="cuda").half(), potentials_of(64, np.float64)
+    rows, weights = np.arange(20_000), np.full(20_000, 1 / 20_000)
+    products, mass = sweep.products(TensorScores(scores), rows, weights, g, 0.5, np.float32)
+    q = softmax((scores.double().cpu().numpy() + g) / 0.5, axis=1)
+    exact = (q.T * weights) @ q
+    assert np.abs(products.cpu().numpy() - exact).sum() < 2e-4 * exact.sum()
+    np.testing.assert_allclose(mass, weights @ q, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_CARD, reason="no CUDA device")
+def test_a_head_on_a_card_is_made_once(monkeypatch) -> None:
+    features, weight = torch.randn(5000, 32, device="cuda").half(), torch.randn(40, 32, device="cuda") / 6
+    whole = sinkhorn_assign(linear_scores(features, weight))
+    monkeypatch.setattr("otlabel.scores.factored.MADE_SHARE", 0.0)
+    again = sinkhorn_assign(linear_scores(features, weight))
+    assert abs(again.value - whole.value) <= max(again.gap, 0) + max(whole.gap, 0) + 1e-12
+    assert whole.labels.is_cuda
 
 
 @pytest.mark.gpu

@@ -21,6 +21,7 @@ from otlabel.errors import InvalidScoresError
 from otlabel.scores import DeviceScores, TensorScores, device, keep, on_device, open_scores
 from otlabel.scores.factored import LinearScores
 from otlabel.semidual import DenseCurvature, DeviceCurvature
+from otlabel.sweep import reference
 
 CPU = torch.device("cpu")
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
@@ -170,6 +171,39 @@ def test_features_are_moved_and_scores_made_there(normalize: bool, room: int, mo
     assert moved[0].features is moved[1].features
 
 
+@pytest.mark.parametrize("room", [0, 1 << 40])
+@pytest.mark.usefixtures("small_blocks", "card")
+def test_scores_that_fit_there_are_made_once(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits as block by block, from one product of all rows; the head that was given keeps none of it."""
+    monkeypatch.setattr("otlabel.scores.device._free_memory", lambda device: room)
+    monkeypatch.setattr("otlabel.scores.factored.DEVICE_ENTRIES", 300)
+    made = []
+    original = LinearScores._on_device
+    monkeypatch.setattr(
+        LinearScores, "_on_device", lambda self, rows: (made.append(len(rows)), original(self, rows))[1]
+    )
+    head = open_scores(linear_scores(drawn((400, 5)), drawn((6, 5), seed=1)), device="cuda")
+    kept = keep(head, np.arange(0, 400, 9))
+    assert isinstance(kept, LinearScores)
+    assert kept.random_access == (room > 0)
+    for _ in range(3):
+        sweep.sweep(kept, np.zeros(6), 0.1)
+    assert sum(made) == (400 if room else 3 * 400)
+    assert torch.equal(kept.read(0, 400), head.read(0, 400))
+    rows = np.array([3, 100, 399])
+    torch.testing.assert_close(kept.take(rows).tensor, kept.read(0, 400)[rows], atol=1e-5, rtol=0)
+    assert not head.random_access
+    assert kept.fine.dtype == "float64"
+    assert not kept.fine.random_access
+
+
+@pytest.mark.usefixtures("card")
+def test_scores_that_do_not_fit_after_all_are_made_in_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = open_scores(linear_scores(drawn((40, 5)), drawn((6, 5), seed=1)), device="cuda")
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("no room")))
+    assert keep(head, np.arange(4)) is head
+
+
 class Short:
     """A backend whose device holds only so many rows of scores at once."""
 
@@ -273,6 +307,20 @@ def test_curvature_made_on_a_device(precision: type, monkeypatch: pytest.MonkeyP
     np.testing.assert_allclose(products.numpy(), (q.T * weights) @ q, atol=tolerance)
     np.testing.assert_allclose(mass, weights @ q, atol=tolerance)
 
+    original, refused = reference.products_block, []
+
+    def short_of_memory(block: torch.Tensor, *rest: Any) -> Any:
+        if len(block) > 5:
+            refused.append(len(block))
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return original(block, *rest)
+
+    monkeypatch.setattr(reference, "products_block", short_of_memory)
+    again = sweep.products(TensorScores(scores), rows, weights, g, 0.2, precision)
+    assert refused == [17, 9]
+    np.testing.assert_allclose(again[0].numpy(), products.numpy(), atol=tolerance)
+    np.testing.assert_allclose(again[1], mass, atol=tolerance)
+
     plan = csr_array(q * np.sqrt(weights)[:, None])
     scale, diagonal = np.linspace(0.5, 1, 12), 1.1 * mass
     there, here = DeviceCurvature(products, scale, diagonal), DenseCurvature(plan, scale, diagonal)
@@ -284,3 +332,43 @@ def test_curvature_made_on_a_device(precision: type, monkeypatch: pytest.MonkeyP
         np.testing.assert_allclose(found, expected, rtol=1e-3 if precision is np.float32 else 1e-9)
     indefinite = DeviceCurvature(products, 100 * scale, diagonal)
     np.testing.assert_array_equal(indefinite.solve(y, y < 2), y / diagonal)
+
+
+@pytest.mark.parametrize("kind", ["whole", "streamed"])
+@pytest.mark.parametrize("n_clusters", [1, 7])
+@pytest.mark.usefixtures("small_blocks")
+def test_moments_of_clusters_are_summed_where_the_rows_are(
+    kind: str, n_clusters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far from zero, in chunks, with a cluster of no rows: what NumPy gives in float64, the same bits each time."""
+    pytest.importorskip("sklearn")
+    from otlabel import cluster
+
+    monkeypatch.setattr(cluster, "DEVICE_ENTRIES", 100)
+    rows = 1000 + drawn((211, 5), "float16")
+    centres = 1000 + drawn((n_clusters + 1, 5), "float32", seed=3).numpy()
+    labels = np.random.default_rng(0).integers(0, n_clusters, 211).astype(np.int32)
+    source = TensorScores(rows) if kind == "whole" else DeviceScores(open_scores(rows), CPU)
+    monkeypatch.setattr(cluster, "row_blocks", None)  # which brings rows to the host
+    first, second = (cluster._moments(source, labels, centres) for _ in range(2))
+    differences = rows.double().numpy() - centres[labels].astype(np.float64)
+    sums = np.stack([differences[labels == k].sum(0) for k in range(n_clusters + 1)])
+    np.testing.assert_allclose(first[0], sums, rtol=0, atol=1e-10)
+    assert first[1] == pytest.approx(np.square(differences).sum(), rel=1e-13)
+    assert first[0].tobytes() == second[0].tobytes()
+    assert first[1] == second[1]
+
+
+def test_a_triton_that_is_too_old_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its compiler refuses the kernels: plain torch takes their place."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    for installed, usable in (("3.2.0", False), ("3.3.0", True), ("3.10.1+git1234", True), ("4.0", True)):
+        monkeypatch.setattr("importlib.metadata.version", lambda name, installed=installed: installed)
+        assert sweep.has_triton.__wrapped__() is usable
+
+
+def test_memory_that_libraries_lack_is_told_apart_from_other_failures() -> None:
+    assert sweep.is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    assert sweep.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"))
+    assert sweep.is_out_of_memory(RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling"))
+    assert not sweep.is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))

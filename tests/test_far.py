@@ -6,12 +6,13 @@ Scores, values and bounds are recomputed here in float64 (or wider) from the row
 from __future__ import annotations
 
 import warnings
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from oracles import FLOAT64_EPS, float64, hungarian_labels
+from oracles import FLOAT64_EPS, can_gain, float64, hungarian_labels
 from ranks import on_ranks
 from sklearn.exceptions import ConvergenceWarning
 
@@ -223,6 +224,30 @@ def test_a_row_far_away_leaves_the_others_with_the_nearest_centre(far: float, dt
     np.testing.assert_allclose(found, np.sqrt(squares[others][:, near]), atol=1e-6)
 
 
+def exact_squares(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """-||x - mu||^2 without any rounding, (N, K)."""
+    wide, means = (np.vectorize(Fraction, otypes=[object])(x.astype(np.float64)) for x in (rows, centres))
+    return -np.square(wide[:, None] - means).sum(2)
+
+
+@pytest.mark.parametrize("limits", [{}, {"size_max": 20}])
+@pytest.mark.parametrize("far", [1e5, 1e8, 1e12])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_row_far_away_takes_no_digits_from_the_others(dtype: str, far: float, limits: dict) -> None:
+    rows = np.random.default_rng(3).normal(size=(60, 4))
+    rows[5] *= far
+    rows = rows.astype(dtype)
+    model = BalancedKMeans(5, random_state=0, **limits).fit(rows)
+    assert can_gain(exact_squares(rows, model.cluster_centers_), model.labels_) == 0
+    assert model.proof_.proven
+    swapped = model.labels_.copy()
+    first, second = (np.flatnonzero((swapped == k) & (np.arange(60) != 5))[0] for k in np.unique(swapped[:5])[:2])
+    swapped[[first, second]] = swapped[[second, first]]
+    proof = certify(closeness(open_scores(rows), model.cluster_centers_), swapped, potentials=model.potentials_)
+    assert proof.gap > 1e-3
+    assert not proof.proven
+
+
 METRICS = {"euclidean": by_distance, "cosine": by_cosine}
 WITH_ONE_FAR_AWAY = 2.04e7 + np.array([[0, 0, 0, 0], [0, 0, 0, 15], [0, 0, 0, 30], [1e9, 0, 0, 0]])
 
@@ -332,6 +357,33 @@ def test_heads_on_far_features(dtype: str, offset: float, normalize: bool) -> No
 
 
 @pytest.mark.filterwarnings("error::otlabel.errors.DegenerateScoresWarning")
+@pytest.mark.parametrize("scale", [1e-6, 1e-13, 1e-17, 1e-120])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_normaliser_of_small_logits_hides_no_digits(dtype: str, scale: float) -> None:
+    """Labels and gap go by the logits, the value by log-probabilities."""
+    rng = np.random.default_rng(0)
+    features, weight = rng.normal(size=(60, 5)).astype(dtype), scale * rng.normal(size=(4, 5))
+    logits = features.astype(np.float64) @ weight.T
+    head, rows = linear_scores(features, weight), np.arange(60)
+    result = sinkhorn_assign(head)
+    best = hungarian_labels(logits / scale, [15] * 4)
+    assert (logits[rows, best] - logits[rows, result.labels]).mean() <= 1e-14 * scale
+    assert result.proof.proven
+    assert result.value == pytest.approx(wide_scores(features, weight, np.zeros(4), True)[rows, best].mean(), rel=1e-14)
+    loss = (logits[rows, best] - logits[rows, rows % 4]).mean()
+    for potentials in (None, result.potentials):
+        assert certify(head, result.labels, potentials=potentials).proven
+        arbitrary = certify(head, rows % 4, potentials=potentials)
+        assert arbitrary.gap == pytest.approx(loss, rel=1e-9)
+        assert not arbitrary.proven
+    totals = logits + result.potentials
+    assert (totals.max(1) - totals[rows, result.predict(head)] <= 1e-14 * scale).all()
+    exact = lp_assign(head)
+    assert logits[rows, exact.labels].mean() == pytest.approx(logits[rows, best].mean(), rel=1e-9)
+    assert exact.proof.proven
+
+
+@pytest.mark.filterwarnings("error::otlabel.errors.DegenerateScoresWarning")
 def test_rows_that_float32_makes_alike_are_not_merged() -> None:
     """Most rows repeat others up to what float32 loses of their products."""
     rng = np.random.default_rng(0)
@@ -350,9 +402,10 @@ def test_products_that_overflow_float32() -> None:
     result = sinkhorn_assign(linear_scores(features, weight, normalize=False), epsilon=1e44)
     dense = wide_scores(features, weight, np.zeros(3), normalize=False)
     np.testing.assert_array_equal(result.labels, hungarian_labels(dense, result.counts))
-    np.testing.assert_array_equal(
-        result.predict(linear_scores(features, weight, normalize=False)), (dense + result.potentials).argmax(1)
-    )
+    predicted = result.predict(linear_scores(features, weight, normalize=False))
+    totals = dense + result.potentials  # some rows are on the border of two classes, as float64 multiplies
+    known = 8 * np.finfo(np.float64).eps * (np.abs(dense).max(1) + np.abs(result.potentials).max())
+    assert (totals[np.arange(40), predicted] >= totals.max(1) - known).all()
 
 
 @pytest.mark.parametrize("normalize", [True, False])

@@ -184,7 +184,7 @@ def test_a_dictionary_needs_a_number_for_each_class() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int16])
-def test_masked_pairs_are_forbidden(dtype: type, tmp_path, there) -> None:
+def test_masked_pairs_are_forbidden(dtype: type, tmp_path, device: str) -> None:
     scores = (10 * plain()).astype(dtype)
     mask = (scores > 8) & (np.arange(3) > 0)
     scores[mask] = 12345
@@ -193,7 +193,7 @@ def test_masked_pairs_are_forbidden(dtype: type, tmp_path, there) -> None:
     mapped = np.memmap(tmp_path / "scores", dtype, "w+", shape=scores.shape)
     mapped[:] = scores
     for given in (np.ma.array(scores, mask=mask), np.ma.array(mapped, mask=mask), [np.ma.array(scores, mask=mask)]):
-        found = there(sinkhorn_assign, given)
+        found = sinkhorn_assign(given, device=device)
         assert not mask[np.arange(60), found.labels].any()
         assert found.value == pytest.approx(expected.value, abs=1e-12)
         np.testing.assert_array_equal(sinkhorn_assign(scores[:, :1]).predict(np.ma.array(scores[:, :1])), 0)

@@ -36,11 +36,11 @@ ONLY_IN = {
     "h5py": {"scores/__init__.py", "scores/hdf5.py", "labels_file.py", "selflabel/store.py", "selflabel/labels.py"},
     "numba": {"compiling.py", "sweep/cpu.py"},
     "llvmlite": {"compiling.py", "sweep/cpu.py"},
-    "triton": {"sweep/cuda.py"},
+    "triton": {"sweep/cuda.py", "sweep/batch.py"},
     "ot": {"lp.py"},
 }
 EAGER = {
-    "torch": {"sweep/reference.py", "sweep/cuda.py", "soft.py"}
+    "torch": {"sweep/reference.py", "sweep/cuda.py", "sweep/batch.py", "soft.py"}
     | {str(f.relative_to(PACKAGE)) for f in (PACKAGE / "selflabel").glob("*.py")}
     | {f"training/{name}.py" for name in ("augment", "networks", "run", "evaluate")},
     "sklearn": {"cluster.py"},

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import hungarian_labels
+from oracles import can_gain, hungarian_labels
 from problems import normal
 
 from otlabel import KL, Assignment, Range, certify, report, sinkhorn_assign
@@ -163,6 +163,76 @@ def test_what_is_large_somewhere_hides_nothing_elsewhere(change) -> None:
     assert worse.gap > 1e-3
     assert not worse.proven
     assert not certify(scores, labels).proven
+
+
+def far_column(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    scores[:, 1] -= 1e16
+    return scores
+
+
+def far_row(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    scores[3] *= 1e14
+    return scores
+
+
+def far_row_and_wide_column(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    scores[3] *= 1e14
+    scores[:, 0] *= 1e10
+    return scores
+
+
+def rows_of_all_scales(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return scores * 10.0 ** rng.integers(-6, 9, len(scores))[:, None]
+
+
+def columns_of_all_scales(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return scores * 10.0 ** rng.integers(-6, 9, scores.shape[1])
+
+
+SCALES = [far_column, far_row, far_row_and_wide_column, rows_of_all_scales, columns_of_all_scales]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("scale", SCALES)
+def test_what_is_large_takes_no_digits_from_what_is_small(scale, seed: int) -> None:
+    """Optimal in exact numbers; and proven, unless float64 has no potential between those that change labels."""
+    rng = np.random.default_rng(seed)
+    scores = scale(rng.normal(size=(rng.integers(20, 80), rng.integers(3, 7))), rng)
+    n = len(scores)
+    result = sinkhorn_assign(scores)
+    assert can_gain(scores, result.labels) == 0
+    assert result.proof.proven or scale is far_column
+    proof = certify(scores, result.labels, potentials=result.potentials)
+    assert proof.proven == result.proof.proven
+    free = sinkhorn_assign(scores, classes=Range(0, n))
+    np.testing.assert_array_equal(scores[np.arange(n), free.labels], scores.max(1))
+    mass = rng.integers(1, 9, n)
+    weighted = sinkhorn_assign(scores, sample_mass=mass)
+    if not weighted.size_error:
+        assert can_gain(scores.repeat(mass, 0), weighted.labels.repeat(mass)) == 0
+    swapped = result.labels.copy()
+    for first in range(4, 10):
+        second = first + np.flatnonzero(swapped[first:] != swapped[first])[0]
+        swapped[[first, second]] = swapped[[second, first]]
+        if can_gain(scores, swapped):
+            assert not certify(scores, swapped, potentials=result.potentials).proven
+        swapped[[first, second]] = swapped[[second, first]]
+
+
+def test_a_gap_within_the_rounding_of_other_rows_is_told() -> None:
+    """One row of 1e16 does not hide what two usual ones lose by changing places; nor does one when some abstain."""
+    scores = normal(np.random.default_rng(0), 60, 5)
+    scores[7] *= 1e16
+    for settings in ({}, {"abstain": 0.2}):
+        result = sinkhorn_assign(scores, **settings)
+        others = np.delete(np.arange(60), 7)
+        counts = result.counts - np.bincount(result.labels[[7]], minlength=5)
+        unlabelled = np.r_[counts, 59 - counts.sum()]
+        best = hungarian_labels(np.c_[scores[others], np.zeros(59)], unlabelled)
+        own = np.where(result.labels[others] < 0, 5, result.labels[others])
+        value = np.c_[scores[others], np.zeros(59)][np.arange(59), own].sum()
+        assert value == pytest.approx(np.c_[scores[others], np.zeros(59)][np.arange(59), best].sum(), abs=1e-12)
+        assert result.proof.proven
 
 
 def test_small_losses_among_many_samples_are_told() -> None:

@@ -188,29 +188,49 @@ def test_what_is_drawn_depends_on_seed_and_epoch_alone() -> None:
 
 
 def test_a_sampler_follows_the_labelers_heads() -> None:
-    labeler = SelfLabeler(40, [2, 5])
+    """All heads at once: of an epoch of 1200, 600 are drawn by each of two heads, whose classes are unlike in size."""
+    labeler = SelfLabeler(1200, [2, 5])
+    labeler.labels[0] = (torch.arange(1200) % 10 == 0).long()
+    labeler.labels[1] = (torch.arange(1200) % 24).clamp(max=4)
     sampler = ClassUniformSampler(labeler)
-    for epoch in range(4):
-        sampler.set_epoch(epoch)
-        head = epoch % 2
-        counts = np.bincount(labeler.labels[head][list(sampler)], minlength=labeler.n_classes[head])
-        np.testing.assert_array_equal(counts, 40 // labeler.n_classes[head])
+    drawn = list(sampler)
+    assert len(drawn) == 1200
+    fair = [np.array([0.5 + 0.5 * 0.9, 0.5 + 0.5 * 0.1]) / 2, None]  # half by the first head, half by nearly all of it
+    first = np.bincount(labeler.labels[0][drawn], minlength=2) / 1200
+    assert first[1] == pytest.approx(fair[0][1], abs=0.04)  # by the data alone .1
+    second = np.bincount(labeler.labels[1][drawn], minlength=5) / 1200
+    assert (second[:4] > 0.09).all()  # by the data alone .042, by the second head alone .2
     one = ClassUniformSampler(labeler, head=1, n_ranks=2, rank=1)
-    assert len(one) == len(list(one)) == 20
-    loader = DataLoader(IndexedDataset(TensorDataset(torch.arange(40.0))), batch_size=8, sampler=sampler)
-    assert sum(len(index) for index, _ in loader) == 40
+    assert len(one) == len(list(one)) == 600
+    for head in range(2):
+        counts = np.bincount(labeler.labels[head][list(ClassUniformSampler(labeler, head=head))])
+        np.testing.assert_array_equal(counts, 1200 // labeler.n_classes[head])
+    loader = DataLoader(IndexedDataset(TensorDataset(torch.arange(1200.0))), batch_size=8, sampler=sampler)
+    assert sum(len(index) for index, _ in loader) == 1200
     with pytest.raises(ValueError, match="no sample has a label"):
         list(ClassUniformSampler(np.full(5, -1)))
 
 
-def test_indexed_dataset() -> None:
-    images, classes = torch.rand(10, 3), torch.arange(10)
-    index, inputs = next(iter(DataLoader(IndexedDataset(TensorDataset(images, classes)), batch_size=4)))
-    assert index.tolist() == [0, 1, 2, 3]
-    torch.testing.assert_close(inputs, images[:4])
-    both = IndexedDataset(TensorDataset(images, classes), inputs=lambda item: {"x": item[0], "y": item[1]})
-    index, inputs = next(iter(DataLoader(both, batch_size=4)))
-    assert set(inputs) == {"x", "y"}
-    assert IndexedDataset([7.0, 8.0])[1] == (1, 8.0)
-    with pytest.raises(TypeError, match="has no length"):
-        IndexedDataset(iter([1, 2]))
+def test_a_small_class_comes_whole_before_any_of_it_comes_again() -> None:
+    labels = np.repeat([0, 1, 2], [7, 20, 63])  # thirty of each: 4 or 5 times each of the first, 1 or 2 of the second
+    drawn = np.bincount(list(ClassUniformSampler(labels, seed=1)), minlength=90)
+    assert set(drawn[:7]) <= {4, 5}
+    assert set(drawn[7:27]) <= {1, 2}
+    assert set(drawn[27:]) <= {0, 1}
+    assert [drawn[labels == k].sum() for k in range(3)] == [30, 30, 30]
+
+
+def test_what_is_still_to_come_is_drawn_by_new_labels_also_after_a_resume() -> None:
+    labeler = SelfLabeler(300, 3)
+    sampler = ClassUniformSampler(labeler, seed=2)
+    labeler.labels[0] = (torch.arange(300) >= 20).long() + (torch.arange(300) >= 60).long()
+    drawn = iter(sampler)
+    for _ in range(100):
+        next(drawn)
+    labeler._n_updates += 1
+    labeler.labels[0] = labeler.labels[0].flip(0)
+    rest = list(drawn)
+    assert len(rest) == 200
+    counts = np.bincount(labeler.labels[0][rest], minlength=3)
+    assert abs(counts - 200 / 3).max() < 25  # by the old labels 140 or so would be of the largest class
+    assert list(sampler)[100:] == rest  # begun anew in the middle of the epoch, by who skips what has been

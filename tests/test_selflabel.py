@@ -309,6 +309,26 @@ def test_loss_is_the_mean_of_the_heads_cross_entropies(seed: int, weighted: bool
         torch.testing.assert_close(one, other)
 
 
+def test_balanced_loss_is_the_mean_over_classes_of_their_means() -> None:
+    """Of all samples at once; by the labels as they are now, also where these were changed in place."""
+    labeler = SelfLabeler(60, [3, 4])
+    logits = [torch.randn(60, k, generator=torch.Generator().manual_seed(k)) for k in (3, 4)]
+    for split in (10, 25):
+        labeler.labels[0] = (torch.arange(60) >= split).long() * 2  # nothing in class 1
+        labeler.labels[1] = (torch.arange(60) // 4).clamp(max=3)
+        labeler.labels[1, 50:] = -1
+        wanted = []
+        for one, labels in zip(logits, labeler.labels, strict=True):
+            each = F.cross_entropy(one, labels, reduction="none", ignore_index=-1)
+            wanted.append(torch.stack([each[labels == k].mean() for k in labels.unique() if k >= 0]).mean())
+        found = labeler.loss(logits, torch.arange(60), weight="balanced")
+        assert float(found) == pytest.approx(float(sum(wanted)) / 2, rel=1e-5)
+    labeler.labels[0] = -1
+    assert float(labeler.loss(logits, torch.arange(60), weight="balanced")) > 0  # of the other head
+    with pytest.raises(ValueError, match="'balanced' or None"):
+        labeler.loss(logits, torch.arange(60), weight="even")
+
+
 def test_loss_without_a_label_is_zero_with_gradients() -> None:
     labeler = make_labeler()
     labeler._labels[:] = -1
@@ -521,6 +541,176 @@ def test_other_arguments_that_make_no_sense() -> None:
     with pytest.raises(ValueError, match="truth has shape"):
         SelfLabeler(5, 3, truth=[1, 2])
     assert SelfLabeler(5, np.int64(3)).n_classes == [3]
+
+
+# ---- what people's loops hand over ----
+
+
+class Triples(torch.utils.data.Dataset):
+    """(image, label, index), as the data sets of SeLa's and many others' programs give them."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        self.inputs = inputs
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        return self.inputs[index], index % 7, index
+
+
+def named(x: Tensor) -> list[dict[str, Any]]:
+    return [{"image": part, "target": index % 7, "idx": index} for index, part in batches(x)]
+
+
+class Named(nn.Module):
+    """Takes its input as keywords, or as two arguments."""
+
+    def __init__(self, model: MultiHead) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, left: Tensor, right: Tensor) -> list[Tensor]:
+        return self.model(torch.cat([left, right], 1))
+
+
+def halves(x: Tensor) -> list[dict[str, Tensor]]:
+    return [{"left": part[:, :2], "right": part[:, 2:], "idx": index, "labels": index} for index, part in batches(x)]
+
+
+@pytest.mark.parametrize(
+    ("make", "batch", "wrap"),
+    [
+        (lambda x: DataLoader(Triples(x), 20), (2, 0), None),
+        (lambda x: DataLoader(Triples(x), 20, shuffle=True), [-1, 0], None),
+        (lambda x: [(part, index) for index, part in batches(x)], (1, 0), None),
+        (named, ("idx", "image"), None),
+        (named, lambda item: (item["idx"], item["image"]), None),
+        (lambda x: [SimpleNamespace(idx=i, x=part) for i, part in batches(x)], lambda item: (item.idx, item.x), None),
+        (halves, ("idx", ["left", "right"]), Named),
+        (lambda x: [tuple(one.values()) for one in halves(x)], (2, [0, 1]), Named),
+        (lambda x: [(i.tolist(), part) for i, part in batches(x)], None, None),
+    ],
+    ids=["triples", "shuffled", "swapped", "dicts", "function", "objects", "keywords", "arguments", "pairs"],
+)
+def test_loaders_of_any_make(make: Callable[[Tensor], Any], batch: Any, wrap: Any) -> None:
+    model, inputs = make_model(), make_inputs()
+    expected = make_labeler()
+    expected.update(model, batches(inputs))
+    labeler = make_labeler(batch=batch)
+    labeler.update(model if wrap is None else wrap(model), make(inputs))
+    assert torch.equal(labeler.labels, expected.labels)
+
+
+@pytest.mark.parametrize(
+    ("make", "batch", "message"),
+    [
+        (
+            lambda x: DataLoader(Triples(x), 20),
+            None,
+            r"a list of 3, not \(index, input\); say which .* batch=\('index'",
+        ),
+        (named, None, "a dict of 'image', 'target', 'idx', not"),
+        (lambda x: [(part, index) for index, part in batches(x)], None, "float32 of shape .32, 5., no indices.*batch="),
+        (named, ("index", "image"), "batch=.'index', 'image'. names 'index', but the loader yields a dict of 'image'"),
+        (named, (0, 1), "names 0, but the loader yields a dict"),
+        (lambda x: DataLoader(Triples(x), 20), (3, 0), "names 3, but the loader yields a list of 3"),
+        (lambda x: DataLoader(Triples(x), 20), ("idx", 0), "names 'idx', but the loader yields a list of 3"),
+        (lambda x: DataLoader(Triples(x), 20), (0, 1), "at 0 is float32 of shape"),
+        (named, lambda item: item["image"], "function batch returns Tensor; it must return"),
+        (named, lambda item: (item["image"], item["idx"]), "function batch returns is float32"),
+        (lambda x: Triples(x), (2, 0), "single sample; pass a DataLoader"),
+        (lambda x: [(["a.png", "b.png"], x[:2])], None, "no indices of samples"),
+    ],
+)
+def test_loaders_that_batch_does_not_fit(make: Callable[[Tensor], Any], batch: Any, message: str) -> None:
+    model, labeler = make_model(), make_labeler(batch=batch)
+    before = snapshot(labeler)
+    with pytest.raises(TypeError, match=message):
+        labeler.update(model, make(make_inputs()))
+    assert_unchanged(labeler, before)
+
+
+@pytest.mark.parametrize("batch", ["index", 3, (1,), (0, 1, 2), (0.5, 1), (None, "image"), (0, []), ((0, {}), 1)])
+def test_a_batch_that_names_no_parts(batch: Any) -> None:
+    with pytest.raises(TypeError, match="pass where index and input are"):
+        make_labeler(batch=batch)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, np.ndarray.tolist, lambda x: x.astype(np.int8)])
+def test_labels_to_start_from(kind: Callable[[np.ndarray], Any]) -> None:
+    labels = np.stack([np.arange(N) % k for k in HEADS])
+    labels[1, 4] = -1
+    assert make_labeler(labels=kind(labels)).labels.tolist() == labels.tolist()
+    alike = make_labeler(labels=kind(labels[0]))
+    assert alike.labels.tolist() == [labels[0].tolist()] * 3
+    alike.labels[1, 0] = 2  # each head has its own
+    assert alike.labels[0, 0] == labels[0, 0]
+    model = make_model()
+    assert torch.isfinite(make_labeler(labels=kind(labels)).loss(model(make_inputs()), torch.arange(N)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros((2, N), int), r"shape \(2, 90\); labels are whole numbers of shape \(3, 90\)"),
+        (np.zeros(N - 1, int), r"shape \(89,\)"),
+        (np.zeros((N, 3), int), r"shape \(90, 3\)"),
+        (np.zeros(N), "float64"),
+        (np.full(N, 3), "head 0 have 3 at sample 0 .*from 0 to 2, or -1"),
+        (np.full(N, -2), "head 0 have -2"),
+    ],
+)
+def test_labels_that_nothing_starts_from(labels: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_labeler(labels=labels)
+
+
+class FeaturesOnly(nn.Module):
+    """A backbone that nobody has given heads."""
+
+    def __init__(self, returns: Callable[[Tensor], Any] = lambda x: x) -> None:
+        super().__init__()
+        self.layer, self.returns = nn.Linear(5, D), returns
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.returns(self.layer(inputs))
+
+
+@pytest.mark.parametrize(
+    ("returns", "options", "message"),
+    [
+        (lambda x: x, {}, "pass features= and heads= to SelfLabeler"),
+        (lambda x: "text", {}, "pass features= and heads= to SelfLabeler"),
+        (lambda x: [x, x, x], {}, "read by its logits unless it is a MultiHead"),
+        (lambda x: (x, x), {"heads": lambda m: [m.layer] * 3}, "features of the model are a tuple of 2;.*features="),
+        (lambda x: x[:, :, None], {"heads": lambda m: [m.layer] * 3}, "features= may pool and flatten"),
+        (lambda x: x, {"heads": lambda m: m.layer}, "the model has 1 heads; .* made for 3.*heads= where"),
+        (lambda x: x, {"heads": lambda m: 7}, "heads= returns a int; it must return a list of heads"),
+    ],
+    ids=["features", "text", "three", "tuple", "maps", "one head", "no heads"],
+)  # fmt: skip
+def test_models_that_cannot_be_read_are_told_how(returns: Callable[[Tensor], Any], options: Any, message: str) -> None:
+    if options:
+        options["features"] = lambda model, inputs: model(inputs)
+    labeler = make_labeler(**options)
+    before = snapshot(labeler)
+    with pytest.raises((TypeError, ValueError), match=message):
+        labeler.update(FeaturesOnly(returns), batches(make_inputs()))
+    assert_unchanged(labeler, before)
+
+
+@pytest.mark.parametrize("heads", [
+    lambda model: model.heads[0], lambda model: nn.Sequential(model.heads[0]),
+    lambda model: (model.heads[0].weight, model.heads[0].bias),
+], ids=["module", "Sequential", "pair"])  # fmt: skip
+def test_one_head_alone_needs_no_list(heads: Any) -> None:
+    model, inputs = make_model(), make_inputs()
+    expected = make_labeler()
+    expected.update(model, batches(inputs))
+    labeler = SelfLabeler(N, HEADS[0], features=lambda model, x: model.features(x), heads=heads, mode="eval")
+    labeler.update(model, batches(inputs))
+    assert torch.equal(labeler.labels[0], expected.labels[0])
 
 
 # ---- faults ----
@@ -842,6 +1032,67 @@ def test_kmeans_finds_clear_clusters_and_draws_heads_anew(with_faiss: bool, monk
     assert all(torch.equal(*pair) for pair in zip(found[0][1], found[1][1], strict=True))
 
 
+class LogitsAlone(nn.Module):
+    """Shows neither features nor heads, but can draw a head anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.first, self.second = nn.Linear(5, D), nn.Linear(D, 3), nn.Linear(D, 3)
+
+    def forward(self, inputs: Tensor) -> list[Tensor]:
+        return [self.first(self.body(inputs)), self.second(self.body(inputs))]
+
+    def reset_head(self, number: int) -> None:
+        (self.first, self.second)[number].reset_parameters()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("make", [lambda: MultiHead(nn.Linear(5, D), D, [3, 3]), LogitsAlone], ids=["heads", "logits"])
+def test_heads_drawn_anew_are_new_to_the_optimizer(make: Callable[[], nn.Module], kind: Any) -> None:
+    model = make()
+    labeler = SelfLabeler(N, [3, 3], labeling=KMeans())
+    optimizer = kind(model.parameters(), lr=0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+    inputs = make_inputs()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        labeler.loss(model(inputs), torch.arange(N)).backward()
+        optimizer.step()
+
+    step()
+    assert len(optimizer.state) == 6
+    body = {name: copy.deepcopy(optimizer.state[weight]) for name, weight in list(model.named_parameters())[:2]}
+    labeler.update(model, batches(inputs))
+    assert len(optimizer.state) == 6  # nobody said whose it is
+    labeler.update(model, batches(inputs), optimizer=[optimizer])
+    assert len(optimizer.state) == 2
+    for name, weight in list(model.named_parameters())[:2]:
+        for key, value in body[name].items():
+            assert torch.equal(torch.as_tensor(optimizer.state[weight][key]), torch.as_tensor(value))
+    step()
+    first = list(model.named_parameters())[2][1]
+    if kind is torch.optim.SGD:  # as in a first step
+        assert first.grad is not None
+        assert torch.equal(optimizer.state[first]["momentum_buffer"], first.grad)
+    else:
+        assert float(optimizer.state[first]["step"]) == 1
+
+
+def test_labels_that_keep_their_meaning_leave_the_optimizer_alone() -> None:
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    labeler = make_labeler()
+    labeler.loss(model(make_inputs()), torch.arange(N)).backward()
+    optimizer.step()
+    n_states = len(optimizer.state)
+    labeler.update(model, batches(make_inputs()), optimizer=optimizer)
+    assert len(optimizer.state) == n_states
+    before = snapshot(labeler)
+    with pytest.raises(TypeError, match="optimizer is a int; pass the torch"):
+        labeler.update(model, batches(make_inputs()), optimizer=3)
+    assert_unchanged(labeler, before)
+
+
 def _fixed(model: nn.Module) -> None:
     """Weights that depend on nothing."""
     with torch.no_grad():
@@ -1149,6 +1400,14 @@ def push_features(model: MultiHead, epoch: int) -> None:
 def test_what_goes_wrong_is_said(situation: dict[str, Any], message: str) -> None:
     assert alarms_of(5, **situation) == []  # too early to tell
     assert any(message in text for text in alarms_of(8, **situation))
+
+
+def test_a_schedule_of_one_time() -> None:
+    model = make_model()
+    labeler = make_labeler(schedule=AtTimes([0]))
+    assert labeler.due(0)
+    labeler.update(model, batches(make_inputs()))
+    assert not labeler.due(5)
 
 
 def test_a_loss_that_is_not_finite_is_said_at_once() -> None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from otlabel.errors import FileFormatError
-from otlabel.training.data import CIFAR_SHAPE, FASHION_FOLDER, Images, load_images, thinned, validation
+from otlabel.training.config import Data
+from otlabel.training.data import CIFAR_SHAPE, FASHION_FOLDER, Images, images_of, load_images, thinned, validation
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("sklearn")
@@ -348,6 +349,25 @@ def test_thinned_classes_have_the_sizes_of_the_paper(kind: str, sizes: list[int]
     assert torch.equal(images.train_labels[thin.train.flatten().long()], thin.train_labels)
     assert (thin.train.flatten().int().diff() > 0).all()
     assert torch.equal(thin.train, thinned(images, kind, seed=1).train)
+    if kind != "full":  # judged by all of them, as in the paper
+        assert thin.bank is images.train
+        assert thin.bank_labels is images.train_labels
+        assert validation(thin, 0.5).bank is None  # which would hold what is set apart
+
+
+def test_what_is_set_apart_to_judge_by_is_neither_trained_on_nor_in_the_bank() -> None:
+    data = Data("digits", n_samples=400, validation=0.25, imbalance="heavy")
+    images = images_of(data)
+    assert images.test is not None
+    assert images.bank is not None
+    assert (len(images.test), len(images.bank)) == (100, 300)
+    assert len(images.train) < 200
+    drawn = load_images("digits", n_samples=400)
+    whole = sorted(map(bytes, drawn.train.flatten(1).numpy()))
+    assert sorted(map(bytes, torch.cat([images.test, images.bank]).flatten(1).numpy())) == whole
+    assert {bytes(row) for row in images.train.flatten(1).numpy()} <= {
+        bytes(row) for row in images.bank.flatten(1).numpy()
+    }
 
 
 def test_thinning_needs_labels_and_a_known_kind() -> None:

@@ -197,6 +197,7 @@ def _of_run(folder: Path, head: int, n_samples: int | None) -> Subject:
             raise FileNotFoundError(f"{folder} has no {name}; {remedy}")
 
     from otlabel.training.config import config_of
+    from otlabel.training.data import images_of
 
     asked = _json(folder / "config.json", "\n".join(_lines(str(folder / "config.json"))))
     try:
@@ -214,7 +215,7 @@ def _of_run(folder: Path, head: int, n_samples: int | None) -> Subject:
     subject = dataclasses.replace(subject, history=[*_json_lines(str(folder / "metrics.jsonl")), *relabellings])
     about, notes = [*subject.about, *_features_judged(folder)], list(subject.notes)
     try:
-        images = _data(config)
+        images = images_of(config.data)
     except FileNotFoundError as error:
         told = f"There are no pictures, truth or scores, for the data were not found: {error}"
         return dataclasses.replace(subject, about=tuple(about), notes=(*notes, told))
@@ -262,16 +263,6 @@ def _features_judged(folder: Path) -> list[str]:
     named = {"knn": "nearest neighbours", "probe": "a linear probe"}
     told = [f"{named[key]} {found[key]:.3f}" for key in named if isinstance(found.get(key), float)]
     return told_without + ([f"Accuracy of the features on test data: {', '.join(told)}."] if told else [])
-
-
-def _data(config: Config) -> Images:
-    from otlabel.training.data import load_images, thinned, validation
-
-    data = config.data
-    images = load_images(data.name, n_samples=data.n_samples, seed=data.seed, size=data.size)
-    if data.imbalance != "full":
-        images = thinned(images, data.imbalance, data.seed)
-    return validation(images, data.validation, data.seed) if data.validation else images
 
 
 def _checkpoint(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:

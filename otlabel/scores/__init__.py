@@ -117,7 +117,8 @@ def is_list_of_parts(scores: Any) -> bool:
 def keep(scores: Scores, rows: np.ndarray, memory_limit: int | None = None) -> Scores:
     """Scores for many passes: kept in memory by the first if `memory_limit` bytes hold them, else but for `rows`.
 
-    rows (sorted) are those that samples will be taken from. No limit: half of the memory that is free.
+    rows (sorted) are those that samples will be taken from. No limit: half of the memory that is free. A device makes
+    all scores of a head at once if they fit there.
     """
     limit = _checked_limit(memory_limit)
     if isinstance(scores, DeviceScores):
@@ -125,6 +126,8 @@ def keep(scores: Scores, rows: np.ndarray, memory_limit: int | None = None) -> S
         kept.own_share = scores.own_share
         return kept
     whole = keep_whole(scores, limit)
+    if isinstance(whole, LinearScores):
+        whole = whole.made()
     if whole.random_access or whole.keeps_all or not whole.on_cpu:
         return whole
     return KeptRows(whole, rows)
@@ -163,8 +166,9 @@ def linear_scores(
             and columns those of the features' where these are a data frame, too.
         bias: (K,), or a list of them; None for none.
         normalize: True gives log-probabilities (log-softmax), False the logits. The labels and the plan are the same,
-            since a constant in a row changes nothing; the value is the mean log-probability or the mean logit. Where
-            logits differ by 1e-8 or less, the normaliser, about log K, hides digits, and by 1e-16 all: pass False.
+            since a constant in a row changes nothing; the value is the mean log-probability or the mean logit. With
+            `abstain` it decides who is labelled: where logits differ by 1e-8 or less, the normaliser, about log K,
+            then hides digits, and by 1e-16 all; pass False.
 
     Returns:
         What `sinkhorn_assign`, `certify` and `predict` take as scores; a list of them for a list of heads. Products

@@ -64,6 +64,7 @@ class Scores(ABC):
     dtype: str  # "float16", "bfloat16", "float32" or "float64"
     on_cpu = True  # whether blocks are NumPy arrays, else tensors on `device`
     device: torch.device  # of the blocks, where they are tensors
+    whole: torch.Tensor | None = None  # all scores, where they are one tensor there
     most_rows: int | None = (
         None  # of a block that is reduced on a device, once its memory has proved too small for more
     )
@@ -83,6 +84,11 @@ class Scores(ABC):
     @property
     def fine(self) -> Scores:
         """The same scores as float64 makes them of what is stored, for what decides; itself where it is stored."""
+        return self
+
+    @property
+    def bare(self) -> Scores:
+        """The same scores up to a constant in each row, where these are known to more digits; else itself."""
         return self
 
     @property
@@ -185,6 +191,43 @@ class WrappedScores(Scores):
     def place(self, row: int) -> str:
         """As the source names it."""
         return self.source.place(row)
+
+
+class ChangedScores(WrappedScores):
+    """A source each of whose blocks is changed, row by row; a subclass says how, and what stands for another source."""
+
+    @abstractmethod
+    def _changed(self, block: Any) -> Any:
+        """A block, or rows, after the change."""
+
+    @abstractmethod
+    def _of(self, source: Scores) -> Scores:
+        """Another source with the same change."""
+
+    @property
+    def fine(self) -> Scores:
+        """The fine source, changed."""
+        return self._likewise(self.source.fine)
+
+    def _likewise(self, source: Scores) -> Scores:
+        """The same rows of the source in another form, changed."""
+        if source is self.source:
+            return self
+        changed = self._of(source)
+        changed.own_share = self.own_share
+        return changed
+
+    def read(self, start: int, stop: int) -> Any:
+        """The source's rows, changed."""
+        return self._changed(self.source.read(start, stop))
+
+    def read_blocks(self, batch: Batch) -> Iterator[Any]:
+        """The source's blocks, changed one by one."""
+        return map(self._changed, self.source.read_blocks(batch))
+
+    def take(self, rows: np.ndarray) -> Scores:
+        """The given rows of the source, to be changed."""
+        return self._of(self.source.take(rows))
 
 
 def draw_rows(n_rows: int, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -149,7 +149,7 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 def on_device(source: Scores, device: torch.device) -> Scores:
     """A source on the CPU as one on a device: copied whole if it fits there, else block by block in every pass."""
     streamed = DeviceScores(source, device)
-    if source.n_bytes > MEMORY_SHARE * _free_memory(device):
+    if not has_room(device, source.n_bytes, MEMORY_SHARE):
         return streamed
     import torch
 
@@ -157,6 +157,11 @@ def on_device(source: Scores, device: torch.device) -> Scores:
         return _moved_whole(streamed)
     except torch.cuda.OutOfMemoryError:  # free, but in pieces
         return streamed
+
+
+def has_room(device: torch.device, n_bytes: float, share: float) -> bool:
+    """Whether so many bytes are no more than this share of the device's free memory."""
+    return n_bytes <= share * _free_memory(device)
 
 
 def _moved_whole(streamed: DeviceScores) -> TensorScores:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,19 +14,20 @@ import numpy as np
 from otlabel.distributed import Share
 from otlabel.errors import InvalidScoresError
 from otlabel.scores.base import ITEM_BYTES, Batch, Scores, as_float, few_rows, grouped
-from otlabel.scores.device import kept_in_host_memory, on_device
+from otlabel.scores.device import has_room, kept_in_host_memory, on_device
 from otlabel.scores.files import StoredScores
 from otlabel.scores.given import as_array, is_frame
 from otlabel.scores.kept import KeptWhole
 from otlabel.scores.memory import ArrayScores, TensorScores
 from otlabel.scores.names import by_class, by_column
-from otlabel.sweep import cpu
+from otlabel.sweep import cpu, is_out_of_memory
 from otlabel.sweep.pool import blas_on_one_thread
 
 if TYPE_CHECKING:
     import torch
 
 DEVICE_ENTRIES = 1 << 26  # float32 scores that a device makes at a time: products large enough to keep it busy
+MADE_SHARE = 0.5  # of a device's free memory that may hold all scores of a head while they are solved
 FEATURE_BYTES = 1 << 20  # read at once: batches enough that all threads are done at about the same time
 
 
@@ -95,6 +97,7 @@ class LinearScores(Scores):
         self._weight, self._bias, self._given_centre = weight, bias, centre
         self._fine: LinearScores | None = None
         self._factor_on_device: tuple[torch.Tensor, ...] | None = None
+        self._made: TensorScores | None = None  # all scores, where a device keeps them
         self._normalizers = np.full(self.shape[0], np.nan, self.dtype)  # log sum exp of each row seen so far
 
     @functools.cached_property
@@ -132,6 +135,16 @@ class LinearScores(Scores):
         return self._fine
 
     @property
+    def bare(self) -> LinearScores:
+        """The products alone: of small ones, what normalises them hides digits."""
+        if not self._normalize:
+            return self
+        double = self.dtype == "float64"
+        bare = LinearScores(self.features, self._weight, self._bias, False, centre=self._given_centre, double=double)
+        bare.own_share = self.own_share
+        return bare
+
+    @property
     def torch_device(self) -> torch.device | None:
         """Where the features are, if they are a tensor: results then are as well."""
         return self.features.torch_device
@@ -139,12 +152,42 @@ class LinearScores(Scores):
     @property
     def reads_files(self) -> bool:  # type: ignore[override]
         """Whether a device waits for the features' file; on the CPU the products take longer than any."""
-        return not self.on_cpu and self.features.source.reads_files
+        return not self.on_cpu and self._made is None and self.features.source.reads_files
 
     @property
     def bytes_read(self) -> int:  # type: ignore[override]
         """Of the features."""
         return self.features.source.bytes_read
+
+    @property
+    def random_access(self) -> bool:  # type: ignore[override]
+        """Where a device keeps all scores."""
+        return self._made is not None
+
+    @property
+    def whole(self) -> torch.Tensor | None:  # type: ignore[override]
+        """Where a device keeps all scores, these."""
+        return None if self._made is None else self._made.tensor
+
+    def made(self) -> LinearScores:
+        """The same head, its scores in the device's memory if they fit: one product then serves all passes."""
+        if self.on_cpu or self._made is not None or not has_room(self.device, self.n_bytes, MADE_SHARE):
+            return self
+        import torch
+
+        made = copy.copy(self)  # which goes when the solve ends; the caller's may be one of many
+        try:
+            whole = torch.empty(self.shape, dtype=getattr(torch, self.dtype), device=self.device)
+            with self.reading():
+                for batch in self.batches():
+                    for (start, stop), block in zip(batch, self.read_blocks(batch), strict=True):
+                        whole[start:stop] = block
+        except RuntimeError as error:  # free, but in pieces
+            if not is_out_of_memory(error):
+                raise
+            return self
+        made._made = TensorScores(whole)
+        return made
 
     def keep_features(self, memory_limit: int) -> None:
         """Let the next pass leave the features in memory if so many bytes hold them."""
@@ -172,14 +215,22 @@ class LinearScores(Scores):
         """Larger ones on a device, which makes them at once."""
         if self.on_cpu:
             return super().blocks()
+        if self._made is not None:
+            return self._made.blocks()
         size = max(1, DEVICE_ENTRIES // (self.shape[1] * ITEM_BYTES[self.dtype] // ITEM_BYTES["float32"]))
         return [(start, min(start + size, self.shape[0])) for start in range(0, self.shape[0], size)]
 
     def batches(self) -> list[Batch]:
         """Blocks whose features are read together."""
+        if self._made is not None:
+            return self._made.batches()
         source = self.features.source
         rows = max(getattr(source, "least_rows", 1), FEATURE_BYTES * source.shape[0] // max(source.n_bytes, 1))
         return grouped(self.blocks(), rows)
+
+    def device_batches(self) -> list[Batch]:
+        """As a tensor's where all scores are one."""
+        return self.batches() if self._made is None else self._made.device_batches()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
@@ -189,6 +240,9 @@ class LinearScores(Scores):
 
     def read_blocks(self, batch: Batch) -> Iterator[Any]:
         """Scores of each block, in memory that the next block uses again."""
+        if self._made is not None:
+            yield from self._made.read_blocks(batch)
+            return
         first = batch[0][0]
         features = self.features.source.read(first, batch[-1][1])
         longest = max(stop - start for start, stop in batch)
@@ -203,6 +257,8 @@ class LinearScores(Scores):
 
     def read(self, start: int, stop: int) -> Any:
         """By whole blocks, so that a row has the same bits however it is read."""
+        if self._made is not None:
+            return self._made.read(start, stop)
         parts = []
         with blas_on_one_thread():
             for block in self.blocks():
@@ -213,6 +269,8 @@ class LinearScores(Scores):
 
     def take(self, rows: np.ndarray) -> Scores:
         """Scores of the given rows, as a matrix in memory."""
+        if self._made is not None:
+            return self._made.take(rows)
         if not self.on_cpu:
             features = self.features.source.take(rows)
             return TensorScores(self._on_device(features.read(0, len(rows))))
@@ -230,7 +288,7 @@ class LinearScores(Scores):
         return f"{self.features.source.place(row)} (of the features)"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_factor_on_device": None, "_fine": None}
+        return {**self.__dict__, "_factor_on_device": None, "_fine": None, "_made": None}
 
     def _block(self, rows: np.ndarray, start: int, stop: int, out: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):  # float32 may overflow where `fine` does not

@@ -68,6 +68,11 @@ class KeptRows(WrappedScores):
         """The source's, unless that is what is read here."""
         return self if self.source.fine is self.source else self.source.fine
 
+    @property
+    def bare(self) -> Scores:
+        """The source's, unless that is what is read here."""
+        return self if self.source.bare is self.source else self.source.bare
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """By the source."""
         return self.source.read(start, stop)

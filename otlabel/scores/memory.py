@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 MINUS_INF_BITS = {"float16": 0xFC00, "bfloat16": -0x80}  # as halves are stored: unsigned, and signed
-SPAN_ENTRIES = 1 << 30  # scores that one call reduces on a device: few calls, and partial sums that stay small
+SPAN_ENTRIES = 1 << 32  # scores that one call reduces on a device: few calls, and partial sums that stay small
 
 
 class ArrayScores(Scores):
@@ -53,6 +53,7 @@ class TensorScores(Scores):
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor, self.device = tensor, tensor.device
+        self.whole = tensor
         self.shape = (tensor.shape[0], tensor.shape[1])
         self.dtype = str(tensor.dtype).removeprefix("torch.")
 

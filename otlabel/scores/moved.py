@@ -2,54 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from otlabel.scores.base import Batch, Scores, WrappedScores, as_float
+from otlabel.scores.base import ChangedScores, Scores, as_float
 
 LOWEST = -float(np.finfo(np.float64).max)
 
 
-class MovedScores(WrappedScores):
+class MovedScores(ChangedScores):
     """A source less a constant, or less the largest score of each row, in float64.
 
     Differences of stored numbers that lie close together are exact, so that what a large constant in a row would hide
-    from sums with potentials is not lost.
+    from sums with potentials is not lost. Rows whose largest score is no such constant, as most others are far smaller,
+    stay as they are: they would lose the digits of these.
     """
 
     def __init__(self, source: Scores, constant: float | None = None) -> None:
         super().__init__(source)
         self.dtype, self._constant = "float64", constant
 
-    @property
-    def fine(self) -> Scores:
-        """The fine source, moved."""
-        if self.source.fine is self.source:
-            return self
-        fine = MovedScores(self.source.fine, self._constant)
-        fine.own_share = self.own_share
-        return fine
+    def _of(self, source: Scores) -> Scores:
+        return MovedScores(source, self._constant)
 
-    def read(self, start: int, stop: int) -> Any:
-        """The source's rows, moved."""
-        return self._moved(self.source.read(start, stop))
-
-    def read_blocks(self, batch: Batch) -> Iterator[Any]:
-        """The source's blocks, moved one by one."""
-        return map(self._moved, self.source.read_blocks(batch))
-
-    def take(self, rows: np.ndarray) -> Scores:
-        """The given rows of the source."""
-        return MovedScores(self.source.take(rows), self._constant)
-
-    def _moved(self, block: Any) -> Any:
+    def _changed(self, block: Any) -> Any:
         if isinstance(block, np.ndarray):
             numbers = as_float(block, self.source.dtype).astype(np.float64)
-            by = numbers.max(1, keepdims=True) if self._constant is None else np.full((1, 1), self._constant)
-            return np.subtract(numbers, np.maximum(by, LOWEST), out=numbers)  # a row of -inf stays one
+            if self._constant is not None:
+                return np.subtract(numbers, self._constant, out=numbers)
+            by = np.maximum(numbers.max(1, keepdims=True), LOWEST)  # a row of -inf stays one
+            n_small = (np.abs(numbers) < np.abs(by) / 2).sum(1, keepdims=True)
+            n_large = (numbers >= LOWEST).sum(1, keepdims=True) - n_small
+            return np.subtract(numbers, np.where(n_small < n_large, by, 0), out=numbers)
         numbers = block.double()
         if self._constant is not None:
             return numbers - self._constant
-        return numbers - numbers.amax(1, keepdim=True).clamp(min=LOWEST)
+        by = numbers.amax(1, keepdim=True).clamp(min=LOWEST)
+        n_small = (numbers.abs() < by.abs() / 2).sum(1, keepdim=True)
+        n_large = (numbers >= LOWEST).sum(1, keepdim=True) - n_small
+        return numbers - by.where(n_small < n_large, 0)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from otlabel.scores.base import Batch, Scores, WrappedScores
+from otlabel.scores.base import ChangedScores, Scores
 
 
-class ReorderedScores(WrappedScores):
+class ReorderedScores(ChangedScores):
     """A source with its columns in the given order: column k is the source's column `order[k]`."""
 
     def __init__(self, source: Scores, order: np.ndarray) -> None:
@@ -21,27 +20,14 @@ class ReorderedScores(WrappedScores):
         self.row_names = source.row_names
 
     @property
-    def fine(self) -> Scores:
-        """The fine source, in the same order."""
-        if self.source.fine is self.source:
-            return self
-        fine = ReorderedScores(self.source.fine, self._order)
-        fine.own_share = self.own_share
-        return fine
+    def bare(self) -> Scores:
+        """The source's, in the same order."""
+        return self._likewise(self.source.bare)
 
-    def read(self, start: int, stop: int) -> Any:
-        """The source's rows, in order."""
-        return self._ordered(self.source.read(start, stop))
+    def _of(self, source: Scores) -> Scores:
+        return ReorderedScores(source, self._order)
 
-    def read_blocks(self, batch: Batch) -> Iterator[Any]:
-        """The source's blocks, one by one."""
-        return map(self._ordered, self.source.read_blocks(batch))
-
-    def take(self, rows: np.ndarray) -> Scores:
-        """The given rows of the source."""
-        return ReorderedScores(self.source.take(rows), self._order)
-
-    def _ordered(self, block: Any) -> Any:
+    def _changed(self, block: Any) -> Any:
         if isinstance(block, np.ndarray):
             return np.take(block, self._order, axis=1)
         return block[:, self._order.tolist()].contiguous()

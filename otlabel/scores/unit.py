@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from otlabel.scores.base import Scores, WrappedScores, as_float
-from otlabel.scores.memory import ArrayScores, TensorScores
+from otlabel.scores.base import ChangedScores, Scores, as_float
 
 LEAST, LARGEST = 2.0**-450, 2.0**450  # lengths whose squares are numbers; others are brought there first
 STEP = 2.0**600  # by which, as a power of two rounds nothing
 
 
-class UnitRows(WrappedScores):
+class UnitRows(ChangedScores):
     """Rows of length 1; a row of zeros stays as it is. Lengths and quotients are float64's, then rounded to `dtype`."""
 
     def __init__(self, source: Scores, *, double: bool = False) -> None:
@@ -30,16 +29,10 @@ class UnitRows(WrappedScores):
         fine.own_share = self.own_share
         return fine
 
-    def read(self, start: int, stop: int) -> Any:
-        """By the source, then divided."""
-        return self._divided(self.source.read(start, stop))
+    def _of(self, source: Scores) -> UnitRows:
+        return UnitRows(source, double=self.dtype == "float64")
 
-    def take(self, rows: np.ndarray) -> Scores:
-        """The given rows, divided."""
-        taken = self._divided(self.source.take(rows).read(0, len(rows)))
-        return ArrayScores(taken, self.dtype) if self.on_cpu else TensorScores(taken)
-
-    def _divided(self, rows: Any) -> Any:
+    def _changed(self, rows: Any) -> Any:
         if not self.on_cpu:
             import torch
 

@@ -62,11 +62,12 @@ def lightning_callback(labeler: SelfLabeler, loader: Loader | None, model: nn.Mo
         state_key = "otlabel"  # what the state is found by in a checkpoint
 
         def on_train_epoch_start(self, trainer: Any, pl_module: nn.Module) -> None:
-            _relabel(labeler, loader, _chosen(model, pl_module), trainer.current_epoch, trainer.global_step)
+            epoch, step = trainer.current_epoch, trainer.global_step
+            _relabel(labeler, loader, _chosen(model, pl_module), epoch, step, trainer.optimizers)
 
         def on_train_batch_start(self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int) -> None:
             epoch = trainer.current_epoch + batch_idx / trainer.num_training_batches  # whole ones if that is infinite
-            _relabel(labeler, loader, _chosen(model, pl_module), epoch, trainer.global_step)
+            _relabel(labeler, loader, _chosen(model, pl_module), epoch, trainer.global_step, trainer.optimizers)
 
         def state_dict(self) -> dict[str, Any]:
             return labeler.state_dict()
@@ -143,10 +144,12 @@ def trainer_callback(
                 _resume(labeler, _resumed_folder(args, state, resume_from), None if resume_from else given["model"])
 
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            _relabel(labeler, loader, _chosen(model, given["model"]), state.epoch, state.global_step)
+            optimizer = given.get("optimizer")
+            _relabel(labeler, loader, _chosen(model, given["model"]), state.epoch, state.global_step, optimizer)
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            _relabel(labeler, loader, _chosen(model, given["model"]), state.epoch, state.global_step)
+            optimizer = given.get("optimizer")
+            _relabel(labeler, loader, _chosen(model, given["model"]), state.epoch, state.global_step, optimizer)
 
         def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             if args.should_save:
@@ -172,7 +175,9 @@ def _chosen(model: nn.Module | None, own: nn.Module) -> nn.Module:
     return own if model is None else model
 
 
-def _relabel(labeler: SelfLabeler, loader: Loader | None, model: nn.Module, epoch: float, step: int) -> None:
+def _relabel(
+    labeler: SelfLabeler, loader: Loader | None, model: nn.Module, epoch: float, step: int, optimizer: Any = None
+) -> None:
     """Relabel if it is time, on a loader made for it where there is a function to make one."""
     by_steps = labeler.schedule is not None and labeler.schedule.unit == "steps"
     if not (labeler.due(step=step) if by_steps else labeler.due(epoch)):
@@ -182,7 +187,7 @@ def _relabel(labeler: SelfLabeler, loader: Loader | None, model: nn.Module, epoc
     # whether it was resumed in between.
     with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(labeler.seed + labeler.n_updates)
-        labeler.update(model, loader() if callable(loader) else loader)
+        labeler.update(model, loader() if callable(loader) else loader, optimizer=optimizer)
 
 
 # ---- Trainer's checkpoints ----

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from otlabel.selflabel.store import Part, Store
 
 MISSING_SHOWN = 5
+REMEDY = (
+    "say which parts are index and input, as batch=('index', 'image') or batch=(2, 0), or by a function; or wrap the "
+    "data set in otlabel.IndexedDataset"
+)
+
+Parted = Callable[[Any], tuple[np.ndarray, Any]]
 
 
 def extract(
@@ -29,6 +36,7 @@ def extract(
     n_samples: int,
     *,
     about: dict[str, str],
+    parted: Parted,
     mode: str = "eval",
     amp: torch.dtype | None = None,
     progress: bool = False,
@@ -39,10 +47,11 @@ def extract(
 
     Args:
         seen: the model, as `view` sees it.
-        loader: yields (index, input), in any order.
+        loader: goes through all samples, in any order.
         store: takes the rows; an extraction that was interrupted goes on where it was, if `about` is the same.
         n_samples: N.
         about: what tells these rows from others: of the data and of the weights.
+        parted: takes what the loader yields to index and input.
         mode: "eval", or "train" as SeLa's authors do (batch statistics; running averages move). The mode of every
             module is put back.
         amp: dtype of automatic mixed precision. None: none.
@@ -52,14 +61,14 @@ def extract(
         looks: takes what some samples look like under augmentation. None: nobody asks.
 
     Raises:
-        TypeError: the loader does not yield (index, input).
+        TypeError: no index and input in what the loader yields; no tensor in what the model gives.
         ValueError: an index out of range, seen twice, or missing at the end.
         InvalidScoresError: NaN or infinity, named by sample.
     """
     present = np.zeros(n_samples, bool)  # rows that an interrupted extraction has left, once the store has told
     several = team.number > 1
     with _extracting(seen, mode, store):
-        batches = _rows(seen, _bar(loader, progress and team.rank == 0), amp, present, looks)
+        batches = _rows(seen, map(parted, _bar(loader, progress and team.rank == 0)), amp, present, looks)
         if several:  # who only sends does not know what is there, and sends all
             batches = gathered(batches, team)
         came, n_columns = _fill(store, batches, about, np.zeros(n_samples, bool) if several else present, several)
@@ -76,6 +85,7 @@ def extract_part(
     n_samples: int,
     *,
     about: dict[str, str],
+    parted: Parted,
     mode: str = "eval",
     amp: torch.dtype | None = None,
     progress: bool = False,
@@ -92,7 +102,7 @@ def extract_part(
     """
     present = np.zeros(n_samples, bool)
     with _extracting(seen, mode, part):
-        batches = _rows(seen, _bar(loader, progress and team.rank == 0), amp, present, looks)
+        batches = _rows(seen, map(parted, _bar(loader, progress and team.rank == 0)), amp, present, looks)
         came, n_columns = _fill(part, in_step(batches, team), about, present, several=True)
         holders = Holders.settled(team, group, came, n_columns)
         _check_any(holders.n_columns)
@@ -172,13 +182,16 @@ def check_complete(came: np.ndarray, *, recorded: bool = False) -> None:
 
 
 def _rows(
-    seen: View, loader: Iterable[Any], amp: torch.dtype | None, present: np.ndarray, looks: Looks | None
+    seen: View,
+    batches: Iterable[tuple[np.ndarray, Any]],
+    amp: torch.dtype | None,
+    present: np.ndarray,
+    looks: Looks | None,
 ) -> Iterator[Batch]:
     """What the model gives for each batch; nothing for one whose rows are all there already."""
     device = next((p.device for p in seen.model.parameters()), torch.device("cpu"))
     precision: Any = contextlib.nullcontext() if amp is None else torch.autocast(device.type, dtype=amp)
-    for item in loader:
-        index, inputs = parted(item)
+    for index, inputs in batches:
         check_range(index, len(present))
         if looks is not None:
             looks.keep(index, inputs)
@@ -187,28 +200,93 @@ def _rows(
             continue
         with precision:
             rows = seen.rows(to_device(inputs, device))
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"features of the model are {_told(rows)}; a tensor (B, D) is needed: {seen.remedy}")
         if rows.ndim != 2 or len(rows) != len(index):
-            raise ValueError(f"the model gives {tuple(rows.shape)} for a batch of {len(index)}; (B, D) is needed")
+            told = f"the model gives {tuple(rows.shape)} for a batch of {len(index)}; (B, D) is needed"
+            raise ValueError(f"{told}: {seen.remedy}" if seen.remedy else told)
         yield index, rows.float().cpu().numpy()
     if looks is not None:
         looks.see(seen, device, precision)
 
 
+def parting(batch: Any) -> Parted:
+    """A function that takes what a loader yields to index and input.
+
+    Args:
+        batch: None: it is a pair (index, input); (at, at): where either is, a key or a position, for the input also a
+            list of them, of which the model is then given a dict or a tuple; or a function that returns (index, input).
+
+    Raises:
+        TypeError: none of these.
+    """
+    if batch is None:
+        return parted
+    if callable(batch):
+        return partial(_by_function, batch)
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(map(_names_parts, batch))):
+        raise TypeError(
+            f"batch is {batch!r}; pass where index and input are in what the loader yields, as ('index', 'image') or "
+            "(2, 0), or a function that returns (index, input)"
+        )
+    return partial(_by_places, tuple(batch))
+
+
+def _names_parts(at: Any) -> bool:
+    return all(isinstance(one, (str, int)) and not isinstance(one, bool) for one in (at if _is_list(at) else [at]))
+
+
+def _is_list(at: Any) -> bool:
+    return isinstance(at, (list, tuple)) and len(at) > 0
+
+
 def parted(item: Any) -> tuple[np.ndarray, Any]:
-    """Index and input of what a loader yields."""
+    """Index and input of what a loader yields, where it yields pairs of them."""
     if not isinstance(item, (tuple, list)) or len(item) != 2:
-        told = f"a tuple of {len(item)}" if isinstance(item, (tuple, list)) else type(item).__name__
-        raise TypeError(f"the loader yields {told}, not (index, input); wrap the data set in otlabel.IndexedDataset")
-    return whole_numbers(item[0]), item[1]
+        raise TypeError(f"the loader yields {_told(item)}, not (index, input); {REMEDY}")
+    return whole_numbers(item[0], "the first of what the loader yields", REMEDY), item[1]
 
 
-def whole_numbers(index: Any) -> np.ndarray:
+def _by_function(batch: Callable[[Any], Any], item: Any) -> tuple[np.ndarray, Any]:
+    found = batch(item)
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise TypeError(f"the function batch returns {_told(found)}; it must return (index, input)")
+    return whole_numbers(found[0], "the first of what the function batch returns"), found[1]
+
+
+def _by_places(batch: tuple[Any, Any], item: Any) -> tuple[np.ndarray, Any]:
+    at, inputs_at = batch
+    index = whole_numbers(_part(item, at, batch), f"what the loader yields at {at!r}")
+    if not _is_list(inputs_at):
+        return index, _part(item, inputs_at, batch)
+    parts = [_part(item, one, batch) for one in inputs_at]
+    return index, dict(zip(inputs_at, parts, strict=True)) if isinstance(item, Mapping) else tuple(parts)
+
+
+def _part(item: Any, at: Any, batch: tuple[Any, Any]) -> Any:
+    try:
+        return item[at]
+    except (KeyError, IndexError, TypeError) as error:
+        raise TypeError(f"batch={batch!r} names {at!r}, but the loader yields {_told(item)}") from error
+
+
+def _told(item: Any) -> str:
+    """What it is, and of what parts."""
+    if isinstance(item, Mapping):
+        return f"a {type(item).__name__} of {', '.join(map(repr, item))}"
+    if isinstance(item, (tuple, list)):
+        return f"a {type(item).__name__} of {len(item)}"
+    return type(item).__name__
+
+
+def whole_numbers(index: Any, what: str = "the index", remedy: str = "") -> np.ndarray:
     """Indices of samples, (B,) int64."""
     array = index.detach().cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
     if array.ndim != 1 or array.dtype.kind not in "iu":
+        if array.ndim == 0 and array.dtype.kind in "iu":
+            remedy = "that is of a single sample; pass a DataLoader of the data set, whose batches have (B,)"
         raise TypeError(
-            f"the first of what the loader yields is {array.dtype} of shape {array.shape}, no indices of samples; "
-            "wrap the data set in otlabel.IndexedDataset"
+            f"{what} is {array.dtype} of shape {array.shape}, no indices of samples" + (f"; {remedy}" if remedy else "")
         )
     return array.astype(np.int64)
 

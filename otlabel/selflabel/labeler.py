@@ -32,7 +32,7 @@ from otlabel.selflabel.features import (
     check_range,
     extract,
     extract_part,
-    parted,
+    parting,
     weights_hash,
     whole_numbers,
 )
@@ -78,6 +78,10 @@ class SelfLabeler:
         heads: takes a model to its list of heads on these features: modules, or pairs (weight, bias). Without the two,
             a model that is no `MultiHead` is read by its logits: a tensor, a list of them, or `logits` in what it
             returns.
+        batch: where index and input are in what loaders yield: two keys or positions, as ("index", "image") or (2, 0),
+            the second maybe a list of them, which the model is given as keywords or arguments; or a function that takes
+            what they yield to (index, input). None: they yield (index, input).
+        labels: to start from: (T, N), or (N,) for all heads; -1 for none. None: random ones of equal sizes.
         data: what tells this data set from others, any text; a change is then refused on resume. None: only N tells.
         views: takes a batch of inputs and a torch.Generator to a random view of each sample, of the same kind in all
             runs that are compared; `quality` is measured with them. None: `common_view` of `otlabel.selflabel.quality`,
@@ -96,7 +100,8 @@ class SelfLabeler:
             them, where torch.distributed is initialised by the time of an update.
 
     Raises:
-        ValueError: numbers that make no sense.
+        ValueError: numbers that make no sense; labels that are none of its classes.
+        TypeError: a `batch` that names no parts.
 
     Source: Asano, Rupprecht, Vedaldi, "Self-labelling via simultaneous clustering and representation learning", ICLR
         2020, section 3.
@@ -112,6 +117,8 @@ class SelfLabeler:
         store: str | os.PathLike[str] | Store | None = None,
         features: Callable[[nn.Module, Any], Tensor] | None = None,
         heads: Callable[[nn.Module], Sequence[Any]] | None = None,
+        batch: Callable[[Any], tuple[Any, Any]] | Sequence[Any] | None = None,
+        labels: Any = None,
         data: str | None = None,
         views: MakeView | None = None,
         truth: Any = None,
@@ -140,9 +147,9 @@ class SelfLabeler:
         self._first_rows: np.ndarray | None = None  # of some views, at the first relabelling
         self._truth = None if truth is None else _checked_truth(truth, n_samples)
         self._features_of, self._heads_of = features, heads
-        self._extraction: dict[str, Any] = {"mode": mode, "amp": amp, "progress": progress}
+        self._extraction: dict[str, Any] = {"parted": parting(batch), "mode": mode, "amp": amp, "progress": progress}
         self._ranks_group = group
-        self._labels = torch.from_numpy(self._first_labels())
+        self._labels = torch.from_numpy(self._first_labels() if labels is None else self._given_labels(labels))
         self._states: list[Mapping[str, np.ndarray]] = [{} for _ in self.n_classes]
         self._n_updates = self._n_passed = 0
         self._progress: float | None = None
@@ -151,6 +158,7 @@ class SelfLabeler:
         self._recording: dict[str, str] = {}  # what the store knows these features by
         self._loss_sum: Tensor | None = None  # of the losses since the last relabelling, on their device
         self._n_losses = 0
+        self._balanced: tuple[int, Tensor, list[Tensor]] | None = None  # weights, and what labels they are of
         self._alarmed: set[str] = set()  # what has been warned of and lasts
         self._n_trained = 0  # samples whose labels were asked for since the beginning
 
@@ -209,7 +217,7 @@ class SelfLabeler:
         self._n_trained += len(chosen)
         return self._labels[:, chosen.to(self._labels.device)]
 
-    def loss(self, logits: Any, index: Any, *, weight: Tensor | Sequence[Tensor] | None = None) -> Tensor:
+    def loss(self, logits: Any, index: Any, *, weight: Tensor | Sequence[Tensor] | str | None = None) -> Tensor:
         """The mean over heads of the cross-entropy with the labels of the batch.
 
             mean_t mean_i -log softmax(logits_ti)[labels_ti]
@@ -217,17 +225,19 @@ class SelfLabeler:
         Args:
             logits: of the model: a list of T tensors (B, K_t), one tensor if T = 1, or an output that has `logits`.
             index: (B,) which samples these are.
-            weight: (K,) weights of the classes, or a list of them, one a head. None: all 1.
+            weight: (K,) weights of the classes, or a list of them, one a head; "balanced": N_t / (K n_k), by the
+                n_k samples that now have class k of the N_t with a label, so that every class of every head counts the
+                same, as `ClassUniformSampler` does for one head. None: all 1.
 
         Returns:
             A scalar. Samples with label -1 are left out; zero where there are no others.
 
         Raises:
-            ValueError: logits of another number of heads or classes, an index out of range.
+            ValueError: logits of another number of heads or classes, an index out of range, another text as weight.
         """
         parts = as_logits(logits, self.n_classes)
         self._follow(parts[0].device)
-        weights: list[Any] = list(weight) if isinstance(weight, (list, tuple)) else [weight] * len(parts)
+        weights: list[Any] = self._weights(weight)
         losses = []
         for one, targets, class_weight in zip(parts, self.targets(index), weights, strict=True):
             one = one.float() if one.dtype.itemsize < 4 else one  # the sum of a batch may be too much for a half
@@ -240,6 +250,18 @@ class SelfLabeler:
         self._loss_sum = loss.detach() if self._loss_sum is None else self._loss_sum + loss.detach()
         self._n_losses += 1
         return loss
+
+    def _weights(self, weight: Any) -> list[Any]:
+        """Weights of the classes, one a head."""
+        if not isinstance(weight, str):
+            return list(weight) if isinstance(weight, (list, tuple)) else [weight] * len(self.n_classes)
+        if weight != "balanced":
+            raise ValueError(f"weight is {weight!r}; pass weights of the classes, 'balanced' or None")
+        version = self._labels._version  # rises with each change in place
+        if self._balanced is None or self._balanced[0] != version or self._balanced[1] is not self._labels:
+            found = [_balanced(labels, k) for labels, k in zip(self._labels, self.n_classes, strict=True)]
+            self._balanced = version, self._labels, found
+        return self._balanced[2]
 
     def record(self, index: Any, logits: Any = None, *, features: Tensor | None = None) -> None:
         """Keep what a training step has seen, so that the next `update(model)` needs no loader.
@@ -296,7 +318,13 @@ class SelfLabeler:
         return self.schedule.count(self._progress) > self._n_passed
 
     @interruptible
-    def update(self, model: nn.Module, loader: Iterable[Any] | None = None) -> list[dict[str, Any]]:
+    def update(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any] | None = None,
+        *,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    ) -> list[dict[str, Any]]:
         """Label all samples anew with every head: all heads change, or none if anything goes wrong.
 
         torch's random numbers go on as if nothing had happened, but for what a DataLoader draws whenever it is
@@ -305,15 +333,19 @@ class SelfLabeler:
         Args:
             model: as it is now. Its weights, and the mode of its modules, are left as they are; a labeling whose
                 classes have no names from one time to the next (`KMeans`) has the heads drawn anew.
-            loader: yields (index, input) for every sample once, in any order; without random augmentation, as a rule.
+            loader: yields (index, input), or what `batch` says, for every sample once, in any order; without random
+                augmentation, as a rule.
                 Where processes share the work, each passes its part: any samples, as long as each comes somewhere
                 (what a DistributedSampler repeats counts once). None: use what `record` has kept.
+            optimizer: that trains the model, or several: what it has gathered about heads that are drawn anew, such as
+                momentum, is forgotten. None: it stays, and pulls the new heads where the old ones went.
 
         Returns:
             The history's new records, one a head.
 
         Raises:
-            TypeError: a loader that does not yield (index, input).
+            TypeError: a loader that does not yield (index, input) or what `batch` says; a model that returns neither
+                logits nor features; an optimizer that is none.
             ValueError: indices missing, twice or out of range; heads that are not those the labeler was made for.
             InvalidScoresError: NaN features, named by sample.
             FingerprintError: the store holds features of other data.
@@ -323,6 +355,7 @@ class SelfLabeler:
         Warns:
             SelfLabelWarning: signs that the training goes wrong, in plain words.
         """
+        optimizers = _optimizers(optimizer)
         group = training_group(self._ranks_group)
         with ranks_of(group) as team, contextlib.ExitStack() as calibration:
             seen = view(model, self.n_classes, self._features_of, self._heads_of)
@@ -364,7 +397,7 @@ class SelfLabeler:
             for one, longest in zip(found, each, strict=True):
                 one.record["seconds"] = longest
             training = self._training(team)
-        return self._commit(model, found, training | {"seconds_extract": seconds})
+        return self._commit(seen, optimizers, found, training | {"seconds_extract": seconds})
 
     def _store_of(self, team: Alone) -> tuple[Store, bool]:
         """Where the rows of this process go, and whether the others keep theirs, too."""
@@ -380,6 +413,7 @@ class SelfLabeler:
         if self._extraction["mode"] != "calibrated":
             return contextlib.nullcontext(loader)
         amp = self._extraction["amp"]
+        parted = self._extraction["parted"]
         return calibrated(seen, loader, self.n_samples, parted, seed=self._seed_of_update(), amp=amp, team=team)
 
     def _extract(
@@ -452,12 +486,14 @@ class SelfLabeler:
             "loss": loss_sum / n_losses if n_losses else None,
         }
 
-    def _commit(self, model: nn.Module, found: list[Relabelled], common: dict[str, Any]) -> list[dict[str, Any]]:
+    def _commit(
+        self, seen: View, optimizers: list[Any], found: list[Relabelled], common: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         """Everything that a relabelling changes, at once."""
         labels = torch.from_numpy(np.stack([one.labels for one in found])).to(self._labels.device)
         states = [{name: np.asarray(value) for name, value in one.state.items()} for one in found]
         records = [common | {"head": head, **one.record} for head, one in enumerate(found)]
-        raised = self._renew_heads(model, [head for head, one in enumerate(found) if one.new_classes])
+        raised = self._renew_heads(seen, optimizers, [head for head, one in enumerate(found) if one.new_classes])
         self._labels, self._states = labels, list(states)
         if self.schedule is not None and self._progress is not None:
             self._n_passed = self.schedule.count(self._progress)
@@ -480,13 +516,13 @@ class SelfLabeler:
     def _share_done(self) -> float | None:
         """Of the training, where the schedule tells when that ends."""
         times = getattr(self.schedule, "times", None)
-        return None if not times or self._progress is None else min(1.0, self._progress / times[-1])
+        return None if not times or not times[-1] or self._progress is None else min(1.0, self._progress / times[-1])
 
-    def _renew_heads(self, model: nn.Module, heads: list[int]) -> list[str]:
+    def _renew_heads(self, seen: View, optimizers: list[Any], heads: list[int]) -> list[str]:
         """Draw the weights of heads anew, the same on every process; what is to be said where that cannot be done."""
         if not heads:
             return []
-        inner = unwrapped(model)
+        inner = unwrapped(seen.model)
         reset: Any = getattr(inner, "reset_head", None)
         if not callable(reset):
             return [
@@ -494,12 +530,20 @@ class SelfLabeler:
                 "weights of a head anew; training goes on from the old ones"
             ]
         devices = sorted({parameter.device.index for parameter in inner.parameters() if parameter.is_cuda})
+        versions = [(parameter, parameter._version) for parameter in inner.parameters()]
         for head in heads:
             with torch.random.fork_rng(devices):
                 torch.default_generator.manual_seed(self._seed_of_update() + head)
                 for device in devices:
                     torch.cuda.default_generators[device].manual_seed(self._seed_of_update() + head)
                 reset(head)
+        anew: list[Tensor] = [
+            parameter for parameter, version in versions if parameter._version != version
+        ]  # changed in place
+        anew += [weight for number in heads if seen.heads for weight in _weights(seen.heads[number])]
+        for optimizer in optimizers:
+            for parameter in anew:
+                optimizer.state.pop(parameter, None)
         return []
 
     # ---- saving ----
@@ -619,6 +663,14 @@ class SelfLabeler:
         rng = np.random.default_rng((self.seed, 0))
         return np.stack([rng.permutation(np.arange(self.n_samples) % k) for k in self.n_classes]).astype(np.int64)
 
+    def _given_labels(self, labels: Any) -> np.ndarray:
+        """Labels to start from, (T, N)."""
+        given = by_row(labels, self.n_samples, None, "labels")
+        shape = (len(self.n_classes), self.n_samples)
+        return _read_labels(
+            "labels", np.broadcast_to(given, shape) if given.shape == shape[1:] else given, *shape[1:], self.n_classes
+        )
+
     def _seed_of_update(self) -> int:
         return int(np.random.SeedSequence((self.seed, self._n_updates + 1)).generate_state(1)[0])
 
@@ -661,6 +713,16 @@ class SelfLabeler:
             f"SelfLabeler({self.n_samples:,} samples, {len(self.n_classes)} heads of {self.n_classes[0]} classes, "
             f"{self._n_updates} relabellings)"
         )
+
+
+def _optimizers(given: Any) -> list[Any]:
+    optimizers = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    for one in optimizers:
+        if not isinstance(getattr(one, "state", None), Mapping):
+            raise TypeError(
+                f"optimizer is a {type(one).__name__}; pass the torch.optim.Optimizer that trains the model"
+            )
+    return optimizers
 
 
 def _opened(store: Any) -> Store:
@@ -766,6 +828,12 @@ def _read_labels(name: str, values: Any, n_samples: int, n_classes: list[int]) -
     return array.astype(np.int64)
 
 
+def _balanced(labels: Tensor, n_classes: int) -> Tensor:
+    """(K,) by which every class that has samples counts the same, and a labelled sample 1 in the mean."""
+    sizes = torch.bincount(labels[labels >= 0], minlength=n_classes)
+    return sizes.sum() / ((sizes > 0).sum().clamp(min=1) * sizes.clamp(min=1))
+
+
 def _read_rows(values: Any) -> np.ndarray | None:
     if values is None:
         return None
@@ -784,14 +852,19 @@ def _checked_truth(truth: Any, n_samples: int) -> np.ndarray:
     return array
 
 
+def _weights(head: Any) -> list[Tensor]:
+    """Of a head that is a module, or a pair of weight and bias."""
+    if isinstance(head, nn.Module):
+        return list(head.parameters())
+    return [weight for weight in head if weight is not None] if isinstance(head, (tuple, list)) else []
+
+
 def _heads_hash(seen: View) -> str:
     """A digest of the heads' weights, where there are heads."""
     digest = hashlib.sha256()
     for head in seen.heads:
-        weights = head.parameters() if isinstance(head, nn.Module) else head if isinstance(head, (tuple, list)) else ()
-        for weight in weights:
-            if weight is not None:
-                digest.update(weight.detach().float().cpu().contiguous().numpy().data)
+        for weight in _weights(head):
+            digest.update(weight.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:12]
 
 

@@ -107,7 +107,7 @@ class OptimalTransport:
         classes: for all heads, or a list with one a head.
         abstain: share that stays unlabelled: -1, which the loss leaves out.
 
-    Source: Asano, Rupprecht, Vedaldi, ICLR 2020, section 3.1; epsilon is 1 / lambda, 25 in section 4.1.
+    Source: Asano, Rupprecht, Vedaldi, ICLR 2020, section 3.1; epsilon is 1 / lambda, 25 in appendix A.1.
     """
 
     epsilon: float = 0.04
@@ -194,8 +194,8 @@ class Argmax:
     pass of its own; a sample that has not come keeps its label. Where nothing was recorded, they are read off the
     stored scores.
 
-    Source: Chen, Pu, Xie, Yang, Zhang, Lin, "Unsupervised image classification for deep representation learning"
-        (UIC), ECCV 2020 workshops, section 3.
+    Source: Chen, Pu, Xie, Yang, Guo, Lin, "Unsupervised image classification for deep representation learning" (UIC),
+        ECCV 2020 workshops, section 3; arXiv:2006.11480.
     """
 
     over_ranks = True

@@ -30,7 +30,7 @@ class MultiHead(nn.Module):
         pool: takes what the backbone returns to (B, D), for backbones that return more than that. None: the output
             itself, or its `pooler_output` where it is a mapping or an object that has one.
 
-    Source: several heads with labels of their own: Asano, Rupprecht, Vedaldi, ICLR 2020, section 3.3.
+    Source: several heads with labels of their own: Asano, Rupprecht, Vedaldi, ICLR 2020, section 3.5.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class View:
     kind: str
     rows: Callable[[Any], Tensor]  # a batch of inputs -> (B, D) features, or (B, sum of K) logits
     heads: list[Any]  # modules, or pairs of weight (K, D) and bias (K,)
+    remedy: str = ""  # what to do where rows are none
 
 
 def view(
@@ -119,12 +120,29 @@ def view(
     """How to read a model: by the two functions, by its own `features` and `heads`, or by its logits."""
     inner = unwrapped(model)
     if features is not None and heads is not None:
-        return View(model, FEATURES, lambda inputs: features(inner, inputs), list(heads(inner)))
+        remedy = "features= may pool and flatten what it returns"
+        return View(model, FEATURES, lambda inputs: features(inner, inputs), _listed(heads(inner)), remedy)
     own: Any = getattr(inner, "heads", None)
     own_features: Any = getattr(inner, "features", None)
     if callable(own_features) and isinstance(own, (nn.ModuleList, list, tuple)):
-        return View(model, FEATURES, lambda inputs: call(own_features, inputs), list(own))
+        remedy = (
+            f"{type(inner).__name__} has features and heads of its own; pass features= and heads= if others are meant"
+        )
+        return View(model, FEATURES, lambda inputs: call(own_features, inputs), list(own), remedy)
     return View(model, LOGITS, lambda inputs: _side_by_side(call(inner, inputs), n_classes), [])
+
+
+def _listed(heads: Any) -> list[Any]:
+    """One entry a head, of what the function `heads` returns: a list, or one head alone."""
+    if isinstance(heads, nn.Module) and not isinstance(heads, nn.ModuleList):
+        return [heads]
+    if isinstance(heads, tuple) and len(heads) == 2 and isinstance(heads[0], Tensor):  # weight and bias
+        return [heads]
+    if not isinstance(heads, (nn.ModuleList, list, tuple)):
+        raise TypeError(
+            f"heads= returns a {type(heads).__name__}; it must return a list of heads, modules or pairs (weight, bias)"
+        )
+    return list(heads)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -238,7 +256,13 @@ def _entry(output: Any, name: str) -> Any:
 
 def _side_by_side(output: Any, n_classes: list[int]) -> Tensor:
     """Logits of all heads in one row, each less its largest: what matters then survives a store in float16."""
-    logits = as_logits(output, n_classes)
+    try:
+        logits = as_logits(output, n_classes)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"{error}. A model is read by its logits unless it is a MultiHead: wrap its backbone in one, or pass "
+            "features= and heads= to SelfLabeler"
+        ) from error
     return torch.cat([(one - one.amax(1, keepdim=True)).float() for one in logits], 1)
 
 

@@ -214,7 +214,10 @@ def _nothing_stored() -> Any:
 
 def _check_heads(seen: View, n_classes: list[int]) -> None:
     if len(seen.heads) != len(n_classes):
-        raise ValueError(f"the model has {len(seen.heads)} heads; the labeler was made for {len(n_classes)}")
+        raise ValueError(
+            f"the model has {len(seen.heads)} heads; the labeler was made for {len(n_classes)}. It takes them from "
+            "model.heads, or from heads= where that is passed"
+        )
     for number, (head, part, k) in enumerate(zip(seen.heads, linear_parts(seen.heads), n_classes, strict=True)):
         if part is not None and part[0].shape[0] != k:
             raise ValueError(f"head {number} of the model has {part[0].shape[0]} classes; the labeler was made for {k}")

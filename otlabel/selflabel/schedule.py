@@ -54,7 +54,7 @@ class QuadraticSchedule(AtTimes):
             the last batch of each epoch counts as a whole one, as it does there.
         n_relabels: n.
 
-    Source: Asano, Rupprecht, Vedaldi, ICLR 2020, section 4.1; the constants are those of the authors' program.
+    Source: Asano, Rupprecht, Vedaldi, ICLR 2020, appendix A.1; the constants are those of the authors' program.
     """
 
     def __init__(self, epochs: float, n_relabels: int) -> None:

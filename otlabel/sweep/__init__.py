@@ -6,9 +6,12 @@ gives the same bits whoever reduces which blocks: at every thread count, and ove
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import itertools
+import re
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -30,7 +33,11 @@ if TYPE_CHECKING:
 HASH_SEED = 20_200_427  # any constant: equal rows must get equal hashes in every process
 HASHED_SCORES = 32  # of each row, at a first look
 PRODUCT_ROWS, PRODUCT_ENTRIES = 1 << 14, 1 << 25  # of plans multiplied at once: halves hold sums of so many rows
+BLOCKS_ASKED = 2  # of a device, beyond the one it works on
+OUT_OF_MEMORY = "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED", "out of memory"
 WAITING_PARTS = 64  # sums of blocks that are added at once
+TRITON_NAMES = "triton", "pytorch-triton", "triton-windows"  # it comes as one of these
+OLDEST_TRITON = 3, 3  # whose compiler takes the kernels
 READERS = 1  # threads beyond the processors: while they wait for a file, the others compute
 
 
@@ -42,7 +49,7 @@ class Sweep:
     linear: float  # mean over rows of max_k (s + g)
     entropic: float  # mean over rows of log sum_k exp((s + g - max) / epsilon)
     labels: np.ndarray  # (N,) int32: the best class of s + g; empty where nobody asked for it
-    counts: np.ndarray  # (K,) int64: how many units have that label
+    counts: np.ndarray  # (K,) int64: how many units have that label; empty where no device was asked to look for it
     row_mass: np.ndarray  # (N,) what each row takes where rows may leave their weight, else empty
     plan: csr_array | None = None  # (R, K) of the rows that were asked for, as from `sparse_plan`
 
@@ -85,7 +92,13 @@ def _backend(scores: Scores) -> ModuleType:
 @functools.cache
 def has_triton() -> bool:
     """Whether cards have a sweep of their own, which makes no copy of the scores; else the reference does it."""
-    return importlib.util.find_spec("triton") is not None
+    if importlib.util.find_spec("triton") is None:
+        return False
+    for name in TRITON_NAMES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            numbers = re.findall(r"\d+", importlib.metadata.version(name))
+            return tuple(int(number) for number in numbers[:2]) >= OLDEST_TRITON
+    return False
 
 
 def _run_blocks(scores: Scores, reduce_block: Any) -> list[Any]:
@@ -112,15 +125,17 @@ def _run_on_device(scores: Scores, reduce_block: Any) -> list[Any]:
     import torch
 
     waiting, results = deque(_no_longer_than(scores.most_rows, scores.device_batches())), list[Any]()
+    asked = _Asked(scores.device)
     while waiting:
         batch = waiting.popleft()
         done = list[Any]()
         try:
             for (start, stop), block in zip(batch, scores.read_blocks(batch), strict=True):
                 done.append(reduce_block(block, start, stop))
-        except torch.cuda.OutOfMemoryError:
+                asked.add()
+        except RuntimeError as error:
             longest = max(stop - start for start, stop in batch)
-            if longest == 1:
+            if longest == 1 or not is_out_of_memory(error):
                 raise
         else:
             longest = 0
@@ -132,6 +147,31 @@ def _run_on_device(scores: Scores, reduce_block: Any) -> list[Any]:
             left = [batch[len(done) :], *waiting]
             waiting = deque(_no_longer_than(scores.most_rows, left))
     return results
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device had too little memory left; cuBLAS and cuSOLVER say so in words of their own."""
+    import torch
+
+    told = str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in told for words in OUT_OF_MEMORY)
+
+
+class _Asked:
+    """What a device was asked for and has perhaps not begun: few blocks, since each of them keeps its memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._ends = device, deque[Any]()
+
+    def add(self) -> None:
+        """All that was asked for so far is one more block; wait until the device is at one of the last."""
+        if self._device.type != "cuda":
+            return
+        import torch
+
+        self._ends.append(torch.cuda.current_stream(self._device).record_event())
+        if len(self._ends) > BLOCKS_ASKED:
+            self._ends.popleft().synchronize()
 
 
 def _no_longer_than(most_rows: int | None, batches: Iterable[Batch]) -> list[Batch]:
@@ -162,6 +202,7 @@ def sweep(
 ) -> Sweep:
     """One pass at potentials g (K,): everything that F(g), its gradient and the linear bound are made of.
 
+    Without labels a device does not look for a row's best class, and brings no counts of them either.
     For `plan_rows` (sorted) it brings their `sparse_plan` too, so that a file need not be read again for it. With a
     `row_exponent`, rows take mass exp(row_exponent * epsilon * logsumexp(u / epsilon)) times their weight.
     """
@@ -171,10 +212,11 @@ def sweep(
     labels = np.empty(n_rows if with_labels or scores.on_cpu else 0, np.int32)
     no_weights = np.empty(0)
     row_mass = np.empty(n_rows if row_exponent else 0)
-    added, waiting = _Sums(n_classes + 3, n_classes), deque[Any]()
+    n_counted = n_classes if with_labels or scores.on_cpu else 0
+    added, waiting = _Sums(n_classes + 3, n_counted), deque[Any]()
 
     def reduce_block(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
-        counted, counts = np.zeros(n_classes + 3), np.zeros(n_classes, np.int64)
+        counted, counts = np.zeros(n_classes + 3), np.zeros(n_counted, np.int64)
         block_weights = no_weights if weights is None else weights[start:stop]
         rows = slice(start, stop)
         sums = backend.sweep_block(
@@ -202,19 +244,45 @@ def sweep(
         add_first()
     here = np.zeros(n_classes + 3)
     here[2] = n_rows if weights is None else weights.sum()
-    added.add(here, np.zeros(n_classes, np.int64))
+    added.add(here, np.zeros(n_counted, np.int64))
     sums, counts = added.over_ranks(scores)
     linear, entropic, total = sums[:3].tolist()
     plan = None if plan_rows is None else _joined(plans, n_classes)
     return Sweep(sums[3:] / total, linear / total, entropic / total, labels, counts, row_mass, plan)
 
 
+class _Later:
+    """What blocks give, of which a device's is waited for once it has more to do: it comes as a function that waits."""
+
+    def __init__(self) -> None:
+        self._waiting = deque[list[Any]]()
+
+    def of(self, given: Any) -> list[Any]:
+        """What a block gives, in a list that is complete when all were told."""
+        held = [given]
+        if callable(given):
+            self._waiting.append(held)
+            if len(self._waiting) > WAITING_PARTS:
+                self._wait()
+        return held
+
+    def told(self, held: list[list[Any]]) -> list[Any]:
+        """What all blocks have given."""
+        while self._waiting:
+            self._wait()
+        return [one for (one,) in held]
+
+    def _wait(self) -> None:
+        first = self._waiting.popleft()
+        first[0] = first[0]()
+
+
 class _Sums:
     """Sums of the parts that blocks give, of which few wait at a time; rounded once, whatever their order."""
 
-    def __init__(self, length: int, n_classes: int) -> None:
+    def __init__(self, length: int, n_counted: int) -> None:
         self._sums = np.zeros((2, length))  # with what their rounding left
-        self._counts = np.zeros(n_classes, np.int64)
+        self._counts = np.zeros(n_counted, np.int64)
         self._parts: list[np.ndarray] = []
         self._lock = threading.Lock()
 
@@ -227,12 +295,13 @@ class _Sums:
                 self._add_up()
 
     def over_ranks(self, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
-        """The sums, and the counts, of all ranks."""
+        """The sums, and the counts, of all ranks: none where a rank has none."""
         from otlabel.sweep.cpu import add_up
 
         def merge(ranks: list[Arrays]) -> Arrays:
             sums = add_up(np.concatenate([rank["sums"] for rank in ranks]))
-            return {"sums": sums[0], "counts": np.sum([rank["counts"] for rank in ranks], 0)}
+            counts = [rank["counts"] for rank in ranks]
+            return {"sums": sums[0], "counts": np.sum(counts, 0) if all(map(len, counts)) else counts[0][:0]}
 
         self._add_up()
         if scores.share.team.number == 1:
@@ -259,11 +328,13 @@ def inspect(scores: Scores, *, every_score: bool = False) -> Inspection:
     step = 1 if every_score else max(1, n_classes // HASHED_SCORES)
     hashes, tops, bottoms = np.empty(n_rows, np.uint64), np.empty(n_rows, number), np.empty(n_rows, number)
 
+    later = _Later()
+
     def look(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
         rows = slice(start, stop)
-        return backend.inspect_block(block, multipliers, step, hashes[rows], tops[rows], bottoms[rows])
+        return later.of(backend.inspect_block(block, multipliers, step, hashes[rows], tops[rows], bottoms[rows]))
 
-    here = np.array(_run_blocks(scores, look), np.int64).reshape(-1, 2).sum(0)
+    here = np.array(later.told(_run_blocks(scores, look)), np.int64).reshape(-1, 2).sum(0)
     (found,) = scores.share.team.total("inspect", here)
     if found[0] and scores.fine is not scores:  # float32 may have overflowed
         return inspect(scores.fine, every_score=every_score)
@@ -278,10 +349,12 @@ def label(
     labels = np.full(n_rows, -1, np.int32) if labels is None else labels.astype(np.int32)
     best, own = np.empty(n_rows), np.empty(n_rows)
 
-    def label_rows(backend: ModuleType, block: Any, start: int, stop: int) -> None:
-        backend.label_block(block, potentials, labels[start:stop], best[start:stop], own[start:stop])
+    later = _Later()
 
-    _run_blocks(scores, label_rows)
+    def label_rows(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
+        return later.of(backend.label_block(block, potentials, labels[start:stop], best[start:stop], own[start:stop]))
+
+    later.told(_run_blocks(scores, label_rows))
     return labels, best, own
 
 
@@ -336,17 +409,34 @@ def products(
     from otlabel.sweep import reference
 
     n_classes, largest = scores.shape[1], float(weights.max(initial=0.0)) or 1.0
-    g: np.ndarray = potentials.astype(precision)
     inverse = precision(1.0 / epsilon)
+    g, roots, places = (
+        torch.from_numpy(array).to(scores.device)
+        for array in (potentials.astype(precision), np.sqrt(weights[:, None] / largest), rows.astype(np.int64))
+    )
     total = torch.zeros((n_classes, n_classes), dtype=torch.float64, device=scores.device)
     mass = torch.zeros(n_classes, dtype=torch.float64, device=scores.device)
-    size = max(1, min(PRODUCT_ROWS, PRODUCT_ENTRIES // n_classes))
-    for start in range(0, len(rows), size):
-        part = scores.take(rows[start : start + size])
-        roots = torch.from_numpy(np.sqrt(weights[start : start + size, None] / largest)).to(scores.device)
-        of_part, part_mass = reference.products_block(part.read(0, part.shape[0]), g, inverse, roots)
-        total += of_part
-        mass += part_mass
+    size, start = max(1, min(PRODUCT_ROWS, PRODUCT_ENTRIES // n_classes)), 0
+
+    def of_some(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        if scores.whole is not None:
+            return reference.products_block(scores.whole[places[part]], g, inverse, roots[part])
+        taken = scores.take(rows[part])
+        return reference.products_block(taken.read(0, taken.shape[0]), g, inverse, roots[part])
+
+    while start < len(rows):
+        try:
+            of_part, part_mass = of_some(slice(start, start + size))
+        except RuntimeError as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        else:
+            total += of_part
+            mass += part_mass
+            start += size
+            continue
+        size = -(-size // 2)  # outside of the handler, which would keep alive what takes the memory
+        torch.cuda.empty_cache()
     return total.mul_(largest), largest * mass.cpu().numpy()
 
 

@@ -26,7 +26,8 @@ from otlabel.sweep import reference
 
 FUSED_CLASSES = {torch.float32: 8192, torch.float64: 4096}  # by precision: what registers hold beside the column sums
 TILE = 2048  # scores that a program of four warps works on at a time
-ROWS_A_PROGRAM = 256  # at most, added up in working precision before the sum moves to float64
+ROWS_A_TILE = 4  # at least
+ROWS_A_PROGRAM = 64  # at most: sums are few beside scores, and programs so many that all multiprocessors end together
 PROGRAMS = 2048  # wanted at least: several for each multiprocessor
 CHUNK_ENTRIES = 1 << 24  # scores at a time where plain torch makes temporaries of them
 VECTOR = 16  # what Triton is told that strides are multiples of, at most: eight halves are one wide read
@@ -36,9 +37,10 @@ ADDED = 1024, 64  # rows whose numbers a program adds up at a time, and of how m
 COUNTED_CLASSES = 256  # up to here a program counts labels before it adds them: many rows would wait for few places
 CUT = 128  # columns of a piece where a row is cut at all
 PIECES = 8  # of a row, at most
-MOST_ROWS = 256  # of narrow matrices at a time
 SIZES = ["n_rows", "n_classes", "stride"]  # arguments whose values no kernel is compiled for
-STAGES = 3  # rows that are on their way from memory, the present one counted
+HELD = {torch.float32: 48, torch.float64: 16}  # scores of a thread, by precision: half of its registers, or a quarter
+STAGES = 3  # rows that are on their way from memory, the present one counted; one more where they have few bytes
+FEW_BYTES = 1 << 15
 
 
 class _Block(NamedTuple):
@@ -59,7 +61,8 @@ class _Block(NamedTuple):
 def sweep_block(block, potentials, inverse_epsilon, weights, row_exponent, labels, row_mass, mass, counts):
     """As reference.sweep_block, but it does not wait: it returns a function that does, and then gives the two sums.
 
-    That function also writes to the arrays. Where `labels` is empty they stay on the device.
+    That function also writes to the arrays. Where `counts` is empty no row's best class is looked for; where `labels`
+    is empty they stay on the device.
     """
     device, precision = block.device, _torch_type(potentials.dtype)
     with _on(device):
@@ -68,7 +71,7 @@ def sweep_block(block, potentials, inverse_epsilon, weights, row_exponent, label
         constants = _upload(np.append(potentials, scale).astype(potentials.dtype), device)
         weight = None if weights.size == 0 else _upload(weights, device)
         tops, totals = _per_row(view, precision, 2)
-        best = torch.empty(view.n_rows, dtype=torch.int32, device=device)
+        best = torch.empty(view.n_rows if counts.size else 0, dtype=torch.int32, device=device)
         own_mass = None
         if row_exponent or view.n_classes > FUSED_CLASSES[precision]:
             _find_rows(view, constants, tops, totals, best)
@@ -83,12 +86,12 @@ def sweep_block(block, potentials, inverse_epsilon, weights, row_exponent, label
         found = [torch.cat([_added_up(partial), *_totalled(view.n_classes, weight, tops, totals, best)])]
         found += [best] if labels.size else []
         found += [own_mass] if row_exponent else []
-        fetched = _Fetched(found)
+        fetched, n_classes = _Fetched(found), view.n_classes  # alone: who waits must not keep the block
 
     def finish() -> tuple[float, float]:
         packed, *of_rows = fetched.arrays()
-        mass[:] += packed[: view.n_classes]
-        counts[:] += packed[view.n_classes : -2].astype(np.int64)
+        mass[:] += packed[:n_classes]
+        counts[:] += packed[n_classes:-2].astype(np.int64)
         for array, values in zip(([labels] if labels.size else []) + [row_mass], of_rows, strict=False):
             array[:] = values
         return float(packed[-2]), float(packed[-1])
@@ -97,46 +100,70 @@ def sweep_block(block, potentials, inverse_epsilon, weights, row_exponent, label
 
 
 def label_block(block, potentials, labels, best, own):
-    """As reference.label_block."""
+    """As reference.label_block, but it does not wait: it returns a function that does, and then fills the arrays."""
     with _on(block.device):
         constants = np.append(potentials.astype(np.float64), [0.0, 0.0])
         found = _find_labels(_view(block), constants, labels, may_correct=False)[:3]
-        for array, values in zip((labels, best, own), _Fetched(found).arrays(), strict=True):
-            array[:] = values
+        return _filling(_Fetched(found), (labels, best, own))
 
 
 def candidates_block(block, potentials, labels, slack, tie):
-    """As reference.candidates_block: one kernel counts classes, and only rows with several are looked at again."""
+    """As reference.candidates_block: one kernel counts classes, another one writes those of rows with several."""
     with _on(block.device):
+        view = _view(block)
         constants = np.append(potentials.astype(np.float64), [slack, tie])
-        chosen, _, _, sizes = _find_labels(_view(block), constants, labels, may_correct=True)
-        (labels[:],) = _Fetched([chosen]).arrays()
+        chosen, _, own, sizes = _find_labels(view, constants, labels, may_correct=True)
         rows = (sizes > 1).nonzero()[:, 0]
-        parts = []
-        for some in rows.split(max(1, CHUNK_ENTRIES // block.shape[1])):
-            given = labels[some.cpu().numpy()]
-            parts.append(reference.candidates_block(block[some], potentials, given, slack, tie)[1:])
-    return rows.cpu().numpy(), *(np.concatenate(part) for part in zip(*parts, strict=True))
+        sizes = sizes[rows].long()
+        ends = sizes.cumsum(0)
+        n_entries = int(ends[-1]) if len(rows) else 0
+        classes = torch.empty(n_entries, dtype=torch.int32, device=block.device)
+        values = torch.empty(n_entries, dtype=torch.float64, device=block.device)
+        if n_entries:
+            width, at_once = _tile(view.n_classes)
+            _collect[(triton.cdiv(len(rows), at_once),)](
+                view.scores, _upload(constants, block.device), rows, own, ends - sizes, classes, values, len(rows),
+                *view.sizes[1:], VECTOR=view.vector, ROWS=at_once, WIDTH=width,
+            )  # fmt: skip
+        labels[:], *found = _Fetched([chosen, rows, sizes, classes, values]).arrays()
+    return tuple(found)
 
 
 def inspect_block(block, multipliers, step, hashes, tops, bottoms):
-    """As reference.inspect_block."""
+    """As reference.inspect_block, but it does not wait: it returns a function that does, and then gives the counts."""
     with _on(block.device):
         view = _view(block)
         device, number = block.device, _torch_type(tops.dtype)
-        chosen = np.where(np.arange(view.n_classes) % step == 0, multipliers.view(np.int64), 0)
+        chosen = np.ascontiguousarray(multipliers[::step].view(np.int64))
         digests = torch.empty(view.n_rows, dtype=torch.int64, device=device)
         largest, smallest = _per_row(view, number, 2)
         bad, forbidden = _per_row(view, torch.int32, 2)
         width, rows = _tile(view.n_classes)
         _inspect[(triton.cdiv(view.n_rows, rows),)](
             view.scores, _upload(chosen, device), digests, largest, smallest, bad, forbidden, *view.sizes,
-            VECTOR=view.vector, ROWS=rows, WIDTH=width, DOUBLE=number == torch.float64,
+            len(chosen), step, VECTOR=view.vector, ROWS=rows, WIDTH=width, HASHED=min(_width(len(chosen)), width),
+            STAGES=STAGES, DOUBLE=number == torch.float64,
         )  # fmt: skip
-        found = _Fetched([digests, largest, smallest, torch.stack([bad.sum(), forbidden.sum()])])
-        digests, tops[:], bottoms[:], numbers = found.arrays()
-        hashes[:] = digests.view(np.uint64)
-        return int(numbers[0]), int(numbers[1])
+        numbers = torch.stack([bad.sum(), forbidden.sum()])
+        fetched = _Fetched([digests, largest, smallest, numbers])
+        fill = _filling(fetched, (hashes.view(np.int64), tops, bottoms))
+
+    def finish() -> tuple[int, int]:
+        fill()
+        n_bad, n_forbidden = fetched.arrays()[-1].tolist()
+        return n_bad, n_forbidden
+
+    return finish
+
+
+def _filling(fetched, arrays):
+    """A function that waits for tensors and copies the first of them to arrays."""
+
+    def fill() -> None:
+        for array, values in zip(arrays, fetched.arrays(), strict=False):
+            array[:] = values
+
+    return fill
 
 
 def plan_block(block, potentials, inverse_epsilon, plan):
@@ -205,8 +232,8 @@ def _width(n_classes):
 
 
 def _tile(n_classes):
-    """Columns and rows of a tile where rows are read piece by piece."""
-    width = min(_width(n_classes), TILE)
+    """Columns and rows of a tile where rows are read piece by piece: several, so that more is on its way at a time."""
+    width = min(_width(n_classes), max(TILE // ROWS_A_TILE, NARROWEST))
     return width, TILE // width
 
 
@@ -226,30 +253,36 @@ class Shape(NamedTuple):
     stages: int  # rows on their way while one is worked on
 
 
-def fused_shape(n_classes, precision):
-    """Pieces that fill their columns best, the widest of those that do so alike."""
-    warps = 4 if n_classes <= FUSED_CLASSES[torch.float32] // 2 else 8
-    widest = 256 * warps  # eight scores a thread
-    widths = [min(_width(n_classes), widest)]
+def fused_shape(n_classes, precision, size):
+    """Few warps, whose threads hold much of a row and exchange little; pieces that fill their columns best, the widest.
+
+    `size` is that of a stored score in bytes: where rows are short, more of them are on their way.
+    """
+    held = HELD[precision]  # a thread, at most
+    warps = triton.next_power_of_2(triton.cdiv(n_classes, 32 * held))
+    widths = [min(_width(n_classes), 256 * warps)]  # eight scores a thread are one wide read of halves
     while widths[-1] > CUT and triton.cdiv(n_classes, widths[-1] // 2) <= PIECES:
         widths.append(widths[-1] // 2)
     width = min(widths, key=lambda width: triton.cdiv(n_classes, width) * width)
     pieces = triton.cdiv(n_classes, width)
-    fitting = max(1, min(2 * widest // (pieces * width), MOST_ROWS))
-    rows = 1 << (fitting.bit_length() - 1)
-    return Shape(width, pieces, rows, 2 * warps if precision == torch.float64 else warps, STAGES)
+    columns = width * pieces
+    while columns > 32 * held * warps:
+        warps *= 2
+    rows = 1 << (32 * held * warps // columns).bit_length() - 1
+    few = (STAGES + 1) * columns * rows * size <= FEW_BYTES
+    return Shape(width, pieces, rows, warps, STAGES + 1 if few else STAGES)
 
 
 def _reduce_once(view, constants, weight, tops, totals, best):
-    """Write what there is to say of each row; return column sums of all programs (P, K)."""
-    shape = fused_shape(view.n_classes, constants.dtype)
+    """Write what there is to say of each row, its label where there is room; return column sums of programs (P, K)."""
+    shape = fused_shape(view.n_classes, constants.dtype, view.scores.element_size())
     each = _rows_each(view.n_rows, shape.rows)
     n_programs = triton.cdiv(view.n_rows, each)
     partial = torch.empty((n_programs, view.n_classes), dtype=constants.dtype, device=best.device)
     _fused[(n_programs,)](
         view.scores, constants, best if weight is None else weight, tops, totals, best, partial, *view.sizes, each,
         VECTOR=view.vector, ROWS=shape.rows, WIDTH=shape.width, PIECES=shape.pieces, STAGES=shape.stages,
-        WEIGHTED=weight is not None, num_warps=shape.warps,
+        WEIGHTED=weight is not None, LABELLED=len(best) > 0, num_warps=shape.warps,
     )  # fmt: skip
     return partial
 
@@ -257,8 +290,9 @@ def _reduce_once(view, constants, weight, tops, totals, best):
 def _find_rows(view, constants, tops, totals, best):
     width, rows = _tile(view.n_classes)
     _online[(triton.cdiv(view.n_rows, rows),)](
-        view.scores, constants, tops, totals, best, *view.sizes, VECTOR=view.vector, ROWS=rows, WIDTH=width
-    )
+        view.scores, constants, tops, totals, best, *view.sizes,
+        VECTOR=view.vector, ROWS=rows, WIDTH=width, LABELLED=len(best) > 0,
+    )  # fmt: skip
 
 
 def _add_columns(view, constants, tops, shares):
@@ -286,15 +320,15 @@ def _added_up(partial):
 
 
 def _totalled(n_classes, weight, tops, totals, best):
-    """Units of each label (K,), and the sums of weight * top and weight * log total (2,), all in float64."""
-    n_rows, rows = len(best), ADDED[0]
+    """Units of each label (K,) if there are any, and sums of weight * top and weight * log total (2,), in float64."""
+    n_rows, rows = len(tops), ADDED[0]
     n_programs = triton.cdiv(n_rows, rows)
     sums = torch.empty((n_programs, 2), dtype=torch.float64, device=best.device)
-    counts = torch.zeros(n_classes, dtype=torch.int64, device=best.device)
+    counts = torch.zeros(n_classes if len(best) else 0, dtype=torch.int64, device=best.device)
     counted = n_classes <= COUNTED_CLASSES and weight is None
     _total[(n_programs,)](
         tops, totals, best, best if weight is None else weight, sums, counts, n_rows, n_classes,
-        ROWS=rows, CLASSES=_width(n_classes) if counted else 0, WEIGHTED=weight is not None,
+        ROWS=rows, CLASSES=_width(n_classes) if counted else 0, WEIGHTED=weight is not None, LABELLED=len(best) > 0,
     )  # fmt: skip
     return counts.double(), sums.sum(0)
 
@@ -308,7 +342,7 @@ def _find_labels(view, constants, labels, *, may_correct):
     width, rows = _tile(view.n_classes)
     _label[(triton.cdiv(view.n_rows, rows),)](
         view.scores, _upload(constants, device), chosen, best, own, sizes, *view.sizes,
-        VECTOR=view.vector, ROWS=rows, WIDTH=width, CORRECT=may_correct,
+        VECTOR=view.vector, ROWS=rows, WIDTH=width, STAGES=STAGES, CORRECT=may_correct,
     )  # fmt: skip
     return chosen, best, own, sizes
 
@@ -317,12 +351,13 @@ def _find_labels(view, constants, labels, *, may_correct):
 def _fused(
     scores, constants, weights, tops, totals, labels, partial, n_rows, n_classes, stride, rows_each,
     VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
-    WEIGHTED: tl.constexpr,
+    WEIGHTED: tl.constexpr, LABELLED: tl.constexpr,
 ):  # fmt: skip
     """Everything from one read: rows_each rows a program, ROWS at a time, each in PIECES of WIDTH columns.
 
-    Pieces of a row are brought together column by column before threads exchange anything, so that a row takes three
-    exchanges. Rows past the end are the last one again, without weight; only the last piece needs a mask.
+    Pieces of a row are brought together column by column before threads exchange anything, so that a row takes two
+    exchanges, three with its label. Rows past the end are the last one again, without weight; only the last piece needs
+    a mask.
     """
     n_classes = n_classes * VECTOR
     precision = constants.dtype.element_ty
@@ -342,8 +377,8 @@ def _fused(
         numbers = program * rows_each + step + tl.arange(0, ROWS)
         there = numbers < n_rows
         rows = tl.minimum(numbers, n_rows - 1)
-        begin = scores + rows[:, None] * stride * VECTOR + columns[None, :]
         u = ()
+        begin = scores + rows[:, None] * stride * VECTOR + columns[None, :]
         for piece in tl.static_range(PIECES):
             if piece == PIECES - 1:
                 values = tl.load(begin + piece * WIDTH, mask=inside[None, :], other=-float("inf"))
@@ -354,15 +389,15 @@ def _fused(
         for piece in tl.static_range(1, PIECES):
             highest = tl.maximum(highest, u[piece])
         top = tl.max(highest, 1)
+        times = tl.broadcast_to(scale, [ROWS, WIDTH])
+        below = tl.broadcast_to((-top * scale)[:, None], [ROWS, WIDTH])
         e = ()
         for piece in tl.static_range(PIECES):
-            e = e + (tl.exp2((u[piece] - top[:, None]) * scale),)
-            at = tl.where(u[piece] == top[:, None], piece * WIDTH + columns[None, :], n_classes - 1)
-            if piece == 0:
-                lowest, added = at, e[0]
-            else:
-                lowest, added = tl.minimum(lowest, at), added + e[piece]
-        label, total = tl.min(lowest, 1), tl.sum(added, 1)
+            e = e + (tl.exp2(tl.fma(u[piece], times, below)),)
+        added = e[0]
+        for piece in tl.static_range(1, PIECES):
+            added = added + e[piece]
+        total = tl.sum(added, 1)
         share = 1.0 / total
         if WEIGHTED:
             share = (tl.load(weights + rows) / total.to(tl.float64)).to(precision)
@@ -373,13 +408,19 @@ def _fused(
         sums = grown
         tl.store(tops + numbers, top, mask=there)
         tl.store(totals + numbers, total, mask=there)
-        tl.store(labels + numbers, label.to(tl.int32), mask=there)
+        if LABELLED:
+            lowest = tl.where(u[0] == top[:, None], columns[None, :], n_classes - 1)
+            for piece in tl.static_range(1, PIECES):
+                at = tl.where(u[piece] == top[:, None], piece * WIDTH + columns[None, :], n_classes - 1)
+                lowest = tl.minimum(lowest, at)
+            tl.store(labels + numbers, tl.min(lowest, 1).to(tl.int32), mask=there)
     for piece in tl.static_range(PIECES):
         at = partial + program * n_classes + piece * WIDTH + columns
+        taken = tl.sum(sums[piece], 0)
         if piece == PIECES - 1:
-            tl.store(at, tl.sum(sums[piece], 0), mask=inside)
+            tl.store(at, taken, mask=inside)
         else:
-            tl.store(at, tl.sum(sums[piece], 0))
+            tl.store(at, taken)
 
 
 @triton.jit(do_not_specialize=["n_programs", "n_classes"])
@@ -400,7 +441,7 @@ def _add_up(
 @triton.jit(do_not_specialize=["n_rows", "n_classes"])
 def _total(
     tops, totals, labels, weights, sums, counts, n_rows, n_classes,
-    ROWS: tl.constexpr, CLASSES: tl.constexpr, WEIGHTED: tl.constexpr,
+    ROWS: tl.constexpr, CLASSES: tl.constexpr, WEIGHTED: tl.constexpr, LABELLED: tl.constexpr,
 ):  # fmt: skip
     """Sums of ROWS rows' maxima and logarithms, one pair a program, and units of each label, added to the counts."""
     program = tl.program_id(0).to(tl.int64)
@@ -408,20 +449,21 @@ def _total(
     there = rows < n_rows
     linear = tl.load(tops + rows, mask=there, other=0.0).to(tl.float64)
     entropic = tl.log(tl.load(totals + rows, mask=there, other=1.0).to(tl.float64))
-    label = tl.load(labels + rows, mask=there, other=-1)
     units = there.to(tl.int64)
     if WEIGHTED:
         weight = tl.load(weights + rows, mask=there, other=0.0)
         linear, entropic, units = linear * weight, entropic * weight, weight.to(tl.int64)
     tl.store(sums + 2 * program, tl.sum(linear, 0))
     tl.store(sums + 2 * program + 1, tl.sum(entropic, 0))
-    if CLASSES > 0:
-        classes = tl.arange(0, CLASSES)
-        taken = tl.histogram(tl.where(there, label, 0), CLASSES)
-        taken -= tl.where(classes == 0, ROWS - tl.sum(there.to(tl.int32), 0), 0)  # rows that are not there
-        tl.atomic_add(counts + classes, taken.to(tl.int64), mask=taken > 0, sem="relaxed")
-    else:
-        tl.atomic_add(counts + label, units, mask=there, sem="relaxed")
+    if LABELLED:
+        label = tl.load(labels + rows, mask=there, other=-1)
+        if CLASSES > 0:
+            classes = tl.arange(0, CLASSES)
+            taken = tl.histogram(tl.where(there, label, 0), CLASSES)
+            taken -= tl.where(classes == 0, ROWS - tl.sum(there.to(tl.int32), 0), 0)  # rows that are not there
+            tl.atomic_add(counts + classes, taken.to(tl.int64), mask=taken > 0, sem="relaxed")
+        else:
+            tl.atomic_add(counts + label, units, mask=there, sem="relaxed")
 
 
 @triton.jit
@@ -436,7 +478,7 @@ def _read(scores, constants, rows, columns, inside, stride, VECTOR: tl.constexpr
 @triton.jit(do_not_specialize=SIZES)
 def _online(
     scores, constants, tops, totals, labels, n_rows, n_classes, stride,
-    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, LABELLED: tl.constexpr,
 ):  # fmt: skip
     """Maximum, its class and sum of exponentials of each row, tile by tile: what was added up shrinks as it rises."""
     n_classes = n_classes * VECTOR
@@ -452,15 +494,17 @@ def _online(
         columns = start + tl.arange(0, WIDTH)
         u = _read(scores, constants, rows, columns, columns < n_classes, stride, VECTOR)
         highest = tl.max(u, 1)
-        found = tl.min(tl.where(u == highest[:, None], columns[None, :], n_classes - 1), 1)
-        label = tl.where(highest > top, found, label)
+        if LABELLED:
+            found = tl.min(tl.where(u == highest[:, None], columns[None, :], n_classes - 1), 1)
+            label = tl.where(highest > top, found, label)
         higher = tl.maximum(top, highest)
         base = tl.where(higher == -float("inf"), 0.0, higher).to(precision)  # or nothing but -inf would give NaN
         total = total * tl.exp2((top - base) * scale) + tl.sum(tl.exp2((u - base[:, None]) * scale), 1)
         top = higher
     tl.store(tops + numbers, top, mask=there)
     tl.store(totals + numbers, total, mask=there)
-    tl.store(labels + numbers, label, mask=there)
+    if LABELLED:
+        tl.store(labels + numbers, label, mask=there)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "rows_each"])
@@ -490,27 +534,28 @@ def _columns(
 @triton.jit(do_not_specialize=SIZES)
 def _label(
     scores, constants, labels, best, own, sizes, n_rows, n_classes, stride,
-    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, CORRECT: tl.constexpr,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr, CORRECT: tl.constexpr,
 ):  # fmt: skip
     """In float64: the best class where labels are -1 (or, if CORRECT, fall short), max u and u at the label.
 
-    If CORRECT, a second read counts the classes within the slack of the label. Behind the potentials stand slack and
-    tie.
+    Threads keep the best of their own columns, and exchange it once a row. If CORRECT, a second read counts the classes
+    within the slack of the label. Behind the potentials stand slack and tie.
     """
     n_classes = n_classes * VECTOR
     numbers = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     there = numbers < n_rows
     rows = tl.minimum(numbers, n_rows - 1)
     given = tl.load(labels + rows)
-    top = tl.full([ROWS], -float("inf"), tl.float64)
-    found = tl.zeros([ROWS], tl.int32)
-    for start in range(0, n_classes, WIDTH):
+    highest = tl.full([ROWS, WIDTH], -float("inf"), tl.float64)
+    at = tl.zeros([ROWS, WIDTH], tl.int32)
+    for start in tl.range(0, n_classes, WIDTH, num_stages=STAGES):
         columns = start + tl.arange(0, WIDTH)
         u = _read(scores, constants, rows, columns, columns < n_classes, stride, VECTOR)
-        highest = tl.max(u, 1)
-        at = tl.min(tl.where(u == highest[:, None], columns[None, :], n_classes - 1), 1)
-        found = tl.where(highest > top, at, found)
-        top = tl.maximum(top, highest)
+        higher = u > highest  # of equal ones the first stays
+        highest = tl.where(higher, u, highest)
+        at = tl.where(higher, columns[None, :], at)
+    top = tl.max(highest, 1)
+    found = tl.min(tl.where(highest == top[:, None], at, n_classes - 1), 1)
     known = tl.maximum(given, 0)
     held = tl.load(scores + rows * stride * VECTOR + known).to(tl.float64) + tl.load(constants + known)
     renew = given < 0
@@ -522,53 +567,84 @@ def _label(
     tl.store(own + numbers, held, mask=there)
     if CORRECT:
         floor = held - tl.load(constants + n_classes)
-        size = tl.zeros([ROWS], tl.int32)
-        for start in range(0, n_classes, WIDTH):
+        near = tl.zeros([ROWS, WIDTH], tl.int32)
+        for start in tl.range(0, n_classes, WIDTH, num_stages=STAGES):
             columns = start + tl.arange(0, WIDTH)
             u = _read(scores, constants, rows, columns, columns < n_classes, stride, VECTOR)
-            size += tl.sum(((u >= floor[:, None]) & (u > -float("inf"))).to(tl.int32), 1)
-        tl.store(sizes + numbers, size, mask=there)
+            near += ((u >= floor[:, None]) & (u > -float("inf"))).to(tl.int32)
+        tl.store(sizes + numbers, tl.sum(near, 1), mask=there)
 
 
-@triton.jit(do_not_specialize=SIZES)
-def _inspect(
-    scores, multipliers, hashes, tops, bottoms, bad, forbidden, n_rows, n_classes, stride,
-    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, DOUBLE: tl.constexpr,
+@triton.jit(do_not_specialize=["n_listed", *SIZES[1:]])
+def _collect(
+    scores, constants, listed, own, starts, classes, values, n_listed, n_classes, stride,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """A hash of each row, 0 where all its scores are equal; its extremes; how many scores are none, or -inf."""
+    """Classes, and their scores in float64, within the slack of u at the label (own) of the rows listed, in order."""
+    n_classes = n_classes * VECTOR
+    numbers = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = numbers < n_listed
+    rows = tl.load(listed + numbers, mask=there, other=0)
+    floor = tl.load(own + rows) - tl.load(constants + n_classes)
+    begin = tl.load(starts + numbers, mask=there, other=0)
+    for start in range(0, n_classes, WIDTH):
+        columns = start + tl.arange(0, WIDTH)
+        inside = columns < n_classes
+        at = scores + rows[:, None] * stride * VECTOR + columns[None, :]
+        score = tl.load(at, mask=inside[None, :], other=-float("inf")).to(tl.float64)
+        u = score + tl.load(constants + columns, mask=inside, other=0.0)[None, :]
+        near = (u >= floor[:, None]) & (u > -float("inf")) & there[:, None]
+        places = begin[:, None] + tl.cumsum(near.to(tl.int32), 1) - 1
+        tl.store(classes + places, tl.broadcast_to(columns[None, :], [ROWS, WIDTH]), mask=near)
+        tl.store(values + places, score, mask=near)
+        begin += tl.sum(near.to(tl.int32), 1)
+
+
+@triton.jit(do_not_specialize=[*SIZES, "n_hashed", "step"])
+def _inspect(
+    scores, multipliers, hashes, tops, bottoms, bad, forbidden, n_rows, n_classes, stride, n_hashed, step,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, HASHED: tl.constexpr, STAGES: tl.constexpr,
+    DOUBLE: tl.constexpr,
+):  # fmt: skip
+    """A hash of each row, 0 where all its scores are equal; its extremes; how many scores are none, or -inf.
+
+    Threads keep what their own columns show, and exchange it once a row. Hashes are of every step-th score.
+    """
     n_classes = n_classes * VECTOR
     number: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     numbers = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     there = numbers < n_rows
     rows = tl.minimum(numbers, n_rows - 1)
+    begin = scores + rows[:, None] * stride * VECTOR
     infinity = float("inf")
-    top = tl.full([ROWS], -infinity, number)
-    bottom = tl.full([ROWS], infinity, number)
-    digest = tl.zeros([ROWS], tl.int64)
-    n_bad, n_forbidden = tl.zeros([ROWS], tl.int32), tl.zeros([ROWS], tl.int32)
-    for start in range(0, n_classes, WIDTH):
+    highest = tl.full([ROWS, WIDTH], -infinity, number)
+    lowest = tl.full([ROWS, WIDTH], infinity, number)
+    n_bad, n_forbidden = tl.zeros([ROWS, WIDTH], tl.int32), tl.zeros([ROWS, WIDTH], tl.int32)
+    for start in tl.range(0, n_classes, WIDTH, num_stages=STAGES):
         columns = start + tl.arange(0, WIDTH)
-        inside = columns < n_classes
-        at = scores + rows[:, None] * stride * VECTOR + columns[None, :]
-        u = tl.load(at, mask=inside[None, :], other=0.0).to(number)
-        is_bad = ((u != u) | (u == infinity)) & inside[None, :]
-        is_forbidden = (u == -infinity) & inside[None, :]
-        usable = (u == u) & inside[None, :]
-        top = tl.maximum(top, tl.max(tl.where(usable, u, -infinity), 1))
-        bottom = tl.minimum(bottom, tl.min(tl.where(usable & (u > -infinity), u, infinity), 1))
-        n_bad += tl.sum(is_bad.to(tl.int32), 1)
-        n_forbidden += tl.sum(is_forbidden.to(tl.int32), 1)
+        inside = (columns < n_classes)[None, :]
+        u = tl.load(begin + columns[None, :], mask=inside, other=0.0).to(number)
+        highest = tl.where((u > highest) & inside, u, highest)  # which no NaN is
+        lowest = tl.where((u < lowest) & (u > -infinity) & inside, u, lowest)
+        n_bad += ((u != u) | (u == infinity)).to(tl.int32)  # of which zeros past the end are none
+        n_forbidden += (u == -infinity).to(tl.int32)
+    top, bottom, n_shut = tl.max(highest, 1), tl.min(lowest, 1), tl.sum(n_forbidden, 1)
+    digest = tl.zeros([ROWS], tl.int64)
+    for start in range(0, n_hashed, HASHED):
+        places = start + tl.arange(0, HASHED)
+        inside = places < n_hashed
+        u = tl.load(begin + (places * step)[None, :], mask=inside[None, :], other=0.0).to(number)
         if DOUBLE:
             bits = u.to(tl.uint64, bitcast=True)
         else:
             bits = u.to(tl.int32, bitcast=True).to(tl.int64).to(tl.uint64, bitcast=True)  # its sign fills the rest
         bits = bits ^ (bits >> 32)
         bits = bits ^ (bits >> 16)
-        times = tl.load(multipliers + columns, mask=inside, other=0)  # 0 for what is not hashed
+        times = tl.load(multipliers + places, mask=inside, other=0)
         digest += tl.sum(bits.to(tl.int64, bitcast=True) * times[None, :], 1)
-    constant = tl.where(n_forbidden == 0, top == bottom, n_forbidden == n_classes)
+    constant = tl.where(n_shut == 0, top == bottom, n_shut == n_classes)
     tl.store(hashes + numbers, tl.where(constant, 0, digest), mask=there)
     tl.store(tops + numbers, top, mask=there)
     tl.store(bottoms + numbers, bottom, mask=there)
-    tl.store(bad + numbers, n_bad, mask=there)
-    tl.store(forbidden + numbers, n_forbidden, mask=there)
+    tl.store(bad + numbers, tl.sum(n_bad, 1), mask=there)
+    tl.store(forbidden + numbers, n_shut, mask=there)

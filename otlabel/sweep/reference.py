@@ -5,12 +5,16 @@ The same functions with the same meaning as in cpu.py; blocks are tensors, resul
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 
+HALVES_ADDED = 2048  # rows whose products are added up in halves, where nothing better is there
 
-def _u(block: torch.Tensor, potentials: np.ndarray) -> torch.Tensor:
-    g = torch.from_numpy(potentials).to(block.device)
+
+def _u(block: torch.Tensor, potentials: np.ndarray | torch.Tensor) -> torch.Tensor:
+    g = potentials if isinstance(potentials, torch.Tensor) else torch.from_numpy(potentials).to(block.device)
     return block.to(g.dtype) + g  # (n, K)
 
 
@@ -38,7 +42,7 @@ def sweep_block(
 ) -> tuple[float, float]:
     """Sums of weight * max u and weight * log sum exp((u - max u) / epsilon); the rest is written to the arrays.
 
-    Labels are left out where their array is empty.
+    Labels, and how many units have each, are left out where their array is empty.
     """
     u = _u(block, potentials)
     top = u.amax(1, keepdim=True)
@@ -46,9 +50,14 @@ def sweep_block(
     total = e.sum(1, keepdim=True)
     weight = torch.ones(len(u), dtype=torch.float64) if weights.size == 0 else torch.from_numpy(weights)
     weight = weight.to(u.device)
-    best = _first_best(u).cpu().numpy()
-    if labels.size:
-        labels[:] = best
+    if labels.size or counts.size:
+        best = _first_best(u).cpu().numpy()
+        if labels.size:
+            labels[:] = best
+        if counts.size:
+            counts += np.bincount(best, weights.astype(np.int64) if weights.size else None, len(counts)).astype(
+                np.int64
+            )
     own_mass = weight
     if row_exponent:
         own_mass = weight * torch.exp(
@@ -56,7 +65,6 @@ def sweep_block(
         )
         row_mass[:] = own_mass.cpu().numpy()
     mass += (own_mass @ (e / total).double()).cpu().numpy()
-    counts += np.bincount(best, weights.astype(np.int64) if weights.size else None, len(mass)).astype(np.int64)
     return float(weight @ top[:, 0].double()), float(weight @ total[:, 0].double().log())
 
 
@@ -118,17 +126,35 @@ def inspect_block(
 
 
 def products_block(
-    block: torch.Tensor, potentials: np.ndarray, inverse_epsilon: float, roots: torch.Tensor
+    block: torch.Tensor, potentials: torch.Tensor, inverse_epsilon: float, roots: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sums of w q q^T, (K, K), and of w q, (K,), over the rows q of the plan, where w = roots^2 is at most 1.
 
-    On a card factors and blocks' sums are rounded to halves, whose products are ten times as fast as those of float32:
-    independent errors of 5e-4 each, far below what sampling the rows leaves open.
+    On a card factors are rounded to halves, whose products are ten times as fast as those of float32, and added up in
+    float32: independent errors of 5e-4 each, far below what sampling the rows leaves open.
     """
     rows = torch.softmax(_u(block, potentials) * float(inverse_epsilon), 1)
     rows *= roots.to(rows.dtype)
-    factors = rows.half() if block.device.type == "cuda" else rows
-    return (factors.T @ factors).double(), (rows * roots).sum(0, dtype=torch.float64)
+    mass = (rows * roots).sum(0, dtype=torch.float64)
+    if block.device.type != "cuda":
+        return (rows.T @ rows).double(), mass
+    halves = rows.half()
+    if adds_halves_in_float32(block.device):
+        return torch.mm(halves.T, halves, out_dtype=torch.float32), mass
+    # Sums that are rounded to halves themselves: of fewer rows each, so that less is lost.
+    parts = (torch.mm(part.T, part).double() for part in halves.split(HALVES_ADDED))
+    return sum(parts, torch.zeros((), dtype=torch.float64, device=block.device)), mass
+
+
+@functools.cache
+def adds_halves_in_float32(device: torch.device) -> bool:
+    """Whether torch gives products of halves there as the float32 that they are added up in."""
+    few = torch.zeros((16, 16), dtype=torch.half, device=device)
+    try:
+        torch.mm(few, few, out_dtype=torch.float32)
+    except (TypeError, RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def sparse_plan_block(

@@ -109,15 +109,30 @@ def plain(images: torch.Tensor) -> torch.Tensor:
     return _standardised(_unit(images))
 
 
-def rotated(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each image turned by 0, 90, 180 or 270 degrees, counter-clockwise, and by how many quarter turns.
+def with_channels(images: torch.Tensor, n_channels: int) -> torch.Tensor:
+    """Images (N, C, H, W) uint8 in as many channels as a network wants: grey repeated, or colours made grey.
+
+    Raises:
+        ValueError: other numbers of channels than 1 and 3.
+    """
+    found = images.shape[1]
+    if found == n_channels:
+        return images
+    if (found, n_channels) == (1, 3):
+        return images.expand(-1, 3, -1, -1)
+    if (found, n_channels) == (3, 1):
+        return _gray(images.float()).round().to(images.dtype)
+    raise ValueError(f"images of {found} channels cannot be shown to a network of {n_channels}")
+
+
+def four_turns(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each image turned by 0, 90, 180 and 270 degrees, counter-clockwise, and by how many quarter turns.
 
     Args:
         images: (B, C, H, H), of any type.
-        generator: where the turns come from.
 
     Returns:
-        The turned images, and (B,) int64 turns from 0 to 3, the labels of the task.
+        (4 B, C, H, H), the B upright images first, and (4 B,) int64 turns from 0 to 3, the labels of the task.
 
     Raises:
         ValueError: images that are not square.
@@ -126,12 +141,8 @@ def rotated(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Ten
     """
     if images.ndim != 4 or images.shape[2] != images.shape[3]:
         raise ValueError(f"images have shape {tuple(images.shape)}: quarter turns are of square images (B, C, H, H)")
-    turns = torch.randint(4, (len(images),), generator=generator, device=generator.device).to(images.device)
-    result = images.clone()
-    for turn in range(1, 4):
-        chosen = turns == turn
-        result[chosen] = torch.rot90(images[chosen], turn, (2, 3))
-    return result, turns
+    turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
+    return turned, torch.arange(4, device=images.device).repeat_interleave(len(images))
 
 
 def _unit(images: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,7 +164,7 @@ def _tell(result: dict[str, Any]) -> None:
             if key != "n_samples" and figure is not None
         ]
         if told:
-            print(f"{name + ':':<15} {'  '.join(told)}")
+            print(textwrap.fill(f"{name + ':':<15} {'  '.join(told)}", 80, subsequent_indent=16 * " "))
 
 
 class _Table:

@@ -57,6 +57,7 @@ class Labels:
 
     method: Literal["sinkhorn", "kmeans", "argmax", "random", "truth", "fixed"] = "sinkhorn"
     n_relabels: int = 100  # over the whole training
+    fixed_epochs: int = 0  # last ones, on labels that are made of images as they are when these begin, and then stay
     schedule: Literal["quadratic", "logarithmic", "linear"] = "quadratic"
     epsilon: float = 0.04  # of sinkhorn; 1 / SeLa's lambda
     range: tuple[float, float] | None = None  # [lo, hi] times the fair share: class sizes anywhere between
@@ -74,6 +75,8 @@ class Labels:
                 raise ValueError(f"{name} is {number}; give a positive number")
         if self.range is not None and not (0 <= self.range[0] <= min(self.range[1], 1) <= self.range[1] < math.inf):
             raise ValueError(f"range is {list(self.range)}; give [lo, hi] times the fair share, lo not above 1 or hi")
+        if self.fixed_epochs < 0:
+            raise ValueError(f"fixed_epochs is {self.fixed_epochs}; give a number of epochs, or 0")
         if not 0 <= self.abstain < 1:
             raise ValueError(f"abstain is {self.abstain}; give a share from 0 to below 1")
         if self.method == "fixed" and not self.file:
@@ -82,7 +85,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Train:
-    """[train]: the training itself; defaults are those of the SeLa paper where it states them."""
+    """[train]: the training itself; whose the defaults are is in docs/training.md."""
 
     epochs: int = 400
     batch_size: int = 128
@@ -90,10 +93,11 @@ class Train:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-5
-    decay: Literal["cosine", "steps", "none"] = "cosine"  # of the learning rate; steps: by 0.1 at each of `drops`
+    # Of the learning rate; steps: by 0.1 at each of `drops`; linear: to 0, as UIC does.
+    decay: Literal["cosine", "steps", "linear", "none"] = "cosine"
     drops: list[int] = field(default_factory=lambda: [150, 300, 350])  # epochs
     rotation: float = 0.0  # weight of the loss of a 4-way rotation head (SeLa + Rot); 0: none
-    uniform: bool | None = None  # draw classes equally often; none: for kmeans and argmax, as their authors do
+    uniform: bool | None = None  # classes count equally; none: for kmeans and argmax, as their authors do
     seed: int = 0
     device: str = "auto"  # cuda where there is one
     threads: int | None = None  # of torch, on a CPU; part of what makes runs bit-identical. none: torch's choice
@@ -117,6 +121,8 @@ class Evaluation:
     knn: int = 50  # neighbours; 0: leave it out
     probe: bool = True  # linear probe
     baseline: bool = False  # the same of the untrained network, to compare with
+    other: str = ""  # another labelled data set that features are judged on, too; none: no other
+    other_samples: int | None = None  # of its training images, drawn at random; none: all
 
     def __post_init__(self) -> None:
         if self.knn < 0:

@@ -26,6 +26,8 @@ from otlabel.scores.paths import load_npy
 if TYPE_CHECKING:
     import torch
 
+    from otlabel.training.config import Data
+
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
 FOLDER_VARIABLE = "OTLABEL_DATA"  # the environment variable that names the folder with all data sets
 N_DIGITS_TEST, DIGITS_SPLIT = 500, 0  # images to test on, and the seed that draws them
@@ -46,6 +48,9 @@ class Images:
         train_labels: (N,) int64, 0 to K - 1, to judge by; None where they are not known.
         test: (M, C, H, W) uint8, or (M, D) float32; None where there are none.
         test_labels: (M,) int64; None where they are not known.
+        bank: (L, C, H, W) uint8, or (L, D) float32: what features are judged by, beside `test`, where the training
+            images are but a part of it. None: the training images.
+        bank_labels: (L,) int64.
     """
 
     name: str
@@ -53,6 +58,8 @@ class Images:
     train_labels: torch.Tensor | None = None
     test: torch.Tensor | None = None
     test_labels: torch.Tensor | None = None
+    bank: torch.Tensor | None = None
+    bank_labels: torch.Tensor | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -113,10 +120,19 @@ def load_images(name: str | os.PathLike[str], *, n_samples: int | None = None, s
     return images if n_samples is None else part_of(images, n_samples, seed)
 
 
+def images_of(data: Data) -> Images:
+    """What a [data] section asks for; a share to judge by is set apart before classes are thinned."""
+    images = load_images(data.name, n_samples=data.n_samples, seed=data.seed, size=data.size)
+    if data.validation:
+        images = validation(images, data.validation, data.seed)
+    return thinned(images, data.imbalance, data.seed)
+
+
 def validation(images: Images, share: float, seed: int = 0) -> Images:
     """The same training images without a share of them, which take the place of the test images.
 
-    Settings are tuned on these, so that the test images have no part in any choice.
+    Settings are tuned on these, so that the test images have no part in any choice. A bank is left out: it may hold
+    them, so take the share before images are thinned.
 
     Args:
         images: with N training images.
@@ -133,11 +149,14 @@ def validation(images: Images, share: float, seed: int = 0) -> Images:
     kept = _drawn(n_samples, n_kept, seed)
     apart = np.setdiff1d(np.arange(n_samples), kept)
     labels = None if images.train_labels is None else images.train_labels[apart]
-    return dataclasses.replace(_subset(images, kept), test=images.train[apart], test_labels=labels)
+    parted = dataclasses.replace(_subset(images, kept), test=images.train[apart], test_labels=labels)
+    return dataclasses.replace(parted, bank=None, bank_labels=None)
 
 
 def thinned(images: Images, kind: str, seed: int = 0) -> Images:
-    """The training images with classes that are no longer of one size; the test images stay.
+    """The training images with classes that are no longer of one size; the test images stay, all others are the bank.
+
+    So features are judged as the paper does it: by all images, whichever they were trained on.
 
     Args:
         images: with labels of K classes.
@@ -153,10 +172,10 @@ def thinned(images: Images, kind: str, seed: int = 0) -> Images:
     """
     if kind not in IMBALANCES:
         raise ValueError(f"imbalance is {kind!r}: give one of {', '.join(IMBALANCES)}")
-    if images.train_labels is None:
-        raise ValueError(f"{images.name} has no labels, so that no class of it can be thinned")
     if kind == "full":
         return images
+    if images.train_labels is None:
+        raise ValueError(f"{images.name} has no labels, so that no class of it can be thinned")
     labels = images.train_labels.numpy()
     n_classes = int(labels.max()) + 1
     shares = np.ones(n_classes)
@@ -170,7 +189,8 @@ def thinned(images: Images, kind: str, seed: int = 0) -> Images:
         members = np.flatnonzero(labels == k)
         n_kept = min(len(members), max(1, round(shares[k] * len(members))))
         kept.append(random.choice(members, n_kept, replace=False))
-    return _subset(images, np.sort(np.concatenate(kept)))
+    thin = _subset(images, np.sort(np.concatenate(kept)))
+    return dataclasses.replace(thin, bank=images.train, bank_labels=images.train_labels)
 
 
 def part_of(images: Images, n_samples: int, seed: int = 0) -> Images:

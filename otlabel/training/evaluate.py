@@ -20,21 +20,25 @@ def evaluate(model: MultiHead, images: Images, wanted: Evaluation, device: torch
 
     Args:
         model: its features are taken in evaluation mode; the mode of every module is put back.
-        images: with true classes of both parts; nothing is measured where these are missing.
+        images: with true classes of both parts; nothing is measured where these are missing. Where there is a bank, it
+            takes the place of the training images.
         wanted: what to measure.
         device: where the model is.
 
     Returns:
         "knn" and "probe", each from 0 to 1, as far as they can be had.
     """
-    if images.train_labels is None or images.test is None or images.test_labels is None:
+    known, classes = images.train, images.train_labels
+    if images.bank is not None:
+        known, classes = images.bank, images.bank_labels
+    if classes is None or images.test is None or images.test_labels is None:
         return {}
-    train, test = (features_of(model, part, device) for part in (images.train, images.test))
+    train, test = (features_of(model, part, device) for part in (known, images.test))
     found = {}
     if wanted.knn:
-        found["knn"] = metrics.knn_accuracy(train, images.train_labels, test, images.test_labels, k=wanted.knn)
+        found["knn"] = metrics.knn_accuracy(train, classes, test, images.test_labels, k=wanted.knn)
     if wanted.probe:
-        found["probe"] = metrics.linear_probe(train, images.train_labels, test, images.test_labels)
+        found["probe"] = metrics.linear_probe(train, classes, test, images.test_labels)
     return found
 
 

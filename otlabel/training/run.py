@@ -12,8 +12,10 @@ values only), labels.h5 and result.json (at the end), features.h5 (while it runs
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import io
+import itertools
 import json
 import logging
 import math
@@ -21,8 +23,7 @@ import operator
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,9 @@ from otlabel.selflabel import (
 )
 from otlabel.selflabel.model import forward_only
 from otlabel.text import one_line
-from otlabel.training.augment import Augmentation, plain, rotated
+from otlabel.training.augment import Augmentation, four_turns, plain, with_channels
 from otlabel.training.config import Config
-from otlabel.training.data import Images, load_images, thinned, validation
+from otlabel.training.data import Images, images_of, load_images
 from otlabel.training.evaluate import evaluate
 from otlabel.training.networks import NAMES, network
 
@@ -130,6 +131,7 @@ class Run:
             torch.set_num_threads(config.train.threads)
         self.device = _device(config.train.device)
         self.images = loaded(config) if images is None else images
+        self._other = _other(config, self.images)
         torch.manual_seed(_seed(config.train.seed, 0))
         channels = self.images.train.shape[1]
         backbone: Any = network(config.model.backbone, channels, allow_code=allow_code, **config.model.options)
@@ -137,7 +139,8 @@ class Run:
         self.model = MultiHead(backbone, backbone.feature_dim, heads, hidden=config.model.hidden)
         self.turn_head = nn.Linear(self.model.feature_dim, 4) if config.train.rotation else None
         self._trained = nn.ModuleList([self.model] + ([self.turn_head] if self.turn_head else [])).to(self.device)
-        _try(config.model.backbone, self.model, self.images.train[:2].to(self.device))
+        for data in filter(None, (self.images, self._other)):
+            _try(config.model.backbone, self.model, data.train[:2].to(self.device))
         self.optimizer = torch.optim.SGD(
             self._trained.parameters(),
             config.train.lr,
@@ -146,6 +149,14 @@ class Run:
             weight_decay=config.train.weight_decay,
         )
         self.labeler = _labeler(config, self.images, folder)
+        uniform = config.train.uniform
+        uniform = config.labels.method in ("kmeans", "argmax") if uniform is None else uniform
+        # Samples can be drawn so that one head's classes come equally often; those of several count equally much.
+        self._draws_evenly = uniform and len(heads) == 1
+        self._class_weight = "balanced" if uniform and len(heads) > 1 else None
+        # Epochs after which labels stay: the last relabelling is then.
+        fixed_epochs = config.labels.fixed_epochs
+        self._settled_at = config.train.epochs - fixed_epochs if fixed_epochs else math.inf
         self.untrained: dict[str, float] = {}
         self.best: dict[str, Tensor] | None = None  # weights at the relabelling of the highest quality
         self.epoch = 0
@@ -160,19 +171,21 @@ class Run:
         """Train on all samples once, label anew where it is time, write a checkpoint; returns the epoch's figures."""
         config, started = self.config.train, time.perf_counter()
         if self.epoch == 0 and self.config.evaluation.baseline:
-            self.untrained = evaluate(self.model, self.images, self.config.evaluation, self.device)
+            self.untrained = self._judged()
         torch.manual_seed(_seed(config.seed, self.epoch, 1))  # for layers that draw, such as dropout
         generator = torch.Generator(self.device).manual_seed(_seed(config.seed, self.epoch, 2))
         before = self.labeler.n_updates
         self.model.train()
-        total, n_steps = torch.zeros((), device=self.device), -(-len(self._pixels) // config.batch_size)
-        for step, index in enumerate(self._batches()):
-            self._relabel(self.epoch + step / n_steps)
-            total += self._step(index, generator, self.epoch + step / n_steps)
+        total = torch.zeros((), device=self.device)
+        sizes, drawn = self._batch_sizes(), iter(self._drawn())
+        for step, size in enumerate(sizes):
+            progress = self.epoch + step / len(sizes)
+            self._relabel(progress)  # and then draw: by the labels that the batch is trained on
+            total += self._step(torch.tensor(list(itertools.islice(drawn, size))), generator, progress)
         self.epoch += 1
         line = {
             "epoch": self.epoch,
-            "loss": float(total) / n_steps,
+            "loss": float(total) / len(sizes),
             "lr": self.optimizer.param_groups[0]["lr"],
             "relabellings": self.labeler.n_updates - before,
             **self._last_labels(),
@@ -181,37 +194,35 @@ class Run:
         self._save(line)
         return line
 
-    def _batches(self) -> Iterator[Tensor]:
-        """Indices of each batch, by the seed and the epoch alone; none of a single sample, which has no variance."""
+    def _batch_sizes(self) -> list[int]:
+        """Of all batches of an epoch; none is of a single sample, which has no variance."""
+        n_whole, rest = divmod(len(self._pixels), self.config.train.batch_size)
+        sizes = [self.config.train.batch_size] * n_whole + ([rest] if rest else [])
+        return [*sizes[:-2], sum(sizes[-2:])] if rest == 1 and n_whole else sizes
+
+    def _drawn(self) -> Iterable[int]:
+        """Samples in the order of an epoch, by its number, the seed and, where they are drawn by it, the labels."""
         config = self.config.train
-        uniform = config.uniform
-        if uniform is None:
-            uniform = self.config.labels.method in ("kmeans", "argmax")
-        if uniform and self.labeler.n_updates:
+        if self._draws_evenly:
             sampler = ClassUniformSampler(self.labeler, seed=config.seed)
             sampler.set_epoch(self.epoch)
-            order = torch.tensor(list(sampler))
-        else:
-            generator = torch.Generator().manual_seed(_seed(config.seed, self.epoch, 3))
-            order = torch.randperm(len(self._pixels), generator=generator)
-        parts = list(order.split(config.batch_size))
-        if len(parts) > 1 and len(parts[-1]) == 1:
-            parts[-2:] = [torch.cat(parts[-2:])]
-        yield from parts
+            return sampler
+        generator = torch.Generator().manual_seed(_seed(config.seed, self.epoch, 3))
+        return torch.randperm(len(self._pixels), generator=generator).tolist()
 
     def _step(self, index: Tensor, generator: torch.Generator, progress: float) -> Tensor:
         config = self.config.train
         for group in self.optimizer.param_groups:
             group["lr"] = _rate(self.config, progress)
         images = self._pixels[index.to(self.device)]
-        turns = None
-        if self.turn_head is not None:
-            images, turns = rotated(images, generator)
         views = self.config.augment(images, generator)
+        if self.turn_head is not None:
+            views, turns = four_turns(views)
         features = self.model.features(views)
-        logits = [head(features) for head in self.model.heads]
-        loss = self.labeler.loss(logits, index)
-        if self.turn_head is not None and turns is not None:
+        upright = features[: len(index)]  # labels are of images as they are; the turned ones have but their turn
+        logits = [head(upright) for head in self.model.heads]
+        loss = self.labeler.loss(logits, index, weight=self._class_weight)
+        if self.turn_head is not None:
             loss = loss + config.rotation * F.cross_entropy(self.turn_head(features), turns)
         if self.config.labels.method == "argmax":
             self.labeler.record(index, logits)
@@ -221,13 +232,15 @@ class Run:
         return loss.detach()
 
     def _relabel(self, progress: float) -> None:
-        if not self.labeler.due(progress):
+        due, settling = self.labeler.due(progress), self.labeler.schedule is not None and progress == self._settled_at
+        if progress > self._settled_at or not (due or settling):
             return
-        argmax = self.config.labels.method == "argmax"
-        if argmax and progress < 1:
+        recorded = self.config.labels.method == "argmax" and not settling
+        if recorded and progress < 1:
             return  # nothing has been recorded yet: the first epoch trains on random labels
         try:
-            self.labeler.update(self.model, None if argmax else _Plain(self._pixels))
+            loader = None if recorded else _Plain(self._pixels)
+            self.labeler.update(self.model, loader, optimizer=self.optimizer)
             if self.labeler.best_update == self.labeler.n_updates:
                 self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         except OSError as error:
@@ -325,10 +338,19 @@ class Run:
         if self._events is not None:
             self._events.close()
 
+    def _judged(self) -> dict[str, float]:
+        """What features are worth on these data, and on the others."""
+        wanted = self.config.evaluation
+        found = evaluate(self.model, self.images, wanted, self.device)
+        if self._other is not None:
+            others = evaluate(self.model, self._other, wanted, self.device)
+            found |= {f"other_{name}": value for name, value in others.items()}
+        return found
+
     def finish(self) -> None:
         """Judge labels and features, and write both down; labels are those of the highest quality."""
         config = self.config
-        found: dict[str, Any] = evaluate(self.model, self.images, config.evaluation, self.device)
+        found: dict[str, Any] = self._judged()
         if self.untrained:
             found["untrained"] = self.untrained
         labels = self.labeler.best_labels.cpu()
@@ -383,13 +405,12 @@ def loaded(config: Config) -> Images:
         FileFormatError: an augmentation that is not for these data.
         ValueError, OSError: as `load_images`, `thinned` and `validation`.
     """
-    data = config.data
-    images = load_images(data.name, n_samples=data.n_samples, seed=data.seed, size=data.size)
-    if data.imbalance != "full":
-        images = thinned(images, data.imbalance, data.seed)
-    if data.validation:
-        images = validation(images, data.validation, data.seed)
-    wrong = Augmentation(swap=config.augment.swap) if images.train.ndim == 2 else replace(config.augment, swap=0.0)
+    images = images_of(config.data)
+    wrong = (
+        Augmentation(swap=config.augment.swap)
+        if images.train.ndim == 2
+        else dataclasses.replace(config.augment, swap=0.0)
+    )
     if config.augment != wrong:
         of_vectors = images.train.ndim == 2
         raise FileFormatError(
@@ -399,7 +420,29 @@ def loaded(config: Config) -> Images:
         )
     if len(images.train) < 2:
         raise ValueError("one sample cannot be trained on")
+    if config.train.rotation:
+        if images.train.ndim == 2:
+            raise FileFormatError("[train] rotation is for images; these data are feature vectors")
+        four_turns(images.train[:1])  # refuses what cannot be turned before anything is written
     return images
+
+
+def _other(config: Config, images: Images) -> Images | None:
+    """The other data set that features are judged on, in the channels of the first."""
+    wanted = config.evaluation
+    if not wanted.other:
+        return None
+    other = load_images(wanted.other, n_samples=wanted.other_samples, seed=config.data.seed, size=config.data.size)
+    if other.train_labels is None or other.test is None or other.test_labels is None:
+        raise ValueError(f"[evaluation] other = {wanted.other!r} has no true labels and test images to judge by")
+    n_channels = images.train.shape[1]
+    if other.train.ndim != images.train.ndim:
+        raise ValueError(f"[evaluation] other = {wanted.other!r} holds images, but these data are feature vectors")
+    try:
+        train, test = (with_channels(part, n_channels) for part in (other.train, other.test))
+    except ValueError as error:
+        raise ValueError(f"[evaluation] other = {wanted.other!r}: {error}") from error
+    return dataclasses.replace(other, train=train, test=test)
 
 
 def _try(name: str, model: MultiHead, images: Tensor) -> None:
@@ -435,6 +478,8 @@ def _heads(config: Config, images: Images) -> list[int]:
 
 def _labeler(config: Config, images: Images, folder: Path | None) -> SelfLabeler:
     labels, n_samples = config.labels, len(images.train)
+    if labels.fixed_epochs >= config.train.epochs:
+        raise ValueError(f"[labels] fixed_epochs is {labels.fixed_epochs}, of {config.train.epochs} epochs in all")
     relabels = labels.method in ("sinkhorn", "kmeans", "argmax") and labels.n_relabels > 0
     schedule = None
     if relabels:
@@ -486,6 +531,8 @@ def _rate(config: Config, progress: float) -> float:
     train = config.train
     if train.decay == "cosine":
         return train.lr * 0.5 * (1 + math.cos(math.pi * progress / train.epochs))
+    if train.decay == "linear":
+        return train.lr * (1 - progress / train.epochs)
     if train.decay == "steps":
         return train.lr * 0.1 ** sum(progress >= drop for drop in train.drops)
     return train.lr
