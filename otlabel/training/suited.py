@@ -1,7 +1,6 @@
 """Settings that suit data nobody has tuned anything for: one rule from the shape and number of samples to a run.
 
-The rule was chosen by `quality`, never by true classes, on scanned digits, clothes and photographs; its figures against
-the truth are in the documentation.
+What it reaches on scanned digits, clothes and photographs is in the documentation.
 """
 
 from __future__ import annotations
