@@ -275,38 +275,46 @@ def judged(lines: list[dict[str, Any]], sign: str) -> tuple[float, float, float]
     return correlation(pairs), lost, float(np.mean(within)) if within else float("nan")
 
 
+def table_of(lines: list[dict[str, Any]]) -> str:
+    groups = {data: [line for line in lines if line["data"] == data] for data in BASES}
+    names = sorted({name for line in lines for name in line["relabellings"][-1]} - {"nmi", "accuracy", "progress"})
+    figures = {name: [judged(group, name) for group in groups.values()] for name in names}
+    order = sorted(names, key=lambda name: -np.nanmean([one[0] for one in figures[name]]))
+    head = " | ".join(f"{data} ({len(group)})" for data, group in groups.items())
+    rows = [f"| {name} | {' | '.join(f'{a:.2f}, {b:.3f}, {c:.2f}' for a, b, c in figures[name])} |" for name in order]
+    return "\n".join([f"| sign | {head} |", "|---" * (len(groups) + 1) + "|", *rows])
+
+
 def tables(lines: list[dict[str, Any]]) -> str:
     kept = [line for line in lines if "nmi" in line["relabellings"][-1]]
-    groups = {data: [line for line in kept if line["data"] == data] for data in BASES}
-    names = sorted({name for line in kept for name in line["relabellings"][-1]} - {"nmi", "accuracy", "progress"})
-    figures = {name: {data: judged(group, name) for data, group in groups.items()} for name in names}
-    order = sorted(names, key=lambda name: -np.nanmean([one[0] for one in figures[name].values()]))
-    head = " | ".join(f"{data} ({len(group)})" for data, group in groups.items())
-    rule = "|---" * (len(groups) + 1) + "|"
+    same = [line for line in kept if "classes" not in SETTINGS[line["setting"]]]
     parts = [
         "# Signs of quality that need no truth",
         f"{len(lines)} runs of {len(SETTINGS)} settings, made by `benchmarks/selflabel/quality.py`. In each cell: "
-        "Spearman's rank correlation of the sign with the NMI with the truth over runs of one data set; the NMI lost "
-        "by choosing the run with the sign against choosing with the truth; and the mean over runs of the rank "
-        "correlation over time. Seeds of one setting count as runs of their own; a run that has diverged is left out. "
-        "Losses are negated. `otlabel` takes *AMI, strong view, other head* as `quality`.",
-        f"| sign | {head} |\n{rule}",
+        "Spearman's rank correlation of the sign with the NMI with the truth over the runs of one data set; the NMI "
+        "lost by choosing the run with the sign against choosing with the truth; and the mean over runs of the rank "
+        "correlation over time. Seeds of one setting count as runs of their own; a run that has diverged is left out, "
+        "and views of a run's own augmentation are lacking where it has none. Losses are negated. "
+        f"`quality` is *{CHOSEN}*.",
+        "## Runs with the same number of classes",
+        table_of(same),
+        "## All runs, those with half and twice the classes too",
+        table_of(kept),
+        "## The runs",
+        "NMI with the truth / quality at the end, one seed after the other.",
     ]
-    for name in order:
-        cells = [f"{a:.2f}, {b:.3f}, {c:.2f}" for a, b, c in figures[name].values()]
-        parts[-1] += f"\n| {name} | {' | '.join(cells)} |"
-    parts += ["## The runs", "NMI with the truth / quality at the end, one seed after the other."]
-    parts.append(f"| setting | {' | '.join(groups)} |\n{rule}")
+    rows = [f"| setting | {' | '.join(BASES)} |", "|---" * (len(BASES) + 1) + "|"]
     for setting in SETTINGS:
         cells = []
-        for group in groups.values():
-            ends = [line["relabellings"][-1] for line in group if line["setting"] == setting]
+        for data in BASES:
+            ends = [line["relabellings"][-1] for line in kept if (line["data"], line["setting"]) == (data, setting)]
             cells.append("; ".join(f"{end['nmi']:.3f} / {end[CHOSEN]:.2f}" for end in ends))
-        parts[-1] += f"\n| {setting} | {' | '.join(cells)} |"
+        rows.append(f"| {setting} | {' | '.join(cells)} |")
+    parts.append("\n".join(rows))
     seeds = two_seeds(kept)
     if seeds:
-        parts += ["## Agreement of two seeds", "Rank correlation of the NMI between two seeds' labels with their mean "
-                  f"NMI with the truth, over settings: {'; '.join(seeds)}."]  # fmt: skip
+        told = "Rank correlation of the NMI between two seeds' labels with their mean NMI with the truth, over settings"
+        parts += ["## Agreement of two seeds", f"{told}: {'; '.join(seeds)}."]
     parts.append(machine_line(describe_machine(["otlabel", "torch", "numpy"])))
     return "\n\n".join(parts) + "\n"
 

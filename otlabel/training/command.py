@@ -146,20 +146,20 @@ def _end(arguments: argparse.Namespace, result: dict[str, Any]) -> int:
 
 def _tell(result: dict[str, Any]) -> None:
     """A line for each kind of figures."""
-    lines: dict[str, dict[str, Any]] = {"without truth": {}, "features": {}}
+    lines: dict[str, dict[str, Any]] = {"quality": {}, "classes": {}, "features": {}}
     for name, value in result.items():
         if isinstance(value, dict):
             lines[name] = value
-        elif name in ("quality", "quality_at_the_end", "churn"):
-            lines["without truth"][name] = value
+        elif name in ("quality", "quality_at_the_end"):
+            lines["quality"]["best" if name == "quality" else "at the end"] = value
         elif name == "sizes":
             counts = [count for head in value for count in head]
-            lines["without truth"] |= {"smallest class": min(counts), "largest": max(counts)}
+            lines["classes"] |= {"smallest": min(counts), "largest": max(counts)}
         elif isinstance(value, float):
-            lines["features"][name] = value
+            lines["classes" if name == "churn" else "features"][name] = value
     for name, figures in lines.items():
         told = [
-            f"{key.replace('_', ' ')} {figure:.3f}" if isinstance(figure, float) else f"{key} {figure}"
+            f"{key} {figure:.3f}" if isinstance(figure, float) else f"{key} {figure}"
             for key, figure in figures.items()
             if key != "n_samples" and figure is not None
         ]

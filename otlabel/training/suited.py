@@ -1,12 +1,12 @@
 """Settings that suit data nobody has tuned anything for: one rule from the shape and number of samples to a run.
 
-The rule was chosen by `quality`, never by true classes, on scanned digits, clothes and photographs; its figures against
-the truth are in the documentation.
+What it reaches on scanned digits, clothes and photographs is in the documentation.
 """
 
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -84,4 +84,4 @@ def told(shape: tuple[int, ...], config: Config) -> str:
     if not vectors:
         mirrored, other = ("are mirrored", "false") if config.augment.flip else ("are not mirrored", "true")
         lines.append(f"Images {mirrored}; if that does not suit them, --set augment.flip={other}.")
-    return "\n".join(lines)
+    return "\n".join(textwrap.fill(line, 80) for line in lines)
