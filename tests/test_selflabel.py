@@ -1342,7 +1342,9 @@ def alarms_of(
     model = MultiHead(Backbone(), D, [6, 6])
     _fixed(model.backbone.layers[0])
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    labeler, said, n_lasting = SelfLabeler(N, [6, 6], schedule=EveryEpochs(1)), [], 0
+    labeler = SelfLabeler(N, [6, 6], schedule=EveryEpochs(1), views=lambda inputs, generator: None)
+    said: list[str] = []
+    n_lasting = 0
     for epoch in range(n_epochs):
         if break_it is not None:
             break_it(model, epoch)

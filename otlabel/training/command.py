@@ -164,7 +164,7 @@ def _tell(result: dict[str, Any]) -> None:
             if key != "n_samples" and figure is not None
         ]
         if told:
-            print(textwrap.fill(f"{name + ':':<15} {'  '.join(told)}", 80, subsequent_indent=16 * " "))
+            print(textwrap.fill(f"{name + ':':<11} {'  '.join(told)}", 80, subsequent_indent=12 * " "))
 
 
 class _Table:
