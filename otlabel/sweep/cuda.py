@@ -253,7 +253,7 @@ class Shape(NamedTuple):
 
 
 def fused_shape(n_classes, precision):
-    """Few warps, whose threads hold much of a row and exchange little; pieces that fill their columns best, the widest."""
+    """Few warps, whose threads hold much of a row and exchange little; pieces that fill columns best, the widest."""
     held = HELD[precision]  # a thread, at most
     warps = triton.next_power_of_2(triton.cdiv(n_classes, 32 * held))
     widths = [min(_width(n_classes), 256 * warps)]  # eight scores a thread are one wide read of halves
