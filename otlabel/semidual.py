@@ -237,7 +237,7 @@ class Objective:
         """Whether the class error is within the tolerance and, where asked for, no class is starved."""
         if point.error > self.tol:
             return False
-        demand, negligible = point.residual + point.sweep.mass, self.tol / len(point.residual)
+        demand, negligible = point.residual + point.sweep.mass, STARVED * self.tol / len(point.residual)
         return not self.least or bool((point.sweep.mass + negligible >= self.least * demand).all())
 
 
