@@ -55,7 +55,7 @@ EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon 
 SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
 SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer
 WORTHWHILE = 0.7  # share of the excess that may be left after such a step, or it was the last
-SHARPENING_PASSES = 16  # that all of these steps may take: what is left over is for the repair
+SHARPENING_PASSES = 24  # that all of these steps may take: what is left over is for the repair
 PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
 FAR_BEHIND = 50.0  # times epsilon and the usual spread of potentials: who must be raised by more is wanted by no sample
 

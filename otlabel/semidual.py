@@ -65,8 +65,10 @@ TRUST_STEP = 4.0  # ... and how much farther after a step of that length that he
 HALVINGS = 6  # before a Newton step is given up for a plain Sinkhorn step
 STALL_STEPS = 12  # Newton steps without a smaller error: the working precision is used up
 PATIENCE = 15  # passes within which the error is to halve where exact labels wait, which do not need the plan
-SERVING_PASSES = 40  # that a fresh start may take there in all; what is left over is for the repair ...
-SERVING_SHARE = 3  # ... and each level on the way takes at most one in so many of what is left
+SERVING_PASSES = 100  # that a fresh start may take there in all: what is left over is for the repair ...
+UNEVEN_PASSES = 40  # ... and where some rows are so much wider than most that plans of a small epsilon are staircases
+UNEVEN = 100.0  # times the spread of most rows
+SERVING_SHARE = 2  # each level on the way takes at most one in so many of what is left
 RESOLUTION_SHARE = 0.05  # of the tolerance that float32's rounding may take before float64 is used
 FLOAT32_REACH = 1e30  # what float32 holds with room for a few factors, upwards; downwards, its reciprocal
 LARGEST_EXPONENT = 40.0  # of row masses in float32
@@ -237,7 +239,7 @@ class Objective:
         """Whether the class error is within the tolerance and, where asked for, no class is starved."""
         if point.error > self.tol:
             return False
-        demand, negligible = point.residual + point.sweep.mass, STARVED * self.tol / len(point.residual)
+        demand, negligible = point.residual + point.sweep.mass, self.tol / len(point.residual)
         return not self.least or bool((point.sweep.mass + negligible >= self.least * demand).all())
 
 
@@ -254,7 +256,8 @@ def solve(problem: Problem, solver: Solver, init: np.ndarray | None, monitor: Mo
             return solution  # else the start given was too far off to be of use
     most = solver.max_sweeps
     if solver.rounding == "exact" and math.isinf(problem.row_rho):
-        solver = replace(solver, max_sweeps=min(most, monitor.n_sweeps + SERVING_PASSES))
+        serving = UNEVEN_PASSES if problem.extent > UNEVEN * problem.spread else SERVING_PASSES
+        solver = replace(solver, max_sweeps=min(most, monitor.n_sweeps + serving))
     solution = _descend(problem, solver, np.where(wanted, level, -np.inf), monitor)
     if solution.status is Status.MAX_SWEEPS and monitor.n_sweeps < most:
         return replace(solution, status=Status.STALLED)

@@ -74,8 +74,6 @@ def test_plan_that_cannot_be_had_does_not_delay_exact_labels() -> None:
         ("row_scales", "shares", 1),
         ("row_scales", "counts", 0),
         ("row_scales", "kl", 1),
-        ("class_offsets", "range_counts", 0),
-        ("class_offsets", "kl", 0),
         ("tiny", "kl", 1),
         ("heavy_tails", "shares", 1),
     ],
