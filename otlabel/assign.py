@@ -55,6 +55,7 @@ EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon 
 SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
 SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer
 WORTHWHILE = 0.7  # share of the excess that may be left after such a step, or it was the last
+SHARPENING_PASSES = 24  # that all of these steps may take: what is left over is for the repair
 PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
 FAR_BEHIND = 50.0  # times epsilon and the usual spread of potentials: who must be raised by more is wanted by no sample
 
@@ -422,7 +423,8 @@ def _near_integer(problem: Problem, solver: Solver, point: Point, monitor: Monit
     g = point.potentials * (epsilon / solver.epsilon)
     enough = max(EXCESS_SHARE, np.count_nonzero(takers) / problem.n_rows)
     best, least = point, excess
-    while excess > enough and epsilon > SMALLEST_EPSILON * problem.spread > 0:
+    solver = replace(solver, max_sweeps=monitor.n_sweeps + SHARPENING_PASSES)
+    while excess > enough and epsilon > SMALLEST_EPSILON * problem.spread > 0 and monitor.n_sweeps < solver.max_sweeps:
         epsilon /= EPSILON_STEP
         point = sharpen(integer, solver, epsilon, np.where(takers, g, -np.inf), monitor)
         g = point.potentials

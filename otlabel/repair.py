@@ -24,7 +24,7 @@ from otlabel.compiling import njit
 
 EPS = float(np.finfo(np.float64).eps)
 _part = njit(
-    nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+    nogil=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
 )  # of what Python calls: kept with that
 
 SCALE = 8  # by which `least` falls
@@ -106,7 +106,7 @@ def _power_of_two(number: float) -> float:
     return float(np.ldexp(0.5, np.frexp(max(number, np.nextafter(0, 1)))[1]))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def spread_ties(board, order, tie):
     """Share the units of rows that have several best classes out to those with the most room: all are optimal."""
     classes, scores, units, counts = board.classes, board.scores, board.units, board.counts
@@ -136,7 +136,7 @@ def spread_ties(board, order, tie):
             left -= amount
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _repair(board, work, slack, tie, step, stop):
     """All levels of `least`.
 

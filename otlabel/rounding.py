@@ -112,7 +112,10 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         placement = _placed(movable, units, placement.labels, g, problem.scores.share)
         if is_done:
             g = np.where(np.abs(g) <= tie, 0.0, g)  # less is left of rounding
-            g = _between_borders(movable, units, g, slack) if problem.rule.shift_free else g
+            between = _between_borders(movable, units, g, slack) if problem.rule.shift_free else g
+            if (between != g).any():  # further than a repair looks, what is no entry may come in
+                short, short_between = (_shortfall(problem, placement.labels, tried, monitor) for tried in (g, between))
+                g = between if short_between <= short else g
             if n_refined < REFINED_PASSES and _falls_short(movable, units, g):
                 n_refined += 1
                 slack, left = first_slack, problem.n_units + 1
@@ -307,6 +310,13 @@ def _falls_short(movable: Movable, units: np.ndarray, potentials: np.ndarray) ->
     best = np.maximum.reduceat(u, np.cumsum(found.sizes) - found.sizes)[movable.row_of]
     known = rounding_of(best, u, potentials[found.classes], potentials)
     return bool(((best - u > known) & (units > 0)).any())
+
+
+def _shortfall(problem: Problem, labels: np.ndarray, potentials: np.ndarray, monitor: Monitor) -> float:
+    """By how much the labels are below the best ones at some potentials, in total."""
+    _, best, own = sweep.label(problem.scores, potentials, labels)
+    monitor.saw("round", problem.n_rows)
+    return float(problem.team.total("borders", (best - own)[own > -np.inf].sum())[0])
 
 
 def rounding_of(best: np.ndarray, own: np.ndarray, own_potentials: np.ndarray, potentials: np.ndarray) -> np.ndarray:

@@ -65,6 +65,10 @@ TRUST_STEP = 4.0  # ... and how much farther after a step of that length that he
 HALVINGS = 6  # before a Newton step is given up for a plain Sinkhorn step
 STALL_STEPS = 12  # Newton steps without a smaller error: the working precision is used up
 PATIENCE = 15  # passes within which the error is to halve where exact labels wait, which do not need the plan
+SERVING_PASSES = 100  # that a fresh start may take there in all: what is left over is for the repair ...
+UNEVEN_PASSES = 40  # ... and where some rows are so much wider than most that plans of a small epsilon are staircases
+UNEVEN = 100.0  # times the spread of most rows
+SERVING_SHARE = 2  # each level on the way takes at most one in so many of what is left
 RESOLUTION_SHARE = 0.05  # of the tolerance that float32's rounding may take before float64 is used
 FLOAT32_REACH = 1e30  # what float32 holds with room for a few factors, upwards; downwards, its reciprocal
 LARGEST_EXPONENT = 40.0  # of row masses in float32
@@ -249,8 +253,19 @@ def solve(problem: Problem, solver: Solver, init: np.ndarray | None, monitor: Mo
     if init is not None:
         solution = _finish(problem, solver, g, WARM_PASSES, monitor)
         if solution.status is Status.CONVERGED or monitor.n_sweeps >= solver.max_sweeps:
-            return solution
-        g = np.where(wanted, level, -np.inf)  # the start given was too far off to be of use
+            return solution  # else the start given was too far off to be of use
+    most = solver.max_sweeps
+    if solver.rounding == "exact" and math.isinf(problem.row_rho):
+        serving = UNEVEN_PASSES if problem.extent > UNEVEN * problem.spread else SERVING_PASSES
+        solver = replace(solver, max_sweeps=min(most, monitor.n_sweeps + serving))
+    solution = _descend(problem, solver, np.where(wanted, level, -np.inf), monitor)
+    if solution.status is Status.MAX_SWEEPS and monitor.n_sweeps < most:
+        return replace(solution, status=Status.STALLED)
+    return solution
+
+
+def _descend(problem: Problem, solver: Solver, g: np.ndarray, monitor: Monitor) -> Solution:
+    """Through falling epsilon on a sample of the rows, then through larger samples to all rows."""
     samples = list(_samples(problem, np.random.default_rng(solver.seed)))
     finest = float(np.finfo(np.float64).eps) * problem.magnitude  # what scores and potentials are known to
     *ladder, last = _ladder(problem.spread, solver.epsilon, finest)
@@ -284,7 +299,8 @@ def sharpen(problem: Problem, solver: Solver, epsilon: float, g: np.ndarray, mon
 
 def _level(problem: Problem, solver: Solver, epsilon: float, tol: float, g: np.ndarray, monitor: Monitor) -> Point:
     objective = Objective(problem, solver, epsilon, tol, g, monitor, least=STARVED)
-    return _minimise(objective, g, min(LEVEL_STEPS, solver.max_sweeps)).point
+    left = max(1, min(LEVEL_STEPS, (solver.max_sweeps - monitor.n_sweeps) // SERVING_SHARE))
+    return _minimise(objective, g, left).point
 
 
 def _ladder(spread: float, epsilon: float, finest: float) -> list[float]:
@@ -474,8 +490,8 @@ def _solve_within(curvature: Curvature, limits: Limits, mass: np.ndarray, residu
             break
         before = low.astype(int) - high
         aim = np.where(low, limits.lo - mass, np.where(high, limits.hi - mass, residual))
-        y = np.where(free, 0.0, -limits.potentials)
-        y[free] = curvature.solve((aim - curvature.apply(y))[free], free)
+        near, y = y, np.where(free, 0.0, -limits.potentials)
+        y[free] = curvature.solve((aim - curvature.apply(y))[free], free, near[free])
         if limits.ranged.any():  # else which limits bind would swing to and fro with a constant that little else fixes
             y += limits.level(y)
         ahead = mass + curvature.apply(y)
@@ -490,8 +506,8 @@ class Curvature(Protocol):
     def apply(self, y: np.ndarray) -> np.ndarray:
         """The product with y."""
 
-    def solve(self, residual: np.ndarray, free: np.ndarray) -> np.ndarray:
-        """What gives the residual over the free classes, the others being held."""
+    def solve(self, residual: np.ndarray, free: np.ndarray, near: np.ndarray) -> np.ndarray:
+        """What gives the residual over the free classes, the others being held; it may be near to `near`."""
 
 
 class DenseCurvature:
@@ -512,7 +528,7 @@ class DenseCurvature:
         """The product with y."""
         return self._matrix @ y if y.any() else np.zeros_like(y)
 
-    def solve(self, residual: np.ndarray, free: np.ndarray) -> np.ndarray:
+    def solve(self, residual: np.ndarray, free: np.ndarray, near: np.ndarray) -> np.ndarray:
         """By Cholesky, over the free classes."""
         matrix = self._matrix if free.all() else self._matrix[np.ix_(free, free)]
         with blas_on_one_thread():
@@ -535,7 +551,7 @@ class DeviceCurvature:
         """The product with y."""
         return (self._matrix @ self._there(y)).cpu().numpy() if y.any() else np.zeros_like(y)
 
-    def solve(self, residual: np.ndarray, free: np.ndarray) -> np.ndarray:
+    def solve(self, residual: np.ndarray, free: np.ndarray, near: np.ndarray) -> np.ndarray:
         """By Cholesky, over the free classes."""
         import torch
 
@@ -564,7 +580,7 @@ class SparseCurvature:
         scaled = (self._scale * y).astype(np.float32)
         return self.diagonal * y - self._scale * (self._transposed @ (self._plan @ scaled))
 
-    def solve(self, residual: np.ndarray, free: np.ndarray) -> np.ndarray:
+    def solve(self, residual: np.ndarray, free: np.ndarray, near: np.ndarray) -> np.ndarray:
         """By conjugate gradients over the free classes; a rough solution will do, as the curvature is rough itself."""
         size, diagonal = len(residual), self.diagonal[free]
 
@@ -575,5 +591,5 @@ class SparseCurvature:
 
         curvature = LinearOperator((size, size), matvec=apply, dtype=np.float64)
         jacobi = LinearOperator((size, size), matvec=lambda y: y / diagonal, dtype=np.float64)
-        solution, _ = cg(curvature, residual, rtol=0.02, maxiter=200, M=jacobi)
+        solution, _ = cg(curvature, residual, near, rtol=0.02, maxiter=200, M=jacobi)
         return solution

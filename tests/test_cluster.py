@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import even_counts, hungarian_labels
+from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -428,3 +429,18 @@ def test_looser_bounds_are_never_worse_for_the_same_centres() -> None:
     inertias = [BalancedKMeans(size_min=low, size_max=high, **settings).fit(x).inertia_
                 for low, high in ((50, 50), (40, 60), (10, 150))]  # fmt: skip
     assert inertias[0] > inertias[1] > inertias[2]
+
+
+@pytest.mark.parametrize("far", ["times", "plus"])
+def test_one_far_row_does_not_decide_how_others_are_solved(far: str) -> None:
+    """A cluster has to take it and is far from the others then; all is proven, in passes as few as without."""
+    features = np.random.default_rng(0).normal(size=(1500, 8))
+    plain = BalancedKMeans(15, random_state=0, max_iter=3).fit(features)
+    features[7] = features[7] * 1e6 if far == "times" else features[7] + 1e6
+    model = BalancedKMeans(15, random_state=0, max_iter=3).fit(features)
+    assert model.gap_ <= 1e-9 * plain.inertia_
+    distances = np.square(features[:, None] - model.cluster_centers_).sum(2)
+    slots = np.repeat(np.arange(15), 100)
+    rows, columns = linear_sum_assignment(distances[:, slots])
+    least = distances[:, slots][rows, columns].sum()
+    assert np.isclose(distances[np.arange(1500), model.labels_].sum(), least, rtol=1e-12)

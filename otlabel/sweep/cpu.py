@@ -8,6 +8,7 @@ type of its argument says in plain Python what it means, which is what runs unde
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -23,6 +24,9 @@ STRICT = {"contract"}  # where re-association would fold a rounding trick away
 
 LOWEST = -float(np.finfo(np.float64).max)  # above it everything is a legal score
 INFINITY = {"uint16": 0x7C00, "int16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF0000000000000}  # by storage type
+_part = functools.partial(
+    njit, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
+)  # of what Python calls: kept with that
 FLUSH_ROWS = 256  # rows added up in working precision before the sum moves to float64
 
 
@@ -32,8 +36,10 @@ def add_up(rows):
 
     Source: Ogita, Rump, Oishi, "Accurate sum and dot product", SIAM Journal on Scientific Computing 26 (2005).
     """
-    result = np.zeros((2, rows.shape[1]))
+    result = np.empty((2, rows.shape[1]))
     sums, rests = result
+    for at in range(rows.shape[1]):
+        sums[at], rests[at] = 0.0, 0.0
     for row in range(rows.shape[0]):
         for at in range(rows.shape[1]):
             more = rows[row, at]
@@ -205,8 +211,10 @@ def sweep_block(scores, potentials, inverse_epsilon, weights, row_exponent, labe
     """
     n_rows, n_classes = scores.shape
     u = np.empty(n_classes, potentials.dtype)
-    partial = np.zeros(n_classes, potentials.dtype)
-    scale = np.ones(1, potentials.dtype)  # an array, so that the product below stays in working precision
+    partial = np.empty(n_classes, potentials.dtype)
+    for k in range(n_classes):
+        partial[k] = 0
+    scale = np.empty(1, potentials.dtype)  # an array, so that the product below stays in working precision
     weighted = weights.size > 0
     linear, entropic, weight, pending = 0.0, 0.0, 1.0, 0
     for i in range(n_rows):
@@ -275,7 +283,7 @@ def plan_block(scores, potentials, inverse_epsilon, plan):
     """Write softmax_k((scores + potentials) / epsilon) of every row into plan (n, K)."""
     n_rows, n_classes = scores.shape
     u = np.empty(n_classes, potentials.dtype)
-    scale = np.ones(1, potentials.dtype)
+    scale = np.empty(1, potentials.dtype)
     for i in range(n_rows):
         top = np.float32(-np.inf)
         for k in range(n_classes):
@@ -299,7 +307,7 @@ def label_block(scores, potentials, labels, best, own):
     `best - own` is what a row's label falls short of optimal; `own - potentials[label]` is its score.
     """
     n_rows, n_classes = scores.shape
-    u = np.empty(n_classes)
+    u = np.empty(n_classes, potentials.dtype)
     for i in range(n_rows):
         top = -np.inf
         for k in range(n_classes):
@@ -315,10 +323,11 @@ def label_block(scores, potentials, labels, best, own):
         own[i] = u[labels[i]]
 
 
-@njit(nogil=True, cache=True)
+@_part()
 def _grown(array):
     larger = np.empty(2 * array.size, array.dtype)
-    larger[: array.size] = array
+    for at in range(array.size):  # a slice would bring seconds of compiling: the message of shapes that differ
+        larger[at] = array[at]
     return larger
 
 
@@ -330,9 +339,9 @@ def candidates_block(scores, potentials, labels, slack, tie):
     Returns, for the rows with more than one such class only: row, how many, and each class with its score (float64).
     """
     n_rows, n_classes = scores.shape
-    u = np.empty(n_classes)
+    u = np.empty(n_classes, potentials.dtype)
     rows, sizes, n_found = np.empty(n_rows, np.int64), np.empty(n_rows, np.int64), 0
-    classes, values, n_entries = np.empty(4 * n_rows + 64, np.int32), np.empty(4 * n_rows + 64), 0
+    classes, values, n_entries = np.empty(4 * n_rows + 64, labels.dtype), np.empty(4 * n_rows + 64, u.dtype), 0
     for i in range(n_rows):
         top = -np.inf
         for k in range(n_classes):
