@@ -432,8 +432,8 @@ def test_looser_bounds_are_never_worse_for_the_same_centres() -> None:
 
 
 @pytest.mark.parametrize("far", ["times", "plus"])
-def test_one_far_row_does_not_decide_how_others_are_solved(far: str) -> None:
-    """A cluster has to take it and is far from the others then; all is proven, in passes as few as without."""
+def test_one_far_row_takes_no_proof_from_the_others(far: str) -> None:
+    """A cluster has to take it and is far from the others then; labels are the optimum, and proven, all the same."""
     features = np.random.default_rng(0).normal(size=(1500, 8))
     plain = BalancedKMeans(15, random_state=0, max_iter=3).fit(features)
     features[7] = features[7] * 1e6 if far == "times" else features[7] + 1e6
