@@ -26,6 +26,7 @@ from otlabel.repair import Board, Done, repair, spread_ties
 from otlabel.scores import draw_rows
 
 ROUNDED = 64 * float(np.finfo(np.float64).eps)  # of the size of what is added: a gap up to this is rounding
+MOST_JUDGED = 1 << 18  # entries whose median says what numbers are usual; beyond, every second, third, ... of them
 TIE = 4 * float(np.finfo(np.float64).eps)  # relative difference below which two float64 sums count as equal
 MOVES_A_ROW, MOVES_A_CLASS = 0.25, 16  # candidate moves to read at first: more than a repair needs, as a rule
 SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS = 4096, 4  # rows that the first slack is judged by
@@ -287,11 +288,13 @@ def _below_best(movable: Movable, potentials: np.ndarray) -> tuple[np.ndarray, f
     if not len(u):
         return u, 0.0
     starts = np.cumsum(found.sizes) - found.sizes
-    best = np.maximum.reduceat(u, starts)[row_of]
-    below = u - best
-    sizes = np.minimum(sizes, np.maximum.reduceat(np.where(below == 0, sizes, 0.0), starts)[row_of])
+    below = u
+    below -= np.maximum.reduceat(u, starts)[row_of]
+    np.minimum(sizes, np.maximum.reduceat(np.where(below == 0, sizes, 0.0), starts)[row_of], out=sizes)
     below[-below <= TIE * sizes] = 0.0
-    usual = np.concatenate([sizes[sizes > 0], -below[below < 0]])
+    every = max(1, len(u) // MOST_JUDGED)
+    sizes, gaps = sizes[::every], -below[::every]
+    usual = np.concatenate([sizes[sizes > 0], gaps[gaps > 0]])
     return below, TIE * float(np.median(usual)) if len(usual) else 0.0
 
 
@@ -304,12 +307,13 @@ def _totals(found: sweep.Candidates, potentials: np.ndarray) -> tuple[np.ndarray
 def _falls_short(movable: Movable, units: np.ndarray, potentials: np.ndarray) -> bool:
     """Whether the class of some row is below its best one by more than the rounding of its own numbers."""
     found = movable.found
-    u, _ = _totals(found, potentials)
+    own_potentials = potentials[found.classes]
+    u = found.scores + own_potentials
     if not len(u):
         return False
-    best = np.maximum.reduceat(u, np.cumsum(found.sizes) - found.sizes)[movable.row_of]
-    known = rounding_of(best, u, potentials[found.classes], potentials)
-    return bool(((best - u > known) & (units > 0)).any())
+    taken = np.flatnonzero(units)
+    best = np.maximum.reduceat(u, np.cumsum(found.sizes) - found.sizes)[movable.row_of[taken]]
+    return bool((best - u[taken] > rounding_of(best, u[taken], own_potentials[taken], potentials)).any())
 
 
 def _shortfall(problem: Problem, labels: np.ndarray, potentials: np.ndarray, monitor: Monitor) -> float:
