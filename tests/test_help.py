@@ -18,6 +18,7 @@ from otlabel.cli import build_parser, main
 pytest.importorskip("sklearn")
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
+Image = pytest.importorskip("PIL.Image")
 
 SMALL = ("train.epochs=1", "data.n_samples=120", "train.threads=1", "evaluation.probe=false")
 QUICK = [word for change in SMALL for word in ("--set", change)]
@@ -50,6 +51,9 @@ def test_every_example_of_the_help_runs(
     sinkhorn_assign(scores).save("result.npz")
     with h5py.File("features.h5", "w") as file:
         file["features"] = rng.normal(size=(50_500, 1)).astype(np.float32)
+    Path("my-images").mkdir()
+    for number, pixels in enumerate(rng.integers(0, 255, (120, 8, 8), dtype=np.uint8)):
+        Image.fromarray(pixels).save(f"my-images/{number}.png")
     for name, words in sorted(examples(), key=lambda example: ORDER.index(example[0])):
         code = main([*words, *(QUICK if name in ("train", "transfer") else [])])
         assert code == 0, (words, capsys.readouterr().err)

@@ -20,13 +20,17 @@ COLLAPSED_CLASS = 0.9  # share of the samples that one class would take
 COLLAPSED_FEATURES = 0.99  # length of the mean of features of length 1
 
 
-def raised(history: list[dict[str, Any]], n_classes: list[int], share_done: float | None = None) -> dict[str, str]:
+def raised(
+    history: list[dict[str, Any]], n_classes: list[int], share_done: float | None = None, views_keep: bool = True
+) -> dict[str, str]:
     """What is wrong after the last relabelling, in plain words, by its kind; nothing, as a rule.
 
     Args:
         history: records of all relabellings, one a head.
         n_classes: K of each head.
         share_done: of the training. None: not known.
+        views_keep: whether views surely keep what classes are, as those of images do; a vector that half of its
+            numbers are taken from may be of no class, however well a model has learned.
     """
     n_heads = len(n_classes)
     last = history[-n_heads:]
@@ -55,7 +59,7 @@ def raised(history: list[dict[str, Any]], n_classes: list[int], share_done: floa
             f"features are those of the first relabelling but for {last[0]['feature_drift']:.0%}: only the heads "
             "learn. Pass the weights below the heads to the optimiser, and let them have gradients"
         )
-    found |= _of_quality(history, n_heads, log_k, share_done)
+    found |= _of_quality(history, n_heads, share_done, views_keep)
     for record in last:
         share = record.get("best_class_share", 0.0)
         if n_classes[record["head"]] > 2 and share > COLLAPSED_CLASS:
@@ -72,7 +76,9 @@ def raised(history: list[dict[str, Any]], n_classes: list[int], share_done: floa
     return found
 
 
-def _of_quality(history: list[dict[str, Any]], n_heads: int, log_k: float, share_done: float | None) -> dict[str, str]:
+def _of_quality(
+    history: list[dict[str, Any]], n_heads: int, share_done: float | None, views_keep: bool
+) -> dict[str, str]:
     """Labels that mean little, or less than they did."""
     last = history[-1]
     course = [_mean(history[start : start + n_heads], "quality") for start in range(0, len(history), n_heads)]
@@ -87,7 +93,7 @@ def _of_quality(history: list[dict[str, Any]], n_heads: int, log_k: float, share
             "relabel less often"
         }
     probability = 0.0 if last["loss"] is None else math.exp(-last["loss"])
-    if probability > KNOWN and now < UNSEEN * probability:
+    if views_keep and probability > KNOWN and now < UNSEEN * probability:
         return {
             "by heart": f"the loss is {last['loss']:.2g}, but quality is {now:.2f}: the model knows its samples by "
             "heart, and views of them tell it little. Augment what it trains on, or augment more"

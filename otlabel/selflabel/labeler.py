@@ -397,7 +397,8 @@ class SelfLabeler:
             for one, longest in zip(found, each, strict=True):
                 one.record["seconds"] = longest
             training = self._training(team)
-        return self._commit(seen, optimizers, found, training | {"seconds_extract": seconds})
+        views_keep = looks is None or not looks.of_vectors
+        return self._commit(seen, optimizers, found, training | {"seconds_extract": seconds}, views_keep)
 
     def _store_of(self, team: Alone) -> tuple[Store, bool]:
         """Where the rows of this process go, and whether the others keep theirs, too."""
@@ -487,7 +488,7 @@ class SelfLabeler:
         }
 
     def _commit(
-        self, seen: View, optimizers: list[Any], found: list[Relabelled], common: dict[str, Any]
+        self, seen: View, optimizers: list[Any], found: list[Relabelled], common: dict[str, Any], views_keep: bool
     ) -> list[dict[str, Any]]:
         """Everything that a relabelling changes, at once."""
         labels = torch.from_numpy(np.stack([one.labels for one in found])).to(self._labels.device)
@@ -504,7 +505,7 @@ class SelfLabeler:
         quality = _mean_quality(records)
         if quality is not None and (self._best is None or quality > self._best.quality):
             self._best = _Best(quality, self._n_updates, labels.clone())
-        found_wrong = alarms.raised(self.history, self.n_classes, self._share_done())
+        found_wrong = alarms.raised(self.history, self.n_classes, self._share_done(), views_keep)
         for record in records:
             record["alarms"] = raised + list(found_wrong.values())
         for text in raised + [text for kind, text in found_wrong.items() if kind not in self._alarmed]:

@@ -48,9 +48,14 @@ def common_view(inputs: Any, generator: torch.Generator, strength: float = 1.0) 
         strength: 0 (nothing changes) to 1, a factor of all that is said above.
     """
     for n_dimensions, change in ((4, _image_view), (2, _vector_view)):
-        if any(tensor.ndim == n_dimensions and tensor.is_floating_point() for tensor in tensors(inputs)):
+        if _has(inputs, n_dimensions):
             return _changed(inputs, n_dimensions, partial(change, generator=generator, strength=strength))
     return None
+
+
+def _has(inputs: Any, n_dimensions: int) -> bool:
+    """Whether there are numbers of so many dimensions that can be changed."""
+    return any(tensor.ndim == n_dimensions and tensor.is_floating_point() for tensor in tensors(inputs))
 
 
 def _changed(inputs: Any, n_dimensions: int, change: Callable[[Tensor], Tensor]) -> Any:
@@ -115,6 +120,7 @@ class Looks:
         self._kept: list[tuple[np.ndarray, Any]] = []
         self.index = np.empty(0, np.int64)  # (n,) samples that were looked at
         self.rows: np.ndarray | None = None  # (n, D) of their views; None: there are none
+        self.of_vectors = False  # whether they are the common views, of vectors
 
     def keep(self, index: np.ndarray, inputs: Any) -> None:
         """Keep those of a batch that are to be looked at."""
@@ -122,6 +128,7 @@ class Looks:
             self._most = min(self._most, max(1, MOST_BYTES * len(index) // max(1, n_bytes(inputs))))
         rows = np.flatnonzero(self._place[index] < self._most)
         if len(rows):
+            self.of_vectors = self._make_view is common_view and not _has(inputs, 4)
             self._kept.append((index[rows], taken(inputs, rows, len(index))))
 
     def see(self, seen: View, device: torch.device, precision: Any) -> None:
