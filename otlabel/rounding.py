@@ -172,8 +172,7 @@ def _first_slack(problem: Problem, g: np.ndarray, rng: np.random.Generator) -> f
     while True:
         found = sweep.candidates(sample, g, np.full(sample.shape[0], -1, np.int32), slack, 0.0)
         u = found.scores + g[found.classes]
-        starts = np.cumsum(found.sizes) - found.sizes
-        costs = np.repeat(np.maximum.reduceat(u, starts), found.sizes) - u if len(u) else u
+        costs = np.repeat(_row_tops(found, u), found.sizes) - u if len(u) else u
         costs = np.sort(share.team.joined("slack", costs[costs > 0])[0])
         if len(costs) >= wanted:
             return float(costs[wanted - 1])
@@ -208,7 +207,7 @@ def _placed(movable: Movable, units: np.ndarray, labels: np.ndarray, potentials:
     idle = times == 0  # rows without mass, which no repair moves
     if idle.any():
         u = found.scores + potentials[found.classes]
-        best = np.maximum.reduceat(u, np.cumsum(found.sizes) - found.sizes)
+        best = _row_tops(found, u)
         chosen = np.flatnonzero(idle[row_of] & (u == best[row_of]))
         chosen_classes[row_of[chosen]] = found.classes[chosen]
     split = taken[times[row_of[taken]] > 1]
@@ -287,10 +286,9 @@ def _below_best(movable: Movable, potentials: np.ndarray) -> tuple[np.ndarray, f
     u, sizes = _totals(found, potentials)
     if not len(u):
         return u, 0.0
-    starts = np.cumsum(found.sizes) - found.sizes
     below = u
-    below -= np.maximum.reduceat(u, starts)[row_of]
-    np.minimum(sizes, np.maximum.reduceat(np.where(below == 0, sizes, 0.0), starts)[row_of], out=sizes)
+    below -= _row_tops(found, u)[row_of]
+    np.minimum(sizes, _row_tops(found, np.where(below == 0, sizes, 0.0))[row_of], out=sizes)
     below[-below <= TIE * sizes] = 0.0
     every = max(1, len(u) // MOST_JUDGED)
     sizes, gaps = sizes[::every], -below[::every]
@@ -304,6 +302,11 @@ def _totals(found: sweep.Candidates, potentials: np.ndarray) -> tuple[np.ndarray
     return found.scores + g, np.abs(found.scores) + np.abs(g)
 
 
+def _row_tops(found: sweep.Candidates, values: np.ndarray) -> np.ndarray:
+    """The largest value among the entries of each row; no row is without any."""
+    return np.maximum.reduceat(values, np.cumsum(found.sizes) - found.sizes)
+
+
 def _falls_short(movable: Movable, units: np.ndarray, potentials: np.ndarray) -> bool:
     """Whether the class of some row is below its best one by more than the rounding of its own numbers."""
     found = movable.found
@@ -312,7 +315,7 @@ def _falls_short(movable: Movable, units: np.ndarray, potentials: np.ndarray) ->
     if not len(u):
         return False
     taken = np.flatnonzero(units)
-    best = np.maximum.reduceat(u, np.cumsum(found.sizes) - found.sizes)[movable.row_of[taken]]
+    best = _row_tops(found, u)[movable.row_of[taken]]
     return bool((best - u[taken] > rounding_of(best, u[taken], own_potentials[taken], potentials)).any())
 
 
@@ -348,11 +351,10 @@ def _between_borders(movable: Movable, units: np.ndarray, potentials: np.ndarray
     usual size fall short by; between the borders it is nothing.
     """
     found, row_of, g = movable.found, movable.row_of, potentials.copy()
-    starts = np.cumsum(found.sizes) - found.sizes
     elsewhere = np.bincount(row_of, units, len(found.sizes))[row_of] > units
     for k in np.flatnonzero(np.isfinite(g) & (np.abs(g) > JUMP * _largest_usual(g))):
         u, here = _totals(found, g)[0], found.classes == k
-        others = np.maximum.reduceat(np.where(here, -np.inf, u), starts)[row_of] if len(u) else u
+        others = _row_tops(found, np.where(here, -np.inf, u))[row_of] if len(u) else u
         ahead = u[here] - others[here]
         down = min(ahead[units[here] > 0].min(initial=np.inf), slack)
         up = min(-ahead[elsewhere[here]].max(initial=-np.inf), slack)
