@@ -66,8 +66,6 @@ STRETCHES = 16  # of the rows, whose sums are added in this order whoever makes 
 DEVICE_ENTRIES = 1 << 24  # differences, or places in clusters, that a device makes at once
 CACHED_ENTRIES = 1 << 17  # differences made at once, in float64: they stay in the processor's cache
 INIT_ROWS, INIT_ROWS_A_CLUSTER = 20_000, 20  # sample that k-means++ draws centres from
-USUAL_ROWS = 1024  # sample that tells how far a usual row is from the middle
-UNUSUAL = 4.0  # times that: a variance beyond is that of a few far rows, and says nothing of the others
 FAR = 1e-7  # of the data's variance: what squares of the steps between float32 numbers may sum to
 DISTINCT = 1e-20  # of the data's variance: a row at this squared distance from its centre is at its centre
 STEP = float(np.finfo(np.float64).eps)  # of a distance: by which rounding moves a centre that comes from there
@@ -195,8 +193,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         if given is not None:
             is_wide |= _is_beyond_float32(given)
         dtype = np.float64 if is_wide else np.float32
-        usual = _usual_variance(source, variance)
-        rows = _Rows(source, cosine, demand, variance, usual, dtype, tol, max_iter, group)
+        rows = _Rows(source, cosine, demand, variance, dtype, tol, max_iter, group)
         random = check_random_state(self.random_state)
         best: _Clustering | None = None
         for _ in range(self.n_init if given is None else 1):
@@ -317,7 +314,6 @@ class _Rows:
     cosine: bool
     demand: dict[str, Any]  # as `sinkhorn_assign` wants it
     variance: float  # mean squared distance from the mean
-    usual: float  # the same, but for rows far from all others
     dtype: type  # of centres
     tol: float
     max_iter: int
@@ -331,7 +327,7 @@ class _Rows:
     @property
     def epsilon(self) -> float:
         """Of the entropic plans, in the units of the scores."""
-        scale = self.usual / 2 if self.cosine else self.usual
+        scale = self.variance / 2 if self.cosine else self.variance
         return EPSILON_SHARE * scale if scale > 0 else 1.0
 
 
@@ -504,16 +500,6 @@ def _mean_and_variance(source: Scores, cosine: bool) -> tuple[np.ndarray, float]
     if where := source.share.team.first("bad features", found):
         raise InvalidScoresError(f"features hold NaN or infinity, the first at {where}")
     raise InvalidScoresError("features are so large that their squares overflow; divide them by a constant")
-
-
-def _usual_variance(source: Scores, variance: float) -> float:
-    """The variance, or where a few far rows make it, what that of the others may be: by medians of a sample."""
-    n_rows = source.share.n_rows
-    sample = gathered(source, draw_rows(n_rows, min(n_rows, USUAL_ROWS), np.random.default_rng(0)))
-    moved, _, unit = centred(sample)
-    squares = np.square(moved - np.median(moved, axis=0), dtype=np.float64).sum(1) * unit**2
-    usual = UNUSUAL * float(np.median(squares))
-    return min(variance, usual) if usual > LEAST_EPSILON / EPSILON_SHARE * 2 else variance
 
 
 def _widest(source: Scores, first: np.ndarray) -> float:

@@ -28,6 +28,7 @@ _part = njit(
 )  # of what Python calls: kept with that
 
 SCALE = 8  # by which `least` falls
+LOOKS_AT_ONCE = 64  # moves out of a class before the next class has its turn, if that is nearer
 LOOKS_A_SORT = 4  # times all moves out of a class that are looked at before its members are sorted anew
 NONE, UNLISTED = -1, -2  # in place of an entry: the end of a list, in no list
 
@@ -63,8 +64,8 @@ class Work(NamedTuple):
 
     after: np.ndarray  # (E,) int64: the member after this one
     bound: np.ndarray  # (E,) float64: its cheapest move when sorted, but for its own class's potential
-    nodes: np.ndarray  # (N_FIELDS, K) int64
-    distance: np.ndarray  # (K,) float64
+    nodes: np.ndarray  # (N_FIELDS, 2 K) int64: of each class, then of the rest of its members
+    distance: np.ndarray  # (2 K,) float64
     level: np.ndarray  # (K,) float64: this and the potential, at most `slack` of it
     dropped: np.ndarray  # (K,) float64: how far potentials have fallen
 
@@ -92,8 +93,8 @@ def repair(board: Board, slack: float, tie: float, stop: np.ndarray) -> Done:
     work = Work(
         np.full(n_entries, UNLISTED),
         np.empty(n_entries),
-        np.zeros((N_FIELDS, n_classes), np.int64),
-        np.empty(n_classes),
+        np.zeros((N_FIELDS, 2 * n_classes), np.int64),
+        np.empty(2 * n_classes),
         np.empty(n_classes),
         np.zeros(n_classes),
     )
@@ -163,9 +164,9 @@ def _repair(board, work, slack, tie, step, stop):
                     potentials[node] -= radius - work.distance[node]
                     work.dropped[node] += radius - work.distance[node]
             if n_found > 0:
-                n_made = _move_along_tree(board, work, n_found, least)
+                n_made, n_left = _move_along_tree(board, work, n_found, least)
                 n_paths += n_made
-                if n_made < n_found and n_idle >= n_wait:
+                if n_left > 0 and n_idle >= n_wait:
                     n_more = _move_for_free(board, work, least, tie)
                     n_paths += n_more
                     n_idle, n_wait = 0, (2 * n_wait + 1 if n_more < n_made else 0)  # it takes as long as a search
@@ -227,21 +228,16 @@ def _move(board, work, leaves, enters, amount, least):
 def _search(board, work, slack, tie, step, least):
     """Dijkstra from all overfull classes at once to the nearest underfull ones.
 
+    The heap holds classes to settle and, as node K + k, the rest of settled class k's members, which cost at least
+    what the next of them does: only moves that are shorter than the way to the found ones are looked at.
     Beyond the nearest it goes on for as much work again: one search then serves many paths. Of ways equally long the
     one of fewest moves counts. Returns how many it found, the distance up to which all classes are settled,
     and moves looked at.
     """
-    nodes, distance = work.nodes, work.distance
-    size, n_settled, n_found, n_looked, n_enough, farthest, radius = (
-        0,
-        0,
-        0,
-        0,
-        np.inf,
-        0.0,
-        _whole(slack, step),
-    )
-    for node in range(distance.size):
+    nodes, distance, n_classes = work.nodes, work.distance, board.counts.size
+    size, n_settled, n_found, n_looked, n_enough, farthest = 0, 0, 0, 0, np.inf, 0.0
+    radius = _whole(slack, step)
+    for node in range(n_classes):
         distance[node], nodes[RANK, node], nodes[LEAVES, node], nodes[PLACE, node] = np.inf, NONE, NONE, NONE
         if board.counts[node] - board.targets[node] >= least:
             distance[node], nodes[HOPS, node], nodes[PLACE, node], nodes[HEAP, size] = 0.0, 0, size, node
@@ -251,57 +247,75 @@ def _search(board, work, slack, tie, step, least):
         node = nodes[HEAP, 0]
         reached = distance[node]
         if reached >= radius or n_looked > n_enough:
-            return n_found, min(radius, reached), n_looked
+            break
         size -= 1
         _sink(work, nodes[HEAP, size], size)
-        nodes[RANK, node] = n_settled
-        n_settled += 1
-        if board.targets[node] - board.counts[node] >= least:
-            nodes[FOUND, n_found] = node
-            n_found += 1
-            farthest = reached
-            if n_found == 1:
-                n_enough = 2.0 * n_looked + distance.size
-        radius = min(radius, reached + _whole(slack - work.dropped[node], step))
-        size, n_more = _reach_out(board, work, node, radius, tie, step, least, size)
+        if node < n_classes:
+            nodes[RANK, node] = n_settled
+            n_settled += 1
+            if board.targets[node] - board.counts[node] >= least:
+                nodes[FOUND, n_found] = node
+                n_found += 1
+                farthest = reached
+                if n_found == 1:
+                    n_enough = 2.0 * n_looked + n_classes
+            radius = min(radius, reached + _whole(slack - work.dropped[node], step))
+            if nodes[LOOKED, node] >= LOOKS_A_SORT * nodes[MOVES, node]:
+                _sort(board, work, node, least)
+            size, n_more = _reach_out(board, work, node, FRESH, radius, tie, step, least, size)
+            n_looked += n_more
+            nodes[AT, node] = NONE
+        size, n_more = _reach_out(board, work, node % n_classes, FIRST, radius, tie, step, least, size)
         n_looked += n_more
     return n_found, (farthest if n_found > 0 else radius), n_looked
 
 
 @_part
-def _reach_out(board, work, node, radius, tie, step, least, size):
-    """Shorten the ways to other classes by the moves out of one; returns the heap's size, and moves looked at."""
+def _reach_out(board, work, node, part, radius, tie, step, least, size):
+    """Shorten the ways to other classes by the moves out of one; returns the heap's size, and moves looked at.
+
+    Of the sorted members it takes those that are nearer than all else in the heap, and a few more.
+    """
     nodes, distance, level, after = work.nodes, work.distance, work.level, work.after
     classes, scores, potentials = board.classes, board.scores, board.potentials
-    if nodes[LOOKED, node] >= LOOKS_A_SORT * nodes[MOVES, node]:
-        _sort(board, work, node, least)
     reached, own, hops, n_looked = distance[node], potentials[node], nodes[HOPS, node] + 1, 0
-    limit = radius - reached - own + 2 * tie
-    for part in (FIRST, FRESH):
-        last, entry = NONE, nodes[part, node]
-        while entry >= 0 and not (part == FIRST and work.bound[entry] >= limit):
-            following = after[entry]
-            if board.units[entry] >= least:
-                row, last, mark = board.row_of[entry], entry, scores[entry] + own + reached + 0.5 * tie
-                n_looked += board.start[row + 1] - board.start[row]
-                for other in range(board.start[row], board.start[row + 1]):
-                    if scores[other] + level[classes[other]] > mark:  # rules most out
-                        second, cost = np.int64(classes[other]), _cost(board, entry, other)
-                        through = reached + (_whole(cost, step) if cost > tie else 0.0)
-                        if through < distance[second] and through < radius:
-                            distance[second], level[second] = through, through + potentials[second]
-                            nodes[HOPS, second], nodes[LEAVES, second], nodes[ENTERS, second] = hops, entry, other
-                            if nodes[PLACE, second] < 0:
-                                nodes[PLACE, second] = size
-                                size += 1
-                            _rise(work, second)
+    nearest = reached + own - 2 * tie
+    last = nodes[AT, node] if part == FIRST else NONE
+    entry = nodes[part, node] if last < 0 else after[last]
+    while entry >= 0:
+        if part == FIRST:
+            through = work.bound[entry] + nearest
+            if through >= radius:
+                break
+            if n_looked > LOOKS_AT_ONCE and size > 0 and through > distance[nodes[HEAP, 0]]:
+                rest = distance.size // 2 + node
+                distance[rest], nodes[HOPS, rest], nodes[HEAP, size], nodes[PLACE, rest] = through, 0, rest, size
+                nodes[AT, node] = last
+                size += 1
+                _rise(work, rest)
+                break
+        following = after[entry]
+        if board.units[entry] >= least:
+            row, last, mark = board.row_of[entry], entry, scores[entry] + own + reached + 0.5 * tie
+            n_looked += board.start[row + 1] - board.start[row]
+            for other in range(board.start[row], board.start[row + 1]):
+                if scores[other] + level[classes[other]] > mark:  # rules most out
+                    second, cost = np.int64(classes[other]), _cost(board, entry, other)
+                    through = reached + (_whole(cost, step) if cost > tie else 0.0)
+                    if through < distance[second] and through < radius:
+                        distance[second], level[second] = through, through + potentials[second]
+                        nodes[HOPS, second], nodes[LEAVES, second], nodes[ENTERS, second] = hops, entry, other
+                        if nodes[PLACE, second] < 0:
+                            nodes[PLACE, second] = size
+                            size += 1
+                        _rise(work, second)
+        else:
+            after[entry] = UNLISTED
+            if last < 0:
+                nodes[part, node] = following
             else:
-                after[entry] = UNLISTED
-                if last < 0:
-                    nodes[part, node] = following
-                else:
-                    after[last] = following
-            entry = following
+                after[last] = following
+        entry = following
     nodes[LOOKED, node] += n_looked
     return size, n_looked
 
@@ -405,14 +419,18 @@ def _sink(work, node, size):
 
 @_part
 def _move_along_tree(board, work, n_found, least):
-    """Pass units down the paths of a search where they do not get in one another's way; returns how many did."""
-    nodes, n_paths = work.nodes, 0
+    """Pass units down the paths of a search where they do not get in one another's way.
+
+    Returns how many did, and how many of the underfull classes still are.
+    """
+    nodes, n_paths, n_left = work.nodes, 0, 0
     for target in nodes[FOUND, :n_found]:
         amount, node = board.targets[target] - board.counts[target], target
         while nodes[LEAVES, node] >= 0:
             amount = min(amount, board.units[nodes[LEAVES, node]])
             node = board.classes[nodes[LEAVES, node]]
         amount = min(amount, board.counts[node] - board.targets[node])
+        n_left += board.targets[target] - board.counts[target] - max(amount, 0) >= least
         if amount < least:
             continue
         board.counts[node] -= amount
@@ -423,7 +441,7 @@ def _move_along_tree(board, work, n_found, least):
             _move(board, work, leaves, nodes[ENTERS, node], amount, least)
             node = board.classes[leaves]
         n_paths += 1
-    return n_paths
+    return n_paths, n_left
 
 
 @_part

@@ -23,7 +23,7 @@ from otlabel.marginals import Rule
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem
 from otlabel.repair import Board, Done, repair, spread_ties
-from otlabel.scores import draw_rows
+from otlabel.scores import draw_rows, row_blocks
 
 ROUNDED = 64 * float(np.finfo(np.float64).eps)  # of the size of what is added: a gap up to this is rounding
 MOST_JUDGED = 1 << 18  # entries whose median says what numbers are usual; beyond, every second, third, ... of them
@@ -35,6 +35,10 @@ SOFT_SLACK = 2.0  # times rho: how far around its price places of soft classes c
 MOST_LEVELS = 1 << 18  # of all soft classes: beyond, as with real sample masses, neighbouring ones count as alike
 SLACK_STEP = 2.0  # how much wider the next pass looks where the candidates did not suffice
 FEW_MORE = 1.5  # times as many candidates: where so few come, the slack widens faster
+STARVED = 0.1  # share of the fewest units of a class under which it is brought in before anything moves
+LEAST_STARVED = 8  # samples that it is to have: of fewer, some classes have none by chance
+COLUMNS_AT_ONCE = 64  # of classes that are brought in: of all rows of a sample
+MUCH_WIDER = 8  # candidates, all classes of all rows, that are taken once as many have been read in vain
 LOOKS_AN_ENTRY = 10.0  # moves that a repair looks at while a pass finds one candidate
 JUMP = 1e6  # from a usual potential to one that is not: what is then taken for rounding is below 2e-8 of the usual
 FINER = 1e-6  # times what counts as nothing for most rows: in passes for those that it is much for
@@ -86,15 +90,23 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
     tie, coarsest = 0.0, TIE * (problem.magnitude + float(np.abs(g[np.isfinite(g)]).max()))
     n_here, no_rows = problem.scores.shape[0], np.empty(0, np.int64)
     weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
-    placement = Placement(np.full(n_here, -1, np.int32), no_rows, no_rows.astype(np.int32), no_rows)
-    slack = first_slack = min(_first_slack(problem, g, rng), SOFT_SLACK * float(problem.rule.rho.min()))
-    n_paths, n_before, left, step, first, n_refined = 0, 0, problem.n_units + 1, SLACK_STEP, True, 0
-    widest = problem.extent + float(np.ptp(g[np.isfinite(g)]))  # potentials that fall by slack must not move it
+    unlabelled = Placement(np.full(n_here, -1, np.int32), no_rows, no_rows.astype(np.int32), no_rows)
+    placement, slack = unlabelled, _first_slack(problem, g, rng)
+    n_paths, n_before, left, step, n_refined = 0, 0, problem.n_units + 1, SLACK_STEP, 0
+    first, may_lift, n_read, n_all = True, True, 0, problem.n_rows * n_classes
+    first_slack, widest = slack, _widest(problem, g)  # potentials that fall by slack must not move these
     while True:
         movable = _movable(problem, g, placement.labels, weights, slack, tie)
         monitor.saw("round", problem.n_rows)
         units = _units(movable, placement, n_classes)
         counts = movable.fixed + np.bincount(movable.found.classes, units, n_classes).astype(np.int64)
+        if may_lift:
+            may_lift, starved = False, _starved(problem, counts)
+            if len(starved):
+                g = _less(_lifted(problem, g, starved, rng), np.zeros(n_classes), problem.rule)
+                placement, slack = unlabelled, _first_slack(problem, g, rng)
+                first_slack, widest = slack, _widest(problem, g)
+                continue
         below, tie = _below_best(movable, g)
         spare = spare_room(problem, g, counts, slack, tie)
         board = _board(movable, below, units, spare, g, counts)
@@ -123,6 +135,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
                 continue
             return Rounded(placement, g, n_paths)
         n_entries, surplus = len(units), int(np.maximum(board.counts - board.targets, 0).sum())
+        n_read += n_entries
         many_looks = done.n_looked > problem.n_rows * n_classes + LOOKS_AN_ENTRY * n_entries
         if many_looks and surplus < left:  # these grow with the candidates, so another pass is cheaper
             left = surplus
@@ -130,7 +143,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         step = 2.0 * step if n_entries < FEW_MORE * n_before else SLACK_STEP
         n_before, left = n_entries, min(left, surplus)
         slack = max(step * slack, coarsest)  # scores may be far smaller than the prices of places
-        if slack > widest:
+        if slack > widest or n_read > n_all <= MUCH_WIDER * n_entries:
             slack = np.inf
 
 
@@ -165,20 +178,64 @@ def _repair(board: Board, slack: float, tie: float) -> Done:
 def _first_slack(problem: Problem, g: np.ndarray, rng: np.random.Generator) -> float:
     """How far below its label a class may be to count as a candidate: judged by a sample, so that they stay few."""
     share, n_takers = problem.scores.share, int(np.count_nonzero(problem.bounds[1]))
-    size = min(len(problem.sampled), max(SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS * n_takers))
-    sample = problem.scores.take(share.within(problem.sampled[draw_rows(len(problem.sampled), size, rng)]))
-    wanted = int(size * max(MOVES_A_ROW, MOVES_A_CLASS * n_takers / share.n_rows)) + 1
-    slack = max(problem.spread, 1e-300) * FIRST_SLACK
+    rows = _sampled(problem, rng)
+    sample = problem.scores.take(share.within(rows))
+    wanted = int(len(rows) * max(MOVES_A_ROW, MOVES_A_CLASS * n_takers / share.n_rows)) + 1
+    most, widest = SOFT_SLACK * float(problem.rule.rho.min()), _widest(problem, g)
+    slack = max((problem.spread or widest) * FIRST_SLACK, 1e-300)
     while True:
         found = sweep.candidates(sample, g, np.full(sample.shape[0], -1, np.int32), slack, 0.0)
         u = found.scores + g[found.classes]
         costs = np.repeat(_row_tops(found, u), found.sizes) - u if len(u) else u
         costs = np.sort(share.team.joined("slack", costs[costs > 0])[0])
         if len(costs) >= wanted:
-            return float(costs[wanted - 1])
-        if slack > problem.extent + np.ptp(g[np.isfinite(g)]):
-            return slack
+            return min(float(costs[wanted - 1]), most)
+        if slack > widest:
+            return min(slack, most)
         slack *= SLACK_STEP
+
+
+def _widest(problem: Problem, g: np.ndarray) -> float:
+    """How far apart two classes can be for a row at the potentials g."""
+    return problem.extent + float(np.ptp(g[np.isfinite(g)]))
+
+
+def _sampled(problem: Problem, rng: np.random.Generator) -> np.ndarray:
+    """A few of the rows (sorted) that samples are taken from, for first looks."""
+    n_takers = int(np.count_nonzero(problem.bounds[1]))
+    size = min(len(problem.sampled), max(SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS * n_takers))
+    return problem.sampled[draw_rows(len(problem.sampled), size, rng)]
+
+
+def _starved(problem: Problem, counts: np.ndarray) -> np.ndarray:
+    """Classes that get next to none of the samples they are to have."""
+    fewest = problem.bounds[0]
+    return np.flatnonzero((counts < STARVED * fewest) & (fewest >= LEAST_STARVED * problem.n_units / problem.n_rows))
+
+
+def _lifted(problem: Problem, potentials: np.ndarray, starved: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Potentials that are raised, class by class, to where a sample says that a class gets about what it is to have.
+
+    The smooth solve and the repair come there in steps of epsilon and of slack: too many for a class far from all rows.
+    """
+    share, g = problem.scores.share, potentials.copy()
+    rows = share.within(_sampled(problem, rng))
+    sample, units = problem.scores.take(rows), np.ones(len(rows)) if problem.weights is None else problem.weights[rows]
+    _, best, _ = sweep.label(sample, potentials)
+    best, units = share.team.joined("lift", best, units)
+    wanted = problem.bounds[0] * (units.sum() / problem.n_units)
+    for some in np.array_split(starved, -(-len(starved) // COLUMNS_AT_ONCE)):
+        here = [block[:, some] for _, block in row_blocks(sample.fine)]
+        (columns,) = share.team.joined("lift", np.concatenate(here or [np.empty((0, len(some)))]).astype(np.float64))
+        for k, column in zip(some, columns.T, strict=True):
+            order = np.argsort(best - column)
+            last = min(int(np.searchsorted(np.cumsum(units[order]), wanted[k])), len(order) - 1)
+            borders = (best - column)[order[last : last + 2]]  # of the last that is to come in, and of the next
+            borders = borders[borders < np.inf]
+            if len(borders):
+                g[k] = max(g[k], borders.mean())
+                best = np.maximum(best, column + g[k])
+    return g
 
 
 def _units(movable: Movable, placement: Placement, n_classes: int) -> np.ndarray:

@@ -484,3 +484,16 @@ def test_whitened_rows_do_not_depend_on_where_they_lie() -> None:
     expected = whitened(open_scores(near), 4)
     found = whitened(open_scores(near.astype(np.float64) + 1.7e9), 4)
     np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-4)
+
+
+def test_a_class_far_from_all_samples_is_brought_in_at_once() -> None:
+    """Its potential is thousands of usual differences away: passes that look ever farther would take a dozen."""
+    rng = np.random.default_rng(0)
+    rows, centres = rng.normal(size=(2000, 8)), rng.normal(size=(20, 8))
+    centres[-1] += 300
+    scores = -((rows[:, None] - centres) ** 2).sum(2)
+    with pytest.warns(UserWarning, match="class-mass error"):
+        result = sinkhorn_assign(scores, method="sinkhorn", max_sweeps=1, epsilon=50.0)
+    np.testing.assert_array_equal(result.labels, hungarian_labels(scores, np.full(20, 100)))
+    assert result.proof.proven
+    assert [step["stage"] for step in result.history].count("repair") <= 8
