@@ -440,7 +440,7 @@ def _newton_direction(objective: Objective, point: Point) -> np.ndarray:
     with np.errstate(over="ignore"):  # of an epsilon that potentials are beyond all reach of
         start = point.potentials[active] / epsilon
     limits = Limits(rule.ranged[active], lo, hi, start, level)
-    y[active] = _solve_within(curvature(scale, diagonal), limits, mass, residual)
+    y[active] = _solve_within(curvature(scale, diagonal), limits, mass, residual, objective.longest_step)
     return np.clip(y, -objective.longest_step, objective.longest_step)
 
 
@@ -471,7 +471,9 @@ class Limits:
     level: Callable[[np.ndarray], float]  # the constant to add to a step, so that classes ask for what there is
 
 
-def _solve_within(curvature: Curvature, limits: Limits, mass: np.ndarray, residual: np.ndarray) -> np.ndarray:
+def _solve_within(
+    curvature: Curvature, limits: Limits, mass: np.ndarray, residual: np.ndarray, longest: float
+) -> np.ndarray:
     """The step to where each ranged class meets a limit, or has potential zero and a mass between.
 
     Source: Hintermueller, Ito, Kunisch, "The primal-dual active set strategy as a semismooth Newton method", SIAM
@@ -479,9 +481,11 @@ def _solve_within(curvature: Curvature, limits: Limits, mass: np.ndarray, residu
     """
     y, ahead, before = np.zeros(len(mass)), mass, None
     may_be_low, may_be_high = limits.ranged & (limits.potentials >= 0), limits.ranged & (limits.potentials <= 0)
+    # A potential that passes zero stops there for this step: jumps from limit to limit may go on for ever.
+    least = np.where(may_be_low & ~may_be_high, np.maximum(-limits.potentials, -longest), -longest)
+    most = np.where(may_be_high & ~may_be_low, np.minimum(-limits.potentials, longest), longest)
     for _ in range(ACTIVE_SETS):
         there = limits.potentials + y
-        # A potential that passes zero stops there for this step: jumps from limit to limit may go on for ever.
         with np.errstate(over="ignore", invalid="ignore"):  # of classes that next to nothing goes to
             low = may_be_low & (there + (limits.lo - ahead) / curvature.diagonal > 0)
             high = may_be_high & (there + (limits.hi - ahead) / curvature.diagonal < 0)
@@ -493,6 +497,7 @@ def _solve_within(curvature: Curvature, limits: Limits, mass: np.ndarray, residu
         near, y = y, np.where(free, 0.0, -limits.potentials)
         y[free] = curvature.solve((aim - curvature.apply(y))[free], free, near[free])
         if limits.ranged.any():  # else which limits bind would swing to and fro with a constant that little else fixes
+            y = np.clip(y, least, most)
             y += limits.level(y)
         ahead = mass + curvature.apply(y)
     return y
