@@ -489,10 +489,13 @@ def _solve_within(
         with np.errstate(over="ignore", invalid="ignore"):  # of classes that next to nothing goes to
             low = may_be_low & (there + (limits.lo - ahead) / curvature.diagonal > 0)
             high = may_be_high & (there + (limits.hi - ahead) / curvature.diagonal < 0)
+        binding = low.astype(int) - high
+        if before is not None:
+            binding[binding * before < 0] = 0
+            if np.array_equal(before, binding):
+                break
+        before, low, high = binding, binding > 0, binding < 0
         free = ~limits.ranged | low | high
-        if before is not None and np.array_equal(before, low.astype(int) - high):
-            break
-        before = low.astype(int) - high
         aim = np.where(low, limits.lo - mass, np.where(high, limits.hi - mass, residual))
         near, y = y, np.where(free, 0.0, -limits.potentials)
         y[free] = curvature.solve((aim - curvature.apply(y))[free], free, near[free])
