@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
         # A shell starts what runs in its background so; processes that tests interrupt would ignore it, too.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if getattr(config.option, "numprocesses", None):
-        # The threads of torch and of linear algebra spin while they wait, and those of several processes for each other.
+        # The threads of torch and of linear algebra spin while they wait, those of several processes for each other.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
