@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 OLD := .venv-floors
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# A test works on one processor as a rule; each process of theirs takes a gigabyte.
+PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 # What uses other packages: compiled code, linear algebra, POT, HDF5, scikit-learn, faiss, plots, pages, training loops.
 CORE := bad_input callbacks cluster clustering_command cli constraints curation entropic exact kmeans lp metrics path \
 	report result soft_assign sources store sweep unbalanced
@@ -16,12 +18,11 @@ help: ## list the targets
 demo: .venv/installed ## label scikit-learn's digits; writes otlabel-demo/
 	$(BIN)/otlabel demo
 
-# A test works on one processor as a rule; each process of theirs takes a gigabyte.
 test: .venv/installed ## run the tests, on up to four processors
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest $(PARALLEL)
 
 floors: $(OLD)/installed ## run the core tests with the oldest packages that pyproject.toml allows
-	$(OLD)/bin/python -m pytest -m "not slow" $(CORE:%=tests/test_%.py)
+	NUMBA_CACHE_DIR=$(CURDIR)/$(OLD)/compiled $(OLD)/bin/python -m pytest -m "not slow" $(PARALLEL) $(CORE:%=tests/test_%.py)
 
 docs: .venv/installed ## build docs/_build/html; FIGURES=1 redraws all pictures first
 	$(if $(FIGURES),$(BIN)/python docs/figures.py --demo)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from threadpoolctl import threadpool_limits
 
 settings.register_profile("otlabel", deadline=None, derandomize=True, database=None, max_examples=30)
 settings.load_profile("otlabel")
@@ -22,6 +24,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell starts what runs in its background so; processes that tests interrupt would ignore it, too.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if getattr(config.option, "numprocesses", None):
+        # The threads of torch and of linear algebra spin while they wait, those of several processes for each other.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -38,7 +43,14 @@ def _is_further_seed_of_card(item: pytest.Item) -> bool:
 
 
 @pytest.fixture
-def num_threads(monkeypatch: pytest.MonkeyPatch):
+def library_threads() -> Iterator[None]:
+    """Linear algebra works on several threads, as it does for users."""
+    with threadpool_limits(max(2, os.cpu_count() or 1)):
+        yield
+
+
+@pytest.fixture
+def num_threads(monkeypatch: pytest.MonkeyPatch, library_threads: None) -> Callable[[int], None]:
     """A function that sets the thread count of the calls that follow."""
     return lambda count: monkeypatch.setenv("OTLABEL_NUM_THREADS", str(count))
 

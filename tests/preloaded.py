@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import h5py  # noqa: F401
@@ -11,6 +12,10 @@ import torch.distributed  # noqa: F401
 
 from otlabel import KL, Range, sinkhorn_assign
 from otlabel.selflabel import SelfLabeler  # noqa: F401
+
+with contextlib.suppress(ImportError):
+    import sklearn.cluster
+    import sklearn.metrics  # noqa: F401
 
 os.environ["OTLABEL_NUM_THREADS"] = "1"  # a process that has threads must not be forked
 for dtype in (np.float32, np.float64):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +20,12 @@ from sklearn.metrics import normalized_mutual_info_score
 from otlabel import demo
 from otlabel.cli import main
 from otlabel.errors import MissingPackageError
+from otlabel.training import config
+from otlabel.training.config import read_config
 from otlabel.training.data import load_images
 
 N_SAMPLES = 1297
+EPOCHS = 10  # a third of the recipe's; the order of the methods is the same
 
 
 class Run(NamedTuple):
@@ -30,12 +34,23 @@ class Run(NamedTuple):
     printed: str
 
 
+def in_few_epochs(seed: int, self_labelled: Callable[[int], demo.Labelled] = demo.self_labelled) -> demo.Labelled:
+    """What a process of the demo calls."""
+    recipe = read_config(demo.RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            config, "read_config", lambda name: recipe.with_values(train__epochs=EPOCHS, labels__n_relabels=2 * EPOCHS)
+        )
+        return self_labelled(seed)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("demo") / "otlabel-demo"
     printed: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "SEEDS", range(2))
+        patch.setattr(demo, "self_labelled", in_few_epochs)
         return Run(demo.run_demo(folder, echo=printed.append), folder, "\n".join(printed))
 
 

@@ -329,7 +329,6 @@ WAITING = """
 import signal, sys, time, otlabel.cli
 for number in (signal.SIGTERM, signal.SIGHUP):  # that these tests were started to ignore, as by nohup
     signal.signal(number, signal.SIG_DFL)
-signal.signal(signal.SIGINT, signal.default_int_handler)
 from otlabel.files import replacing, working_in
 def wait(arguments):
     with working_in(arguments.output), replacing(arguments.output / "labels.npy") as file:

@@ -98,8 +98,6 @@ def test_doors_keep_their_names_and_arguments_and_warn_at_the_caller() -> None:
 
 
 CHILD = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
 import numpy as np
 scores = np.random.default_rng(0).normal(size=(3000, 50))
 print("ready", flush=True)

@@ -6,19 +6,16 @@ import collections
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch
 import torch.distributed as dist
 from problems import clusters, normal
+from ranks import on_ranks
 from scipy.special import log_softmax
 
 import otlabel
@@ -110,6 +107,7 @@ print(1024 * int(status.split("VmHWM:")[1].split()[0]))
 def test_memory_stays_under_the_planned_peak_but_not_far(tmp_path, rounding: Rounding, n_rows, n_classes) -> None:
     np.save(tmp_path / "scores.npy", _problem("clusters", n_rows, n_classes))
     environment = os.environ | {"PYTHONPATH": str(Path(otlabel.__file__).parents[1])}
+    environment.pop("OMP_NUM_THREADS", None)  # each thread of a library has memory of its own
     command = [sys.executable, "-c", MEASURED, str(tmp_path / "scores.npy"), rounding]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100, env=environment)
     peak = estimate((n_rows, n_classes), "float32", rounding=rounding, memory_limit=100 * GB).peak_memory
@@ -119,13 +117,11 @@ def test_memory_stays_under_the_planned_peak_but_not_far(tmp_path, rounding: Rou
 # ---- against what ranks told each other ----
 
 RANKED = {"few": (30_000, 100, "exact"), "probed": (20_000, 500, "exact"), "argmax": (30_000, 40, "argmax")}
-SECONDS = 60
 
 
-def _count_messages(rank: int, port: int, folder: str) -> None:
-    """In a process of its own: rounds and bytes of each problem on two ranks, and of one on one rank."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", timedelta(seconds=SECONDS), world_size=2, rank=rank)
+def _count_messages(group: Any) -> dict[str, dict[str, int]]:
+    """Rounds and bytes of each problem on two ranks, and of one on one rank."""
+    rank = group.rank()
     rounds: collections.Counter[str] = collections.Counter()
     agree = Ranks.agree
 
@@ -139,9 +135,7 @@ def _count_messages(rank: int, port: int, folder: str) -> None:
     for name, (n_rows, n_classes, rounding) in RANKED.items():
         rounds.clear()
         part = slice(rank * n_rows // 2, (rank + 1) * n_rows // 2)
-        result = sinkhorn_assign(
-            _problem("clusters", n_rows, n_classes)[part], rounding=rounding, group=dist.group.WORLD
-        )
+        result = sinkhorn_assign(_problem("clusters", n_rows, n_classes)[part], rounding=rounding, group=group)
         found[name] = {
             "bytes": result.bytes_sent,
             "rounds": rounds.total(),
@@ -152,29 +146,16 @@ def _count_messages(rank: int, port: int, folder: str) -> None:
         }
     if rank == 0:
         found["alone"] = {"bytes": sinkhorn_assign(_problem("clusters", 500, 5), group=alone).bytes_sent}
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, int]]]:
+def told() -> list[dict[str, dict[str, int]]]:
     """What was counted on each of two ranks."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_count_messages, args=(rank, port, str(folder))) for rank in range(2)]
-    for process in processes:
-        process.start()
-    deadline = time.monotonic() + SECONDS
-    for process in processes:
-        process.join(max(0.1, deadline - time.monotonic()))
-    hanging = [process for process in processes if process.is_alive()]
-    for process in hanging:
-        process.kill()
-    assert not hanging
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    found = on_ranks(_count_messages, 2)
+    for answer in found:
+        assert not isinstance(answer, Exception), answer
+    return found
 
 
 @pytest.mark.parametrize("case", RANKED)

@@ -451,7 +451,6 @@ def test_silent_rank_is_named_by_the_others(victim: int, tmp_path: Any) -> None:
 
 def interrupted(group: Any, victim: int, stage: str, waiting: bool) -> tuple[str, str, float, list[int]]:
     """One rank is interrupted at a stage, or while it waits for another; what each raises, and how long that takes."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test that runs in the background ignores it
     rank, scores, struck, seen = group.rank(), scores_of(group, 20_000), [False], [time.monotonic()]
 
     def interrupt() -> None:

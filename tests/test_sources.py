@@ -516,6 +516,7 @@ def test_a_row_of_scores_has_the_same_bits_however_it_is_read(monkeypatch, num_t
     np.testing.assert_array_equal(taken.array, whole[rows], strict=True)
 
 
+@pytest.mark.usefixtures("library_threads")
 def test_large_products_have_the_same_bits_outside_of_a_pass() -> None:
     """Large enough for a linear algebra library to share a product out to threads."""
     rng = np.random.default_rng(0)

@@ -453,7 +453,20 @@ def uninterrupted(folder: Path, rows: np.ndarray, about: dict[str, str] = ABOUT)
     """The bytes of the file that an extraction in one go makes."""
     folder.mkdir()
     extract(FeatureStore(folder / "other.h5"), rows, about)
-    return (folder / "other.h5").read_bytes()
+    return without_times(folder / "other.h5")
+
+
+def without_times(path: Path) -> bytes:
+    """The bytes of a file; when it was made, which h5py before 3.15 writes down, and the checksum of that are zeros."""
+    content = bytearray(path.read_bytes())
+    times = content.index(b"OHDR") + 6
+    flags = content[times - 1]
+    if flags & 0x20:
+        size = times + (20 if flags & 0x10 else 16)
+        messages = size + (1 << (flags & 3))
+        checksum = messages + int.from_bytes(content[size:messages], "little")
+        content[times : times + 16], content[checksum : checksum + 4] = bytes(16), bytes(4)
+    return bytes(content)
 
 
 def test_an_extraction_that_is_killed_again_and_again_goes_on(path: Path) -> None:
@@ -469,7 +482,7 @@ def test_an_extraction_that_is_killed_again_and_again_goes_on(path: Path) -> Non
     process = writer(path, rows)
     assert process.wait() == 0, process.stderr.read()
     process.stderr.close()
-    assert path.read_bytes() == uninterrupted(path.parent / "one", rows)
+    assert without_times(path) == uninterrupted(path.parent / "one", rows)
     log = log_of(path)
     assert log[-1] == ["finished"]
     begun = [int(line[1]) for line in log if line[0] == "begin"]
@@ -492,7 +505,7 @@ def test_a_finish_that_is_killed_is_done_again(path: Path) -> None:
     assert store.begin(*rows.shape, ABOUT).all()
     assert list(path.parent.glob(".*.tmp")) == []
     store.finish()
-    assert path.read_bytes() == uninterrupted(path.parent / "one", rows)
+    assert without_times(path) == uninterrupted(path.parent / "one", rows)
 
 
 def test_a_kill_between_the_rename_and_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

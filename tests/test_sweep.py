@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
+import threading
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -331,6 +334,31 @@ def test_every_task_runs_once_and_errors_surface(num_threads) -> None:
     np.testing.assert_array_equal(done, 1)
     with pytest.raises(KeyError, match="task 300"):
         run_tasks(task, 500)
+
+
+def test_an_interrupt_ends_no_call_before_its_threads(num_threads) -> None:
+    """One that went on would read a file, or write into an array, that its caller has left."""
+    num_threads(3)
+    at_work = list[int]()
+
+    def task(number: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            while len(at_work) < 2:
+                time.sleep(0.001)
+            signal.setitimer(signal.ITIMER_REAL, 0.02)  # while this thread waits for the others
+        else:
+            at_work.append(number)
+            time.sleep(0.1)
+            at_work.remove(number)
+
+    usual = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for _ in range(5):
+            with pytest.raises(KeyboardInterrupt):
+                run_tasks(task, 3)
+            assert at_work == []
+    finally:
+        signal.signal(signal.SIGALRM, usual)
 
 
 @pytest.mark.gpu

@@ -49,13 +49,21 @@ def run_tasks(task: Callable[[int], None], n_tasks: int, extra_threads: int = 0)
         work()
         at_work.release()
 
-    for _ in range(min(thread_count() + extra_threads, n_tasks) - 1):
-        _thread.start_new_thread(help_out, ())
-    work()
-    with gate:
-        shut = True
-    for at_work in entered:
-        at_work.acquire()
+    try:
+        for _ in range(min(thread_count() + extra_threads, n_tasks) - 1):
+            _thread.start_new_thread(help_out, ())
+        work()
+    except BaseException as error:
+        errors.append(error)
+    while not shut or entered:
+        try:
+            with gate:
+                shut = True
+            while entered:
+                with entered[-1]:
+                    entered.pop()
+        except KeyboardInterrupt as error:  # one that waits hears it, too, and goes on waiting: for the task under way
+            errors.append(error)
     if errors:
         raise errors[0]
 
