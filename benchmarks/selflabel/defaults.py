@@ -126,24 +126,27 @@ def page(records: list[dict[str, Any]]) -> str:
 
 
 def _chosen(trials: list[dict[str, Any]]) -> list[str]:
-    sets = list(dict.fromkeys(one["data"] for one in trials))
-    names = list(dict.fromkeys(one["settings"] for one in trials))
-    quality = {name: [_mean(trials, data, name, "quality") for data in sets] for name in names}
-    rows = [
-        (name, *(f"{mine:.3f} / {_mean(trials, data, name, 'nmi'):.3f}" for data, mine in zip(sets, own, strict=True)))
-        for name, own in quality.items()
-    ]
-    first = trials[0]
-    lines = [f"Up to {first['asked']} images, {first['epochs']} epochs, one relabelling in each; quality / NMI.", ""]
-    lines += [*table(("settings", *sets), rows), ""]
-    for left_out, data in enumerate(sets):
-        mean = {
-            name: float(np.mean([one for number, one in enumerate(own) if number != left_out]))
+    """A table for each number of epochs; where all data sets are in it, what any two of them choose."""
+    lines: list[str] = []
+    for epochs in dict.fromkeys(one["epochs"] for one in trials):
+        those = [one for one in trials if one["epochs"] == epochs]
+        sets, names = (list(dict.fromkeys(one[name] for one in those)) for name in ("data", "settings"))
+        quality = {name: [_mean(those, data, name, "quality") for data in sets] for name in names}
+        rows = [
+            (
+                name,
+                *(f"{mine:.3f} / {_mean(those, data, name, 'nmi'):.3f}" for data, mine in zip(sets, own, strict=True)),
+            )
             for name, own in quality.items()
-        }
-        best = max(mean, key=lambda name: mean[name])
-        lines.append(f"Chosen without {data}: {best}, which has {quality[best][left_out]:.3f} there.")
-    return lines
+        ]
+        told = f"Up to {those[0]['asked']} images, {epochs} epochs, one relabelling in each; quality / NMI."
+        lines += [told, "", *table(("settings", *sets), rows), ""]
+        for left_out, data in enumerate(sets if len(sets) > 2 else []):
+            mean = {name: np.mean([*own[:left_out], *own[left_out + 1 :]]) for name, own in quality.items()}
+            best = max(mean, key=lambda name: mean[name])
+            lines.append(f"- Chosen without {data}: {best}, which has {quality[best][left_out]:.3f} there.")
+        lines.append("")
+    return lines[:-1]
 
 
 def _mean(runs: list[dict[str, Any]], data: str, settings: str, name: str) -> float:
