@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -51,6 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "SEEDS", range(2))
         patch.setattr(demo, "self_labelled", in_few_epochs)
+        patch.setattr(demo, "_clothes", lambda: None)  # as where it is not installed
         return Run(demo.run_demo(folder, echo=printed.append), folder, "\n".join(printed))
 
 
@@ -120,6 +123,47 @@ def test_closing_words_follow_the_figures(run: Run, accuracy: float, words: str)
     told = demo.conclusion(replace(run.findings, runs=run.findings.runs | {"self-labelled": own}))
     assert words in told
     assert f"{2 if accuracy > 0.5 else 0} of 2 seeds beat" in " ".join(told.split())
+
+
+def test_words_on_quality_warnings_and_other_data(run: Run) -> None:
+    own = [
+        replace(one, quality=quality, accuracy=accuracy, alarms=alarms)
+        for one, quality, accuracy, alarms in zip(
+            run.findings.runs["self-labelled"], (0.31, 0.42), (0.84, 0.93), ((), ("labels have stopped changing",)),
+            strict=True,
+        )
+    ]  # fmt: skip
+    findings = replace(run.findings, runs=run.findings.runs | {"self-labelled": own})
+    told = " ".join(demo.conclusion(findings).split())
+    assert "0.31 to 0.42 here. The run that it prefers has accuracy 0.93, the one that it likes least 0.84." in told
+    assert "warned in 1 of 2 runs, as of seed 1: labels have stopped changing." in told
+    assert "dataset-fashion-mnist" in told
+    clothes = (replace(own[0], accuracy=0.51, nmi=0.5), replace(own[1], accuracy=0.62, nmi=0.6, quality=0.66))
+    lines = demo.conclusion(replace(findings, clothes=clothes))
+    assert max(map(len, lines.splitlines())) <= 80
+    told = " ".join(lines.split())
+    assert "reach accuracy 0.62 and NMI 0.60; k-means 0.51 and 0.50; quality is 0.66." in told
+    assert "dataset-fashion-mnist" not in told
+
+
+def test_a_second_data_set_is_used_where_there_is_one(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setenv("OTLABEL_DATA", str(tmp_path))
+    monkeypatch.setattr("otlabel.training.data.FASHION_FOLDER", tmp_path)
+    assert demo._clothes() is None
+    rng = np.random.default_rng(0)
+    (tmp_path / "fashion-mnist").mkdir()
+    for part, n in (("train", 60), ("t10k", 10)):
+        for kind, shape in (("images-idx3", (n, 8, 8)), ("labels-idx1", (n,))):
+            values = rng.integers(0, 10, shape, np.uint8)
+            header = struct.pack(">BBBB", 0, 0, 8, len(shape)) + struct.pack(f">{len(shape)}I", *shape)
+            path = tmp_path / "fashion-mnist" / f"{part}-{kind}-ubyte.gz"
+            path.write_bytes(gzip.compress(header + values.tobytes()))
+    monkeypatch.setattr(demo, "N_CLOTHES", 40)
+    monkeypatch.setattr(demo, "CLOTHES_EPOCHS", 1)
+    found = demo.clothes_labelled()
+    assert found.labels.shape == (40,)
+    np.testing.assert_array_equal(found.sizes, np.full(10, 4))
+    assert found.quality is not None
 
 
 def test_classes_get_the_naming_that_is_right_most_often() -> None:

@@ -49,6 +49,16 @@ def test_networks_see_all_of_an_image(channels: int, side: int) -> None:
     assert made(torch.rand(2, channels, side, side)).shape == (2, made.feature_dim)
 
 
+@pytest.mark.parametrize(("shape", "of_views"), [((3, 32, 32), True), ((1, 28, 40), True), ((1, 16, 16), False)])
+def test_labels_are_of_views_where_images_are_large_enough_for_them(shape: tuple[int, ...], of_views: bool) -> None:
+    config = config_of({"data": {"name": "x"}} | suited((5000, *shape), 10))
+    assert config.labels.augmented == of_views
+    assert (config.model.hidden is not None) == of_views
+    few = config_of({"data": {"name": "x"}} | suited((500, *shape), 10))
+    assert few.train.epochs > config.train.epochs
+    assert config.labels.n_relabels >= config.train.epochs
+
+
 def test_vectors_and_sizes_of_data() -> None:
     config = config_of({"data": {"name": "x"}} | suited((700, 30), 5))
     assert (config.model.backbone, config.augment.flip) == ("mlp", False)

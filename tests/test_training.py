@@ -26,6 +26,7 @@ from otlabel import metrics
 from otlabel.cli import main
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.selflabel import load_labels, save_labels
+from otlabel.selflabel.quality import common_view
 from otlabel.training import run as run_module
 from otlabel.training.augment import plain
 from otlabel.training.config import Config, config_of, read_config
@@ -65,6 +66,7 @@ VARIANTS = {
     "one head of k-means": {"labels__method": "kmeans", "model__heads": [12]},
     "rotation": {"train__rotation": 1.0, "train__decay": "steps", "train__drops": [1, 3]},
     "train mode": {"labels__mode": "train"},
+    "labels of views": {"labels__augmented": True},
     "deep heads": {"model__hidden": 9, "labels__schedule": "linear"},
     "uneven": {"labels__range": (0.5, 2.0), "data__imbalance": "heavy"},
     "abstaining": {"labels__abstain": 0.2, "labels__kl": 1.0},
@@ -497,6 +499,41 @@ def test_labels_stay_in_the_last_epochs(method: str) -> None:
         assert seen == [[1, False], [2, True]]
     with pytest.raises(ValueError, match="fixed_epochs is 4, of 4 epochs in all"):
         Run(config(labels__fixed_epochs=4), None)
+
+
+@pytest.mark.parametrize("fixed", [0, 1])
+def test_labels_of_views_and_in_the_end_of_images_as_they_are(fixed: int) -> None:
+    """Views are new ones each time; quality looks at views of the images as they are, however they are labelled."""
+    run = Run(config(labels__augmented=True, labels__n_relabels=3, train__epochs=3, labels__fixed_epochs=fixed), None)
+    as_they_are, seen, update = plain(run.images.train), [], run.labeler.update
+
+    def watched(model: Any, loader: Any, **given: Any) -> Any:
+        index, inputs = (list(parts) for parts in zip(*loader, strict=True))
+        views, images = (torch.cat([one[place] for one in inputs]) for place in range(2))
+        torch.testing.assert_close(torch.cat(index), torch.arange(300))
+        torch.testing.assert_close(images, as_they_are)
+        seen.append(views)
+        return update(model, loader, **given)
+
+    run.labeler.update = watched  # type: ignore[method-assign]
+    while run.epoch < 3:
+        run.train_epoch()
+    *before, last = seen
+    torch.testing.assert_close(last, as_they_are)
+    assert len(before) == 2
+    for number, views in enumerate(before):
+        assert not any(torch.equal(views, other) for other in [*before[:number], as_they_are])
+    view = run_module._Views.common_view([before[0], as_they_are], torch.Generator().manual_seed(1))
+    torch.testing.assert_close(view[0], common_view(as_they_are, torch.Generator().manual_seed(1)))
+
+
+def test_labels_of_views_are_of_sinkhorn_and_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="augmented is of method = 'sinkhorn', this is 'kmeans'"):
+        config(labels__augmented=True, labels__method="kmeans")
+    np.save(tmp_path / "vectors.npy", np.zeros((9, 12), np.float32))
+    given = {"data": {"name": str(tmp_path / "vectors.npy")}, "labels": {"augmented": True}}
+    with pytest.raises(FileFormatError, match="augmented is for images; these data are feature vectors"):
+        train(config_of(given), None)
 
 
 def test_a_rate_that_falls_linearly() -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from otlabel.training.config import Config
     from otlabel.training.data import Images
 
+WORTH_TELLING = 20  # seconds
 _CONFIG_HELP = "a TOML file, or the name of a recipe: digits, fashion_mnist, cifar10, ..."
 
 
@@ -130,7 +131,7 @@ def _run(arguments: argparse.Namespace, config: Config, images: Images | None = 
 
     if Path(arguments.config).is_file():  # else a recipe
         check_apart({f"the run's {name}": arguments.output / name for name in FILES}, {"CONFIG": arguments.config})
-    report = None if arguments.json else _Table()
+    report = None if arguments.json else _Table(config)
     run = train(config, arguments.output, report=report, allow_code=arguments.allow_code, images=images)
     return _end(arguments, run.result)
 
@@ -168,15 +169,19 @@ def _tell(result: dict[str, Any]) -> None:
 
 
 class _Table:
-    """A line an epoch, under a head that comes with the first of them."""
+    """A line an epoch, under a head that comes with the first of them, and once how long it will take.
 
-    def __init__(self) -> None:
-        self._begun = False
+    Args:
+        config: of the run. None: somebody else tells of the time.
+    """
+
+    def __init__(self, config: Config | None = None) -> None:
+        self._config, self._n_lines, self._is_timed = config, 0, config is None
 
     def __call__(self, line: dict[str, Any]) -> None:
-        if not self._begun:
+        if not self._n_lines:
             print(" epoch      loss        lr  relabelled    churn  quality      nmi   seconds")
-        self._begun = True
+        self._n_lines += 1
 
         def shown(name: str) -> str:
             return f"{line[name]:9.3f}" if name in line else f"{'-':>9}"
@@ -186,6 +191,20 @@ class _Table:
             f"{shown('quality')}{shown('nmi')} {line['seconds']:9.2f}",
             flush=True,
         )
+        if self._n_lines > 1 and not self._is_timed:
+            self._tell_time(line)
+
+    def _tell_time(self, line: dict[str, Any]) -> None:
+        """Once, after the first epoch that labels no more often than the others do: at first they label more."""
+        assert self._config is not None
+        n_epochs = self._config.train.epochs
+        if line["relabellings"] > max(1.0, self._config.labels.n_relabels / n_epochs):
+            return
+        self._is_timed = True
+        left = (n_epochs - line["epoch"]) * line["seconds"]
+        if left >= WORTH_TELLING:
+            told = f"{left / 60:.0f} min" if left >= 120 else f"{left:.0f} s"
+            print(f"About {told} to go: {n_epochs} epochs.", flush=True)
 
 
 def _changed(config: Config, changes: list[str]) -> Config:

@@ -65,6 +65,8 @@ class Labels:
     abstain: float = 0.0  # share left unlabelled
     rounding: Literal["exact", "argmax"] = "exact"
     mode: Literal["calibrated", "eval", "train"] = "calibrated"  # of the model while features are extracted
+    # Of sinkhorn: features are of views, drawn as in training; at the end all are labelled once more, as they are.
+    augmented: bool = False
     store: Literal["memory", "hdf5"] = "memory"  # where features go; hdf5: features.h5 in the run's folder
     file: str = ""  # of method = "fixed": labels that an earlier run wrote
 
@@ -79,6 +81,8 @@ class Labels:
             raise ValueError(f"fixed_epochs is {self.fixed_epochs}; give a number of epochs, or 0")
         if not 0 <= self.abstain < 1:
             raise ValueError(f"abstain is {self.abstain}; give a share from 0 to below 1")
+        if self.augmented and self.method != "sinkhorn":
+            raise ValueError(f"augmented is of method = 'sinkhorn', this is {self.method!r}; leave it out")
         if self.method == "fixed" and not self.file:
             raise ValueError("method is 'fixed', but no file is given; name the labels that an earlier run wrote")
 

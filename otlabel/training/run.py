@@ -51,6 +51,7 @@ from otlabel.selflabel import (
     SelfLabeler,
 )
 from otlabel.selflabel.model import forward_only
+from otlabel.selflabel.quality import common_view
 from otlabel.text import one_line
 from otlabel.training.augment import Augmentation, four_turns, plain, with_channels
 from otlabel.training.config import Config
@@ -183,6 +184,9 @@ class Run:
             self._relabel(progress)  # and then draw: by the labels that the batch is trained on
             total += self._step(torch.tensor(list(itertools.islice(drawn, size))), generator, progress)
         self.epoch += 1
+        is_over = self.epoch == config.epochs < self._settled_at
+        if is_over and self.config.labels.augmented and self.labeler.schedule is not None:
+            self._update(self._samples(as_they_are=True))
         line = {
             "epoch": self.epoch,
             "loss": float(total) / len(sizes),
@@ -238,8 +242,18 @@ class Run:
         recorded = self.config.labels.method == "argmax" and not settling
         if recorded and progress < 1:
             return  # nothing has been recorded yet: the first epoch trains on random labels
+        self._update(None if recorded else self._samples(as_they_are=settling))
+
+    def _samples(self, *, as_they_are: bool) -> Iterable[tuple[Tensor, Any]]:
+        """What is labelled: all samples, or a view of each, which follows from the seed and the relabelling."""
+        if not self.config.labels.augmented:
+            return _Plain(self._pixels)
+        generator = torch.Generator(self.device)
+        generator.manual_seed(_seed(self.config.train.seed, self.labeler.n_updates, 4))
+        return _Views(self._pixels, None if as_they_are else self.config.augment, generator)
+
+    def _update(self, loader: Iterable[tuple[Tensor, Any]] | None) -> None:
         try:
-            loader = None if recorded else _Plain(self._pixels)
             self.labeler.update(self.model, loader, optimizer=self.optimizer)
             if self.labeler.best_update == self.labeler.n_updates:
                 self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
@@ -395,6 +409,43 @@ class _Plain:
             yield index, images if images.ndim == 2 else plain(images)
 
 
+class _Views:
+    """A view of each image, and the image as it is: the one is labelled, quality looks at the other.
+
+    Labels of views are those of what the network is trained on. They differ a little each time, so that it learns what
+    is common to an image's views, rather than its labels by heart.
+
+    Args:
+        pixels: (N, C, H, W) uint8.
+        augment: makes the views. None: what is labelled are the images as they are.
+        generator: of the views.
+    """
+
+    def __init__(self, pixels: Tensor, augment: Augmentation | None, generator: torch.Generator) -> None:
+        self._pixels, self._augment, self._generator = pixels, augment, generator
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        for index, images in _Plain(self._pixels):
+            part = self._pixels[index[0] : index[-1] + 1]
+            yield index, [images if self._augment is None else self._augment(part, self._generator), images]
+
+    # How a labeler reads these.
+
+    @staticmethod
+    def features(model: Any, inputs: list[Tensor]) -> Tensor:
+        """Of what is to be labelled."""
+        return model.features(inputs[0])
+
+    @staticmethod
+    def heads(model: Any) -> Any:
+        return model.heads
+
+    @staticmethod
+    def common_view(inputs: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+        """Of the images as they are."""
+        return [common_view(inputs[1], generator)]
+
+
 # ---- what a config says ----
 
 
@@ -420,6 +471,8 @@ def loaded(config: Config) -> Images:
         )
     if len(images.train) < 2:
         raise ValueError("one sample cannot be trained on")
+    if config.labels.augmented and images.train.ndim == 2:
+        raise FileFormatError("[labels] augmented is for images; these data are feature vectors")
     if config.train.rotation:
         if images.train.ndim == 2:
             raise FileFormatError("[train] rotation is for images; these data are feature vectors")
@@ -494,9 +547,13 @@ def _labeler(config: Config, images: Images, folder: Path | None) -> SelfLabeler
         if folder is None:
             raise ValueError("store = 'hdf5' needs a folder for the run")
         store = FeatureStore(folder / "features.h5")
+    reading: dict[str, Any] = {}
+    if labels.augmented:
+        reading = {"features": _Views.features, "heads": _Views.heads, "views": _Views.common_view}
     labeler = SelfLabeler(
         n_samples,
         _heads(config, images),
+        **reading,
         labeling=labeling,
         schedule=schedule,
         store=store,

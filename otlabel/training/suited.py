@@ -16,9 +16,9 @@ SMALL_SIDE = 16  # pixels; images up to this keep their size in the first block
 LEAST_MAP = 4  # pixels of a side that halving goes down to
 FIRST_WIDTH, LAST_WIDTH = 32, 256
 N_HEADS = 4
-SAMPLES_SEEN = 200_000  # over a training, within these numbers of epochs
-EPOCHS = (15, 60)
-PER_EPOCH = 2  # relabellings
+HIDDEN = 256  # width of a layer in each head, where labels are made of views
+SEEN, EPOCHS, PER_EPOCH = 200_000, (15, 60), 2  # samples in all, within these numbers of epochs; relabellings
+SEEN_OF_VIEWS, EPOCHS_OF_VIEWS, PER_EPOCH_OF_VIEWS = 300_000, (15, 200), 1  # labels that vary are learned more slowly
 MLP_WIDTH = 256
 
 
@@ -27,8 +27,9 @@ def suited(shape: tuple[int, ...], n_classes: int) -> dict[str, Any]:
 
     Images: a convolutional network that halves them until its field of view covers all of an image; random crops, small
     turns, and changes of light; of colours also hue and grey. Only images in colour, which are taken for photographs,
-    are mirrored: left and right may matter in others, as in letters and digits. Vectors: two hidden layers; numbers of
-    other samples put in place of some.
+    are mirrored: left and right may matter in others, as in letters and digits. Of images of more than 16 pixels labels
+    are made of such views, too, by heads with a hidden layer. Vectors: two hidden layers; numbers of other samples put
+    in place of some.
 
     Args:
         shape: (N, C, H, W) or (N, D).
@@ -40,11 +41,15 @@ def suited(shape: tuple[int, ...], n_classes: int) -> dict[str, Any]:
     if n_classes < 2:
         raise ValueError(f"{n_classes} classes: give at least 2")
     vectors = len(shape) == 2
-    low, high = EPOCHS
-    epochs = min(max(round(SAMPLES_SEEN / shape[0]), low), high)
+    of_views = not vectors and min(shape[2:]) > SMALL_SIDE
+    seen, (low, high), per_epoch = SEEN, EPOCHS, PER_EPOCH
+    if of_views:
+        seen, (low, high), per_epoch = SEEN_OF_VIEWS, EPOCHS_OF_VIEWS, PER_EPOCH_OF_VIEWS
+    epochs = min(max(round(seen / shape[0]), low), high)
+    model = _perceptron() if vectors else _covering(min(shape[2:]))
     return {
-        "model": {**(_perceptron() if vectors else _covering(min(shape[2:]))), "heads": [n_classes] * N_HEADS},
-        "labels": {"n_relabels": PER_EPOCH * epochs, "schedule": "quadratic"},
+        "model": {**model, "heads": [n_classes] * N_HEADS, **({"hidden": HIDDEN} if of_views else {})},
+        "labels": {"n_relabels": per_epoch * epochs, "schedule": "quadratic", "augmented": of_views},
         "augment": {"swap": 0.3} if vectors else _views(shape[1]),
         "train": {"epochs": epochs, "batch_size": 64, "lr": 0.1, "nesterov": True, "weight_decay": 5e-4},
     }
