@@ -17,9 +17,10 @@ from otlabel.errors import InvalidScoresError
 from otlabel.selflabel import IndexedDataset, MultiHead, SelfLabeler, TensorStore, calibration
 
 N, D, K = 90, 6, 3
+TRAINED = 1000  # batches, after which nothing is left of what a layer began with
 
 
-def make_model(dropout: float = 0.3) -> MultiHead:
+def make_model(dropout: float = 0.3, batches: int = TRAINED) -> MultiHead:
     """Its running averages are far off what its weights give."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -30,7 +31,7 @@ def make_model(dropout: float = 0.3) -> MultiHead:
     for layer in (backbone[1], backbone[5]):
         layer.running_mean += 2
         layer.running_var *= 5
-        layer.num_batches_tracked += 7
+        layer.num_batches_tracked += batches
     return model.train()
 
 
@@ -99,6 +100,40 @@ def test_features_have_the_averages_of_plain_samples(loader: str) -> None:
     expected = by_hand(model, inputs)
     np.testing.assert_allclose(rows_of(model, LOADERS[loader](inputs)), expected, atol=1e-5)
     assert np.abs(rows_of(model, LOADERS[loader](inputs), mode="eval") - expected).max() > 0.5
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.5, None])
+@pytest.mark.parametrize("batches", [0, 1, 3])
+def test_layers_keep_as_much_of_their_own_averages_as_they_would_of_what_they_began_with(
+    batches: int, momentum: float | None
+) -> None:
+    model, inputs = make_model(batches=batches), make_inputs()
+    first = model.backbone[1]
+    for layer in (first, model.backbone[5]):
+        layer.momentum = momentum
+    seen: list[Tensor] = []
+    first.register_forward_hook(
+        lambda layer, *_: None if layer.training else seen.append(torch.stack([layer.running_mean, layer.running_var]))
+    )
+    rows = rows_of(model, in_lists(inputs))
+    x = model.backbone[0](inputs).detach()
+    anew, own = torch.stack([x.mean(0), x.var(0)]), torch.stack([first.running_mean, first.running_var])
+    trained = nn.BatchNorm1d(8, momentum=momentum)  # begins with 0, and is then trained on such batches
+    for _ in range(batches):
+        trained(torch.stack([-torch.ones(8), torch.ones(8)]) + 1)
+    share = float(1 - trained.running_mean[0])
+    np.testing.assert_allclose(seen[0], share * own + (1 - share) * anew, rtol=1e-4)
+    if batches == 0:
+        np.testing.assert_array_equal(rows, rows_of(model, in_lists(inputs), mode="eval"))
+
+
+def test_own_averages_that_are_not_finite_are_not_kept() -> None:
+    model, inputs = make_model(batches=3), make_inputs()
+    expected = by_hand(model, inputs)
+    for layer in (model.backbone[1], model.backbone[5]):
+        layer.running_mean.fill_(np.nan)
+        layer.running_var.fill_(np.inf)
+    np.testing.assert_allclose(rows_of(model, in_lists(inputs)), expected, atol=1e-5)
 
 
 def state_of(model: nn.Module) -> list[Any]:
@@ -191,6 +226,7 @@ def test_heads_with_batch_normalisation_and_models_read_by_logits() -> None:
     head = nn.Sequential(nn.Linear(D, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, K))
     whole = nn.Sequential(body, head)
     head[1].running_mean += 3
+    head[1].num_batches_tracked += TRAINED
     shown: dict[str, Any] = {"features": lambda m, x: m[0](x), "heads": lambda m: [m[1]]}
     labelers = [SelfLabeler(N, K, **how) for how in (shown, {})]
     for labeler in labelers:
@@ -222,6 +258,7 @@ def test_inputs_of_several_parts_and_of_different_lengths(padded: bool) -> None:
     torch.manual_seed(0)
     model, tokens = Keyed(), torch.randint(1, 9, (N, 6))
     model.norm.running_mean += 4
+    model.norm.num_batches_tracked += TRAINED
     given = {"scale": torch.ones(4) * 2, "name": "text"}
     items = [
         (index, given | {"tokens": nn.functional.pad(tokens[index], (0, number * padded))})

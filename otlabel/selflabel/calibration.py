@@ -4,6 +4,10 @@ In training, a layer of batch normalisation uses the mean and variance of each b
 averages, which lag behind the weights and are of augmented samples. So a network in evaluation mode gives features that
 it has never trained on. Here these layers see some batches of samples without augmentation, drawn evenly from all of
 them whatever their order, and average over these; in the end everything is as it was.
+
+An untrained layer is left alone at first. It has mean 0 and variance 1, so that random filters pass on what varies most
+in the samples; with averages of its own each of them would count the same, and the first labels, which all later ones
+grow from, would be nearer to chance (`benchmarks/selflabel/modes.py`).
 """
 
 from __future__ import annotations
@@ -49,8 +53,10 @@ def calibrated(
 ) -> Iterator[Iterable[Any]]:
     """For the time being, the model's BatchNorm layers have averages of samples of the loader, as the weights are now.
 
-        mean = 1/B sum_b mean_b,   variance = 1/B sum_b variance_b      over B batches, about 40 of 64 samples
+        averages = (1 - m)^t own + (1 - (1 - m)^t) 1/B sum_b (mean_b, variance_b)     B batches, about 40 of 64 samples
 
+    with the layer's momentum m and the batches t that it has been trained on: as much of what it began with is left in
+    its own. (Of plain means, momentum=None, nothing is left after the first batch.)
     A layer that is in evaluation mode while the model is in training mode is frozen, and stays as it is. Averages,
     their counts, modes and random states are put back. Of processes that share the work each runs its part of the
     batches, and all have the averages of all.
@@ -73,6 +79,10 @@ def calibrated(
         yield loader
         return
     before = [_state(layer) for layer in layers]
+    own = [_share_of_start(layer) for layer in layers]
+    if all(share == 1 for share in own):
+        yield loader
+        return
     try:
         with _same_random_numbers(seen.model, loader):
             batches, loader = _batches(loader, n_samples, parted, np.random.default_rng(seed), team)
@@ -80,7 +90,7 @@ def calibrated(
             if any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):  # they wait for each other at each batch
                 n_batches = int(-team.largest("batches", -n_batches)[0])
             _average(seen, layers, itertools.islice(batches, n_batches), amp)
-        _settle(layers, before, team)
+        _settle(layers, before, own, team)
         yield loader
     finally:
         for layer, state in zip(layers, before, strict=True):
@@ -116,6 +126,12 @@ def _layers(model: nn.Module) -> list[Any]:
     ]
 
 
+def _share_of_start(layer: Any) -> float:
+    """How much of what a layer began with is left in its averages."""
+    batches = int(layer.num_batches_tracked)
+    return float((1 - layer.momentum) ** batches) if layer.momentum is not None else float(batches == 0)
+
+
 def _state(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
     return layer.running_mean.clone(), layer.running_var.clone(), layer.num_batches_tracked.clone()
 
@@ -148,24 +164,25 @@ def _average(seen: View, layers: list[Any], batches: Iterable[Any], amp: torch.d
                 layer.momentum = momentum
 
 
-def _settle(layers: list[Any], before: list[tuple[Tensor, Tensor, Tensor]], team: Alone) -> None:
-    """Averages over all processes. A layer that no batch came to, or that is not finite then, has its own again.
+def _settle(layers: list[Any], before: list[tuple[Tensor, Tensor, Tensor]], own: list[float], team: Alone) -> None:
+    """Averages over all processes, with the share of its own that each layer keeps.
 
-    What is wrong with a sample is told by the extraction, which knows its number.
+    A layer that no batch came to, or that is not finite then, has its own alone. What is wrong with a sample is told by the extraction, which knows its number.
     """
     sums = []
     for layer in layers:
         count = float(layer.num_batches_tracked)
         both = torch.stack([layer.running_mean, layer.running_var]).double().cpu().numpy()
         sums.append(np.append(both.ravel() * count if count else np.zeros(both.size), count))
-    for layer, state, found in zip(layers, before, team.total("averages", *sums), strict=True):
+    for layer, state, share, found in zip(layers, before, own, team.total("averages", *sums), strict=True):
         count = found[-1]
         means = found[:-1].reshape(2, -1) / max(count, 1)
         if not count or not np.isfinite(means).all():
             _put_back(layer, state)
             continue
-        for tensor, value in zip((layer.running_mean, layer.running_var), means, strict=True):
-            tensor.copy_(torch.from_numpy(value))
+        for tensor, mine, value in zip((layer.running_mean, layer.running_var), state, means, strict=False):
+            anew = torch.from_numpy(value).to(mine)
+            tensor.copy_(torch.where(mine.isfinite(), share * mine + (1 - share) * anew, anew))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,181 @@
+"""By which averages of BatchNorm labels are best made: modes of extraction side by side, every run on record.
+
+    python benchmarks/selflabel/modes.py              # all runs; goes on where it was interrupted
+    python benchmarks/selflabel/modes.py --tables     # nothing is run: the page from the records
+
+Runs have the settings of `otlabel.training.suited`, in short, and some another network. A record is a line of
+`results/modes.jsonl`; `results/modes.md` is made from these lines alone. Data are sought as for `quality.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import t as student
+from torch.nn.modules.batchnorm import _BatchNorm
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from machine import describe_machine, machine_line
+from quality import N_CLASSES, plain_of, write_texts
+
+from otlabel import metrics
+from otlabel.selflabel.calibration import calibrated
+from otlabel.selflabel.features import parted
+from otlabel.selflabel.model import view
+from otlabel.training.config import config_of
+from otlabel.training.data import Images, load_images, part_of
+from otlabel.training.evaluate import evaluate
+from otlabel.training.run import Run
+from otlabel.training.suited import suited
+
+RESULTS = Path(__file__).parent.parent / "results"
+RECORDS, PAGE = RESULTS / "modes.jsonl", RESULTS / "modes.md"
+SAMPLES, TEST, EPOCHS, RELABELLINGS = 1000, 2000, 12, 24
+LONG = 1_000_000  # batches
+MODES = {  # what averages are of
+    "eval": "the running averages: of augmented samples, lagging behind the weights",
+    "views": "averages made anew of augmented samples",
+    "calibrated at once": "averages made anew of samples as they are",
+    "calibrated": 'the same, mixed with what is left of the values that an untrained layer has: `mode="calibrated"`',
+}
+MIXED = {  # to see when it matters
+    "eval in the first epoch": "then calibrated",
+    "calibrated in the first epoch": "then eval",
+}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "suited": {},
+    "narrow": {  # what quality.py trains on digits
+        "model": {"backbone": "small_convnet", "options": {"widths": [16, 32, 64], "strides": [1, 2, 2]}},
+        "augment": {"rotate": 20, "zoom": [0.7, 1.3], "shift": 0.1},
+        "train": {"lr": 0.05},
+    },
+    "small_resnet": {"model": {"backbone": "small_resnet", "options": {"width": 8}}},
+}
+CASES = [
+    ("digits", "suited"),
+    ("fashion-mnist", "suited"),
+    ("digits", "narrow"),
+    ("wordnet", "suited"),
+    ("digits", "small_resnet"),
+    ("cifar10", "suited"),
+    ("fashion-mnist", "small_resnet"),
+]
+MEASURES = ("nmi", "quality", "knn", "probe")
+
+
+def images_for(data: str, folder: Path) -> tuple[Images, np.ndarray]:
+    """Few images to train on, few to test on; the texts' classes apart, as vectors have none."""
+    if data == "wordnet":
+        images = part_of(load_images(str(folder / "wordnet.npy")), SAMPLES)
+        rows = part_of(Images("", torch.arange(len(np.load(folder / "wordnet.npy")))[:, None]), SAMPLES).train[:, 0]
+        return images, np.load(folder / "wordnet_classes.npy")[rows]
+    images = part_of(load_images(data), SAMPLES)
+    images = dataclasses.replace(images, test=images.test[:TEST], test_labels=images.test_labels[:TEST])
+    return images, images.train_labels.numpy()
+
+
+def run_one(data: str, network: str, mode: str, seed: int, images: Images, truth: np.ndarray) -> dict[str, Any]:
+    started, change = time.process_time(), NETWORKS[network]
+    given: dict[str, Any] = suited(tuple(images.train.shape), N_CLASSES[data])
+    given["data"] = {"name": images.name, "n_samples": None if data == "wordnet" else SAMPLES}
+    given["data"] = {key: value for key, value in given["data"].items() if value is not None}
+    given["model"] |= change.get("model", {})
+    given["labels"] |= {"n_relabels": RELABELLINGS, "mode": "calibrated" if mode == "calibrated" else "eval"}
+    given["train"] |= {"epochs": EPOCHS, "seed": seed, "threads": 1} | change.get("train", {})
+    given["augment"] = change.get("augment", given["augment"])
+    run = Run(config_of(given, f"{data}, {network}"), None, images=images)
+    update, seen = run.labeler.update, view(run.model, run.labeler.n_classes, None, None)
+    parts = torch.arange(len(truth)).split(256)
+    layers = [one for one in run.model.modules() if isinstance(one, _BatchNorm)]
+    as_they_are = [(index, plain_of(images.train[index])) for index in parts]
+    course: list[tuple[float, float]] = []
+
+    def updated(model: Any, loader: Any, **more: Any) -> Any:
+        drawn = torch.Generator().manual_seed(run.labeler.n_updates)
+        shown = as_they_are
+        if mode == "views":
+            shown = [(index, run.config.augment(images.train[index], drawn)) for index in parts]
+        first = mode in MIXED and run.epoch == 0
+        anew = mode in ("views", "calibrated at once") or first == (mode == "calibrated in the first epoch")
+        around: Any = contextlib.nullcontext()
+        if anew and mode not in ("eval", "calibrated"):
+            for layer in layers:  # as if it had been trained for long
+                layer.num_batches_tracked += LONG
+            around = calibrated(seen, shown, len(truth), parted, seed=run.labeler.n_updates)
+        with around:
+            records = update(model, loader, **more)
+        if anew and mode not in ("eval", "calibrated"):
+            for layer in layers:
+                layer.num_batches_tracked -= LONG
+        course.append((run.epoch, float(np.mean([metrics.nmi(truth, one) for one in run.labeler.labels.numpy()]))))
+        return records
+
+    run.labeler.update = updated  # type: ignore[method-assign]
+    while run.epoch < EPOCHS:
+        run.train_epoch()
+    run.labeler.schedule = None
+    updated(run.model, as_they_are)
+    found = {"nmi": course[-1][1], "quality": float(np.mean(run.labeler.quality))}
+    if images.test is not None:
+        found |= evaluate(run.model, images, run.config.evaluation, run.device)
+        with calibrated(seen, as_they_are, len(truth), parted, seed=0):
+            anew = evaluate(run.model, images, run.config.evaluation, run.device)
+        found |= {f"{name}, averages of samples as they are": value for name, value in anew.items()}
+    return {
+        "data": data, "network": network, "mode": mode, "seed": seed, "result": found,
+        "course": [nmi for _, nmi in course], "cpu_seconds": time.process_time() - started,
+    }  # fmt: skip
+
+
+def read() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines()] if RECORDS.exists() else []
+
+
+def wanted(seeds: int) -> Iterator[tuple[str, str, int, str]]:
+    for (data, network), seed, mode in itertools.product(CASES, range(seeds), MODES | MIXED):
+        if mode in MODES or network == "narrow":
+            yield data, network, seed, mode
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="a data set")
+    parser.add_argument("--tables", action="store_true", help="run nothing, write the page")
+    arguments = parser.parse_args()
+    lines = read()
+    if not arguments.tables:
+        done = {(one["data"], one["network"], one["seed"], one["mode"]) for one in lines}
+        warnings.simplefilter("ignore")
+        with tempfile.TemporaryDirectory() as made:
+            folder, loaded = Path(made), {}
+            write_texts(folder)
+            for data, network, seed, mode in wanted(arguments.seeds):
+                if (data, network, seed, mode) in done or arguments.only not in ("", data):
+                    continue
+                if data not in loaded:
+                    loaded[data] = images_for(data, folder)
+                record = run_one(data, network, mode, seed, *loaded[data])
+                lines.append(record | {"machine": describe_machine(("otlabel", "torch", "numpy"))})
+                with RECORDS.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(lines[-1]) + "\n")
+                print(data, network, mode, seed, record["result"], f"{record['cpu_seconds']:.0f} s", flush=True)
+    print(PAGE, student.ppf(0.975, 2), machine_line)
+
+
+if __name__ == "__main__":
+    main()
