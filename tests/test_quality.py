@@ -228,6 +228,7 @@ def test_views_leave_modes_averages_and_random_numbers() -> None:
     inputs, _ = clusters()
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.BatchNorm1d(D), nn.Dropout(0.5))
+    backbone[0].num_batches_tracked += 3
     for mode in ("calibrated", "eval", "train"):
         model = MultiHead(backbone, D, [K, K]).train()
         with_views = SelfLabeler(N, [K, K], mode=mode)

@@ -259,9 +259,19 @@ def measure(known_by: dict[str, Any], folder: str) -> dict[str, Any]:
         "key": key_of(known_by),
         "settings": known_by,
         "result": result,
+        "alarms": alarms_of(run.labeler.history),
         "seconds": seconds,
         "machine": describe_machine(PACKAGES),
     }
+
+
+def alarms_of(history: list[dict[str, Any]]) -> dict[str, float]:
+    """Of each kind of alarm, by the words that it begins with, the epoch of the first."""
+    first: dict[str, float] = {}
+    for record in history:
+        for text in record["alarms"]:
+            first.setdefault(" ".join(text.split()[:4]), record["epochs_trained"])
+    return first
 
 
 @functools.lru_cache(8)

@@ -167,7 +167,8 @@ def _average(seen: View, layers: list[Any], batches: Iterable[Any], amp: torch.d
 def _settle(layers: list[Any], before: list[tuple[Tensor, Tensor, Tensor]], own: list[float], team: Alone) -> None:
     """Averages over all processes, with the share of its own that each layer keeps.
 
-    A layer that no batch came to, or that is not finite then, has its own alone. What is wrong with a sample is told by the extraction, which knows its number.
+    A layer that no batch came to, or that is not finite then, has its own alone. What is wrong with a sample is told by
+    the extraction, which knows its number.
     """
     sums = []
     for layer in layers:
