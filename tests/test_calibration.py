@@ -102,38 +102,27 @@ def test_features_have_the_averages_of_plain_samples(loader: str) -> None:
     assert np.abs(rows_of(model, LOADERS[loader](inputs), mode="eval") - expected).max() > 0.5
 
 
-@pytest.mark.parametrize("momentum", [0.1, 0.5, None])
-@pytest.mark.parametrize("batches", [0, 1, 3])
-def test_layers_keep_as_much_of_their_own_averages_as_they_would_of_what_they_began_with(
-    batches: int, momentum: float | None
-) -> None:
-    model, inputs = make_model(batches=batches), make_inputs()
-    first = model.backbone[1]
-    for layer in (first, model.backbone[5]):
-        layer.momentum = momentum
-    seen: list[Tensor] = []
-    first.register_forward_hook(
-        lambda layer, *_: None if layer.training else seen.append(torch.stack([layer.running_mean, layer.running_var]))
-    )
-    rows = rows_of(model, in_lists(inputs))
-    x = model.backbone[0](inputs).detach()
-    anew, own = torch.stack([x.mean(0), x.var(0)]), torch.stack([first.running_mean, first.running_var])
-    trained = nn.BatchNorm1d(8, momentum=momentum)  # begins with 0, and is then trained on such batches
-    for _ in range(batches):
-        trained(torch.stack([-torch.ones(8), torch.ones(8)]) + 1)
-    share = float(1 - trained.running_mean[0])
-    np.testing.assert_allclose(seen[0], share * own + (1 - share) * anew, rtol=1e-4)
-    if batches == 0:
-        np.testing.assert_array_equal(rows, rows_of(model, in_lists(inputs), mode="eval"))
-
-
-def test_own_averages_that_are_not_finite_are_not_kept() -> None:
-    model, inputs = make_model(batches=3), make_inputs()
-    expected = by_hand(model, inputs)
+@pytest.mark.parametrize("batches", [0, calibration.UNTRAINED - 1])
+def test_untrained_layers_stay_as_they_are(batches: int) -> None:
+    inputs, model = make_inputs(), make_model(batches=batches)
+    as_it_is = rows_of(model, in_lists(inputs), mode="eval")
+    loader = Anew(in_lists(inputs))
+    np.testing.assert_array_equal(rows_of(model, loader), as_it_is)
+    assert loader.times == 1  # and cost nothing
     for layer in (model.backbone[1], model.backbone[5]):
-        layer.running_mean.fill_(np.nan)
-        layer.running_var.fill_(np.inf)
-    np.testing.assert_allclose(rows_of(model, in_lists(inputs)), expected, atol=1e-5)
+        layer.num_batches_tracked += calibration.UNTRAINED - batches
+    np.testing.assert_allclose(rows_of(model, in_lists(inputs)), by_hand(model, inputs), atol=1e-5)
+
+
+def test_of_trained_and_untrained_layers_each_is_treated_as_what_it_is() -> None:
+    inputs, model = make_inputs(), make_model()
+    model.backbone[5].num_batches_tracked.zero_()  # as new layers on top of a network that was trained elsewhere
+    own = model.backbone[5].running_mean.clone()
+    expected = copy.deepcopy(model).eval()
+    first = expected.backbone[0](inputs).detach()
+    expected.backbone[1].running_mean, expected.backbone[1].running_var = first.mean(0), first.var(0)
+    np.testing.assert_allclose(rows_of(model, in_lists(inputs)), expected.features(inputs).detach(), atol=1e-5)
+    assert torch.equal(model.backbone[5].running_mean, own)
 
 
 def state_of(model: nn.Module) -> list[Any]:

@@ -50,7 +50,7 @@ MODES = {  # what averages are of
     "eval": "the running averages: of augmented samples, lagging behind the weights",
     "views": "averages made anew of augmented samples",
     "calibrated at once": "averages made anew of samples as they are",
-    "calibrated": 'the same, mixed with what is left of the values that an untrained layer has: `mode="calibrated"`',
+    "calibrated": 'the same, once layers have been trained on 20 batches: `mode="calibrated"`',
 }
 MIXED = {  # to see when it matters
     "eval in the first epoch": "then calibrated",

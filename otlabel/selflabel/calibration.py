@@ -5,9 +5,9 @@ averages, which lag behind the weights and are of augmented samples. So a networ
 it has never trained on. Here these layers see some batches of samples without augmentation, drawn evenly from all of
 them whatever their order, and average over these; in the end everything is as it was.
 
-An untrained layer is left alone at first. It has mean 0 and variance 1, so that random filters pass on what varies most
-in the samples; with averages of its own each of them would count the same, and the first labels, which all later ones
-grow from, would be nearer to chance (`benchmarks/selflabel/modes.py`).
+Untrained layers have mean 0 and variance 1, and are left alone. So random filters pass on what varies most in the
+samples; were each of them normalised, it would count like any other, and the first labels, which all later ones grow
+from, would be nearer to chance (`benchmarks/selflabel/modes.py`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from torch.utils.data import (
 from otlabel.distributed import ALONE, Alone
 from otlabel.selflabel.model import NoRowsError, View, forward_only, joined, n_bytes, taken, to_device
 
+UNTRAINED = 20  # batches; with the usual momentum, an eighth of what a layer began with is left by then
 N_BATCHES, BATCH = 40, 64  # of samples that the averages are made of, over all processes
 MOST_BYTES = 1 << 30  # of samples that are kept until batches are mixed from them, where a loader only goes through all
 
@@ -53,12 +54,11 @@ def calibrated(
 ) -> Iterator[Iterable[Any]]:
     """For the time being, the model's BatchNorm layers have averages of samples of the loader, as the weights are now.
 
-        averages = (1 - m)^t own + (1 - (1 - m)^t) 1/B sum_b (mean_b, variance_b)     B batches, about 40 of 64 samples
+        mean = 1/B sum_b mean_b,   variance = 1/B sum_b variance_b      over B batches, about 40 of 64 samples
 
-    with the layer's momentum m and the batches t that it has been trained on: as much of what it began with is left in
-    its own. (Of plain means, momentum=None, nothing is left after the first batch.)
-    A layer that is in evaluation mode while the model is in training mode is frozen, and stays as it is. Averages,
-    their counts, modes and random states are put back. Of processes that share the work each runs its part of the
+    A layer that is in evaluation mode while the model is in training mode is frozen, and stays as it is; so does one
+    that has been trained on fewer than 20 batches, in the averages of which none of other weights can weigh much.
+    Averages, their counts, modes and random states are put back. Of processes that share the work each runs its part of the
     batches, and all have the averages of all.
 
     Args:
@@ -74,15 +74,11 @@ def calibrated(
     Yields:
         The loader to extract with: an iterator is given back whole.
     """
-    layers = _layers(seen.model)
+    layers = [layer for layer in _layers(seen.model) if int(layer.num_batches_tracked) >= UNTRAINED]
     if not layers:
         yield loader
         return
     before = [_state(layer) for layer in layers]
-    own = [_share_of_start(layer) for layer in layers]
-    if all(share == 1 for share in own):
-        yield loader
-        return
     try:
         with _same_random_numbers(seen.model, loader):
             batches, loader = _batches(loader, n_samples, parted, np.random.default_rng(seed), team)
@@ -90,7 +86,7 @@ def calibrated(
             if any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):  # they wait for each other at each batch
                 n_batches = int(-team.largest("batches", -n_batches)[0])
             _average(seen, layers, itertools.islice(batches, n_batches), amp)
-        _settle(layers, before, own, team)
+        _settle(layers, before, team)
         yield loader
     finally:
         for layer, state in zip(layers, before, strict=True):
@@ -126,12 +122,6 @@ def _layers(model: nn.Module) -> list[Any]:
     ]
 
 
-def _share_of_start(layer: Any) -> float:
-    """How much of what a layer began with is left in its averages."""
-    batches = int(layer.num_batches_tracked)
-    return float((1 - layer.momentum) ** batches) if layer.momentum is not None else float(batches == 0)
-
-
 def _state(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
     return layer.running_mean.clone(), layer.running_var.clone(), layer.num_batches_tracked.clone()
 
@@ -164,26 +154,24 @@ def _average(seen: View, layers: list[Any], batches: Iterable[Any], amp: torch.d
                 layer.momentum = momentum
 
 
-def _settle(layers: list[Any], before: list[tuple[Tensor, Tensor, Tensor]], own: list[float], team: Alone) -> None:
-    """Averages over all processes, with the share of its own that each layer keeps.
+def _settle(layers: list[Any], before: list[tuple[Tensor, Tensor, Tensor]], team: Alone) -> None:
+    """Averages over all processes. A layer that no batch came to, or that is not finite then, has its own again.
 
-    A layer that no batch came to, or that is not finite then, has its own alone. What is wrong with a sample is told by
-    the extraction, which knows its number.
+    What is wrong with a sample is told by the extraction, which knows its number.
     """
     sums = []
     for layer in layers:
         count = float(layer.num_batches_tracked)
         both = torch.stack([layer.running_mean, layer.running_var]).double().cpu().numpy()
         sums.append(np.append(both.ravel() * count if count else np.zeros(both.size), count))
-    for layer, state, share, found in zip(layers, before, own, team.total("averages", *sums), strict=True):
+    for layer, state, found in zip(layers, before, team.total("averages", *sums), strict=True):
         count = found[-1]
         means = found[:-1].reshape(2, -1) / max(count, 1)
         if not count or not np.isfinite(means).all():
             _put_back(layer, state)
             continue
-        for tensor, mine, value in zip((layer.running_mean, layer.running_var), state, means, strict=False):
-            anew = torch.from_numpy(value).to(mine)
-            tensor.copy_(torch.where(mine.isfinite(), share * mine + (1 - share) * anew, anew))
+        for tensor, value in zip((layer.running_mean, layer.running_var), means, strict=True):
+            tensor.copy_(torch.from_numpy(value))
 
 
 @contextlib.contextmanager

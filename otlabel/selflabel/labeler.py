@@ -88,11 +88,10 @@ class SelfLabeler:
             which knows what to do with images and vectors; for other inputs there is no quality then.
         truth: (N,) true classes, if there are any: the history then has the NMI of each labelling. Never used else.
         mode: of the model while features are extracted. "calibrated": in evaluation mode, but layers of BatchNorm have
-            averages made anew of about 40 batches of 64 samples of the loader, mixed with what is left of those that
-            an untrained layer begins with; for other models the same as "eval". That costs as much as to extract 2560
-            samples, all of them where there are fewer. "eval": with the running averages as training has left them,
-            which lag behind the weights and are of augmented samples. "train": as SeLa's authors do it, with the
-            averages of each batch.
+            averages made anew of about 40 batches of 64 samples of the loader, once trained on 20 batches; for other
+            models the same as "eval". That costs as much as to extract 2560 samples, all of them where there are fewer.
+            "eval": with the running averages as training has left them, which lag behind the weights and are of
+            augmented samples. "train": as SeLa's authors do it, with the averages of each batch.
         amp: dtype of automatic mixed precision for the extraction, such as torch.bfloat16. None: none.
         steps_per_epoch: lets `due(step=...)` serve a schedule in epochs. None: not needed.
         seed: of the first labels and of all that labelings draw.
