@@ -337,6 +337,25 @@ def test_features_that_stay_are_told() -> None:
         assert all((record["feature_drift"] > 0.5) == moves for record in labeler.history[2:])
 
 
+@pytest.mark.parametrize("mode", ["calibrated", "train"])
+def test_features_of_frozen_weights_stay_while_averages_of_new_layers_settle(mode: str) -> None:
+    inputs, _ = clusters()
+    model = MultiHead(nn.Sequential(nn.Linear(D, D), nn.BatchNorm1d(D), nn.ReLU(), nn.BatchNorm1d(D)), D, [K, K])
+    labeler = SelfLabeler(N, [K, K], mode=mode, views=lambda x, generator: x + 0.1)
+    for _ in range(6):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            labeler.update(model.train(), batches(inputs))
+        for index, shown in batches(inputs) * 3:  # averages move, weights do not
+            labeler.loss([torch.zeros(len(index), K)] * 2, index)
+            model(shown)
+    drifts = [record.get("feature_drift") for record in labeler.history[::2]]
+    known = [drift for drift in drifts if drift is not None]
+    assert len(known) >= 2
+    assert max(known) < 0.1
+    assert any("only the heads learn" in text for text in labeler.history[-1]["alarms"])
+
+
 def test_a_ruined_run_is_told_as_it_trains() -> None:
     inputs, _ = clusters()
     labeler = SelfLabeler(N, [K, K], schedule=AtTimes([0, 1, 2, 3, 4, 30]))

@@ -74,6 +74,7 @@ CASES = [
     ("cifar10", "suited"),
     ("fashion-mnist", "small_resnet"),
 ]
+FOUND = """PLACEHOLDER"""
 MEASURES = ("nmi", "quality", "knn", "probe")
 
 
@@ -151,6 +152,57 @@ def wanted(seeds: int) -> Iterator[tuple[str, str, int, str]]:
             yield data, network, seed, mode
 
 
+# ---- the page ----
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half of Student's 95 % interval of it."""
+    if len(values) < 2 or any(np.isnan(values)):
+        return "-"
+    reach = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{np.mean(values):.3f} ± {reach:.3f}"
+
+
+def tables(lines: list[dict[str, Any]]) -> str:
+    names = ("first NMI", "NMI", "quality", "knn", "probe")
+    parts = []
+    for data, network in CASES:
+        runs: dict[str, dict[int, list[float]]] = {}
+        for line in lines:
+            if (line["data"], line["network"]) == (data, network):
+                figures = [line["course"][0], *(line["result"].get(name, float("nan")) for name in MEASURES)]
+                runs.setdefault(line["mode"], {})[line["seed"]] = figures
+        if not runs:
+            continue
+        rows = [f"## {data}, {network}", "", f"| averages | {' | '.join(names)} | seeds |", "|---" * 7 + "|"]
+        for mode in (*MODES, *MIXED):
+            if mode in runs:
+                columns = [interval(list(column)) for column in zip(*runs[mode].values(), strict=True)]
+                rows.append(f"| {mode} | {' | '.join(columns)} | {len(runs[mode])} |")
+        for one, other in (("calibrated", "eval"), ("calibrated at once", "eval"), ("views", "calibrated at once")):
+            seeds = sorted(runs.get(one, {}).keys() & runs.get(other, {}).keys())
+            pairs = [np.subtract(runs[one][seed], runs[other][seed]).tolist() for seed in seeds]
+            if len(pairs) > 1:
+                columns = [interval(list(column)) for column in zip(*pairs, strict=True)]
+                rows.append(f"| *{one} less {other}* | {' | '.join(columns)} | {len(pairs)} |")
+        parts.append("\n".join(rows))
+    told = "\n".join(f"- {mode}: {what}" for mode, what in (MODES | MIXED).items())
+    return "\n\n".join(
+        [
+            "# By which averages of BatchNorm labels are best made",
+            f"Runs of {EPOCHS} epochs and {RELABELLINGS} relabellings on {SAMPLES} samples, with the settings of "
+            "`otlabel.training.suited`; `narrow` and `small_resnet` are other networks. Mean over seeds with half of "
+            "Student's 95 % interval; of differences, over pairs of the same seed. The NMI is that of the labels with the "
+            "truth, of the first labels and at the end; `knn` and `probe` are accuracies of the frozen features, in "
+            f"evaluation mode, on {TEST} test images. Made by `python benchmarks/selflabel/modes.py`.",
+            told,
+            FOUND,
+            *parts,
+            machine_line(lines[-1]["machine"]),
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
@@ -174,7 +226,7 @@ def main() -> None:
                 with RECORDS.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(lines[-1]) + "\n")
                 print(data, network, mode, seed, record["result"], f"{record['cpu_seconds']:.0f} s", flush=True)
-    print(PAGE, student.ppf(0.975, 2), machine_line)
+    PAGE.write_text(tables(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

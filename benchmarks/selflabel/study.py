@@ -97,12 +97,10 @@ def _methods(**changes: Any) -> list[Row]:
 
 
 def _imbalanced(kind: str) -> list[Row]:
-    rules = [
-        Row(f"Sinkhorn, {name}, {heads}", "Sinkhorn", heads, rule | {"data__imbalance": kind})
-        for heads in HEADS
-        for name, rule in RULES.items()
-    ]
-    return [row for row in _methods(data__imbalance=kind) if row.method != "random, fixed"] + rules
+    """All methods but random labels, with as many classes as there are; Sinkhorn also by other rules of sizes."""
+    methods = [row for row in _methods(data__imbalance=kind) if row.heads == "K=10" and row.method != "random, fixed"]
+    rules = [Row(f"Sinkhorn, {name}", changes=rule | {"data__imbalance": kind}) for name, rule in RULES.items()]
+    return methods + rules
 
 
 QUESTIONS: dict[str, tuple[str, list[Row]]] = {
@@ -114,12 +112,12 @@ QUESTIONS: dict[str, tuple[str, list[Row]]] = {
         [
             Row(f"K={k}, T={n}", heads="K=10" if k == 10 else "K=64", changes={"model__heads": [k] * n})
             for k in (10, 64, 128)
-            for n in (1, 4, 10)
+            for n in (1, 4)
         ],
     ),
     "relabellings": (
         "How often labels are made anew",
-        [Row(f"{n:g} an epoch", changes={"relabellings": n}) for n in (0, 0.25, 0.5, 1, 2, 5)],
+        [Row(f"{n:g} an epoch", changes={"relabellings": n}) for n in (0, 0.5, 1, 2, 5)],
     ),
     "transfer": (
         "A fresh network on the labels of another",
@@ -609,7 +607,7 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist,cifar10", help=f"parted by commas: {', '.join(BASES)}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side (2)")
     parser.add_argument("--choose", action=argparse.BooleanOptionalAction, default=True, help="settings by quality")
     parser.add_argument("--small", action="store_true", help="little data, few epochs, two seeds; kept apart")

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 STUCK_LOSS = 0.98  # of log K: what a model that has learned nothing pays
-TRAINED, RELABELLED = 5, 3  # epochs and relabellings before anything but a loss that is not finite means something
+# Before so many epochs, or a quarter of the training and one epoch, and so many relabellings nothing but a loss that is
+# not finite means anything.
+TRAINED, RELABELLED = 4, 3
 CHURNING = 0.9  # of what random labels change
 FROZEN = 1e-4  # share of labels that change
 POOR = 0.05  # quality, once a quarter of the training is over, or FAR epochs where its end is not known
@@ -37,7 +39,8 @@ def raised(
     loss = last[0]["loss"]
     if loss is not None and not math.isfinite(loss):
         return {"diverged": "the loss is not finite: training has diverged; lower the learning rate"}
-    if last[0]["epochs_trained"] < TRAINED or last[0]["update"] < RELABELLED:
+    least = 1 if share_done is not None and share_done >= QUARTER else TRAINED
+    if last[0]["epochs_trained"] < least or last[0]["update"] < RELABELLED:
         return {}  # at the beginning everything looks like this
     found = {}
     log_k = float(np.mean(np.log(n_classes)))

@@ -57,9 +57,8 @@ def calibrated(
         mean = 1/B sum_b mean_b,   variance = 1/B sum_b variance_b      over B batches, about 40 of 64 samples
 
     A layer that is in evaluation mode while the model is in training mode is frozen, and stays as it is; so does one
-    that has been trained on fewer than 20 batches, in the averages of which none of other weights can weigh much.
-    Averages, their counts, modes and random states are put back. Of processes that share the work each runs its part of the
-    batches, and all have the averages of all.
+    that has been trained on fewer than 20 batches. Averages, their counts, modes and random states are put back. Of
+    processes that share the work each runs its part of the batches, and all have the averages of all.
 
     Args:
         seen: the model, as `view` sees it.
@@ -74,7 +73,7 @@ def calibrated(
     Yields:
         The loader to extract with: an iterator is given back whole.
     """
-    layers = [layer for layer in _layers(seen.model) if int(layer.num_batches_tracked) >= UNTRAINED]
+    layers = [layer for layer in _layers(seen.model) if not _is_untrained(layer)]
     if not layers:
         yield loader
         return
@@ -91,6 +90,11 @@ def calibrated(
     finally:
         for layer, state in zip(layers, before, strict=True):
             _put_back(layer, state)
+
+
+def has_untrained(model: nn.Module) -> bool:
+    """Whether the model has layers whose averages are those of an untrained one, and will be others soon."""
+    return any(map(_is_untrained, _layers(model)))
 
 
 @contextlib.contextmanager
@@ -120,6 +124,10 @@ def _layers(model: nn.Module) -> list[Any]:
         and layer.num_batches_tracked is not None
         and not is_lazy(layer.running_mean)
     ]
+
+
+def _is_untrained(layer: Any) -> bool:
+    return int(layer.num_batches_tracked) < UNTRAINED
 
 
 def _state(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
