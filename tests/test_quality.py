@@ -288,6 +288,10 @@ def course(*qualities: float, loss: float = 1.0, epochs: float = 3.0) -> list[di
         (course(0.05, 0.1, 0.13, 0.12), 0.9, "", ""),  # little, but no guess
         (course(0.02, 0.05, 0.2, 0.2, loss=0.05), 0.1, "by heart", "loss is 0.05.*by heart.*Augment"),
         (course(0.1, 0.5, 0.6, 0.7, loss=0.05), 0.5, "", ""),
+        (course(0.02, 0.05, 0.2, 0.2, loss=0.05, epochs=0.5), 0.2, "", ""),  # an epoch and a half, of many
+        (course(0.02, 0.05, 0.2, 0.2, loss=0.05, epochs=0.5), 0.3, "by heart", "by heart"),  # of five
+        (course(0.02, 0.05, 0.2, 0.2, loss=0.05, epochs=0.3), 0.3, "", ""),  # less than one tells nothing
+        (course(0.02, 0.05, 0.2, 0.2, 0.2, loss=0.05, epochs=1), None, "by heart", "by heart"),
         (course(0.1, 0.55, 0.4, 0.27), 0.9, "ruined", "fallen from 0.55, after relabelling 2, to 0.27.*best_labels"),
         (course(0.1, 0.55, 0.5, 0.27), 0.2, "", ""),  # once may be chance
         (course(0.1, 0.55, 0.2, 0.5), 0.9, "", ""),  # it has recovered

@@ -192,8 +192,8 @@ def tables(lines: list[dict[str, Any]]) -> str:
             "# By which averages of BatchNorm labels are best made",
             f"Runs of {EPOCHS} epochs and {RELABELLINGS} relabellings on {SAMPLES} samples, with the settings of "
             "`otlabel.training.suited`; `narrow` and `small_resnet` are other networks. Mean over seeds with half of "
-            "Student's 95 % interval; of differences, over pairs of the same seed. The NMI is that of the labels with the "
-            "truth, of the first labels and at the end; `knn` and `probe` are accuracies of the frozen features, in "
+            "Student's 95 % interval; of differences, over pairs of the same seed. The NMI is of labels and truth, "
+            "of the first labels and at the end; `knn` and `probe` are accuracies of the frozen features, in "
             f"evaluation mode, on {TEST} test images. Made by `python benchmarks/selflabel/modes.py`.",
             told,
             FOUND,
