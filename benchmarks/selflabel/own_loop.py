@@ -109,8 +109,6 @@ def to_markdown(report: dict[str, Any]) -> str:
         lines += [f"## {data}, {report['samples']} samples at most, {report['epochs']} epochs", ""]
         heads = ("variant", "NMI", "NMI of the best labels", "quality", "last loss", "first alarm", "CPU s")
         lines += table(heads, rows)
-            ("variant", "NMI", "NMI of the best labels", "quality", "last loss", "first alarm", "CPU s"), rows
-        )
         lines += ["", f"Spearman's rank correlation of quality with NMI: {order:.2f}.", ""]
     return "\n".join(lines)
 
