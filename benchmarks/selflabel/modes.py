@@ -63,16 +63,18 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "augment": {"rotate": 20, "zoom": [0.7, 1.3], "shift": 0.1},
         "train": {"lr": 0.05},
     },
+    "rate 1": {"train": {"lr": 1.0}},  # ten times that of suited
     "small_resnet": {"model": {"backbone": "small_resnet", "options": {"width": 8}}},
 }
 CASES = [
     ("digits", "suited"),
     ("fashion-mnist", "suited"),
-    ("digits", "narrow"),
-    ("wordnet", "suited"),
-    ("digits", "small_resnet"),
     ("cifar10", "suited"),
-    ("fashion-mnist", "small_resnet"),
+    ("wordnet", "suited"),
+    ("digits", "narrow"),
+    ("digits", "rate 1"),
+    ("wordnet", "rate 1"),
+    ("digits", "small_resnet"),
 ]
 FOUND = """PLACEHOLDER"""
 MEASURES = ("nmi", "quality", "knn", "probe")
