@@ -476,7 +476,7 @@ class Study:
 
     def sentences(self) -> list[str]:
         """Sinkhorn against the other labels: ahead, behind or no difference, by a t-test over paired seeds."""
-        told, names = [], ("knn", "probe", "nmi")
+        together, told, names = [], [], ("knn", "probe", "nmi")
         for other in ("k-means", "argmax"):
             of_all = []
             for data, (question, heads) in itertools.product(self.arguments.data.split(","), COMPARED):
@@ -491,8 +491,9 @@ class Study:
                 told.append(f"- {where}: Sinkhorn labels against {other} labels: {'; '.join(parts)}.")
             if len(of_all) > 1:
                 parts = [f"{name} {_compared([one[name] for one in of_all])}" for name in names]
-                told.append(f"- **All {len(of_all)} of these, as so many pairs: {'; '.join(parts)}.**")
-        return told
+                against = f"Sinkhorn labels against {other} labels, all {len(of_all)} comparisons as so many pairs"
+                together.append(f"- **{against}: {'; '.join(parts)}.**")
+        return together + told
 
     def _by_seed(self, data: str, question: str, method: str, heads: str) -> dict[int, dict[str, float]]:
         row = next(r for r in QUESTIONS[question][1] if (r.method, r.heads) == (method, heads))
@@ -541,7 +542,8 @@ classes than there are, were left out. Every method was cut alike.
 
 ## What may be said
 
-Difference of the means with its 95 % interval over paired seeds; "no difference" where that holds zero.
+Difference of the means with its 95 % interval over paired seeds; "no difference" where that holds zero. `knn` and
+`probe` judge features, `nmi` labels.
 
 {said}
 
