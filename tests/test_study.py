@@ -58,7 +58,7 @@ def test_runs_have_the_settings_of_the_highest_quality_and_labels_are_there_befo
 
 
 def test_runs_of_before_are_found_and_differ_in_nothing_that_they_had(study: Any) -> None:
-    for name, _ in study.MENDED:
+    for name, *_ in study.MENDED:
         pairs = study._before(name)
         assert [old["settings"]["train"]["seed"] for old, _ in pairs] == [0, 1, 2], name
         for old, now in pairs:
