@@ -209,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="a data set")
+    parser.add_argument("--modes", default=",".join(MODES | MIXED), help="parted by commas")
     parser.add_argument("--tables", action="store_true", help="run nothing, write the page")
     arguments = parser.parse_args()
     lines = read()
@@ -220,6 +221,8 @@ def main() -> None:
             write_texts(folder)
             for data, network, seed, mode in wanted(arguments.seeds):
                 if (data, network, seed, mode) in done or arguments.only not in ("", data):
+                    continue
+                if mode not in arguments.modes.split(","):
                     continue
                 if data not in loaded:
                     loaded[data] = images_for(data, folder)
