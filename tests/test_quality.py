@@ -312,10 +312,12 @@ def test_histories_without_quality_say_nothing_of_it() -> None:
     assert alarms.raised(history, [10], 0.9) == {}
 
 
-def test_views_that_may_be_of_no_class_say_nothing_of_learning_by_heart() -> None:
+def test_views_that_may_be_of_no_class_say_little_of_learning_by_heart() -> None:
     history = course(0.02, 0.05, 0.2, 0.2, loss=0.05)
     assert set(alarms.raised(history, [10], 0.1)) == {"by heart"}
     assert alarms.raised(history, [10], 0.1, views_keep=False) == {}
+    nearly_chance = course(0.02, 0.05, 0.06, 0.06, loss=0.05)
+    assert set(alarms.raised(nearly_chance, [10], 0.1, views_keep=False)) == {"by heart"}
 
 
 def test_features_that_stay_are_told() -> None:

@@ -16,6 +16,7 @@ FROZEN = 1e-4  # share of labels that change
 POOR = 0.05  # quality, once a quarter of the training is over, or FAR epochs where its end is not known
 QUARTER, FAR = 0.25, 10
 KNOWN, UNSEEN = 0.5, 0.55  # probability of the labels in training; share of it that quality has at least
+UNSEEN_OF_VECTORS = 0.1  # the same where views may be of no class
 FALLEN, WORTH = 0.75, 0.3  # of the best quality; which was worth something
 STILL = 0.1  # relative change of features since the first relabelling
 COLLAPSED_CLASS = 0.9  # share of the samples that one class would take
@@ -96,7 +97,7 @@ def _of_quality(
             "relabel less often"
         }
     probability = 0.0 if last["loss"] is None else math.exp(-last["loss"])
-    if views_keep and probability > KNOWN and now < UNSEEN * probability:
+    if probability > KNOWN and now < (UNSEEN if views_keep else UNSEEN_OF_VECTORS) * probability:
         return {
             "by heart": f"the loss is {last['loss']:.2g}, but quality is {now:.2f}: the model knows its samples by "
             "heart, and views of them tell it little. Augment what it trains on, or augment more"
