@@ -9,8 +9,8 @@ import numpy as np
 
 STUCK_LOSS = 0.98  # of log K: what a model that has learned nothing pays
 # Before so many epochs, or a quarter of the training and one epoch, and so many relabellings nothing but a loss that is
-# not finite means anything.
-TRAINED, RELABELLED = 4, 3
+# not finite means anything. Loaders that drop the last batch show a little less of five epochs.
+TRAINED, RELABELLED = 4.5, 3
 CHURNING = 0.9  # of what random labels change
 FROZEN = 1e-4  # share of labels that change
 POOR = 0.05  # quality, once a quarter of the training is over, or FAR epochs where its end is not known
@@ -18,7 +18,7 @@ QUARTER, FAR = 0.25, 10
 KNOWN, UNSEEN = 0.5, 0.55  # probability of the labels in training; share of it that quality has at least
 UNSEEN_OF_VECTORS = 0.1  # the same where views may be of no class
 FALLEN, WORTH = 0.75, 0.3  # of the best quality; which was worth something
-STILL = 0.1  # relative change of features since the first relabelling
+STILL = 0.05  # relative change of features since the first relabelling that counts
 COLLAPSED_CLASS = 0.9  # share of the samples that one class would take
 COLLAPSED_FEATURES = 0.99  # length of the mean of features of length 1
 
