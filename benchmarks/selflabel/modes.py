@@ -76,7 +76,13 @@ CASES = [
     ("wordnet", "rate 1"),
     ("digits", "small_resnet"),
 ]
-FOUND = """PLACEHOLDER"""
+FOUND = """What matters most is the first epoch. Layers of an untrained network have mean 0 and variance 1. Labels made
+so, without normalisation, are nearer to the classes than labels of normalised layers on every data set here (first
+NMI), and later ones grow from them: on `narrow` it is enough to calibrate in the first epoch to end as low as by
+calibrating always, and to leave the first epoch alone to end as high as by running averages. So `mode="calibrated"`
+leaves layers alone that have been trained on fewer than 20 batches. Whether averages are of augmented samples makes no
+difference that shows (`views`). Calibrating later on is worth little in runs as short as these, most at a high rate,
+where running averages lag behind; no setting loses by it more than seeds differ."""
 MEASURES = ("nmi", "quality", "knn", "probe")
 
 
@@ -165,6 +171,18 @@ def interval(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ± {reach:.3f}"
 
 
+def together(lines: list[dict[str, Any]], one: str, other: str) -> str:
+    """The difference over all pairs of runs that differ in the mode alone."""
+    runs = {(r["data"], r["network"], r["seed"], r["mode"]): r["result"] for r in lines}
+    pairs = [
+        (result, runs[*key[:3], other]) for key, result in runs.items() if key[3] == one and (*key[:3], other) in runs
+    ]
+    cells = []
+    for name in MEASURES:
+        cells.append(interval([a[name] - b[name] for a, b in pairs if name in a]))
+    return f"| *{one} less {other}* | {' | '.join(cells)} | {len(pairs)} |"
+
+
 def tables(lines: list[dict[str, Any]]) -> str:
     names = ("first NMI", "NMI", "quality", "knn", "probe")
     parts = []
@@ -199,6 +217,15 @@ def tables(lines: list[dict[str, Any]]) -> str:
             f"evaluation mode, on {TEST} test images. Made by `python benchmarks/selflabel/modes.py`.",
             told,
             FOUND,
+            "\n".join(
+                [
+                    f"| all pairs of runs | {' | '.join(names[1:])} | pairs |",
+                    "|---" * 6 + "|",
+                    together(lines, "calibrated", "eval"),
+                    together(lines, "calibrated", "calibrated at once"),
+                    together(lines, "views", "calibrated at once"),
+                ]
+            ),
             *parts,
             machine_line(lines[-1]["machine"]),
         ]
