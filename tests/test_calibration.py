@@ -17,9 +17,10 @@ from otlabel.errors import InvalidScoresError
 from otlabel.selflabel import IndexedDataset, MultiHead, SelfLabeler, TensorStore, calibration
 
 N, D, K = 90, 6, 3
+TRAINED = 1000  # batches, after which nothing is left of what a layer began with
 
 
-def make_model(dropout: float = 0.3) -> MultiHead:
+def make_model(dropout: float = 0.3, batches: int = TRAINED) -> MultiHead:
     """Its running averages are far off what its weights give."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -30,7 +31,7 @@ def make_model(dropout: float = 0.3) -> MultiHead:
     for layer in (backbone[1], backbone[5]):
         layer.running_mean += 2
         layer.running_var *= 5
-        layer.num_batches_tracked += 7
+        layer.num_batches_tracked += batches
     return model.train()
 
 
@@ -99,6 +100,29 @@ def test_features_have_the_averages_of_plain_samples(loader: str) -> None:
     expected = by_hand(model, inputs)
     np.testing.assert_allclose(rows_of(model, LOADERS[loader](inputs)), expected, atol=1e-5)
     assert np.abs(rows_of(model, LOADERS[loader](inputs), mode="eval") - expected).max() > 0.5
+
+
+@pytest.mark.parametrize("batches", [0, calibration.UNTRAINED - 1])
+def test_untrained_layers_stay_as_they_are(batches: int) -> None:
+    inputs, model = make_inputs(), make_model(batches=batches)
+    as_it_is = rows_of(model, in_lists(inputs), mode="eval")
+    loader = Anew(in_lists(inputs))
+    np.testing.assert_array_equal(rows_of(model, loader), as_it_is)
+    assert loader.times == 1  # and cost nothing
+    for layer in (model.backbone[1], model.backbone[5]):
+        layer.num_batches_tracked += calibration.UNTRAINED - batches
+    np.testing.assert_allclose(rows_of(model, in_lists(inputs)), by_hand(model, inputs), atol=1e-5)
+
+
+def test_of_trained_and_untrained_layers_each_is_treated_as_what_it_is() -> None:
+    inputs, model = make_inputs(), make_model()
+    model.backbone[5].num_batches_tracked.zero_()  # as new layers on top of a network that was trained elsewhere
+    own = model.backbone[5].running_mean.clone()
+    expected = copy.deepcopy(model).eval()
+    first = expected.backbone[0](inputs).detach()
+    expected.backbone[1].running_mean, expected.backbone[1].running_var = first.mean(0), first.var(0)
+    np.testing.assert_allclose(rows_of(model, in_lists(inputs)), expected.features(inputs).detach(), atol=1e-5)
+    assert torch.equal(model.backbone[5].running_mean, own)
 
 
 def state_of(model: nn.Module) -> list[Any]:
@@ -191,6 +215,7 @@ def test_heads_with_batch_normalisation_and_models_read_by_logits() -> None:
     head = nn.Sequential(nn.Linear(D, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, K))
     whole = nn.Sequential(body, head)
     head[1].running_mean += 3
+    head[1].num_batches_tracked += TRAINED
     shown: dict[str, Any] = {"features": lambda m, x: m[0](x), "heads": lambda m: [m[1]]}
     labelers = [SelfLabeler(N, K, **how) for how in (shown, {})]
     for labeler in labelers:
@@ -222,6 +247,7 @@ def test_inputs_of_several_parts_and_of_different_lengths(padded: bool) -> None:
     torch.manual_seed(0)
     model, tokens = Keyed(), torch.randint(1, 9, (N, 6))
     model.norm.running_mean += 4
+    model.norm.num_batches_tracked += TRAINED
     given = {"scale": torch.ones(4) * 2, "name": "text"}
     items = [
         (index, given | {"tokens": nn.functional.pad(tokens[index], (0, number * padded))})

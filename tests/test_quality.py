@@ -228,6 +228,7 @@ def test_views_leave_modes_averages_and_random_numbers() -> None:
     inputs, _ = clusters()
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.BatchNorm1d(D), nn.Dropout(0.5))
+    backbone[0].num_batches_tracked += 3
     for mode in ("calibrated", "eval", "train"):
         model = MultiHead(backbone, D, [K, K]).train()
         with_views = SelfLabeler(N, [K, K], mode=mode)
@@ -287,6 +288,10 @@ def course(*qualities: float, loss: float = 1.0, epochs: float = 3.0) -> list[di
         (course(0.05, 0.1, 0.13, 0.12), 0.9, "", ""),  # little, but no guess
         (course(0.02, 0.05, 0.2, 0.2, loss=0.05), 0.1, "by heart", "loss is 0.05.*by heart.*Augment"),
         (course(0.1, 0.5, 0.6, 0.7, loss=0.05), 0.5, "", ""),
+        (course(0.02, 0.05, 0.2, 0.2, loss=0.05, epochs=0.5), 0.2, "", ""),  # an epoch and a half, of many
+        (course(0.02, 0.05, 0.2, 0.2, loss=0.05, epochs=0.5), 0.3, "by heart", "by heart"),  # of five
+        (course(0.02, 0.05, 0.2, 0.2, loss=0.05, epochs=0.3), 0.3, "", ""),  # less than one tells nothing
+        (course(0.02, 0.05, 0.2, 0.2, 0.2, loss=0.05, epochs=1.23), None, "by heart", "by heart"),
         (course(0.1, 0.55, 0.4, 0.27), 0.9, "ruined", "fallen from 0.55, after relabelling 2, to 0.27.*best_labels"),
         (course(0.1, 0.55, 0.5, 0.27), 0.2, "", ""),  # once may be chance
         (course(0.1, 0.55, 0.2, 0.5), 0.9, "", ""),  # it has recovered
@@ -307,10 +312,12 @@ def test_histories_without_quality_say_nothing_of_it() -> None:
     assert alarms.raised(history, [10], 0.9) == {}
 
 
-def test_views_that_may_be_of_no_class_say_nothing_of_learning_by_heart() -> None:
+def test_views_that_may_be_of_no_class_say_little_of_learning_by_heart() -> None:
     history = course(0.02, 0.05, 0.2, 0.2, loss=0.05)
     assert set(alarms.raised(history, [10], 0.1)) == {"by heart"}
     assert alarms.raised(history, [10], 0.1, views_keep=False) == {}
+    nearly_chance = course(0.02, 0.05, 0.06, 0.06, loss=0.05)
+    assert set(alarms.raised(nearly_chance, [10], 0.1, views_keep=False)) == {"by heart"}
 
 
 def test_features_that_stay_are_told() -> None:
@@ -334,6 +341,25 @@ def test_features_that_stay_are_told() -> None:
             labeler.load_state_dict(state)
         assert any("only the heads learn" in text for text in said) != moves
         assert all((record["feature_drift"] > 0.5) == moves for record in labeler.history[2:])
+
+
+@pytest.mark.parametrize("mode", ["calibrated", "train"])
+def test_features_of_frozen_weights_stay_while_averages_of_new_layers_settle(mode: str) -> None:
+    inputs, _ = clusters()
+    model = MultiHead(nn.Sequential(nn.Linear(D, D), nn.BatchNorm1d(D), nn.ReLU(), nn.BatchNorm1d(D)), D, [K, K])
+    labeler = SelfLabeler(N, [K, K], mode=mode, views=lambda x, generator: x + 0.1)
+    for _ in range(6):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            labeler.update(model.train(), batches(inputs))
+        for index, shown in batches(inputs) * 3:  # averages move, weights do not
+            labeler.loss([torch.zeros(len(index), K)] * 2, index)
+            model(shown)
+    drifts = [record.get("feature_drift") for record in labeler.history[::2]]
+    known = [drift for drift in drifts if drift is not None]
+    assert len(known) >= 2
+    assert max(known) < alarms.STILL
+    assert any("only the heads learn" in text for text in labeler.history[-1]["alarms"])
 
 
 def test_a_ruined_run_is_told_as_it_trains() -> None:

@@ -87,6 +87,7 @@ def run(
         "nmi": float(np.mean([metrics.nmi(truth, head) for head in labels])),
         "nmi_of_best": float(np.mean([metrics.nmi(truth, head) for head in best])),
         "quality": float(np.mean(labeler.quality)),
+        "first_alarm": next((one["epochs_trained"] for one in labeler.history if one["alarms"]), None),
         "loss": float(loss.detach()),
         "cpu_seconds": time.process_time() - begun,
     }
@@ -99,13 +100,15 @@ def to_markdown(report: dict[str, Any]) -> str:
             (
                 name,
                 *(f"{one[key]:.3f}" for key in ("nmi", "nmi_of_best", "quality", "loss")),
+                "-" if one["first_alarm"] is None else f"epoch {one['first_alarm']:.0f}",
                 f"{one['cpu_seconds']:.0f}",
             )
             for name, one in found.items()
         ]
         order = spearmanr([one["quality"] for one in found.values()], [one["nmi"] for one in found.values()])[0]
         lines += [f"## {data}, {report['samples']} samples at most, {report['epochs']} epochs", ""]
-        lines += table(("variant", "NMI", "NMI of the best labels", "quality", "last loss", "CPU s"), rows)
+        heads = ("variant", "NMI", "NMI of the best labels", "quality", "last loss", "first alarm", "CPU s")
+        lines += table(heads, rows)
         lines += ["", f"Spearman's rank correlation of quality with NMI: {order:.2f}.", ""]
     return "\n".join(lines)
 

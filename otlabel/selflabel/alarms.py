@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 
 STUCK_LOSS = 0.98  # of log K: what a model that has learned nothing pays
-TRAINED, RELABELLED = 5, 3  # epochs and relabellings before anything but a loss that is not finite means something
+# Before so many epochs, or a quarter of the training and one epoch, and so many relabellings nothing but a loss that is
+# not finite means anything. Loaders that drop the last batch show a little less of five epochs.
+TRAINED, RELABELLED = 4.5, 3
 CHURNING = 0.9  # of what random labels change
 FROZEN = 1e-4  # share of labels that change
 POOR = 0.05  # quality, once a quarter of the training is over, or FAR epochs where its end is not known
 QUARTER, FAR = 0.25, 10
 KNOWN, UNSEEN = 0.5, 0.55  # probability of the labels in training; share of it that quality has at least
+UNSEEN_OF_VECTORS = 0.1  # the same where views may be of no class
 FALLEN, WORTH = 0.75, 0.3  # of the best quality; which was worth something
-STILL = 0.1  # relative change of features since the first relabelling
+STILL = 0.05  # relative change of features since the first relabelling that counts
 COLLAPSED_CLASS = 0.9  # share of the samples that one class would take
 COLLAPSED_FEATURES = 0.99  # length of the mean of features of length 1
 
@@ -37,7 +40,8 @@ def raised(
     loss = last[0]["loss"]
     if loss is not None and not math.isfinite(loss):
         return {"diverged": "the loss is not finite: training has diverged; lower the learning rate"}
-    if last[0]["epochs_trained"] < TRAINED or last[0]["update"] < RELABELLED:
+    least = 1 if share_done is not None and share_done >= QUARTER else TRAINED
+    if last[0]["epochs_trained"] < least or last[0]["update"] < RELABELLED:
         return {}  # at the beginning everything looks like this
     found = {}
     log_k = float(np.mean(np.log(n_classes)))
@@ -93,7 +97,7 @@ def _of_quality(
             "relabel less often"
         }
     probability = 0.0 if last["loss"] is None else math.exp(-last["loss"])
-    if views_keep and probability > KNOWN and now < UNSEEN * probability:
+    if probability > KNOWN and now < (UNSEEN if views_keep else UNSEEN_OF_VECTORS) * probability:
         return {
             "by heart": f"the loss is {last['loss']:.2g}, but quality is {now:.2f}: the model knows its samples by "
             "heart, and views of them tell it little. Augment what it trains on, or augment more"

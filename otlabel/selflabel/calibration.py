@@ -4,6 +4,10 @@ In training, a layer of batch normalisation uses the mean and variance of each b
 averages, which lag behind the weights and are of augmented samples. So a network in evaluation mode gives features that
 it has never trained on. Here these layers see some batches of samples without augmentation, drawn evenly from all of
 them whatever their order, and average over these; in the end everything is as it was.
+
+Untrained layers have mean 0 and variance 1, and are left alone. So random filters pass on what varies most in the
+samples; were each of them normalised, it would count like any other, and the first labels, which all later ones grow
+from, would be nearer to chance (`benchmarks/selflabel/modes.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from torch.utils.data import (
 from otlabel.distributed import ALONE, Alone
 from otlabel.selflabel.model import NoRowsError, View, forward_only, joined, n_bytes, taken, to_device
 
+UNTRAINED = 20  # batches; with the usual momentum, an eighth of what a layer began with is left by then
 N_BATCHES, BATCH = 40, 64  # of samples that the averages are made of, over all processes
 MOST_BYTES = 1 << 30  # of samples that are kept until batches are mixed from them, where a loader only goes through all
 
@@ -51,9 +56,9 @@ def calibrated(
 
         mean = 1/B sum_b mean_b,   variance = 1/B sum_b variance_b      over B batches, about 40 of 64 samples
 
-    A layer that is in evaluation mode while the model is in training mode is frozen, and stays as it is. Averages,
-    their counts, modes and random states are put back. Of processes that share the work each runs its part of the
-    batches, and all have the averages of all.
+    A layer that is in evaluation mode while the model is in training mode is frozen, and stays as it is; so does one
+    that has been trained on fewer than 20 batches. Averages, their counts, modes and random states are put back. Of
+    processes that share the work each runs its part of the batches, and all have the averages of all.
 
     Args:
         seen: the model, as `view` sees it.
@@ -68,7 +73,7 @@ def calibrated(
     Yields:
         The loader to extract with: an iterator is given back whole.
     """
-    layers = _layers(seen.model)
+    layers = [layer for layer in _layers(seen.model) if not _is_untrained(layer)]
     if not layers:
         yield loader
         return
@@ -85,6 +90,11 @@ def calibrated(
     finally:
         for layer, state in zip(layers, before, strict=True):
             _put_back(layer, state)
+
+
+def has_untrained(model: nn.Module) -> bool:
+    """Whether the model has layers whose averages are those of an untrained one, and will be others soon."""
+    return any(map(_is_untrained, _layers(model)))
 
 
 @contextlib.contextmanager
@@ -114,6 +124,10 @@ def _layers(model: nn.Module) -> list[Any]:
         and layer.num_batches_tracked is not None
         and not is_lazy(layer.running_mean)
     ]
+
+
+def _is_untrained(layer: Any) -> bool:
+    return int(layer.num_batches_tracked) < UNTRAINED
 
 
 def _state(layer: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,7 +26,7 @@ from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.interrupts import interruptible
 from otlabel.scores import as_array, by_row
 from otlabel.selflabel import alarms
-from otlabel.selflabel.calibration import calibrated
+from otlabel.selflabel.calibration import calibrated, has_untrained
 from otlabel.selflabel.features import (
     check_complete,
     check_range,
@@ -88,10 +88,10 @@ class SelfLabeler:
             which knows what to do with images and vectors; for other inputs there is no quality then.
         truth: (N,) true classes, if there are any: the history then has the NMI of each labelling. Never used else.
         mode: of the model while features are extracted. "calibrated": in evaluation mode, but layers of BatchNorm have
-            averages made anew of about 40 batches of 64 samples of the loader; for other models the same as "eval".
-            That costs as much as to extract 2560 samples, all of them where there are fewer. "eval": with the running
-            averages as training has left them, which lag behind the weights and are of augmented samples. "train": as
-            SeLa's authors do it, with the averages of each batch.
+            averages made anew of about 40 batches of 64 samples of the loader, once trained on 20 batches; for other
+            models the same as "eval". That costs as much as to extract 2560 samples, all of them where there are fewer.
+            "eval": with the running averages as training has left them, which lag behind the weights and are of
+            augmented samples. "train": as SeLa's authors do it, with the averages of each batch.
         amp: dtype of automatic mixed precision for the extraction, such as torch.bfloat16. None: none.
         steps_per_epoch: lets `due(step=...)` serve a schedule in epochs. None: not needed.
         seed: of the first labels and of all that labelings draw.
@@ -144,7 +144,7 @@ class SelfLabeler:
         self.history: list[dict[str, Any]] = []
         self._make_view = common_view if views is None else views
         self._best: _Best | None = None
-        self._first_rows: np.ndarray | None = None  # of some views, at the first relabelling
+        self._first_rows: np.ndarray | None = None  # of some views, at the first relabelling that counts
         self._truth = None if truth is None else _checked_truth(truth, n_samples)
         self._features_of, self._heads_of = features, heads
         self._extraction: dict[str, Any] = {"parted": parting(batch), "mode": mode, "amp": amp, "progress": progress}
@@ -359,6 +359,7 @@ class SelfLabeler:
         group = training_group(self._ranks_group)
         with ranks_of(group) as team, contextlib.ExitStack() as calibration:
             seen = view(model, self.n_classes, self._features_of, self._heads_of)
+            settled = not has_untrained(seen.model)  # else features will change, whether weights learn or not
             team.check_alike(
                 n_samples=self.n_samples, n_classes=self.n_classes, n_updates=self._n_updates, seed=self.seed,
                 labeling=type(self.labeling).__name__, heads=team.number > 1 and _heads_hash(seen),
@@ -392,7 +393,7 @@ class SelfLabeler:
             if looks is not None:
                 for one, value in zip(found, self._qualities(seen, looks, found, team), strict=False):
                     one.record["quality"] = value
-                self._drift(seen, looks, found, team)
+                self._drift(seen, looks if settled else None, found, team)
             seconds, *each = team.largest("seconds", seconds, *(one.record["seconds"] for one in found))
             for one, longest in zip(found, each, strict=True):
                 one.record["seconds"] = longest
@@ -447,8 +448,14 @@ class SelfLabeler:
         labels = np.stack([one.labels[index[first]] for one in found])
         return heads_foresee(classes[first].T, labels)
 
-    def _drift(self, seen: View, looks: Looks, found: list[Relabelled], team: Alone) -> None:
-        """Note how far features have come since the first relabelling, by a few of the views of each rank."""
+    def _drift(self, seen: View, looks: Looks | None, found: list[Relabelled], team: Alone) -> None:
+        """Note how far features have come since the first relabelling, by a few of the views of each rank, if any.
+
+        The first relabelling that counts is one at which BatchNorm's averages are those of a trained network.
+        """
+        if looks is None:
+            self._first_rows = None
+            return
         none = looks.rows is None or seen.kind == LOGITS
         rows = np.empty((0, 0), np.float32) if looks.rows is None or none else looks.rows[:FEW]
         change = -1.0
