@@ -75,7 +75,7 @@ def work(job: dict) -> dict:
     import torch.distributed as dist
 
     from otlabel import sinkhorn_assign
-    from otlabel.distributed import Ranks
+    from otlabel.ranks.communicator import Ranks
 
     torch.set_num_threads(1)
     rank, n_ranks, group = job["rank"], job["n_ranks"], None
@@ -137,7 +137,7 @@ def work(job: dict) -> dict:
 
 def round_seconds(group) -> float:
     """The median of rounds in which nothing is told."""
-    from otlabel.distributed import Ranks
+    from otlabel.ranks.communicator import Ranks
 
     seconds = []
     with Ranks(group) as team:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from otlabel import sweep
-from otlabel.distributed import Alone, ranks_of
 from otlabel.errors import ConvergenceWarning, InvalidMassError
 from otlabel.interrupts import interruptible
 from otlabel.marginals import KL, Exact, Range, class_sizes, one_number
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
+from otlabel.ranks.communicator import Alone, ranks_of
 from otlabel.result import Assignment, Certificate, Status, like
 from otlabel.rounding import TIE, Placement, round_exact, rounding_of
 from otlabel.scores import (

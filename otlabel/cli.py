@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from otlabel import Assignment
-    from otlabel.distributed import Alone
     from otlabel.labels_file import Receipt
+    from otlabel.ranks.communicator import Alone
     from otlabel.scores import Scores
 
 USAGE, FAILURE, BROKEN_PIPE = 2, 1, 141  # the last as a shell reports SIGPIPE
@@ -305,7 +305,7 @@ def _assign(arguments: argparse.Namespace) -> int:
 
 
 def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
-    from otlabel.distributed import ranks_of
+    from otlabel.ranks.communicator import ranks_of
 
     with ranks_of(group) as team:
         in_parts = team.number > 1 and arguments.output.suffix.lower() not in _LABELS_ENDINGS

@@ -20,10 +20,10 @@ from scipy.sparse import csc_array
 from otlabel import sweep
 from otlabel.assign import sinkhorn_assign
 from otlabel.curation import centred
-from otlabel.distributed import Alone, ranks_of
 from otlabel.errors import InvalidScoresError, MissingPackageError, OtlabelWarning
 from otlabel.interrupts import interruptible
 from otlabel.marginals import Range
+from otlabel.ranks.communicator import Alone, ranks_of
 from otlabel.result import Assignment, Certificate, predict
 from otlabel.scores import (
     Scores,

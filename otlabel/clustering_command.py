@@ -13,8 +13,8 @@ from otlabel.arguments import seed_below
 from otlabel.files import Output, check_outputs, replacing
 
 if TYPE_CHECKING:
-    from otlabel.distributed import Alone
     from otlabel.labels_file import Receipt
+    from otlabel.ranks.communicator import Alone
     from otlabel.result import Certificate
 
 _SETTINGS = ("clusters", "size_min", "size_max", "metric", "starts", "max_iter")
@@ -49,7 +49,7 @@ def add_cluster(commands: Any) -> None:
 
 def _cluster(arguments: argparse.Namespace) -> int:
     """Label, then write: every path is tried before the work starts. Under torchrun, each process does its share."""
-    from otlabel.distributed import ranks_of
+    from otlabel.ranks.communicator import ranks_of
     from otlabel.torchrun import process_group
 
     with process_group("auto") as group, ranks_of(group) as team:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from otlabel import sweep
-from otlabel.distributed import ranks_of
 from otlabel.errors import InvalidScoresError, MissingPackageError
 from otlabel.interrupts import interruptible
+from otlabel.ranks.communicator import ranks_of
 from otlabel.result import like
 from otlabel.scores import (
     Scores,

@@ -12,7 +12,7 @@ import numpy as np
 from otlabel.marginals import Exact, Rule
 
 if TYPE_CHECKING:
-    from otlabel.distributed import Alone
+    from otlabel.ranks.communicator import Alone
     from otlabel.scores import Scores
 
 EXACT = Exact()

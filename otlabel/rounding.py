@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from otlabel import sweep
-from otlabel.distributed import Share
 from otlabel.errors import InfeasibleError
 from otlabel.marginals import Rule
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem
+from otlabel.ranks.communicator import Share
 from otlabel.repair import Board, Done, repair, spread_ties
 from otlabel.scores import draw_rows, row_blocks
 

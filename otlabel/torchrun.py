@@ -20,7 +20,7 @@ from otlabel.files import check_writable
 from otlabel.labels_file import PART_NAME, part_path
 
 if TYPE_CHECKING:
-    from otlabel.distributed import Alone
+    from otlabel.ranks.communicator import Alone
     from otlabel.scores import Scores
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # without which processes cannot meet

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from otlabel import sweep
-from otlabel.distributed import Alone, Share
 from otlabel.errors import (
     DegenerateScoresWarning,
     FewSamplesWarning,
@@ -37,6 +36,7 @@ from otlabel.marginals import (
 )
 from otlabel.monitor import Monitor
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
+from otlabel.ranks.communicator import Alone, Share
 from otlabel.scores import KeptRows, MovedScores, Scores, WithColumn, as_array, as_float, draw_rows
 
 LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities

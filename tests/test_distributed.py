@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
-from otlabel import distributed
 from otlabel.errors import RankError
+from otlabel.ranks import communicator as distributed
 from otlabel.selflabel import (
     Argmax,
     FeatureStore,

@@ -24,7 +24,6 @@ from scipy.special import log_softmax
 import otlabel
 from otlabel import semidual, sinkhorn_assign
 from otlabel.cli import main
-from otlabel.distributed import ALONE, Ranks, Share
 from otlabel.planning import (
     CARDS,
     conversation,
@@ -36,6 +35,7 @@ from otlabel.planning import (
 )
 from otlabel.planning.process import PASSES
 from otlabel.problem import Problem, Rounding
+from otlabel.ranks.communicator import ALONE, Ranks, Share
 from otlabel.scores import ITEM_BYTES, ArrayScores, free_memory, open_scores
 
 GB = 10**9

@@ -19,8 +19,8 @@ from ranks import KILLED, on_ranks
 
 import otlabel.scores.base
 from otlabel import KL, Assignment, Range, certify, linear_scores, sinkhorn_assign
-from otlabel.distributed import ALONE, Alone, Layout, Ranks
 from otlabel.errors import InfeasibleError, InvalidMassError, InvalidScoresError, RankError
+from otlabel.ranks.communicator import ALONE, Alone, Layout, Ranks
 from otlabel.scores import TensorScores
 from otlabel.scores.sharded import Shards
 

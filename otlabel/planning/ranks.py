@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from otlabel.assign import HASHES
-from otlabel.distributed import DIGIT_BITS, FEW_NUMBERS, FRAME
 from otlabel.planning.process import (
     PASSES,
     ROW_BYTES,
@@ -27,6 +26,7 @@ from otlabel.planning.process import (
     plain,
 )
 from otlabel.problem import Rounding
+from otlabel.ranks.communicator import DIGIT_BITS, FEW_NUMBERS, FRAME
 from otlabel.result import bytes_text
 from otlabel.rounding import MOVES_A_CLASS, MOVES_A_ROW, SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS
 from otlabel.scores import ITEM_BYTES, default_limit, free_memory

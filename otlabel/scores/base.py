@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otlabel.distributed import ALONE, Share
 from otlabel.errors import InvalidScoresError
+from otlabel.ranks.communicator import ALONE, Share
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otlabel.distributed import Share
 from otlabel.errors import InvalidScoresError
+from otlabel.ranks.communicator import Share
 from otlabel.scores.base import ITEM_BYTES, Batch, Scores, as_float, few_rows, grouped
 from otlabel.scores.device import has_room, kept_in_host_memory, on_device
 from otlabel.scores.files import StoredScores

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from otlabel.distributed import Alone, Layout, Share
 from otlabel.errors import InvalidMassError, InvalidScoresError, RankError
+from otlabel.ranks.communicator import Alone, Layout, Share
 from otlabel.scores.base import Batch, Scores, WrappedScores, as_float, block_rows, grouped, storage_array
 from otlabel.scores.factored import LinearScores
 from otlabel.scores.given import as_array

@@ -27,7 +27,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from otlabel.distributed import ALONE, Alone
+from otlabel.ranks.communicator import ALONE, Alone
 from otlabel.selflabel.model import NoRowsError, View, forward_only, joined, n_bytes, taken, to_device
 
 N_BATCHES, BATCH = 40, 64  # of samples that the averages are made of, over all processes

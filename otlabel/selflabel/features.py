@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from otlabel.distributed import ALONE, Alone
+from otlabel.ranks.communicator import ALONE, Alone
 from otlabel.selflabel.model import View, forward_only, to_device
 from otlabel.selflabel.ranks import Batch, Holders, gathered, in_step
 

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otlabel.distributed import Alone, Arrays, ranks_of
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.interrupts import interruptible
+from otlabel.ranks.communicator import Alone, Arrays, ranks_of
 from otlabel.scores import as_array, by_row
 from otlabel.selflabel import alarms
 from otlabel.selflabel.calibration import calibrated

@@ -1,6 +1,6 @@
 """Several processes that train one model and label its samples together: who has which samples, and what they tell.
 
-The messages are those of `otlabel.distributed`. Rows stay where they were extracted, in each process's own store; for a
+The messages are those of `otlabel.ranks`. Rows stay where they were extracted, in each process's own store; for a
 labeling that needs all of them at once they are sent to rank 0.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from otlabel.distributed import ALONE, Alone, Arrays
+from otlabel.ranks.communicator import ALONE, Alone, Arrays
 
 Batch = tuple[np.ndarray, np.ndarray]  # indices (B,) int64, rows (B, D) float32
 

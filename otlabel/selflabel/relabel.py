@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from otlabel import metrics
-from otlabel.distributed import ALONE, Alone
 from otlabel.errors import InvalidScoresError
+from otlabel.ranks.communicator import ALONE, Alone
 from otlabel.scores import Scores, draw_rows, free_memory, keep_whole, linear_scores, open_part, open_scores, row_blocks
 from otlabel.selflabel.labelings import HeadView, Labeling, NewLabels, in_memory
 from otlabel.selflabel.model import FEATURES, View, forward_only, linear_parts

@@ -27,7 +27,7 @@ from otlabel.sweep.pool import run_tasks
 if TYPE_CHECKING:
     import torch
 
-    from otlabel.distributed import Arrays
+    from otlabel.ranks.communicator import Arrays
     from otlabel.scores import Batch, Scores
 
 HASH_SEED = 20_200_427  # any constant: equal rows must get equal hashes in every process
