@@ -41,6 +41,7 @@ from problems import KINDS, draw  # noqa: E402
 
 import otlabel  # noqa: E402
 from otlabel import sweep  # noqa: E402
+from otlabel.ranks.rowset import RowSet  # noqa: E402
 from otlabel.scores import TensorScores  # noqa: E402
 from otlabel.sweep import reference  # noqa: E402
 
@@ -239,10 +240,10 @@ def check_sweeps(check: Check) -> None:
 
 def _check_sweep(found: dict, key: str, scores: torch.Tensor, g: np.ndarray, precision: type) -> None:
     source, rows = TensorScores(scores), len(scores)
-    first, second = (sweep.sweep(source, g, EPSILON, None, precision) for _ in range(2))
+    first, second = (sweep.sweep(RowSet(source), g, EPSILON, None, precision) for _ in range(2))
     bare = first
     if scores.dtype in (torch.float16, torch.float32):  # without labels: a kernel of its own
-        bare = sweep.sweep(source, g, EPSILON, None, precision, with_labels=False)
+        bare = sweep.sweep(RowSet(source), g, EPSILON, None, precision, with_labels=False)
     same = [first.mass.tobytes() == other.mass.tobytes() for other in (second, bare)]
     found["same_bits"] &= all(same) and first.entropic == second.entropic
     u = scores.double() + torch.from_numpy(g.astype(precision)).double().to(scores.device)
@@ -264,10 +265,10 @@ def _check_passes(found: dict, key: str, scores: torch.Tensor, g: np.ndarray) ->
     scores[5], scores[6] = 1.5, scores[8]
     source, none = TensorScores(scores), np.full(len(scores), -1, np.int32)
     calls: dict[str, Callable[[], Any]] = {
-        "label": lambda: sweep.label(source, g),
-        "candidates": lambda: list(vars(sweep.candidates(source, g, none.copy(), 0.3, 1e-12)).values()),
-        "inspect": lambda: list(vars(sweep.inspect(source)).values()),
-        "inspect all": lambda: list(vars(sweep.inspect(source, every_score=True)).values()),
+        "label": lambda: sweep.label(RowSet(source), g),
+        "candidates": lambda: list(vars(sweep.candidates(RowSet(source), g, none.copy(), 0.3, 1e-12)).values()),
+        "inspect": lambda: list(vars(sweep.inspect(RowSet(source))).values()),
+        "inspect all": lambda: list(vars(sweep.inspect(RowSet(source), every_score=True)).values()),
     }
     chosen = sweep._backend
     for name, call in calls.items():
@@ -330,12 +331,12 @@ def time_sweep(check: Check) -> None:
         "read_once", lambda: median_of(lambda: flat[: flat.numel() // 4 * 4].view(torch.int64).sum(), plan)
     )
     passes: dict[str, Callable[[], Any]] = {
-        "sweep": lambda: sweep.sweep(source, g, EPSILON, None, np.float32, with_labels=False),
-        "sweep_with_labels": lambda: sweep.sweep(source, g, EPSILON, None, np.float32),
-        "sweep_float64": lambda: sweep.sweep(source, g, EPSILON, None, np.float64, with_labels=False),
-        "label": lambda: sweep.label(source, g),
-        "candidates": lambda: sweep.candidates(source, g, np.full(n_rows, -1, np.int32), 1e-3, 1e-12),
-        "inspect": lambda: sweep.inspect(source),
+        "sweep": lambda: sweep.sweep(RowSet(source), g, EPSILON, None, np.float32, with_labels=False),
+        "sweep_with_labels": lambda: sweep.sweep(RowSet(source), g, EPSILON, None, np.float32),
+        "sweep_float64": lambda: sweep.sweep(RowSet(source), g, EPSILON, None, np.float64, with_labels=False),
+        "label": lambda: sweep.label(RowSet(source), g),
+        "candidates": lambda: sweep.candidates(RowSet(source), g, np.full(n_rows, -1, np.int32), 1e-3, 1e-12),
+        "inspect": lambda: sweep.inspect(RowSet(source)),
     }
     for name, call in passes.items():
         seconds = check.row(name, lambda call=call: median_of(call, plan))
@@ -537,7 +538,7 @@ def time_clusters(check: Check) -> None:
 
     labels = torch.randint(0, n_clusters, (n_rows,)).numpy()
     source, start = TensorScores(features), centres.cpu().numpy()
-    check.row("means", lambda: timed(lambda: _moments(source, labels, start), plan, repeats=2)["median"])
+    check.row("means", lambda: timed(lambda: _moments(RowSet(source), labels, start), plan, repeats=2)["median"])
 
     closeness, epsilon = otlabel.scores.closeness(source, start), EPSILON_SHARE * float(features.var(0).sum())
     entropic: dict[str, Any] = {"epsilon": epsilon, "tol": PLAN_TOLERANCE, "rounding": "argmax"}

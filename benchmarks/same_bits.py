@@ -129,7 +129,7 @@ def sources_of(scores: Any, folder: Path) -> dict[str, Callable[[], Any]]:
 
 def small_problems(every: int) -> Bits:
     """Each kind under each rule from each source, certified and predicted."""
-    for number, kind in enumerate(list(KINDS)[::every]):
+    for number, kind in list(enumerate(KINDS))[::every]:
         drawn = draw(kind, 0)
         n_samples, n_classes = np.shape(drawn.scores)
         with tempfile.TemporaryDirectory() as folder:
@@ -182,7 +182,7 @@ def large_problems(numbers: range) -> Bits:
 # ---- three processes ----
 
 
-def on_one_of(group: Any, kinds: list[str], large: list[int], folder: str) -> list[tuple[str, str]]:
+def on_one_of(group: Any, every: int, large: list[int], folder: str) -> list[tuple[str, str]]:
     """What one of several ranks finds."""
     rank, n_ranks = group.rank(), group.size()
     found: list[tuple[str, str]] = []
@@ -191,7 +191,7 @@ def on_one_of(group: Any, kinds: list[str], large: list[int], folder: str) -> li
         ends = [0, *sorted(np.random.default_rng(number).integers(0, n_rows + 1, n_ranks - 1).tolist()), n_rows]
         return slice(ends[rank], ends[rank + 1])
 
-    for number, kind in enumerate(kinds):
+    for number, kind in list(enumerate(KINDS))[::every]:
         drawn = draw(kind, 0)
         n_samples, n_classes = np.shape(drawn.scores)
         rows = rows_of(n_samples, number)
@@ -234,7 +234,7 @@ def on_one_of(group: Any, kinds: list[str], large: list[int], folder: str) -> li
 def several_processes(every: int) -> Bits:
     """Rows over three ranks, one of them maybe without any."""
     with tempfile.TemporaryDirectory() as folder:
-        answers = on_ranks(on_one_of, N_RANKS, list(KINDS)[::every], [0, 2] if every == 1 else [0], folder)
+        answers = on_ranks(on_one_of, N_RANKS, every, [0, 2] if every == 1 else [0], folder)
     for answer in answers:
         if isinstance(answer, (Exception, str)):
             raise RuntimeError(f"a rank gave {answer!r}")

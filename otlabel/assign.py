@@ -15,24 +15,21 @@ from otlabel.interrupts import interruptible
 from otlabel.marginals import KL, Exact, Range, class_sizes, one_number
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
-from otlabel.ranks.communicator import Alone, ranks_of
+from otlabel.ranks.communicator import communicator_of
+from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, Certificate, Status, like
 from otlabel.rounding import TIE, Placement, round_exact, rounding_of
 from otlabel.scores import (
     MovedScores,
-    Rows,
     as_float,
     by_class,
     by_row,
     class_mass_of,
     keep,
     keep_whole,
-    open_part,
     open_scores,
-    part_of_all,
     plain_names,
     sample_mass_of,
-    take_rows,
 )
 from otlabel.semidual import EPSILON_STEP, SAMPLE_ENTRIES, Point, draw_sampled, sharpen, solve
 from otlabel.validate import (
@@ -159,11 +156,11 @@ def sinkhorn_assign(
         ICLR 2020, section 3.1; semi-dual: Cuturi, Peyre, "Semidual regularized optimal transport", SIAM Review 2018;
         unbalanced: Chizat, Peyre, Schmitzer, Vialard, Mathematics of Computation 2018.
     """
-    with ranks_of(group) as team, observing(progress) as observer:
+    with communicator_of(group) as communicator, observing(progress) as observer:
         solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
         epsilon, tol, max_sweeps, seed = solver.epsilon, solver.tol, solver.max_sweeps, solver.seed
         abstain = one_number(abstain, "abstain")
-        opened = open_part(scores, device=device) if team.number > 1 else open_scores(scores, device=device)
+        opened = open_scores(scores, device=device, may_be_empty=communicator.world_size > 1)
         read_before = opened.bytes_read
         n_classes, named = opened.shape[1], opened.class_names
         class_mass = class_mass_of(class_mass, opened)
@@ -176,16 +173,16 @@ def sinkhorn_assign(
                 )
             )
         init = init if isinstance(init, Assignment) else by_class(init, n_classes, named, "init")
-        rows = Rows(keep_whole(opened, memory_limit), team)
-        team.check_alike(
+        rows = RowSet.in_blocks(keep_whole(opened, memory_limit), communicator)
+        communicator.check_alike(
             epsilon=epsilon, rounding=rounding, tol=tol, max_sweeps=max_sweeps, method=method, seed=seed,
             class_mass=class_mass, classes=classes, lo=getattr(classes, "lo", None), hi=getattr(classes, "hi", None),
             samples=samples, abstain=abstain, init=getattr(init, "plan_potentials", init),
             weighted=sample_mass is not None,
         )  # fmt: skip
-        n_rows = rows.scores.share.n_rows
+        n_rows = rows.n_rows
         sampled = draw_sampled(n_rows, n_classes, seed)
-        kept = keep(rows.scores, rows.scores.share.within(sampled), memory_limit)
+        kept = rows.over(keep(rows.source, rows.local(sampled), memory_limit))
         monitor = Monitor(n_rows, n_classes, observer)
         problem, hashes = check_problem(
             kept,
@@ -208,13 +205,13 @@ def sinkhorn_assign(
         if exact:
             point = _near_integer(distinct, solver, solution.point, monitor)
             rounded = round_exact(distinct, point.potentials, seed, monitor)
-            labels = _unmerge(rounded.placement, members, distinct.team, np.random.default_rng(seed))
+            labels = _unmerge(rounded.placement, members, rows, np.random.default_rng(seed))
             potentials = rounded.potentials
         else:
             labels, potentials = None, solution.point.plan_potentials
         monitor.n_rows = n_rows
         labels, proof, label_units, potentials = _certified(problem, labels, potentials, monitor, by_rule=exact)
-        labels = rows.returned(labels)
+        labels = rows.restore(labels)
     if solution.status is not Status.CONVERGED:
         _warn_of_status(solution.status, solution.point.error, solver, monitor.n_sweeps)
     thresholds = (-math.inf, -math.inf)
@@ -237,7 +234,7 @@ def sinkhorn_assign(
         history=tuple(monitor.history),
         seconds=monitor.seconds,
         bytes_read=opened.bytes_read - read_before,
-        bytes_sent=team.bytes_sent,
+        bytes_sent=communicator.bytes_sent,
         peak_memory=monitor.peak_memory,
         n_samples=n_rows,
         threshold=thresholds[0],
@@ -276,13 +273,14 @@ def certify(
         InvalidScoresError, InvalidMassError: as for `sinkhorn_assign`.
         ValueError: labels of the wrong length or outside of 0 ... K - 1, or potentials of the wrong length.
     """
-    with ranks_of(group) as team:
-        opened = part_of_all(open_part(scores) if team.number > 1 else open_scores(scores), team)
-        n_rows, n_classes = opened.share.n_rows, opened.shape[1]
+    with communicator_of(group) as communicator:
+        opened = open_scores(scores, may_be_empty=communicator.world_size > 1)
+        rows = RowSet.as_given(opened, communicator)
+        opened, n_rows, n_classes = rows.source, rows.n_rows, rows.shape[1]
         check_number_of_labels(labels, opened.shape[0])
         given = check_labels(by_row(labels, opened.shape[0], opened.row_names, "labels"), opened.shape[0], n_classes)
         labelled = given >= 0
-        (sizes,) = team.total("sizes", np.bincount(given[labelled], minlength=n_classes))
+        (sizes,) = rows.sum("sizes", np.bincount(given[labelled], minlength=n_classes))
         n_labelled = int(sizes.sum())
         if not n_labelled:
             raise ValueError("all labels are -1: there is nothing to certify")
@@ -295,7 +293,7 @@ def certify(
             mass, abstain = targets / n_labelled, 1 - n_labelled / n_rows
             potentials = sinkhorn_assign(opened, class_mass=mass, abstain=abstain, group=group).potentials
         else:
-            check_finite(opened, sweep.inspect(opened))
+            check_finite(rows, sweep.inspect(rows))
         g = check_vector(by_class(potentials, n_classes, opened.class_names, "potentials"), n_classes, "potentials")
         used = (sizes > 0) | (targets > 0)
         g = np.where(used & np.isneginf(g), g[np.isfinite(g)].min(initial=0.0), g)  # any finite one makes a bound
@@ -307,21 +305,21 @@ def certify(
             moved = g - middle_one
             g = np.where(np.abs(moved) <= TIE * np.abs(middle_one), 0.0, moved)
         reach = np.abs(g[np.isfinite(g)]).max(initial=0.0)
-        _, best, own = sweep.label(opened, g, given)
+        _, best, own = sweep.label(rows, g, given)
         of_labels = own[labelled] - g[given[labelled]]
-        if reach > FAR * team.median("value", np.abs(of_labels)):  # the sum has lost what the scores were
-            of_labels = sweep.label(opened, np.zeros(n_classes), given)[2][labelled]
-        (value,) = team.total("value", of_labels.sum())
+        if reach > FAR * rows.median("value", np.abs(of_labels)):  # the sum has lost what the scores were
+            of_labels = sweep.label(rows, np.zeros(n_classes), given)[2][labelled]
+        (value,) = rows.sum("value", of_labels.sum())
         open_rows = best > -np.inf
-        (farthest,) = team.largest("far", np.abs(best[open_rows]).max(initial=0.0))
+        (farthest,) = rows.max("far", np.abs(best[open_rows]).max(initial=0.0))
         bare = opened.fine.bare
         if farthest > FAR * np.ptp(g[used]) and (np.ptp(g[used]) > 0 or bare is not opened.fine):
             # Constants in rows would hide what tells classes apart: they are taken off before anything is added.
-            by_all = MovedScores(bare) if n_labelled == n_rows else MovedScores(opened, middle(team, best[open_rows]))
-            _, best, own = sweep.label(by_all, g, given)
+            by_all = MovedScores(bare) if n_labelled == n_rows else MovedScores(opened, middle(rows, best[open_rows]))
+            _, best, own = sweep.label(rows.over(by_all), g, given)
         own_g = g[given]
         if n_labelled < n_rows:  # as by one more class of score zero, with the potential that leaves it so many
-            threshold = np.partition(team.joined("best", best)[0], n_rows - n_labelled)[n_rows - n_labelled]
+            threshold = np.partition(rows.concat("best", best)[0], n_rows - n_labelled)[n_rows - n_labelled]
             best = np.maximum(best, threshold)
             own, own_g = np.where(labelled, own, threshold), np.where(labelled, own_g, threshold)
         fits = own > -np.inf
@@ -330,7 +328,7 @@ def certify(
         short[fits] = best[fits] - own[fits]
         if reach:  # else nothing is added
             known[fits] = rounding_of(best[fits], own[fits], own_g[fits], g)
-        short, rounded = team.total("short", short.sum(), np.minimum(short, known).sum())
+        short, rounded = rows.sum("short", short.sum(), np.minimum(short, known).sum())
         gap = (float(short) + float((sizes - targets)[used] @ g[used])) / n_rows
         size_error = float(np.maximum(targets - sizes, 0).sum()) / n_rows
         mean = float(value) / n_rows
@@ -359,35 +357,35 @@ def _merge_equal_rows(
     Equal rows are tied in every class, so one by one they would make as many moves of cost zero. The distinct ones
     are to be in memory: more of them than that allows are left where they are, one by one.
     """
-    team, n_rows, n_classes = problem.team, problem.n_rows, problem.scores.shape[1]
-    if problem.weights is not None or _mostly_distinct(hashes, team, n_rows):
+    if problem.weights is not None or _mostly_distinct(hashes, problem.rows):
         return problem, None
-    scores = problem.scores.fine  # what float32 has made alike may differ
-    hashes = sweep.inspect(scores, every_score=True).hashes
-    monitor.saw("inspect", n_rows)
-    if _mostly_distinct(hashes, team, n_rows):
+    rows = problem.rows.fine  # what float32 has made alike may differ
+    hashes = sweep.inspect(rows, every_score=True).hashes
+    monitor.saw("inspect", rows.n_rows)
+    if _mostly_distinct(hashes, rows):
         return problem, None
     here, first, members, times = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
-    seen, first, times = team.joined("hashes", here, first + problem.scores.share.first, times)
+    seen, first, times = rows.concat("hashes", here, first + rows.first, times)
     seen, at, same = np.unique(seen, return_index=True, return_inverse=True)  # the first of equal ones
     first, times = first[at], np.bincount(same, times, len(seen))
-    (from_files,) = team.largest("hashes", not scores.random_access)
-    if from_files and len(first) * n_classes > SAMPLE_ENTRIES:
+    (from_files,) = rows.max("hashes", not rows.source.random_access)
+    if from_files and len(first) * problem.n_classes > SAMPLE_ENTRIES:
         return problem, None
     order = np.argsort(first)
-    distinct = take_rows(scores, first[order])
-    weights = times[order][distinct.share.first : distinct.share.stop]
-    merged = replace(problem, scores=distinct, weights=weights, sampled=draw_sampled(len(first), n_classes, seed))
+    distinct = rows.subset(first[order])
+    weights = times[order][distinct.first : distinct.stop]
+    sampled = draw_sampled(len(first), problem.n_classes, seed)
+    merged = replace(problem, rows=distinct, weights=weights, sampled=sampled)
     return merged, np.argsort(order)[np.searchsorted(seen, here)[members]]
 
 
-def _mostly_distinct(hashes: np.ndarray, team: Alone, n_rows: int) -> bool:
+def _mostly_distinct(hashes: np.ndarray, rows: RowSet) -> bool:
     """Whether most rows of all ranks differ, judged where there are many by those with small hashes."""
-    share = min(1.0, HASHES / n_rows)
+    share = min(1.0, HASHES / rows.n_rows)
     if share < 1:
         hashes = hashes[hashes < np.uint64(share * 2**64)]
-    (some,) = team.joined("hashes", _distinct(hashes))
-    return len(_distinct(some)) > DISTINCT_SHARE * share * n_rows
+    (some,) = rows.concat("hashes", _distinct(hashes))
+    return len(_distinct(some)) > DISTINCT_SHARE * share * rows.n_rows
 
 
 def _distinct(hashes: np.ndarray) -> np.ndarray:
@@ -396,15 +394,15 @@ def _distinct(hashes: np.ndarray) -> np.ndarray:
     return hashes[np.diff(hashes, prepend=~hashes[:1]) != 0]
 
 
-def _unmerge(placement: Placement, members: np.ndarray | None, team: Alone, rng: np.random.Generator) -> np.ndarray:
+def _unmerge(placement: Placement, members: np.ndarray | None, rows: RowSet, rng: np.random.Generator) -> np.ndarray:
     """Labels of all rows here: equal rows in random order take the classes of the row they were merged into."""
     if members is None:
         return placement.labels
-    labels = team.joined("labels", placement.labels)[0][members]
+    labels = rows.concat("labels", placement.labels)[0][members]
     if len(placement.split_rows):
         split = np.flatnonzero(np.isin(members, placement.split_rows))
-        parts = [part["split"] for part in team.parts("labels", {"split": members[split]})]
-        all_split, before = np.concatenate(parts), sum(map(len, parts[: team.rank]))
+        all_split, positions = rows.concat("labels", members[split], rows.first + split)
+        before = int(np.searchsorted(positions, rows.first))  # split rows of the ranks before
         order = rng.permutation(len(all_split))
         order = order[np.argsort(all_split[order], kind="stable")]
         classes = np.empty(len(order), labels.dtype)
@@ -440,7 +438,7 @@ def _excess(point: Point, problem: Problem) -> float:
     """Share of the units that would have to leave their argmax label, or come to one."""
     counts = point.sweep.counts
     if not len(counts):  # a device has not looked for them
-        counts = sweep.sweep(problem.scores, point.plan_potentials, 1.0, problem.weights, point.precision).counts
+        counts = sweep.sweep(problem.rows, point.plan_potentials, 1.0, problem.weights, point.precision).counts
     shares = counts / problem.n_units
     missing = problem.rule.demand(point.potentials, shares) - shares
     return float(max(np.maximum(missing, 0).sum(), np.maximum(-missing, 0).sum()))
@@ -454,13 +452,13 @@ def _certified(
     The bound holds for all labels that the problem's rule allows, or for all of the same class sizes. Last come the
     potentials, with those of classes that take no sample here but may take new ones.
     """
-    labels, best, own = sweep.label(problem.scores, potentials, labels)
-    n_classes, n_units = problem.scores.shape[1], problem.n_units
+    labels, best, own = sweep.label(problem.rows, potentials, labels)
+    n_classes, n_units = problem.n_classes, problem.n_units
     monitor.saw("certify", problem.n_rows)
     g, weights = potentials[labels], np.ones(1) if problem.weights is None else problem.weights
     known = rounding_of(best, own, g, potentials)
     here = (np.stack([best - own, own - g, np.minimum(best - own, known)]) * weights).sum(1)
-    totals, sizes, counts, known = problem.team.total(
+    totals, sizes, counts, known = problem.rows.sum(
         "certify",
         here,
         np.bincount(labels, problem.weights, n_classes),
@@ -496,7 +494,7 @@ def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor:
     finite = potentials[np.isfinite(potentials)]
     if not len(classes) or not len(finite):
         return potentials
-    scores = problem.scores.fine
+    scores = problem.rows.source.fine
     room = np.full(len(classes), np.inf)
     with scores.reading():
         for batch in scores.batches():
@@ -504,7 +502,7 @@ def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor:
                 some = as_float(block[:, classes], scores.dtype).astype(np.float64)
                 room = np.minimum(room, (best[start:stop, None] - some).min(0))
     monitor.saw("prices", problem.n_rows)
-    room = problem.team.least("prices", room)
+    room = problem.rows.min("prices", room)
     room = np.where(room < np.inf, room, finite.min())
     size = problem.stored_magnitude + np.abs(room) + float(np.abs(finite).max())
     below = PRICE_ROOM * size  # so that none ties either

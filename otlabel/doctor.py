@@ -18,6 +18,7 @@ from otlabel.assign import sinkhorn_assign
 from otlabel.errors import InfeasibleError, MissingPackageError, OtlabelWarning
 from otlabel.interrupts import interruptible
 from otlabel.marginals import class_sizes
+from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment
 from otlabel.scores import Scores, as_float, class_mass_of, draw_rows, keep, open_scores
 from otlabel.validate import check_mass
@@ -170,7 +171,7 @@ def diagnose(scores: Any, *, class_mass: Any = None) -> Diagnosis:
 
 def _usable_rows(scores: Scores, sampled: np.ndarray) -> _Usable:
     """The first pass; only where it met NaN or +inf does a second one tell them apart."""
-    inspection = sweep.inspect(scores)
+    inspection = sweep.inspect(RowSet(scores))
     good = np.ones(scores.shape[0], bool)
     n_nan = n_plus_inf = 0
     n_minus_inf = inspection.n_forbidden
@@ -199,7 +200,7 @@ def _usable_rows(scores: Scores, sampled: np.ndarray) -> _Usable:
 def _with_looks(bare: Diagnosis, scores: Scores, usable: _Usable, shares: np.ndarray) -> Diagnosis:
     """What all rows and a sample of them show without solving anything."""
     rows, inspection = usable.rows, usable.inspection
-    labels, _, _ = sweep.label(scores, np.zeros(bare.n_classes))
+    labels, _, _ = sweep.label(RowSet(scores), np.zeros(bare.n_classes))
     sizes = np.bincount(labels[rows], minlength=bare.n_classes)
     # A class may be called greedy at four times its mass, or half way from its mass to everything if that is less.
     greedy = sizes > np.minimum(GREEDY * shares, (shares + 1) / 2) * len(rows)
@@ -304,7 +305,7 @@ def _with_assessment(
         # A sample may be short of pairs that all rows together have.
         finding = Finding("problem" if whole else "note", "balance", f"No exact balance: {error}{where}.", remedy)
         return replace(looked, n_assessed=len(rows)), [finding]
-    labels, best, _ = sweep.label(assessed, np.zeros(looked.n_classes))
+    labels, best, _ = sweep.label(RowSet(assessed), np.zeros(looked.n_classes))
     found = replace(
         looked,
         epsilon=suggest_epsilon(assessed, np.asarray(result.potentials)),
@@ -327,7 +328,7 @@ def suggest_epsilon(scores: Scores, potentials: np.ndarray) -> float | None:
     None where no epsilon changes anything: one class, or rows that are all equal in every class.
     """
     n_rows, n_classes = scores.shape
-    sample = scores.take(_some(np.arange(n_rows), min(LOOK_ROWS, max(1, LOOK_ENTRIES // n_classes))))
+    sample = RowSet(scores).taken(_some(np.arange(n_rows), min(LOOK_ROWS, max(1, LOOK_ENTRIES // n_classes))))
     inspection = sweep.inspect(sample)
     scale = float(np.max(inspection.tops.astype(np.float64) - inspection.bottoms))
     wanted = potentials[np.isfinite(potentials)]

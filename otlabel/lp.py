@@ -11,6 +11,7 @@ from otlabel.assign import certify
 from otlabel.errors import InfeasibleError, MissingPackageError
 from otlabel.interrupts import interruptible
 from otlabel.monitor import Monitor
+from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, Status, like
 from otlabel.scores import as_float, class_mass_of, open_scores
 from otlabel.validate import check_problem
@@ -54,7 +55,7 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
         raise MissingPackageError("POT", "exact") from error
     monitor = Monitor(n_rows)
     shares = class_mass_of(class_mass, opened)
-    problem, _ = check_problem(opened, np.arange(n_rows), monitor, class_mass=shares)
+    problem, _ = check_problem(RowSet(opened), np.arange(n_rows), monitor, class_mass=shares)
     bare = opened.bare
     dense = np.concatenate([as_float(bare.read(*block), bare.dtype) for block in bare.blocks()])
     cost = -dense.astype(np.float64)

@@ -12,8 +12,7 @@ import numpy as np
 from otlabel.marginals import Exact, Rule
 
 if TYPE_CHECKING:
-    from otlabel.ranks.communicator import Alone
-    from otlabel.scores import Scores
+    from otlabel.ranks.rowset import RowSet
 
 EXACT = Exact()
 Rounding = Literal["exact", "argmax"]
@@ -22,12 +21,12 @@ Method = Literal["auto", "sinkhorn"]
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Scores (N, K) to be maximised, how much each row counts, and what each class may take.
+    """Rows of scores (N, K) to be maximised, how much each row counts, and what each class may take.
 
-    Where several ranks have rows, scores and weights are of those here, and all other numbers of all.
+    Where several ranks have rows, weights are of those here, and all other numbers of all.
     """
 
-    scores: Scores
+    rows: RowSet
     rule: Rule  # on class masses, which are shares of all units
     n_units: int  # of mass that exact labels share out: the samples, or whole numbers that stand for sample masses
     spread: float  # how far apart a row's scores typically are
@@ -45,12 +44,12 @@ class Problem:
     @property
     def n_rows(self) -> int:
         """N."""
-        return self.scores.share.n_rows
+        return self.rows.n_rows
 
     @property
-    def team(self) -> Alone:
-        """Who has rows."""
-        return self.scores.share.team
+    def n_classes(self) -> int:
+        """K, and one more where samples may stay unlabelled."""
+        return self.rows.shape[1]
 
     @functools.cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:

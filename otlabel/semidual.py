@@ -29,8 +29,9 @@ from otlabel.errors import InvalidScoresError
 from otlabel.marginals import Rule
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem, Solver
+from otlabel.ranks.rowset import RowSet
 from otlabel.result import Status
-from otlabel.scores import Scores, draw_rows, take_rows
+from otlabel.scores import draw_rows
 from otlabel.sweep.pool import blas_on_one_thread
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Objective:
         finite = near[np.isfinite(near)]
         self.magnitude = problem.magnitude + float(np.abs(finite).max(initial=0.0))
         rounding = float(np.finfo(np.float32).eps) * self.magnitude / epsilon
-        double = problem.scores.dtype == "float64" or rounding > RESOLUTION_SHARE * tol or tol < FINE_TOLERANCE
+        double = problem.rows.source.dtype == "float64" or rounding > RESOLUTION_SHARE * tol or tol < FINE_TOLERANCE
         double |= not 1 / FLOAT32_REACH < epsilon < FLOAT32_REACH or self.magnitude > FLOAT32_REACH
         double |= problem.magnitude > LARGEST_EXPONENT * (problem.row_rho + epsilon)  # or masses of rows would overflow
         self.precision: type = np.float64 if double else np.float32
@@ -139,10 +140,10 @@ class Objective:
         shifted = potentials + self.epsilon * rule.log_mass
         rows = self._curvature_rows(shifted) if self.newton else np.empty(0, np.int64)
         later = (
-            problem.scores.random_access or self.on_device or not self.newton
+            problem.rows.source.random_access or self.on_device or not self.newton
         )  # else a look at some rows would read all again
         found = sweep.sweep(
-            problem.scores, shifted, self.epsilon, problem.weights, self.precision,
+            problem.rows, shifted, self.epsilon, problem.weights, self.precision,
             None if later else rows, CURVATURE_SHARE, 1.0 / self.row_scale, with_labels=False,
         )  # fmt: skip
         swept = shifted
@@ -182,32 +183,32 @@ class Objective:
         """Rows sqrt(a_i) q_i of a sample of all ranks' rows at a point of Newton's, weighing 1 or so in total."""
         rows, plan = point.curvature_rows, point.sweep.plan
         if plan is None:
-            plan = self._sparse_plan(self.problem.scores, rows, point.swept_potentials)
+            plan = self._sparse_plan(self.problem.rows, rows, point.swept_potentials)
         sizes, roots = np.diff(plan.indptr), np.sqrt(self._shares(point)).astype(np.float32)
         here = plan.data * np.repeat(roots, sizes), plan.indices.astype(np.int32), sizes
-        data, indices, sizes = self.problem.team.joined("curvature", *here)
+        data, indices, sizes = self.problem.rows.concat("curvature", *here)
         starts = np.concatenate([[0], np.cumsum(sizes)])
         return csr_array((data, indices, starts), shape=(len(sizes), plan.shape[1]))
 
     def products_of(self, point: Point) -> tuple[torch.Tensor, np.ndarray]:
         """Sums of a_i q_i q_i^T, left on the device, and of a_i q_i over the same rows."""
-        scores, g, team = self.problem.scores, point.swept_potentials, self.problem.team
+        rows, g = self.problem.rows, point.swept_potentials
         products, mass = sweep.products(
-            scores, point.curvature_rows, self._shares(point), g, self.epsilon, self.precision
+            rows, point.curvature_rows, self._shares(point), g, self.epsilon, self.precision
         )
-        return team.total_tensor("curvature", products), team.total("curvature", mass)[0]
+        return rows.sum_tensor("curvature", products), rows.sum("curvature", mass)[0]
 
     @property
     def on_device(self) -> bool:
         """Whether the curvature is made where the scores are: a device that can take rows without reading files."""
-        scores = self.problem.scores
+        scores = self.problem.rows.source
         return not scores.on_cpu and not scores.reads_files and scores.shape[1] <= DEVICE_CLASSES
 
     def _shares(self, point: Point) -> np.ndarray:
         """What the curvature's rows here weigh, 1 or so in total over all ranks."""
         rows, weights = point.curvature_rows, self.problem.weights
         units = np.ones(len(rows)) if weights is None else weights[rows]
-        (total,) = self.problem.team.total("curvature", units.sum())
+        (total,) = self.problem.rows.sum("curvature", units.sum())
         return (point.sweep.row_mass[rows] / self.size_of(point) if len(point.sweep.row_mass) else units) / total
 
     def size_of(self, point: Point) -> float:
@@ -216,24 +217,24 @@ class Objective:
 
     def _curvature_rows(self, potentials: np.ndarray) -> np.ndarray:
         """Rows here for the curvature: so many a class, but fewer where flat plans would take much room."""
-        share, n_rows, n_classes = self.problem.scores.share, self.problem.n_rows, self.problem.scores.shape[1]
+        n_rows, n_classes = self.problem.n_rows, self.problem.n_classes
         size = min(n_rows, max(FEWEST_ROWS, self.rows_a_class * n_classes))
         if size * n_classes > CURVATURE_ENTRIES and not self.on_device:
             n_probed = self._probe.shape[0]
             n_entries = self._sparse_plan(self._probe, np.arange(n_probed), potentials).nnz
-            n_probed, n_entries = self.problem.team.total("probe", np.array([n_probed, n_entries]))[0]
+            n_probed, n_entries = self.problem.rows.sum("probe", np.array([n_probed, n_entries]))[0]
             entries_a_row = n_entries / n_probed
             size = min(size, max(FEWEST_ROWS // 4, int(CURVATURE_ENTRIES / entries_a_row)))
-        return share.within(draw_rows(n_rows, size, self.rng))
+        return self.problem.rows.local(draw_rows(n_rows, size, self.rng))
 
     @functools.cached_property
-    def _probe(self) -> Scores:
+    def _probe(self) -> RowSet:
         """A few rows, evenly spread."""
         sampled = self.problem.sampled
-        return take_rows(self.problem.scores, sampled[draw_rows(len(sampled), PROBE_ROWS, np.random.default_rng(0))])
+        return self.problem.rows.subset(sampled[draw_rows(len(sampled), PROBE_ROWS, np.random.default_rng(0))])
 
-    def _sparse_plan(self, scores: Scores, rows: np.ndarray, potentials: np.ndarray) -> csr_array:
-        return sweep.sparse_plan(scores, rows, potentials, self.epsilon, CURVATURE_SHARE, self.precision)
+    def _sparse_plan(self, rows: RowSet, chosen: np.ndarray, potentials: np.ndarray) -> csr_array:
+        return sweep.sparse_plan(rows, chosen, potentials, self.epsilon, CURVATURE_SHARE, self.precision)
 
     def met(self, point: Point) -> bool:
         """Whether the class error is within the tolerance and, where asked for, no class is starved."""
@@ -329,17 +330,17 @@ def draw_sampled(n_rows: int, n_classes: int, seed: int) -> np.ndarray:
 
 def _samples(problem: Problem, rng: np.random.Generator) -> Iterator[Problem]:
     """Ever larger samples of the rows."""
-    for size in sample_sizes(problem.n_rows, problem.scores.shape[1]):
+    for size in sample_sizes(problem.n_rows, problem.n_classes):
         yield _restricted(problem, problem.sampled[draw_rows(len(problem.sampled), size, rng)])
 
 
-def _restricted(problem: Problem, rows: np.ndarray) -> Problem:
+def _restricted(problem: Problem, chosen: np.ndarray) -> Problem:
     """The same problem on some of the rows (sorted)."""
-    scores, weights = take_rows(problem.scores, rows), problem.weights
+    rows, weights = problem.rows.subset(chosen), problem.weights
     if weights is not None:
-        (taken,) = problem.team.joined("sample", weights[problem.scores.share.within(rows)])
-        weights = taken[scores.share.first : scores.share.stop]
-    return replace(problem, scores=scores, weights=weights, sampled=np.arange(len(rows)))
+        (taken,) = problem.rows.concat("sample", weights[problem.rows.local(chosen)])
+        weights = taken[rows.first : rows.stop]
+    return replace(problem, rows=rows, weights=weights, sampled=np.arange(len(chosen)))
 
 
 def _minimise(objective: Objective, g: np.ndarray, max_passes: int) -> Solution:

@@ -36,8 +36,8 @@ from otlabel.marginals import (
 )
 from otlabel.monitor import Monitor
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
-from otlabel.ranks.communicator import Alone, Share
-from otlabel.scores import KeptRows, MovedScores, Scores, WithColumn, as_array, as_float, draw_rows
+from otlabel.ranks.rowset import RowSet
+from otlabel.scores import KeptRows, MovedScores, WithColumn, as_array, as_float, draw_rows
 
 LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities
 RESOLVED = 1e5  # times epsilon: products up to here have errors far below it in float32
@@ -62,7 +62,7 @@ def check_solver(epsilon: Any, rounding: Rounding, tol: Any, max_sweeps: Any, me
 
 
 def check_problem(
-    scores: Scores,
+    rows: RowSet,
     sampled: np.ndarray,
     monitor: Monitor,
     *,
@@ -80,11 +80,10 @@ def check_problem(
     coarsely for epsilon give way to float64's. Whether there is an assignment is a matter of whole class sizes where
     rounding is exact, else of shares.
     """
-    share, team, n_classes = scores.share, scores.share.team, scores.shape[1]
-    n_rows = share.n_rows
+    n_rows, n_classes = rows.n_rows, rows.shape[1]
     shares = check_mass(class_mass, n_rows, n_classes)
     weights, n_units = check_sample_mass(sample_mass, n_rows)
-    weights = None if weights is None else weights[share.first : share.stop]
+    weights = None if weights is None else weights[rows.first : rows.stop]
     if not isinstance(samples, (Exact, KL)):
         raise TypeError(f"samples is {samples!r}; pass Exact() or KL(rho)")
     if not 0 <= abstain < 1:
@@ -101,21 +100,22 @@ def check_problem(
     sizes = _sizes(rule, classes, n_units, weighted=weights is not None) if by_size else None
     if sizes is None:
         rule.check_shares(of_all=isinstance(samples, Exact))
-    inspection = sweep.inspect(scores)
+    inspection = sweep.inspect(rows)
     monitor.saw("inspect", n_rows)
-    if _too_coarse(scores, inspection, epsilon):
-        scores = KeptRows(scores.fine, share.within(sampled)) if scores.on_cpu else scores.fine
-        inspection = sweep.inspect(scores)
+    if _too_coarse(rows, inspection, epsilon):
+        fine = rows.source.fine
+        rows = rows.over(KeptRows(fine, rows.local(sampled)) if fine.on_cpu else fine)
+        inspection = sweep.inspect(rows)
         monitor.saw("inspect", n_rows)
-    check_finite(scores, inspection)
+    check_finite(rows, inspection)
     if inspection.n_forbidden:
         n_unlabelled = round(abstain * n_units)
-        rule = _check_forbidden(scores, inspection, rule, sizes, weights, n_units, n_unlabelled, monitor)
+        rule = _check_forbidden(rows, inspection, rule, sizes, weights, n_units, n_unlabelled, monitor)
     tops, bottoms = inspection.tops.astype(np.float64), inspection.bottoms.astype(np.float64)
     open_rows = tops > -np.inf
     with np.errstate(over="ignore"):  # what is beyond numbers is refused below
         extents = np.where(open_rows, tops - bottoms, 0.0)
-    magnitude, extent, top, below = team.largest(
+    magnitude, extent, top, below = rows.max(
         "extents",
         np.abs(tops[open_rows]).max(initial=0.0),
         extents.max(initial=0.0),
@@ -123,43 +123,43 @@ def check_problem(
         -bottoms.min(initial=np.inf),
     )
     check_reach(max(magnitude, extent))
-    spread, lowered, stored_magnitude = team.median("spread", extents), 0.0, magnitude
+    spread, lowered, stored_magnitude = rows.median("spread", extents), 0.0, magnitude
     if isinstance(samples, Exact) and magnitude > FAR * spread:
         if abstain > 0:  # whether a sample is labelled then depends on how its row compares with others
-            lowered = middle(team, tops[open_rows])
-            scores = MovedScores(scores, lowered)
+            lowered = middle(rows, tops[open_rows])
+            rows = rows.over(MovedScores(rows.source, lowered))
             tops = np.where(open_rows, tops - lowered, tops)
             bottoms = tops - extents
         else:
-            if scores.fine.bare is not scores:
-                tops = sweep.inspect(scores.fine).tops
+            if rows.source.fine.bare is not rows.source:
+                tops = sweep.inspect(rows.fine).tops
                 monitor.saw("inspect", n_rows)
-                bare = scores.fine.bare
-                scores = KeptRows(bare, share.within(sampled)) if scores.on_cpu else bare
-            scores = MovedScores(scores)
-            moved = sweep.inspect(scores)
+                bare = rows.source.fine.bare
+                rows = rows.over(KeptRows(bare, rows.local(sampled)) if bare.on_cpu else bare)
+            rows = rows.over(MovedScores(rows.source))
+            moved = sweep.inspect(rows)
             monitor.saw("inspect", n_rows)
             units = open_rows.astype(np.float64) if weights is None else np.where(open_rows, weights, 0.0)
             by = np.where(open_rows, tops, 0.0) - np.where(open_rows, moved.tops, 0.0)
-            total, of_all = team.total("far", by @ units, units.sum())
+            total, of_all = rows.sum("far", by @ units, units.sum())
             lowered = float(total) / max(float(of_all), 1.0)
             tops, bottoms = moved.tops, moved.bottoms
             extents = np.where(open_rows, np.where(open_rows, tops, 0.0) - bottoms, 0.0)
-            (extent,) = team.largest("extents", extents.max(initial=0.0))
-            spread = team.median("spread", extents)
-        (magnitude,) = team.largest("far", np.abs(tops[open_rows]).max(initial=0.0))
+            (extent,) = rows.max("extents", extents.max(initial=0.0))
+            spread = rows.median("spread", extents)
+        (magnitude,) = rows.max("far", np.abs(tops[open_rows]).max(initial=0.0))
     if n_rows < n_classes and class_mass is None and isinstance(classes, Exact):
         warn(FewSamplesWarning, f"{n_rows} samples for {n_classes} classes: sizes are 0 or 1")
     if n_classes > 1 and not inspection.n_forbidden and not extent:
         warn(DegenerateScoresWarning, "every row's scores are all equal: they carry no information, labels are random")
     elif n_classes > 1 and top <= 1 and below <= 0:
-        _warn_of_probabilities(scores, sampled)
+        _warn_of_probabilities(rows, sampled)
     if abstain > 0:  # staying unlabelled has a score of zero
         wide = np.where(open_rows, np.maximum(tops, 0) - np.minimum(bottoms, 0), np.maximum(tops, 0))
-        scores, (extent,) = WithColumn(scores), team.largest("extents", wide.max(initial=0.0))
-        spread = team.median("spread of all", wide)
+        rows, (extent,) = rows.over(WithColumn(rows.source)), rows.max("extents", wide.max(initial=0.0))
+        spread = rows.median("spread of all", wide)
     problem = Problem(
-        scores=scores,
+        rows=rows,
         rule=rule,
         n_units=n_units,
         spread=spread,
@@ -177,13 +177,13 @@ def check_problem(
     return problem, inspection.hashes
 
 
-def _too_coarse(scores: Scores, inspection: sweep.Inspection, epsilon: float) -> bool:
+def _too_coarse(rows: RowSet, inspection: sweep.Inspection, epsilon: float) -> bool:
     """Whether float32 does not tell apart what epsilon does, or has scores that overflow or vanish."""
-    if scores.fine is scores:
+    if rows.fine is rows:
         return False
     is_open = inspection.tops > -np.inf
     tops = inspection.tops[is_open].astype(np.float64)
-    largest, widest = scores.share.team.largest(
+    largest, widest = rows.max(
         "coarse", np.abs(tops).max(initial=0.0), (tops - inspection.bottoms[is_open]).max(initial=0.0)
     )
     return bool(inspection.n_bad) or not (SMALLEST < largest < min(LARGEST, RESOLVED * epsilon) and widest)
@@ -199,9 +199,9 @@ def _sizes(rule: Rule, classes: Exact | KL | Range, n_units: int, *, weighted: b
         raise
 
 
-def middle(team: Alone, values: np.ndarray) -> float:
+def middle(rows: RowSet, values: np.ndarray) -> float:
     """The median of values of all ranks: where most are, which a mean that follows a few far away is not."""
-    return team.median("middle", np.maximum(values, 0.0)) - team.median("middle", np.maximum(-values, 0.0))
+    return rows.median("middle", np.maximum(values, 0.0)) - rows.median("middle", np.maximum(-values, 0.0))
 
 
 def check_reach(size: float) -> None:
@@ -236,11 +236,11 @@ def check_sample_mass(sample_mass: Any, n_rows: int) -> tuple[np.ndarray | None,
     return class_sizes(mass / mass.sum(), MASS_UNITS).astype(np.float64), MASS_UNITS
 
 
-def check_finite(scores: Scores, inspection: sweep.Inspection, what: str = "scores") -> None:
+def check_finite(rows: RowSet, inspection: sweep.Inspection, what: str = "scores") -> None:
     """Raise InvalidScoresError that names the first NaN or +inf, if there is one."""
     if not inspection.n_bad:
         return
-    scores, share, found = scores.fine, scores.share, ""
+    scores, found = rows.source.fine, ""
     for start, stop in scores.blocks():
         block = scores.read(start, stop)
         values = as_float(block, scores.dtype)
@@ -250,10 +250,10 @@ def check_finite(scores: Scores, inspection: sweep.Inspection, what: str = "scor
             column = "class" if what == "scores" else "column"
             found = f"{scores.place(start + int(row))}, {column} {cls} ({values[row, cls]})"
             break
-    where = share.team.first("bad scores", found)
+    where = rows.communicator.first_text("bad scores", found)
     remedy = "mend them, or use -inf to forbid a pair" if what == "scores" else "mend them, or leave these rows out"
     raise InvalidScoresError(
-        f"{inspection.n_bad} of {share.n_rows * scores.shape[1]} {what} are NaN or +inf, the first at {where}; {remedy}"
+        f"{inspection.n_bad} of {rows.n_rows * scores.shape[1]} {what} are NaN or +inf, the first at {where}; {remedy}"
     )
 
 
@@ -263,7 +263,7 @@ def check_mass(class_mass: Any, n_rows: int, n_classes: int) -> np.ndarray:
 
 
 def _check_forbidden(
-    scores: Scores,
+    rows: RowSet,
     inspection: sweep.Inspection,
     rule: Rule,
     sizes: tuple[np.ndarray, np.ndarray] | None,
@@ -276,30 +276,30 @@ def _check_forbidden(
 
     Which classes must or may take any is told by their sizes, fewest and most, or by shares where there are none.
     """
-    share, n_classes = scores.share, scores.shape[1]
+    source, n_classes = rows.source, rows.shape[1]
     fewest, most = (rule.lo, np.where(rule.wanted, rule.hi, 0.0)) if sizes is None else sizes
     _check_closed(
-        inspection.tops == -np.inf, share, weights, n_unlabelled, "have no class allowed (all scores are -inf)",
+        inspection.tops == -np.inf, rows, weights, n_unlabelled, "have no class allowed (all scores are -inf)",
         "leave these rows out or allow at least one class",
     )  # fmt: skip
     takers = (most > 0)[:n_classes]
     if not takers.all():
-        check_open_rows(scores, takers, weights, n_unlabelled, by_size=sizes is not None)
-        monitor.saw("inspect", share.n_rows)
+        check_open_rows(rows, takers, weights, n_unlabelled, by_size=sizes is not None)
+        monitor.saw("inspect", rows.n_rows)
     allowed, n_read = np.zeros(n_classes, bool), 0
-    for start, stop in scores.blocks():
-        allowed |= (as_float(scores.read(start, stop), scores.dtype) > -np.inf).any(0)
+    for start, stop in source.blocks():
+        allowed |= (as_float(source.read(start, stop), source.dtype) > -np.inf).any(0)
         n_read = stop
         if allowed.all():
             break
-    n_allowing, read = share.team.total("allowed", allowed.astype(np.int64), np.array(n_read))
+    n_allowing, read = rows.sum("allowed", allowed.astype(np.int64), np.array(n_read))
     monitor.saw("inspect", int(read))
     shut = np.zeros(len(rule.mass), bool)  # staying unlabelled is open to all
     shut[:n_classes] = n_allowing == 0
     closed = np.flatnonzero(shut & (fewest > 0))
     if len(closed):
         least = float(fewest[closed[0]]) / (1 if sizes is None else n_units)
-        told = f"{counted(least * share.n_rows)} samples" if weights is None else f"{least:.6g} of the sample mass"
+        told = f"{counted(least * rows.n_rows)} samples" if weights is None else f"{least:.6g} of the sample mass"
         raise InfeasibleError(
             f"class {closed[0]} is to take {told}, but its scores are all -inf ({len(closed)} such classes); give it "
             "mass 0 or allow some pairs"
@@ -308,7 +308,7 @@ def _check_forbidden(
 
 
 def check_open_rows(
-    scores: Scores,
+    rows: RowSet,
     takers: np.ndarray,
     weights: np.ndarray | None = None,
     n_unlabelled: int = 0,
@@ -321,27 +321,27 @@ def check_open_rows(
     """
     if takers.all():
         return
-    _, best, _ = sweep.label(scores, np.where(takers, 0.0, -np.inf))
+    _, best, _ = sweep.label(rows, np.where(takers, 0.0, -np.inf))
     shut = np.flatnonzero(~takers)
     shown = ", ".join(map(str, shut[:10])) + (", ..." if len(shut) > 10 else "")
     why = "whose size is 0, by their mass or because their share rounds to it" if by_size else "which take nothing"
     mass = "mass (whole sizes as class_mass, or classes=Range(0.0, 1.0))" if by_size else "mass"
     _check_closed(
-        best == -np.inf, scores.share, weights, n_unlabelled, f"are only allowed classes among {shown}, {why}",
+        best == -np.inf, rows, weights, n_unlabelled, f"are only allowed classes among {shown}, {why}",
         f"give those classes {mass} or allow other pairs",
     )  # fmt: skip
 
 
 def _check_closed(
-    closed: np.ndarray, share: Share, weights: np.ndarray | None, n_unlabelled: int, finding: str, remedy: str
+    closed: np.ndarray, rows: RowSet, weights: np.ndarray | None, n_unlabelled: int, finding: str, remedy: str
 ) -> None:
     """Refuse rows of no class, unless all of them may stay unlabelled."""
-    n_closed, first = _counted(closed, share)
+    n_closed, first = _counted(closed, rows)
     if not n_closed:
         return
-    n_units, in_all = n_closed, share.n_rows
+    n_units, in_all = n_closed, rows.n_rows
     if weights is not None:
-        n_units, in_all = (int(units) for units in share.team.total("closed", weights[closed].sum(), weights.sum()))
+        n_units, in_all = (int(units) for units in rows.sum("closed", weights[closed].sum(), weights.sum()))
     if n_units == in_all:
         raise InfeasibleError(f"{n_closed} rows {finding}, the first is row {first}; {remedy}")
     if not n_unlabelled:
@@ -357,25 +357,26 @@ def _check_closed(
         )
 
 
-def _counted(chosen: np.ndarray, share: Share) -> tuple[int, int]:
+def _counted(chosen: np.ndarray, rows: RowSet) -> tuple[int, int]:
     """How many rows of all ranks are chosen, and the first of them."""
-    rows = np.flatnonzero(chosen) + share.first
-    (number,) = share.team.total("rows", np.array(len(rows)))
-    first = -share.team.largest("rows", -float(rows[0]) if len(rows) else -math.inf)[0]
+    here = np.flatnonzero(chosen) + rows.first
+    (number,) = rows.sum("rows", np.array(len(here)))
+    first = -rows.max("rows", -float(here[0]) if len(here) else -math.inf)[0]
     return int(number), int(first) if number else -1
 
 
-def _warn_of_probabilities(scores: Scores, sampled: np.ndarray) -> None:
+def _warn_of_probabilities(rows: RowSet, sampled: np.ndarray) -> None:
     """Say so if a few rows, all within [0, 1], sum to 1; of votes, one class a row, there is nothing to say."""
-    rows = sampled[draw_rows(len(sampled), LOOK_ROWS, np.random.default_rng(0))]
-    sample, near = scores.take(scores.share.within(rows)), 1e-3 if scores.dtype in ("float32", "float64") else 2e-2
+    chosen = sampled[draw_rows(len(sampled), LOOK_ROWS, np.random.default_rng(0))]
+    dtype, sample = rows.source.dtype, rows.taken(chosen).source
+    near = 1e-3 if dtype in ("float32", "float64") else 2e-2
     farthest, any_zero, any_share = 0.0, 0.0, 0.0
     for block in sample.blocks():
-        numbers = as_float(sample.read(*block), scores.dtype).astype(np.float64)
+        numbers = as_float(sample.read(*block), dtype).astype(np.float64)
         farthest = max(farthest, float(np.abs(numbers.sum(1) - 1).max()))
         any_zero = max(any_zero, float((numbers == 0).any()))
         any_share = max(any_share, float(((numbers > 0) & (numbers < 1)).any()))
-    farthest, any_zero, any_share = scores.share.team.largest("look", farthest, any_zero, any_share)
+    farthest, any_zero, any_share = rows.max("look", farthest, any_zero, any_share)
     if farthest >= near or not any_share:
         return
     told = "rows are in [0, 1] and sum to 1, like probabilities: pass the logarithm of them"

@@ -19,6 +19,7 @@ from problems import KINDS, draw
 from scipy.special import logsumexp, softmax
 
 from otlabel import certify, linear_scores, sinkhorn_assign, sweep
+from otlabel.ranks.rowset import RowSet
 from otlabel.scores import DeviceScores, TensorScores, open_scores
 from otlabel.sweep import reference
 
@@ -440,7 +441,7 @@ def test_products_of_plans_are_added_up_in_float32() -> None:
     """Halves round each factor, by 5e-4 at most; sums of 20,000 of them round to no more than that."""
     scores, g = torch.randn(20_000, 64, device="cuda").half(), potentials_of(64, np.float64)
     rows, weights = np.arange(20_000), np.full(20_000, 1 / 20_000)
-    products, mass = sweep.products(TensorScores(scores), rows, weights, g, 0.5, np.float32)
+    products, mass = sweep.products(RowSet(TensorScores(scores)), rows, weights, g, 0.5, np.float32)
     q = softmax((scores.double().cpu().numpy() + g) / 0.5, axis=1)
     exact = (q.T * weights) @ q
     assert np.abs(products.cpu().numpy() - exact).sum() < 2e-4 * exact.sum()
@@ -478,11 +479,11 @@ def test_streaming_takes_a_few_blocks_of_the_card(monkeypatch) -> None:
     monkeypatch.setattr("otlabel.scores.device.BLOCK_BYTES", 1 << 20)
     source, g = DeviceScores(open_scores(scores), torch.device("cuda", torch.cuda.current_device())), np.zeros(64)
     assert len(source.blocks()) > 20
-    sweep.sweep(source, g, 0.1, with_labels=False)  # compiled
+    sweep.sweep(RowSet(source), g, 0.1, with_labels=False)  # compiled
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    sweep.sweep(source, g, 0.1, with_labels=False)
+    sweep.sweep(RowSet(source), g, 0.1, with_labels=False)
     assert torch.cuda.max_memory_allocated() - before < 8 << 20
 
 

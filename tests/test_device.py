@@ -18,6 +18,7 @@ from scipy.special import softmax
 
 from otlabel import linear_scores, sinkhorn_assign, sweep
 from otlabel.errors import InvalidScoresError
+from otlabel.ranks.rowset import RowSet
 from otlabel.scores import DeviceScores, TensorScores, device, keep, on_device, open_scores
 from otlabel.scores.factored import LinearScores
 from otlabel.semidual import DenseCurvature, DeviceCurvature
@@ -141,7 +142,7 @@ def test_rows_to_sample_from_stay_in_host_memory(tmp_path: Path) -> None:
     name = write(tmp_path / "scores.h5", drawn((500, 8)).numpy())
     rows = np.arange(0, 500, 7)
     source = keep(DeviceScores(open_scores(name), CPU), rows, memory_limit=0)
-    sweep.sweep(source, np.zeros(8), 0.1)
+    sweep.sweep(RowSet(source), np.zeros(8), 0.1)
     before = source.bytes_read
     assert torch.equal(source.take(rows).tensor, drawn((500, 8))[rows])
     assert source.bytes_read == before
@@ -187,7 +188,7 @@ def test_scores_that_fit_there_are_made_once(room: int, monkeypatch: pytest.Monk
     assert isinstance(kept, LinearScores)
     assert kept.random_access == (room > 0)
     for _ in range(3):
-        sweep.sweep(kept, np.zeros(6), 0.1)
+        sweep.sweep(RowSet(kept), np.zeros(6), 0.1)
     assert sum(made) == (400 if room else 3 * 400)
     assert torch.equal(kept.read(0, 400), head.read(0, 400))
     rows = np.array([3, 100, 399])
@@ -238,9 +239,9 @@ def test_blocks_are_halved_where_memory_is_short(kind: str, monkeypatch: pytest.
         ),
     }  # fmt: skip
     source = sources[kind]()
-    expected = sweep.sweep(open_scores(values), np.arange(6.0), 0.1)
+    expected = sweep.sweep(RowSet(open_scores(values)), np.arange(6.0), 0.1)
     monkeypatch.setattr(sweep, "_backend", lambda scores: backend)
-    found = sweep.sweep(source, np.arange(6.0), 0.1)
+    found = sweep.sweep(RowSet(source), np.arange(6.0), 0.1)
     np.testing.assert_allclose(found.mass, expected.mass, rtol=1e-12)
     np.testing.assert_array_equal(found.labels, expected.labels)
     np.testing.assert_array_equal(found.counts, expected.counts)
@@ -248,7 +249,7 @@ def test_blocks_are_halved_where_memory_is_short(kind: str, monkeypatch: pytest.
     assert 20 <= backend.longest <= 40
     refused = backend.n_refused
     assert 1 <= refused <= 6
-    labels, best, _ = sweep.label(source, np.arange(6.0))
+    labels, best, _ = sweep.label(RowSet(source), np.arange(6.0))
     np.testing.assert_array_equal(labels, expected.labels)
     np.testing.assert_allclose(best, (values.numpy() + np.arange(6.0)).max(1), rtol=1e-14)
     assert backend.n_refused == refused  # the size that fits is remembered
@@ -257,7 +258,7 @@ def test_blocks_are_halved_where_memory_is_short(kind: str, monkeypatch: pytest.
 def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "_backend", lambda scores: Short(0))
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        sweep.sweep(TensorScores(drawn((9, 3))), np.zeros(3), 0.1)
+        sweep.sweep(RowSet(TensorScores(drawn((9, 3)))), np.zeros(3), 0.1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
@@ -302,7 +303,7 @@ def test_curvature_made_on_a_device(precision: type, monkeypatch: pytest.MonkeyP
     scores, g = drawn((200, 12), "float16"), np.random.default_rng(0).standard_normal(12)
     rows, weights = np.arange(0, 200, 3), np.random.default_rng(1).uniform(0, 0.1, 67)
     q = softmax((scores.double().numpy() + g)[rows] / 0.2, axis=1)
-    products, mass = sweep.products(TensorScores(scores), rows, weights, g, 0.2, precision)
+    products, mass = sweep.products(RowSet(TensorScores(scores)), rows, weights, g, 0.2, precision)
     tolerance = 1e-5 if precision is np.float32 else 1e-12
     np.testing.assert_allclose(products.numpy(), (q.T * weights) @ q, atol=tolerance)
     np.testing.assert_allclose(mass, weights @ q, atol=tolerance)
@@ -316,7 +317,7 @@ def test_curvature_made_on_a_device(precision: type, monkeypatch: pytest.MonkeyP
         return original(block, *rest)
 
     monkeypatch.setattr(reference, "products_block", short_of_memory)
-    again = sweep.products(TensorScores(scores), rows, weights, g, 0.2, precision)
+    again = sweep.products(RowSet(TensorScores(scores)), rows, weights, g, 0.2, precision)
     assert refused == [17, 9]
     np.testing.assert_allclose(again[0].numpy(), products.numpy(), atol=tolerance)
     np.testing.assert_allclose(again[1], mass, atol=tolerance)
@@ -350,7 +351,7 @@ def test_moments_of_clusters_are_summed_where_the_rows_are(
     labels = np.random.default_rng(0).integers(0, n_clusters, 211).astype(np.int32)
     source = TensorScores(rows) if kind == "whole" else DeviceScores(open_scores(rows), CPU)
     monkeypatch.setattr(cluster, "row_blocks", None)  # which brings rows to the host
-    first, second = (cluster._moments(source, labels, centres) for _ in range(2))
+    first, second = (cluster._moments(RowSet(source), labels, centres) for _ in range(2))
     differences = rows.double().numpy() - centres[labels].astype(np.float64)
     sums = np.stack([differences[labels == k].sum(0) for k in range(n_clusters + 1)])
     np.testing.assert_allclose(first[0], sums, rtol=0, atol=1e-10)

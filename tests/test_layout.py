@@ -19,8 +19,8 @@ PACKAGE = Path(otlabel.__file__).parent
 # A module may import its own layer and those before it. The package itself holds the public names: only the last may.
 LAYERS = (
     {"errors", "files", "compiling", "interrupts", "marginals", "monitor", "problem", "text"},
-    {"ranks"},
     {"scores", "sweep"},
+    {"ranks"},
     {"validate"},
     {"result", "labels_file"},
     {"semidual", "repair", "rounding"},

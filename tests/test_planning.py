@@ -35,7 +35,7 @@ from otlabel.planning import (
 )
 from otlabel.planning.process import PASSES
 from otlabel.problem import Problem, Rounding
-from otlabel.ranks.communicator import ALONE, Ranks, Share
+from otlabel.ranks.communicator import ProcessGroup
 from otlabel.scores import ITEM_BYTES, ArrayScores, free_memory, open_scores
 
 GB = 10**9
@@ -79,15 +79,17 @@ def test_the_usual_number_of_passes_is_usual(rounding: Rounding) -> None:
 def test_samples_are_those_that_the_solver_draws(n_rows, n_classes) -> None:
     class Nothing:
         shape = (n_rows, n_classes)
-        share = Share(ALONE, 0, n_rows, n_rows)
 
-        def take(self, rows: np.ndarray) -> int:
+        def __init__(self) -> None:
+            self.n_rows = n_rows
+
+        def subset(self, rows: np.ndarray) -> int:
             return len(rows)
 
     shares = np.full(n_classes, 1 / n_classes)
     sampled = semidual.draw_sampled(n_rows, n_classes, 0)
     problem = Problem(Nothing(), shares, shares, 1.0, 1.0, 1.0, sampled)  # type: ignore[arg-type]
-    drawn = [sample.scores for sample in semidual._samples(problem, np.random.default_rng(0))]
+    drawn = [sample.rows for sample in semidual._samples(problem, np.random.default_rng(0))]
     assert semidual.sample_sizes(n_rows, n_classes) == drawn
     assert max([0, *drawn]) <= len(sampled) <= n_rows
 
@@ -127,13 +129,13 @@ def _count_messages(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", timedelta(seconds=SECONDS), world_size=2, rank=rank)
     rounds: collections.Counter[str] = collections.Counter()
-    agree = Ranks.agree
+    reduce = ProcessGroup.allreduce_with
 
-    def counted(self: Ranks, name: str, *rest: Any) -> Any:
+    def counted(self: ProcessGroup, name: str, *rest: Any) -> Any:
         rounds[name] += 1
-        return agree(self, name, *rest)
+        return reduce(self, name, *rest)
 
-    Ranks.agree = counted  # type: ignore[method-assign]
+    ProcessGroup.allreduce_with = counted  # type: ignore[method-assign]
     found = {}
     alone = dist.new_group([0])
     for name, (n_rows, n_classes, rounding) in RANKED.items():

@@ -29,6 +29,7 @@ from otlabel.cli import main
 from otlabel.doctor import diagnose
 from otlabel.errors import FileFormatError, InvalidScoresError
 from otlabel.labels_file import fingerprint
+from otlabel.ranks.rowset import RowSet
 from otlabel.scores import ArrayScores, Scores, as_float, base, factored, files, hdf5, open_scores, parts
 from otlabel.scores.files import StoredScores
 from otlabel.scores.hdf5 import HDF5Scores
@@ -308,7 +309,7 @@ def test_leftovers_stay_few(tmp_path, monkeypatch) -> None:
     for row in range(5, 2000, 10):
         source.read(row, row + 1)
     assert len(source._leftovers) == hdf5.MOST_LEFTOVERS  # type: ignore[attr-defined]
-    sweep.inspect(source)
+    sweep.inspect(RowSet(source))
     assert not source._leftovers  # type: ignore[attr-defined]
 
 
@@ -326,7 +327,7 @@ def test_threads_read_every_chunk_once(tmp_path, monkeypatch, num_threads, n_thr
     num_threads(n_threads)
     for _ in range(10):
         fetched.clear()
-        sweep.inspect(source)
+        sweep.inspect(RowSet(source))
         assert sorted(fetched) == list(range(500))
 
 

@@ -26,7 +26,8 @@ from otlabel.planning.process import (
     plain,
 )
 from otlabel.problem import Rounding
-from otlabel.ranks.communicator import DIGIT_BITS, FEW_NUMBERS, FRAME
+from otlabel.ranks.communicator import DIGIT_BITS, FEW_NUMBERS
+from otlabel.ranks.wire import FRAME
 from otlabel.result import bytes_text
 from otlabel.rounding import MOVES_A_CLASS, MOVES_A_ROW, SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS
 from otlabel.scores import ITEM_BYTES, default_limit, free_memory

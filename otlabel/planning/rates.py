@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from otlabel import sweep
+from otlabel.ranks.rowset import RowSet
 from otlabel.scores import ITEM_BYTES, ArrayScores, Scores
 from otlabel.scores.factored import Features, LinearScores
 
@@ -37,10 +38,10 @@ def measure_sweep_rate(n_classes: int, dtype: str, dim: int | None = None) -> fl
         probe = LinearScores(Features(probe), weight, None, normalize=True)
     precision = np.float64 if dtype == "float64" else np.float32
     g = np.zeros(n_classes)
-    sweep.sweep(probe, g, 0.1, None, precision)  # compiled, if that was still to do
+    sweep.sweep(RowSet(probe), g, 0.1, None, precision)  # compiled, if that was still to do
     begun, n_sweeps = time.perf_counter(), 0
     while (passed := time.perf_counter() - begun) < PROBE_SECONDS:
-        sweep.sweep(probe, g, 0.1, None, precision)
+        sweep.sweep(RowSet(probe), g, 0.1, None, precision)
         n_sweeps += 1
     return n_sweeps * rows * n_classes / passed
 

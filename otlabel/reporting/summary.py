@@ -17,6 +17,7 @@ from otlabel.curation import k_means, nearest
 from otlabel.errors import OtlabelWarning
 from otlabel.labels_file import check_not_absurd
 from otlabel.path import BalancePath, balance_path
+from otlabel.ranks.rowset import RowSet
 from otlabel.reporting.sources import Subject
 from otlabel.result import Certificate
 from otlabel.scores import (
@@ -255,7 +256,7 @@ def _closeness(features: Scores, labels: np.ndarray, n_classes: int) -> Fit:
 
 def _k_means_sizes(features: Scores, n_clusters: int, seed: int) -> tuple[np.ndarray, int]:
     """Cluster sizes, from the largest, and from how many rows the centres are."""
-    centres, n_rows = k_means(features, n_clusters, seed, "report")
+    centres, n_rows = k_means(RowSet(features), n_clusters, seed, "report")
     return np.sort(np.bincount(nearest(features, centres), minlength=n_clusters))[::-1], n_rows
 
 
@@ -307,7 +308,8 @@ def _relabellings(history: list[dict[str, Any]], head: int, truth: np.ndarray | 
 def _proof(subject: Subject, scores: Scores, labels: np.ndarray, stated: Certificate | None) -> Certificate:
     """As stated by whoever made the labels, else found."""
     if stated is not None:
-        check_finite(scores, sweep.inspect(scores))
+        rows = RowSet(scores)
+        check_finite(rows, sweep.inspect(rows))
         return stated
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OtlabelWarning)

@@ -53,28 +53,30 @@ from otlabel.scores.names import (
 )
 from otlabel.scores.parts import Parts, rows_between
 from otlabel.scores.paths import load_array, matches, open_path
-from otlabel.scores.sharded import Rows, gathered, part_of_all, take_rows
 from otlabel.scores.unit import UnitRows
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "KeptRows", "LinearScores", "MovedScores", "Rows", "Scores",
+    "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "KeptRows", "LinearScores", "MovedScores", "Scores",
     "TensorScores", "UnitRows", "WithColumn", "WrappedScores", "as_array", "as_float", "as_matrix", "block_rows",
     "by_class", "by_column", "by_row", "check_kind", "class_mass_of", "closeness", "cosines", "default_limit",
-    "draw_rows", "free_memory", "gathered", "home_of", "in_one_order", "in_order_of", "is_foreign",
+    "draw_rows", "free_memory", "home_of", "in_one_order", "in_order_of", "is_foreign",
     "is_list_of_parts", "is_stored", "is_tensor", "keep", "keep_whole", "linear_scores", "load_array", "matches",
-    "on_device", "open_part", "open_scores", "part_of_all", "partition", "plain_names", "plain_tensor", "row_blocks",
-    "rows_between", "sample_mass_of", "take_rows",
+    "on_device", "open_scores", "partition", "plain_names", "plain_tensor", "row_blocks",
+    "rows_between", "sample_mass_of",
 ]  # fmt: skip
 
 
-def open_scores(scores: Any, *, device: str = "auto", what: str = "scores") -> Scores:
+def open_scores(scores: Any, *, device: str = "auto", what: str = "scores", may_be_empty: bool = False) -> Scores:
     """Whatever holds an (N, K) matrix (array, tensor, nested lists, files) as a source, without copying if possible.
 
-    `what` names it in messages; only "scores" may have masked entries, since they have -inf for a forbidden pair.
+    `what` names it in messages; only "scores" may have masked entries, since they have -inf for a forbidden pair. One
+    of several ranks may have no rows.
     """
+    if may_be_empty and (n_columns := _columns_of_none(scores)):
+        return open_scores(np.zeros((1, n_columns), np.float32)).take(np.empty(0, np.int64))
     if str(device) != "auto":
         chosen = _checked_device(device)
         if is_tensor(scores) and scores.device.type != "cpu":
@@ -98,13 +100,13 @@ def open_scores(scores: Any, *, device: str = "auto", what: str = "scores") -> S
     return opened
 
 
-def open_part(scores: Any, *, device: str = "auto", what: str = "scores") -> Scores:
-    """The same for one rank's rows, of which there may be none."""
+def _columns_of_none(scores: Any) -> int:
+    """The columns of what has no rows; 0 where there are some, or no columns, or it is not known."""
+    if isinstance(scores, Scores):
+        return 0
     parts = scores if is_list_of_parts(scores) else [scores]
     n_columns = {part.shape[1] if n_dimensions(part) == 2 and not part.shape[0] else 0 for part in parts}
-    if isinstance(scores, Scores) or len(n_columns) > 1 or n_columns == {0}:
-        return open_scores(scores, device=device, what=what)
-    return open_scores(np.zeros((1, n_columns.pop()), np.float32)).take(np.empty(0, np.int64))
+    return n_columns.pop() if len(n_columns) == 1 else 0
 
 
 def is_list_of_parts(scores: Any) -> bool:
@@ -123,7 +125,7 @@ def keep(scores: Scores, rows: np.ndarray, memory_limit: int | None = None) -> S
     limit = _checked_limit(memory_limit)
     if isinstance(scores, DeviceScores):
         kept = DeviceScores(keep(scores.source, rows, limit), scores.device)
-        kept.own_share = scores.own_share
+        kept.all_rows = scores.all_rows
         return kept
     whole = keep_whole(scores, limit)
     if isinstance(whole, LinearScores):
@@ -178,7 +180,7 @@ def linear_scores(
     Raises:
         InvalidScoresError: shapes or names that do not fit together, masked features.
     """
-    source = open_part(features, what="features")
+    source = open_scores(features, what="features", may_be_empty=True)
     shared = Features(source, home_of(features))
 
     def head(weight: Any, bias: Any) -> LinearScores:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.ranks.communicator import ALONE, Share
 
 if TYPE_CHECKING:
     import torch
@@ -72,14 +71,14 @@ class Scores(ABC):
     reads_files = False  # whether the next pass will wait for files
     keeps_all = False  # whether the first pass leaves all scores in memory
     bytes_read = 0  # from files, so far
-    own_share: Share | None = None  # where other ranks have rows, too
+    all_rows: int | None = None  # of the whole matrix, where other ranks have rows of it, too
     class_names: Sequence[Any] | None = None  # where they came with some: the columns of a data frame
     row_names: Any = None  # likewise: its index
 
     @property
-    def share(self) -> Share:
-        """Which rows of all ranks' these are."""
-        return self.own_share or Share(ALONE, 0, self.shape[0], self.shape[0])
+    def partitioned_rows(self) -> int:
+        """Rows of the whole matrix, which says how large blocks are."""
+        return self.all_rows or self.shape[0]
 
     @property
     def fine(self) -> Scores:
@@ -103,7 +102,7 @@ class Scores(ABC):
 
     def blocks(self) -> Batch:
         """The partition of the rows; ranks have whole blocks of the partition of all rows."""
-        return cut(self.shape[0], block_rows(self.share.n_rows, self.block_columns))
+        return cut(self.shape[0], block_rows(self.partitioned_rows, self.block_columns))
 
     def batches(self) -> list[Batch]:
         """The blocks in the groups that are read together, in order."""
@@ -167,9 +166,9 @@ class WrappedScores(Scores):
         return self.source.bytes_read
 
     @property
-    def share(self) -> Share:
+    def partitioned_rows(self) -> int:
         """As the source has it."""
-        return self.own_share or self.source.share
+        return self.all_rows or self.source.partitioned_rows
 
     @property
     def block_columns(self) -> int:
@@ -214,7 +213,7 @@ class ChangedScores(WrappedScores):
         if source is self.source:
             return self
         changed = self._of(source)
-        changed.own_share = self.own_share
+        changed.all_rows = self.all_rows
         return changed
 
     def read(self, start: int, stop: int) -> Any:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.ranks.communicator import Share
 from otlabel.scores.base import ITEM_BYTES, Batch, Scores, as_float, few_rows, grouped
 from otlabel.scores.device import has_room, kept_in_host_memory, on_device
 from otlabel.scores.files import StoredScores
@@ -34,21 +33,23 @@ FEATURE_BYTES = 1 << 20  # read at once: batches enough that all threads are don
 class Features:
     """What several heads read: one source, kept in memory by the first of them if it fits."""
 
-    def __init__(self, source: Scores, torch_device: torch.device | None = None) -> None:
+    def __init__(
+        self, source: Scores, torch_device: torch.device | None = None, centre: np.ndarray | None = None
+    ) -> None:
         self.source, self.torch_device = source, torch_device
         self._lock = threading.Lock()
         self._moved: dict[torch.device, Features] = {}
-        self._centre: np.ndarray | None = None
+        self._centre = centre
 
     def __getstate__(self) -> dict[str, Any]:
         return {"source": self.source, "torch_device": self.torch_device}  # copies on devices stay behind
 
     @property
     def centre(self) -> np.ndarray:
-        """(D,) float64, the mean of a few rows of all ranks', which are to ask for it together the first time."""
+        """(D,) float64, the mean of a few rows, unless another one was given."""
         with self._lock:
             if self._centre is None:
-                self._centre = _mean_of_some(self.source)
+                self._centre = mean_of_finite(read_stretches(self.source, few_rows(self.source.shape[0])))
             return self._centre
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -100,6 +101,11 @@ class LinearScores(Scores):
         self._made: TensorScores | None = None  # all scores, where a device keeps them
         self._normalizers = np.full(self.shape[0], np.nan, self.dtype)  # log sum exp of each row seen so far
 
+    @property
+    def needs_centre(self) -> bool:
+        """Whether the features' own centre is taken off: products of float32 that nobody gave another one for."""
+        return self._given_centre is None and self.features.source.dtype != "float64"
+
     @functools.cached_property
     def _centre(self) -> np.ndarray:
         """(D,) that is subtracted from rows, in numbers of the features' own precision: differences are then exact."""
@@ -126,12 +132,12 @@ class LinearScores(Scores):
         source = self.features.source
         if self.dtype == "float64" and source.fine is source:
             return self
-        if self._fine is None or self._fine.own_share is not self.own_share:
+        if self._fine is None or self._fine.all_rows != self.all_rows:
             features = self.features if source.fine is source else Features(source.fine, self.features.torch_device)
             self._fine = LinearScores(
                 features, self._weight, self._bias, self._normalize, centre=self._given_centre, double=True
             )
-            self._fine.own_share = self.own_share
+            self._fine.all_rows = self.all_rows
         return self._fine
 
     @property
@@ -141,7 +147,7 @@ class LinearScores(Scores):
             return self
         double = self.dtype == "float64"
         bare = LinearScores(self.features, self._weight, self._bias, False, centre=self._given_centre, double=double)
-        bare.own_share = self.own_share
+        bare.all_rows = self.all_rows
         return bare
 
     @property
@@ -195,21 +201,16 @@ class LinearScores(Scores):
 
     def on(self, device: torch.device) -> LinearScores:
         """The same head on features that are moved to a device, or streamed to it, and made into scores there."""
-        return self._on(self.features.on(device))
+        return self.over(self.features.on(device))
 
-    def with_rows(self, source: Scores) -> LinearScores:
+    def over(self, features: Features) -> LinearScores:
         """The same head on other features."""
-        return self._on(Features(source, self.torch_device))
-
-    def _on(self, features: Features) -> LinearScores:
-        moved = LinearScores(features, self._weight, self._bias, self._normalize, centre=self._given_centre)
-        _ = moved._centre  # found where all ranks are together
-        return moved
+        return LinearScores(features, self._weight, self._bias, self._normalize, centre=self._given_centre)
 
     @property
-    def share(self) -> Share:
+    def partitioned_rows(self) -> int:
         """As the features have it."""
-        return self.own_share or self.features.source.share
+        return self.all_rows or self.features.source.partitioned_rows
 
     def blocks(self) -> Batch:
         """Larger ones on a device, which makes them at once."""
@@ -342,16 +343,19 @@ def cosines(source: Scores, centres: np.ndarray) -> LinearScores:
     return LinearScores(Features(source), wide, -(np.square(wide).sum(1) + lengths) / 2, False, centre=middle)
 
 
-def _mean_of_some(source: Scores) -> np.ndarray:
-    """The mean of what is finite in a few stretches of rows."""
-    here = source.share.within(few_rows(source.share.n_rows))
+def read_stretches(source: Scores, rows: np.ndarray) -> np.ndarray:
+    """The given rows (sorted) as float64, by one read for each stretch of neighbours."""
     parts = [np.empty((0, source.shape[1]))]
     with source.reading():
-        for stretch in np.split(here, np.flatnonzero(np.diff(here) != 1) + 1):
+        for stretch in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
             if len(stretch):
                 stored = source.read(int(stretch[0]), int(stretch[-1]) + 1)
                 parts.append(as_float(stored, source.dtype).astype(np.float64))
-    (some,) = source.share.team.joined("centre", np.concatenate(parts))
+    return np.concatenate(parts)
+
+
+def mean_of_finite(some: np.ndarray) -> np.ndarray:
+    """(D,) means of what is finite in each column of (n, D)."""
     finite = np.isfinite(some)
     with np.errstate(over="ignore"):
         mean = np.where(finite, some, 0).sum(0) / np.maximum(finite.sum(0), 1)

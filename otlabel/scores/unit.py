@@ -26,7 +26,7 @@ class UnitRows(ChangedScores):
         if self.dtype == "float64":
             return self
         fine = UnitRows(self.source, double=True)
-        fine.own_share = self.own_share
+        fine.all_rows = self.all_rows
         return fine
 
     def _of(self, source: Scores) -> UnitRows:

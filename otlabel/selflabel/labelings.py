@@ -28,7 +28,7 @@ from otlabel.assign import sinkhorn_assign
 from otlabel.marginals import KL, Exact, Range
 from otlabel.problem import EXACT, Method, Rounding
 from otlabel.result import predict
-from otlabel.scores import Scores, as_array, open_part, open_scores, row_blocks
+from otlabel.scores import Scores, as_array, open_scores, row_blocks
 from otlabel.selflabel.kmeans import k_means
 from otlabel.selflabel.ranks import Holders
 from otlabel.validate import check_vector
@@ -75,7 +75,7 @@ class HeadView:
 
     def read_features(self) -> np.ndarray:
         """(N, D) float32, in memory."""
-        return in_memory(open_part(self.rows)).astype(np.float32, copy=False)
+        return in_memory(open_scores(self.rows, may_be_empty=True)).astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, eq=False)
