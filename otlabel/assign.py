@@ -19,7 +19,8 @@ from otlabel.ranks.communicator import communicator_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, Certificate, Status, like
 from otlabel.rounding import TIE, Placement, round_exact, rounding_of
-from otlabel.scores import (
+from otlabel.semidual import EPSILON_STEP, SAMPLE_ENTRIES, Point, draw_sampled, sharpen, solve
+from otlabel.sources import (
     MovedScores,
     as_float,
     by_class,
@@ -31,7 +32,6 @@ from otlabel.scores import (
     plain_names,
     sample_mass_of,
 )
-from otlabel.semidual import EPSILON_STEP, SAMPLE_ENTRIES, Point, draw_sampled, sharpen, solve
 from otlabel.validate import (
     FAR,
     LARGEST_SCORE,

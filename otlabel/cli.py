@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from otlabel import Assignment
     from otlabel.labels_file import Receipt
     from otlabel.ranks.communicator import Communicator
-    from otlabel.scores import Scores
+    from otlabel.sources import Source
 
 USAGE, FAILURE, BROKEN_PIPE = 2, 1, 141  # the last as a shell reports SIGPIPE
 SIGNALLED, SIGNALS = 128, {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
@@ -317,7 +317,7 @@ def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
                 _read_checkpoint(arguments.checkpoint)  # refuses what is none
 
         from otlabel import KL, Exact, Range, labels_file, sinkhorn_assign
-        from otlabel.scores import open_scores, rows_between
+        from otlabel.sources import open_scores, rows_between
         from otlabel.torchrun import own_device, rows_of_rank, write_part
 
         rule: Exact | KL | Range = Exact()
@@ -419,7 +419,7 @@ def _check_not_transposed(arguments: argparse.Namespace, n_rows: int, n_classes:
         )
 
 
-def _check_assign_space(arguments: argparse.Namespace, scores: Scores) -> None:
+def _check_assign_space(arguments: argparse.Namespace, scores: Source) -> None:
     from otlabel.labels_file import stored_bytes
 
     n_rows, n_classes = scores.shape
@@ -437,7 +437,7 @@ def _read_checkpoint(path: Path) -> np.ndarray | None:
     Raises:
         FileExistsError: a file that `_watched` did not write, which is neither read nor overwritten nor removed.
     """
-    from otlabel.scores import load_array
+    from otlabel.sources import load_array
 
     if not path.is_file():
         return None  # a folder, a pipe: told by whoever tries to write there
@@ -516,7 +516,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     from otlabel import labels_file
     from otlabel.result import predict
-    from otlabel.scores import open_scores
+    from otlabel.sources import open_scores
 
     potentials, threshold = _read_potentials(arguments.potentials)
     scores = open_scores(arguments.scores)
@@ -541,7 +541,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _certify(arguments: argparse.Namespace) -> int:
     from otlabel import certify
     from otlabel.labels_file import check_number
-    from otlabel.scores import open_scores
+    from otlabel.sources import open_scores
 
     potentials = None if arguments.potentials is None else _read_potentials(arguments.potentials)[0]
     scores = open_scores(arguments.scores)
@@ -571,7 +571,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     from otlabel import planning
     from otlabel.labels_file import stored_bytes
-    from otlabel.scores import open_scores
+    from otlabel.sources import open_scores
 
     if arguments.output is not None:
         check_outputs([Output("--output", arguments.output, _LABELS_ENDINGS)], {"SCORES": arguments.scores}, force=True)
@@ -663,7 +663,7 @@ def _curate(arguments: argparse.Namespace) -> int:
 def read_class_mass(text: str) -> np.ndarray:
     """Shares or counts from a comma list, a .npy file or a text file of numbers; whole numbers come back as int64."""
     if text.lower().endswith(".npy"):
-        from otlabel.scores import load_array
+        from otlabel.sources import load_array
 
         return load_array(text)
     try:
@@ -715,7 +715,7 @@ def _read_labels(text: str) -> np.ndarray:
         return labels_file.read_labels(text).labels
     if text.lower().endswith(".npy") and labels_file.receipt_path(Path(text)).exists():
         return labels_file.read_labels(text).labels  # which tells where labels are not those of the receipt
-    from otlabel.scores import load_array
+    from otlabel.sources import load_array
 
     return load_array(text)
 

@@ -26,8 +26,8 @@ from otlabel.marginals import Range
 from otlabel.ranks.communicator import Communicator, communicator_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, Certificate, predict
-from otlabel.scores import (
-    Scores,
+from otlabel.sources import (
+    Source,
     UnitRows,
     as_array,
     as_float,
@@ -276,11 +276,11 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
     def _n_features_out(self) -> int:
         return len(self.cluster_centers_)
 
-    def _predicted(self, source: Scores) -> np.ndarray:
+    def _predicted(self, source: Source) -> np.ndarray:
         scores = _scores(source, self.cluster_centers_, self.metric == "cosine")
         return as_array(predict(scores, self.potentials_))
 
-    def _opened(self, X: Any, reset: bool = False, may_be_empty: bool = False) -> Scores:
+    def _opened(self, X: Any, reset: bool = False, may_be_empty: bool = False) -> Source:
         """Features as a source, of length 1 for "cosine"; what scikit-learn knows about is checked by it."""
         if not reset:
             check_is_fitted(self)
@@ -401,7 +401,7 @@ def _assigned(fit: _Fit, centres: np.ndarray, seed: int, start: Assignment | Non
         )
 
 
-def _scores(source: Scores, centres: np.ndarray, cosine: bool) -> Scores:
+def _scores(source: Source, centres: np.ndarray, cosine: bool) -> Source:
     """-||x - mu_k||^2, or half of it, up to a constant in each row, which changes nothing."""
     return cosines(source, centres) if cosine else closeness(source, centres)
 
@@ -441,7 +441,7 @@ def _moments(rows: RowSet, labels: np.ndarray, centres: np.ndarray) -> tuple[np.
     return sums, float(squares)
 
 
-def _moments_on_device(source: Scores, labels: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _moments_on_device(source: Source, labels: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same where the rows are: sums over clusters are products, whose order of adding is the same in every run."""
     import torch
 

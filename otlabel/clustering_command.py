@@ -67,7 +67,7 @@ def _cluster_share(arguments: argparse.Namespace, communicator: Communicator, gr
 
     from otlabel.cluster import BalancedKMeans
     from otlabel.labels_file import write_labels
-    from otlabel.scores import open_scores, rows_between
+    from otlabel.sources import open_scores, rows_between
     from otlabel.torchrun import rows_of_rank
 
     features = open_scores(arguments.features)
@@ -116,7 +116,7 @@ def _receipt(arguments: argparse.Namespace, proof: Certificate) -> Receipt:
     import numpy as np
 
     from otlabel.labels_file import CLUSTERED, Receipt, fingerprint
-    from otlabel.scores import open_scores
+    from otlabel.sources import open_scores
 
     return Receipt(
         input=fingerprint(open_scores(arguments.features), arguments.features),

@@ -16,8 +16,8 @@ from otlabel.interrupts import interruptible
 from otlabel.ranks.communicator import communicator_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import like
-from otlabel.scores import (
-    Scores,
+from otlabel.sources import (
+    Source,
     closeness,
     draw_rows,
     keep_whole,
@@ -164,7 +164,7 @@ def _power_of_two(numbers: np.ndarray) -> float:
     return 2.0**exponent if largest else 1.0
 
 
-def nearest(features: Scores, centres: np.ndarray) -> np.ndarray:
+def nearest(features: Source, centres: np.ndarray) -> np.ndarray:
     """(N,) int64: the centre that each row is nearest to."""
     unit = _power_of_two(centres - np.median(centres, axis=0))
     labels, _, _ = sweep.label(RowSet(closeness(features, centres, unit)), np.zeros(len(centres)))

@@ -20,7 +20,7 @@ from otlabel.interrupts import interruptible
 from otlabel.marginals import class_sizes
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment
-from otlabel.scores import Scores, as_float, class_mass_of, draw_rows, keep, open_scores
+from otlabel.sources import Source, as_float, class_mass_of, draw_rows, keep, open_scores
 from otlabel.validate import check_mass
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def diagnose(scores: Any, *, class_mass: Any = None) -> Diagnosis:
 # ---- looking ----
 
 
-def _usable_rows(scores: Scores, sampled: np.ndarray) -> _Usable:
+def _usable_rows(scores: Source, sampled: np.ndarray) -> _Usable:
     """The first pass; only where it met NaN or +inf does a second one tell them apart."""
     inspection = sweep.inspect(RowSet(scores))
     good = np.ones(scores.shape[0], bool)
@@ -197,7 +197,7 @@ def _usable_rows(scores: Scores, sampled: np.ndarray) -> _Usable:
     )
 
 
-def _with_looks(bare: Diagnosis, scores: Scores, usable: _Usable, shares: np.ndarray) -> Diagnosis:
+def _with_looks(bare: Diagnosis, scores: Source, usable: _Usable, shares: np.ndarray) -> Diagnosis:
     """What all rows and a sample of them show without solving anything."""
     rows, inspection = usable.rows, usable.inspection
     labels, _, _ = sweep.label(RowSet(scores), np.zeros(bare.n_classes))
@@ -243,7 +243,7 @@ def _margins(values: np.ndarray) -> tuple[float | None, float | None, float | No
     return float(low), float(median), float(high)
 
 
-def _count_constant(scores: Scores, rows: np.ndarray, inspection: sweep.Inspection) -> int:
+def _count_constant(scores: Source, rows: np.ndarray, inspection: sweep.Inspection) -> int:
     """How many of the rows whose finite scores are all equal forbid nothing."""
     if not inspection.n_forbidden:
         return len(rows)
@@ -274,7 +274,7 @@ def _sum_to_one(sums: np.ndarray, dtype: str) -> bool:
     return bool((np.abs(sums - 1) < (1e-3 if dtype in ("float32", "float64") else 5e-2)).all())
 
 
-def _columns_are_distributions(scores: Scores) -> bool:
+def _columns_are_distributions(scores: Source) -> bool:
     """Whether every column sums to 1, as it is or exponentiated; for matrices of few rows."""
     plain, exponentiated = np.zeros(scores.shape[1]), np.zeros(scores.shape[1])
     for start, stop in scores.blocks():
@@ -288,7 +288,7 @@ def _columns_are_distributions(scores: Scores) -> bool:
 
 
 def _with_assessment(
-    looked: Diagnosis, scores: Scores, usable: _Usable, shares: np.ndarray
+    looked: Diagnosis, scores: Source, usable: _Usable, shares: np.ndarray
 ) -> tuple[Diagnosis, list[Finding]]:
     """What exact balance costs and which epsilon fits, from exactly balanced labels of all rows or of a sample."""
     n_affordable = max(1, ASSESSED_ENTRIES // looked.n_classes)
@@ -322,7 +322,7 @@ def _working_epsilon(looked: Diagnosis) -> float:
     return max(scale / 10, float(np.finfo(np.float32).tiny))
 
 
-def suggest_epsilon(scores: Scores, potentials: np.ndarray) -> float | None:
+def suggest_epsilon(scores: Source, potentials: np.ndarray) -> float | None:
     """The epsilon that leaves nine tenths of what a hard label would take on a sample's best class, in the mean.
 
     None where no epsilon changes anything: one class, or rows that are all equal in every class.

@@ -13,7 +13,7 @@ from otlabel.interrupts import interruptible
 from otlabel.monitor import Monitor
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, Status, like
-from otlabel.scores import as_float, class_mass_of, open_scores
+from otlabel.sources import as_float, class_mass_of, open_scores
 from otlabel.validate import check_problem
 
 MAX_ITERATIONS = 10_000_000  # of the simplex; POT's own default ends early on a few thousand samples

@@ -15,7 +15,7 @@ from otlabel.interrupts import interruptible
 from otlabel.marginals import KL, Exact
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment
-from otlabel.scores import class_mass_of, open_scores
+from otlabel.sources import class_mass_of, open_scores
 from otlabel.validate import check_mass
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from otlabel.errors import FileFormatError, InfeasibleError, InvalidScoresError
 from otlabel.files import replacing
 from otlabel.interrupts import interruptible
 from otlabel.ranks.rowset import RowSet
-from otlabel.scores import Scores, WithColumn, home_of, in_order_of, open_scores, plain_names, sample_mass_of
-from otlabel.scores.paths import load_archive
+from otlabel.sources import Source, WithColumn, home_of, in_order_of, open_scores, plain_names, sample_mass_of
+from otlabel.sources.paths import load_archive
 from otlabel.text import printable
 from otlabel.validate import check_finite, check_vector
 
@@ -250,7 +250,7 @@ class Assignment:
         opened, may_be_closed = _open_for(scores, len(self.potentials), self.class_names)
         return like(self._softmax(opened, may_be_closed=may_be_closed), scores)
 
-    def _softmax(self, opened: Scores, *, may_be_closed: bool) -> np.ndarray:
+    def _softmax(self, opened: Source, *, may_be_closed: bool) -> np.ndarray:
         """softmax_k((s_ik + g_k) / epsilon), with staying unlabelled among the choices where there is that."""
         n_classes = opened.shape[1]
         choices, g = self._choices(opened)
@@ -259,7 +259,7 @@ class Assignment:
         rows = sweep.plan(RowSet(choices.fine), g, self.epsilon)
         return rows if len(g) == n_classes else rows[:, :n_classes].copy()
 
-    def _choices(self, opened: Scores) -> tuple[Scores, np.ndarray]:
+    def _choices(self, opened: Source) -> tuple[Source, np.ndarray]:
         """Scores and plan potentials of all that a sample may choose from: after the classes, staying unlabelled."""
         g = _to_numpy(self.plan_potentials)
         if self.plan_threshold == -math.inf:
@@ -360,7 +360,7 @@ def predict(
     return like(np.where(best >= threshold, labels, -1).astype(np.int64), scores)
 
 
-def _refuse_closed(opened: Scores, best: np.ndarray) -> None:
+def _refuse_closed(opened: Source, best: np.ndarray) -> None:
     """Raise InfeasibleError where the best class of a row is one that it may not take."""
     closed = np.flatnonzero(best == -np.inf)
     if len(closed):
@@ -370,7 +370,7 @@ def _refuse_closed(opened: Scores, best: np.ndarray) -> None:
         )
 
 
-def _open_for(scores: Any, n_classes: int, names: Sequence[Any] | None) -> tuple[Scores, bool]:
+def _open_for(scores: Any, n_classes: int, names: Sequence[Any] | None) -> tuple[Source, bool]:
     """Scores that have the right columns, in the order of the classes, and no NaN; and whether a pair is forbidden."""
     opened = open_scores(scores)
     if opened.shape[1] != n_classes:

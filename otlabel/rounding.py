@@ -23,7 +23,7 @@ from otlabel.monitor import Monitor
 from otlabel.problem import Problem
 from otlabel.ranks.rowset import RowSet
 from otlabel.repair import Board, Done, repair, spread_ties
-from otlabel.scores import draw_rows, row_blocks
+from otlabel.sources import draw_rows, row_blocks
 
 ROUNDED = 64 * float(np.finfo(np.float64).eps)  # of the size of what is added: a gap up to this is rounding
 MOST_JUDGED = 1 << 18  # entries whose median says what numbers are usual; beyond, every second, third, ... of them

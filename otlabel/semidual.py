@@ -31,7 +31,7 @@ from otlabel.monitor import Monitor
 from otlabel.problem import Problem, Solver
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Status
-from otlabel.scores import draw_rows
+from otlabel.sources import draw_rows
 from otlabel.sweep.pool import blas_on_one_thread
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from otlabel.labels_file import PART_NAME, part_path
 
 if TYPE_CHECKING:
     from otlabel.ranks.communicator import Communicator
-    from otlabel.scores import Scores
+    from otlabel.sources import Source
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # without which processes cannot meet
 LARGEST_PORT = 65535
@@ -131,7 +131,7 @@ def own_device(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
 
-def rows_of_rank(scores: Scores, communicator: Communicator) -> tuple[int, int]:
+def rows_of_rank(scores: Source, communicator: Communicator) -> tuple[int, int]:
     """From which row to which this process labels: whole blocks, so that none has to travel."""
     blocks = scores.blocks()
     first, stop = (len(blocks) * rank // communicator.world_size for rank in (communicator.rank, communicator.rank + 1))

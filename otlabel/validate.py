@@ -37,7 +37,7 @@ from otlabel.marginals import (
 from otlabel.monitor import Monitor
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.ranks.rowset import RowSet
-from otlabel.scores import KeptRows, MovedScores, WithColumn, as_array, as_float, draw_rows
+from otlabel.sources import KeptRows, MovedScores, WithColumn, as_array, as_float, draw_rows
 
 LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities
 RESOLVED = 1e5  # times epsilon: products up to here have errors far below it in float32

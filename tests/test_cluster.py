@@ -259,7 +259,7 @@ def test_streaming_gives_the_same(metric: str, tmp_path: Path, monkeypatch: pyte
         file.create_dataset("x", data=x, chunks=(128, 6))
     name = f"{tmp_path / 'x.h5'}::/x"
     kept = BalancedKMeans(7, metric=metric, random_state=0).fit(name)
-    monkeypatch.setattr("otlabel.scores.default_limit", lambda: 0)
+    monkeypatch.setattr("otlabel.sources.default_limit", lambda: 0)
     streamed = BalancedKMeans(7, metric=metric, random_state=0).fit(name)
     np.testing.assert_array_equal(streamed.labels_, kept.labels_)
     np.testing.assert_array_equal(streamed.cluster_centers_, kept.cluster_centers_)

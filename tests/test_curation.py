@@ -20,7 +20,7 @@ from sklearn.metrics import pairwise_distances_argmin
 from otlabel import curate, curation
 from otlabel.cli import main
 from otlabel.errors import InvalidScoresError, MissingPackageError
-from otlabel.scores import open_scores
+from otlabel.sources import open_scores
 
 
 def blobs(sizes: list[int], seed: int = 0, n_features: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -26,9 +26,9 @@ from otlabel import (
     sinkhorn_assign,
 )
 from otlabel.errors import InvalidMassError, InvalidScoresError
-from otlabel.scores import open_scores
-from otlabel.scores.base import as_float
-from otlabel.scores.parts import Parts
+from otlabel.sources import open_scores
+from otlabel.sources.base import as_float
+from otlabel.sources.parts import Parts
 
 NAMES = ["cat", "dog", "fish"]
 COUNTS = {"fish": 10, "cat": 30, "dog": 20}

@@ -36,7 +36,7 @@ from otlabel.planning import (
 from otlabel.planning.process import PASSES
 from otlabel.problem import Problem, Rounding
 from otlabel.ranks.communicator import ProcessGroup
-from otlabel.scores import ITEM_BYTES, ArrayScores, free_memory, open_scores
+from otlabel.sources import ITEM_BYTES, ArraySource, free_memory, open_scores
 
 GB = 10**9
 
@@ -319,7 +319,7 @@ def test_sweep_rate_is_that_of_real_sweeps(dtype, n_classes, dim) -> None:
     assert 1e5 < measure_sweep_rate(n_classes, dtype, dim) < 1e12
 
 
-class Watched(ArrayScores):
+class Watched(ArraySource):
     """Counts the rows that are read."""
 
     rows_read = 0

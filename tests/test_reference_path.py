@@ -12,7 +12,7 @@ import otlabel.assign
 import otlabel.result
 from otlabel import sinkhorn_assign
 from otlabel.errors import InfeasibleError, InvalidScoresError
-from otlabel.scores import TensorScores
+from otlabel.sources import TensorSource
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning")
 
@@ -24,8 +24,8 @@ KINDS = ["ordinary", "ties_counts", "very_peaked_counts", "flat", "skewed_shares
 
 @pytest.fixture(autouse=True)
 def _no_compiled_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_on_device(scores, *, device: str = "auto") -> TensorScores:
-        return TensorScores(torch.as_tensor(scores))
+    def open_on_device(scores, *, device: str = "auto") -> TensorSource:
+        return TensorSource(torch.as_tensor(scores))
 
     monkeypatch.setattr(otlabel.assign, "open_scores", open_on_device)
     monkeypatch.setattr(otlabel.result, "open_scores", open_on_device)

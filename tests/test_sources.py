@@ -30,10 +30,10 @@ from otlabel.doctor import diagnose
 from otlabel.errors import FileFormatError, InvalidScoresError
 from otlabel.labels_file import fingerprint
 from otlabel.ranks.rowset import RowSet
-from otlabel.scores import ArrayScores, Scores, as_float, base, factored, files, hdf5, open_scores, parts
-from otlabel.scores.files import StoredScores
-from otlabel.scores.hdf5 import HDF5Scores
-from otlabel.scores.parts import Parts
+from otlabel.sources import ArraySource, Source, as_float, base, factored, files, hdf5, open_scores, parts
+from otlabel.sources.files import FileSource
+from otlabel.sources.hdf5 import HDF5Source
+from otlabel.sources.parts import Parts
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning")
 
@@ -146,7 +146,7 @@ def assert_same(result: Assignment, expected: Assignment) -> None:
         assert getattr(result, name) == getattr(expected, name), name
 
 
-def all_rows(scores: Scores) -> np.ndarray:
+def all_rows(scores: Source) -> np.ndarray:
     return as_float(scores.read(0, scores.shape[0]), scores.dtype)
 
 
@@ -281,9 +281,9 @@ def test_every_chunk_is_read_once_a_pass(
     chunks = min(chunks[0], shape[0]), min(chunks[1], shape[1])
     file = tmp_path_factory.mktemp("once") / "scores"
     source = open_scores(hdf5_file(file, rng.standard_normal(shape), chunks=chunks))
-    fetch, fetched = HDF5Scores._fetch, []
+    fetch, fetched = HDF5Source._fetch, []
 
-    def count(self: HDF5Scores, dataset: h5py.Dataset, start: int, stop: int, out: np.ndarray) -> None:
+    def count(self: HDF5Source, dataset: h5py.Dataset, start: int, stop: int, out: np.ndarray) -> None:
         fetched.extend(range(start, stop))
         assert start % chunks[0] == 0
         assert stop % chunks[0] == 0 or stop == shape[0]
@@ -291,7 +291,7 @@ def test_every_chunk_is_read_once_a_pass(
 
     with pytest.MonkeyPatch.context() as patch:
         set_pieces(patch, (block_entries, block_entries), batch_bytes)
-        patch.setattr(HDF5Scores, "_fetch", count)
+        patch.setattr(HDF5Source, "_fetch", count)
         batches = source.batches()
         source.read(0, 1)  # what was read before the pass is not part of it
         fetched.clear()
@@ -317,13 +317,13 @@ def test_leftovers_stay_few(tmp_path, monkeypatch) -> None:
 def test_threads_read_every_chunk_once(tmp_path, monkeypatch, num_threads, n_threads: int) -> None:
     set_pieces(monkeypatch, (40, 40), 400)
     source = open_scores(hdf5_file(tmp_path / "scores", np.zeros((500, 4)), chunks=(13, 3)))
-    fetch, fetched = HDF5Scores._fetch, []
+    fetch, fetched = HDF5Source._fetch, []
 
-    def count(self: HDF5Scores, dataset: h5py.Dataset, start: int, stop: int, out: np.ndarray) -> None:
+    def count(self: HDF5Source, dataset: h5py.Dataset, start: int, stop: int, out: np.ndarray) -> None:
         fetched.extend(range(start, stop))
         fetch(self, dataset, start, stop, out)
 
-    monkeypatch.setattr(HDF5Scores, "_fetch", count)
+    monkeypatch.setattr(HDF5Source, "_fetch", count)
     num_threads(n_threads)
     for _ in range(10):
         fetched.clear()
@@ -334,7 +334,7 @@ def test_threads_read_every_chunk_once(tmp_path, monkeypatch, num_threads, n_thr
 # ---- how much is read ----
 
 
-class Counted(StoredScores):
+class Counted(FileSource):
     """An array that is read like a file, and counts what is read of it."""
 
     def __init__(self, array: np.ndarray) -> None:
@@ -513,7 +513,7 @@ def test_a_row_of_scores_has_the_same_bits_however_it_is_read(monkeypatch, num_t
             np.testing.assert_array_equal(scores.read(int(low), int(high)), whole[low:high], strict=True)
     rows = np.flatnonzero(rng.random(411) < 0.3)
     taken = scores.take(rows)
-    assert isinstance(taken, ArrayScores)
+    assert isinstance(taken, ArraySource)
     np.testing.assert_array_equal(taken.array, whole[rows], strict=True)
 
 

@@ -29,10 +29,10 @@ from hypothesis import strategies as st
 import otlabel
 from otlabel import linear_scores, sinkhorn_assign
 from otlabel.errors import ExtractionError, FileFormatError, FingerprintError, InvalidScoresError, SelfLabelWarning
-from otlabel.scores import open_scores
-from otlabel.scores.base import as_numbers
 from otlabel.selflabel import store as store_module
 from otlabel.selflabel.store import FeatureStore, Part, Store, TensorStore
+from otlabel.sources import open_scores
+from otlabel.sources.base import as_numbers
 
 ABOUT = {"data": "d0", "model": "m0", "kind": "features"}
 OTHER = ABOUT | {"model": "m1"}

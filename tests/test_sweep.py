@@ -14,7 +14,7 @@ from scipy.special import logsumexp, softmax
 
 from otlabel import sweep
 from otlabel.ranks.rowset import RowSet
-from otlabel.scores import open_scores, partition
+from otlabel.sources import open_scores, partition
 from otlabel.sweep import cpu, reference
 from otlabel.sweep.pool import run_tasks, thread_count
 
@@ -344,7 +344,7 @@ def test_reference_on_the_device(dtype) -> None:
 
 @pytest.mark.parametrize("n_blocks", [1, 62, 63, 64, 126, 127, 128, 300])
 def test_any_number_of_blocks_adds_up(n_blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("otlabel.scores.base.BLOCK_ENTRIES", (5, 5))
+    monkeypatch.setattr("otlabel.sources.base.BLOCK_ENTRIES", (5, 5))
     scores = np.random.default_rng(n_blocks).standard_normal((n_blocks, 5))
     source = open_scores(scores)
     assert len(source.blocks()) == n_blocks

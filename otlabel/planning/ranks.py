@@ -30,11 +30,6 @@ from otlabel.ranks.communicator import DIGIT_BITS, FEW_NUMBERS
 from otlabel.ranks.wire import FRAME
 from otlabel.result import bytes_text
 from otlabel.rounding import MOVES_A_CLASS, MOVES_A_ROW, SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS
-from otlabel.scores import ITEM_BYTES, default_limit, free_memory
-from otlabel.scores.device import BLOCK_BYTES, MEMORY_SHARE
-from otlabel.scores.factored import DEVICE_ENTRIES
-from otlabel.scores.kept import CACHE_SHARE
-from otlabel.scores.memory import SPAN_ENTRIES
 from otlabel.semidual import (
     COARSE_ROWS,
     CURVATURE_ENTRIES,
@@ -43,6 +38,11 @@ from otlabel.semidual import (
     FEWEST_ROWS,
     sample_sizes,
 )
+from otlabel.sources import ITEM_BYTES, default_limit, free_memory
+from otlabel.sources.caching import CACHE_SHARE
+from otlabel.sources.device import BLOCK_BYTES, MEMORY_SHARE
+from otlabel.sources.linear import DEVICE_ENTRIES
+from otlabel.sources.memory import SPAN_ENTRIES
 from otlabel.sweep import WAITING_PARTS
 
 NETWORK = 25e9  # bytes a second and direction between machines, where none is stated: 200 Gb/s, one InfiniBand HDR port

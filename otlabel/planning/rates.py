@@ -8,8 +8,8 @@ import numpy as np
 
 from otlabel import sweep
 from otlabel.ranks.rowset import RowSet
-from otlabel.scores import ITEM_BYTES, ArrayScores, Scores
-from otlabel.scores.factored import Features, LinearScores
+from otlabel.sources import ITEM_BYTES, ArraySource, Source
+from otlabel.sources.linear import Features, LinearScores
 
 PROBE_ENTRIES = 1 << 21  # scores of the block that the sweep is measured on
 PROBE_WEIGHTS = 1 << 24  # and at most so many weights, where scores are made of features
@@ -27,12 +27,12 @@ def measure_sweep_rate(n_classes: int, dtype: str, dim: int | None = None) -> fl
         n_classes = min(n_classes, max(1, PROBE_WEIGHTS // dim))
     rows = max(1, PROBE_ENTRIES // n_classes)
     numbers = random.standard_normal((rows, dim or n_classes), np.float32)
-    probe: Scores
+    probe: Source
     if dtype == "bfloat16":
-        probe = ArrayScores((numbers.view(np.uint32) >> 16).astype(np.uint16).view(np.int16), dtype)
+        probe = ArraySource((numbers.view(np.uint32) >> 16).astype(np.uint16).view(np.int16), dtype)
     else:
         stored = numbers.astype(dtype)
-        probe = ArrayScores(stored.view(np.uint16) if dtype == "float16" else stored, dtype)
+        probe = ArraySource(stored.view(np.uint16) if dtype == "float16" else stored, dtype)
     if dim is not None:
         weight = random.standard_normal((n_classes, dim), np.float32)
         probe = LinearScores(Features(probe), weight, None, normalize=True)
@@ -46,7 +46,7 @@ def measure_sweep_rate(n_classes: int, dtype: str, dim: int | None = None) -> fl
     return n_sweeps * rows * n_classes / passed
 
 
-def measure_read_rate(scores: Scores) -> float:
+def measure_read_rate(scores: Source) -> float:
     """Bytes a second that the first blocks come at; what the system still holds in memory comes faster than later."""
     row_bytes = scores.shape[1] * ITEM_BYTES[scores.dtype]
     n_bytes, begun = 0, time.perf_counter()

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from otlabel.ranks.communicator import Communicator
-from otlabel.scores.base import Batch, Scores, WrappedScores, grouped, storage_array
-from otlabel.scores.memory import ArrayScores
+from otlabel.sources.base import Batch, Source, WrappedSource, grouped, storage_array
+from otlabel.sources.memory import ArraySource
 
 
 class Redistribution:
@@ -69,10 +69,10 @@ class Redistribution:
                 yield rank, low, high
 
 
-class RedistributedRows(WrappedScores):
+class RedistributedRows(WrappedSource):
     """Rows of a source that are worked on here, followed by those that came from other ranks, which are in memory."""
 
-    def __init__(self, source: Scores, tail: np.ndarray, redistribution: Redistribution) -> None:
+    def __init__(self, source: Source, tail: np.ndarray, redistribution: Redistribution) -> None:
         super().__init__(source)
         self._redistribution, self._skip, self._tail = redistribution, redistribution.n_sent, tail
         first, stop = redistribution.worked
@@ -81,7 +81,7 @@ class RedistributedRows(WrappedScores):
 
     def blocks(self) -> Batch:
         """Those of all rows that are here."""
-        return Scores.blocks(self)
+        return Source.blocks(self)
 
     def batches(self) -> list[Batch]:
         """Blocks in groups as large as the source's."""
@@ -96,14 +96,14 @@ class RedistributedRows(WrappedScores):
         rows = self.source.read(self._skip + start, self._skip + end)
         return rows if stop == end else np.concatenate([rows, self._tail[: stop - end]])
 
-    def take(self, rows: np.ndarray) -> Scores:
+    def take(self, rows: np.ndarray) -> Source:
         """A copy of the given rows."""
         number = int(np.searchsorted(rows, self._n_own))
         out = storage_array((len(rows), self.shape[1]), self.dtype)
         if number:
             out[:number] = self.source.take(rows[:number] + self._skip).read(0, number)
         out[number:] = self._tail[rows[number:] - self._n_own]
-        return ArrayScores(out, self.dtype)
+        return ArraySource(out, self.dtype)
 
     def place(self, row: int) -> str:
         """The row's number in its rank."""

@@ -10,9 +10,9 @@ import numpy as np
 from otlabel.errors import InvalidMassError, InvalidScoresError, RankError
 from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
 from otlabel.ranks.redistribution import RedistributedRows, Redistribution
-from otlabel.scores import ArrayScores, LinearScores, Scores, UnitRows, as_array, as_float, block_rows
-from otlabel.scores.base import few_rows, storage_array
-from otlabel.scores.factored import Features, mean_of_finite, read_stretches
+from otlabel.sources import ArraySource, LinearScores, Source, UnitRows, as_array, as_float, block_rows
+from otlabel.sources.base import few_rows, storage_array
+from otlabel.sources.linear import Features, mean_of_finite, read_stretches
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ class RowSet:
 
     def __init__(
         self,
-        source: Scores,
+        source: Source,
         communicator: Communicator = SINGLE_PROCESS,
         first: int = 0,
         n_rows: int | None = None,
@@ -37,7 +37,7 @@ class RowSet:
         self._redistribution = redistribution
 
     @classmethod
-    def as_given(cls, source: Scores, communicator: Communicator) -> RowSet:
+    def as_given(cls, source: Source, communicator: Communicator) -> RowSet:
         """A rank's rows, all of them and no others."""
         if communicator.world_size == 1:
             return cls(source)
@@ -47,7 +47,7 @@ class RowSet:
         return cls(_of_all(source, n_rows), communicator, int(counts[: communicator.rank].sum()), n_rows)
 
     @classmethod
-    def in_blocks(cls, source: Scores, communicator: Communicator) -> RowSet:
+    def in_blocks(cls, source: Source, communicator: Communicator) -> RowSet:
         """Whole blocks of the partition of all rows, so that sums have the same bits on any number of ranks.
 
         A few rows move from rank to rank; of a linear head, its features do. On a device all rows stay, since blocks
@@ -83,7 +83,7 @@ class RowSet:
         fine = self.source.fine
         return self if fine is self.source else self.over(fine)
 
-    def over(self, source: Scores) -> RowSet:
+    def over(self, source: Source) -> RowSet:
         """The same rows in another form."""
         return RowSet(source, self.communicator, self.first, self.n_rows, self._redistribution)
 
@@ -157,7 +157,7 @@ class RowSet:
         return self.communicator.allgather(name, *arrays)
 
 
-def _redistributed(source: Scores, communicator: Communicator, n_classes: int) -> RowSet:
+def _redistributed(source: Source, communicator: Communicator, n_classes: int) -> RowSet:
     """Rows here, of blocks that are cut for so many classes."""
     counts, dtype = _checked_alike(source, communicator)
     n_rows = int(counts.sum())
@@ -165,13 +165,13 @@ def _redistributed(source: Scores, communicator: Communicator, n_classes: int) -
     if not source.on_cpu:
         return RowSet(_of_all(source, n_rows), communicator, redistribution.given[0], n_rows, redistribution)
     if not source.shape[0]:
-        source = ArrayScores(storage_array(source.shape, dtype), dtype)
+        source = ArraySource(storage_array(source.shape, dtype), dtype)
     head = np.ascontiguousarray(source.read(0, redistribution.n_sent))
     rows = RedistributedRows(source, redistribution.received("shards", head), redistribution)
     return RowSet(rows, communicator, redistribution.worked[0], n_rows, redistribution)
 
 
-def _checked_alike(source: Scores, communicator: Communicator) -> tuple[np.ndarray, str]:
+def _checked_alike(source: Source, communicator: Communicator) -> tuple[np.ndarray, str]:
     """How many rows each rank has, and their type; RankError where these are of other columns or types."""
     own = {"shape": np.array(source.shape), "dtype": np.frombuffer(source.dtype.encode().ljust(8), np.uint8)}
     of_ranks = communicator.allgather_by_rank("shards", own)
@@ -194,7 +194,7 @@ def _check_any(counts: np.ndarray) -> None:
         raise InvalidScoresError(f"none of the {len(counts)} ranks has a row; some may be without, but not all")
 
 
-def _of_all(source: Scores, n_rows: int) -> Scores:
+def _of_all(source: Source, n_rows: int) -> Source:
     """The same source as one of so many rows."""
     part = copy.copy(source)  # the caller's may be of use elsewhere
     part.all_rows = n_rows

@@ -25,7 +25,6 @@ from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.interrupts import interruptible
 from otlabel.ranks.communicator import Communicator, communicator_of
 from otlabel.ranks.wire import Arrays
-from otlabel.scores import as_array, by_row
 from otlabel.selflabel import alarms
 from otlabel.selflabel.calibration import calibrated
 from otlabel.selflabel.features import (
@@ -44,6 +43,7 @@ from otlabel.selflabel.ranks import Holders, training_group
 from otlabel.selflabel.relabel import Relabelled, classes_of, relabel
 from otlabel.selflabel.schedule import Schedule
 from otlabel.selflabel.store import FeatureStore, Store, TensorStore
+from otlabel.sources import as_array, by_row
 
 logger = logging.getLogger("otlabel")
 

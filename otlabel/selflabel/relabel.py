@@ -17,10 +17,10 @@ import torch
 from otlabel import metrics
 from otlabel.errors import InvalidScoresError
 from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
-from otlabel.scores import Scores, draw_rows, free_memory, keep_whole, linear_scores, open_scores, row_blocks
 from otlabel.selflabel.labelings import HeadView, Labeling, NewLabels, in_memory
 from otlabel.selflabel.model import FEATURES, View, forward_only, linear_parts
 from otlabel.selflabel.ranks import Holders
+from otlabel.sources import Source, draw_rows, free_memory, keep_whole, linear_scores, open_scores, row_blocks
 from otlabel.sweep.pool import run_tasks
 
 LOOKED_AT = 4096  # rows that tell whether features or classes have collapsed
@@ -101,7 +101,7 @@ def relabel(
     return found
 
 
-def _look(seen: View, source: Scores, n_classes: list[int], found: list[Relabelled], holders: Holders) -> None:
+def _look(seen: View, source: Source, n_classes: list[int], found: list[Relabelled], holders: Holders) -> None:
     """Add to the records what tells a collapse, from a sample of the rows.
 
     best_class_share: share of samples whose best class is the most common one, before any balance.
@@ -182,7 +182,7 @@ def _described(
 
 def _scores_of_heads(
     seen: View,
-    source: Scores | None,
+    source: Source | None,
     n_classes: list[int],
     limit: int | None = None,
     *,
@@ -231,7 +231,7 @@ def _columns(head: int, n_classes: list[int]) -> Callable[[torch.Tensor], torch.
     return lambda rows: rows[:, start : start + n_classes[head]]
 
 
-def _kept(scores: Scores, limit: int | None, communicator: Communicator) -> Any:
+def _kept(scores: Source, limit: int | None, communicator: Communicator) -> Any:
     """A linear head's scores, all in memory if they fit: to read them costs far less than a product in each pass.
 
     Ranks do the same: scores travel between them, or else features.
@@ -259,7 +259,7 @@ class _Matrix:
     """Scores of a head that is no linear one, made once when first asked for: in memory, or in a file if too large."""
 
     def __init__(
-        self, source: Scores, head: Callable[[torch.Tensor], torch.Tensor], number: int, k: int, limit: int | None
+        self, source: Source, head: Callable[[torch.Tensor], torch.Tensor], number: int, k: int, limit: int | None
     ) -> None:
         self._source, self._head, self._number, self._limit = source, head, number, limit
         self._shape = (source.shape[0], k)

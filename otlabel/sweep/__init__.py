@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from otlabel.ranks.rowset import RowSet
     from otlabel.ranks.wire import Arrays
-    from otlabel.scores import Batch, Scores
+    from otlabel.sources import Batch, Source
 
 HASH_SEED = 20_200_427  # any constant: equal rows must get equal hashes in every process
 HASHED_SCORES = 32  # of each row, at a first look
@@ -76,7 +76,7 @@ class Candidates:
     scores: np.ndarray  # (E,) float64
 
 
-def _backend(scores: Scores) -> ModuleType:
+def _backend(scores: Source) -> ModuleType:
     if scores.on_cpu:
         from otlabel.sweep import cpu
 
@@ -102,7 +102,7 @@ def has_triton() -> bool:
     return False
 
 
-def _run_blocks(scores: Scores, reduce_block: Any) -> list[Any]:
+def _run_blocks(scores: Source, reduce_block: Any) -> list[Any]:
     """reduce_block(backend, block, start, stop) for every block of rows; results in block order."""
     backend = _backend(scores)
     if not scores.on_cpu:
@@ -121,7 +121,7 @@ def _run_blocks(scores: Scores, reduce_block: Any) -> list[Any]:
     return list(itertools.chain.from_iterable(results))
 
 
-def _run_on_device(scores: Scores, reduce_block: Any) -> list[Any]:
+def _run_on_device(scores: Source, reduce_block: Any) -> list[Any]:
     """Blocks one after the other, of half as many rows from where the device's memory does not suffice."""
     import torch
 

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import (
+from otlabel.sources.base import (
     ITEM_BYTES,
     Batch,
-    Scores,
+    Source,
     as_float,
     block_rows,
     draw_rows,
     partition,
     row_blocks,
 )
-from otlabel.scores.column import WithColumn
-from otlabel.scores.device import DeviceScores, on_device
-from otlabel.scores.factored import Features, LinearScores, checked_head, closeness, cosines
-from otlabel.scores.files import StoredScores
-from otlabel.scores.free import free_memory
-from otlabel.scores.given import (
+from otlabel.sources.caching import KeptRows, KeptWhole, default_limit
+from otlabel.sources.column import WithColumn
+from otlabel.sources.device import DeviceSource, on_device
+from otlabel.sources.files import FileSource
+from otlabel.sources.free import free_memory
+from otlabel.sources.given import (
     as_array,
     as_matrix,
     check_kind,
@@ -37,11 +37,11 @@ from otlabel.scores.given import (
     plain_tensor,
     shown,
 )
-from otlabel.scores.hdf5 import HDF5Scores
-from otlabel.scores.kept import KeptRows, KeptWhole, default_limit
-from otlabel.scores.memory import ArrayScores, TensorScores, open_array, open_tensor
-from otlabel.scores.moved import MovedScores
-from otlabel.scores.names import (
+from otlabel.sources.hdf5 import HDF5Source
+from otlabel.sources.linear import Features, LinearScores, checked_head, closeness, cosines
+from otlabel.sources.memory import ArraySource, TensorSource, open_array, open_tensor
+from otlabel.sources.moved import MovedScores
+from otlabel.sources.names import (
     by_class,
     by_column,
     by_row,
@@ -51,16 +51,16 @@ from otlabel.scores.names import (
     plain_names,
     sample_mass_of,
 )
-from otlabel.scores.parts import Parts, rows_between
-from otlabel.scores.paths import load_array, matches, open_path
-from otlabel.scores.unit import UnitRows
+from otlabel.sources.parts import Parts, rows_between
+from otlabel.sources.paths import load_array, matches, open_path
+from otlabel.sources.unit import UnitRows
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "KeptRows", "LinearScores", "MovedScores", "Scores",
-    "TensorScores", "UnitRows", "WithColumn", "WrappedScores", "as_array", "as_float", "as_matrix", "block_rows",
+    "ITEM_BYTES", "ArraySource", "Batch", "DeviceSource", "KeptRows", "LinearScores", "MovedScores", "Source",
+    "TensorSource", "UnitRows", "WithColumn", "WrappedSource", "as_array", "as_float", "as_matrix", "block_rows",
     "by_class", "by_column", "by_row", "check_kind", "class_mass_of", "closeness", "cosines", "default_limit",
     "draw_rows", "free_memory", "home_of", "in_one_order", "in_order_of", "is_foreign",
     "is_list_of_parts", "is_stored", "is_tensor", "keep", "keep_whole", "linear_scores", "load_array", "matches",
@@ -69,7 +69,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def open_scores(scores: Any, *, device: str = "auto", what: str = "scores", may_be_empty: bool = False) -> Scores:
+def open_scores(scores: Any, *, device: str = "auto", what: str = "scores", may_be_empty: bool = False) -> Source:
     """Whatever holds an (N, K) matrix (array, tensor, nested lists, files) as a source, without copying if possible.
 
     `what` names it in messages; only "scores" may have masked entries, since they have -inf for a forbidden pair. One
@@ -102,7 +102,7 @@ def open_scores(scores: Any, *, device: str = "auto", what: str = "scores", may_
 
 def _columns_of_none(scores: Any) -> int:
     """The columns of what has no rows; 0 where there are some, or no columns, or it is not known."""
-    if isinstance(scores, Scores):
+    if isinstance(scores, Source):
         return 0
     parts = scores if is_list_of_parts(scores) else [scores]
     n_columns = {part.shape[1] if n_dimensions(part) == 2 and not part.shape[0] else 0 for part in parts}
@@ -116,15 +116,15 @@ def is_list_of_parts(scores: Any) -> bool:
     return any((n_dimensions(part) or 0) > 1 or is_stored(part) or getattr(part, "is_nested", False) for part in scores)
 
 
-def keep(scores: Scores, rows: np.ndarray, memory_limit: int | None = None) -> Scores:
+def keep(scores: Source, rows: np.ndarray, memory_limit: int | None = None) -> Source:
     """Scores for many passes: kept in memory by the first if `memory_limit` bytes hold them, else but for `rows`.
 
     rows (sorted) are those that samples will be taken from. No limit: half of the memory that is free. A device makes
     all scores of a head at once if they fit there.
     """
     limit = _checked_limit(memory_limit)
-    if isinstance(scores, DeviceScores):
-        kept = DeviceScores(keep(scores.source, rows, limit), scores.device)
+    if isinstance(scores, DeviceSource):
+        kept = DeviceSource(keep(scores.source, rows, limit), scores.device)
         kept.all_rows = scores.all_rows
         return kept
     whole = keep_whole(scores, limit)
@@ -135,12 +135,12 @@ def keep(scores: Scores, rows: np.ndarray, memory_limit: int | None = None) -> S
     return KeptRows(whole, rows)
 
 
-def keep_whole(scores: Scores, memory_limit: int | None = None) -> Scores:
+def keep_whole(scores: Source, memory_limit: int | None = None) -> Source:
     """A file's scores, or features, such that the first pass leaves all in memory, if so many bytes hold them."""
     limit = _checked_limit(memory_limit)
     if isinstance(scores, LinearScores):
         scores.keep_features(limit)
-    if not isinstance(scores, StoredScores):
+    if not isinstance(scores, FileSource):
         return scores
     return KeptWhole(scores) if scores.n_bytes <= limit else scores
 
@@ -208,18 +208,18 @@ def is_stored(scores: Any) -> bool:
     if isinstance(scores, (list, tuple)) and scores:
         return all(map(is_stored, scores))
     h5py = sys.modules.get("h5py")
-    stored = (Scores, str, os.PathLike) if h5py is None else (Scores, str, os.PathLike, h5py.Dataset)
+    stored = (Source, str, os.PathLike) if h5py is None else (Source, str, os.PathLike, h5py.Dataset)
     return isinstance(scores, stored)
 
 
-def _open_stored(scores: Any) -> Scores | None:
+def _open_stored(scores: Any) -> Source | None:
     """A source, a file or a data set that is open; None for what is none of these."""
-    if isinstance(scores, Scores):
+    if isinstance(scores, Source):
         return scores
     if isinstance(scores, (str, os.PathLike)):
         return open_path(os.fspath(scores))
     h5py = sys.modules.get("h5py")
-    return HDF5Scores(scores) if h5py is not None and isinstance(scores, h5py.Dataset) else None
+    return HDF5Source(scores) if h5py is not None and isinstance(scores, h5py.Dataset) else None
 
 
 def _checked_limit(limit: Any) -> int:
@@ -231,7 +231,7 @@ def _checked_limit(limit: Any) -> int:
     return limit  # type: ignore[return-value]
 
 
-def _open_parts(parts: Sequence[Any], what: str) -> Scores:
+def _open_parts(parts: Sequence[Any], what: str) -> Source:
     """Matrices, files and sources one after the other; a batch of no rows is left out."""
     _check_same_device(parts)
     for number, part in enumerate(parts):

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import ITEM_BYTES, Batch, Scores, as_float, few_rows, grouped
-from otlabel.scores.device import has_room, kept_in_host_memory, on_device
-from otlabel.scores.files import StoredScores
-from otlabel.scores.given import as_array, is_frame
-from otlabel.scores.kept import KeptWhole
-from otlabel.scores.memory import ArrayScores, TensorScores
-from otlabel.scores.names import by_class, by_column
+from otlabel.sources.base import ITEM_BYTES, Batch, Source, as_float, few_rows, grouped
+from otlabel.sources.caching import KeptWhole
+from otlabel.sources.device import has_room, kept_in_host_memory, on_device
+from otlabel.sources.files import FileSource
+from otlabel.sources.given import as_array, is_frame
+from otlabel.sources.memory import ArraySource, TensorSource
+from otlabel.sources.names import by_class, by_column
 from otlabel.sweep import cpu, is_out_of_memory
 from otlabel.sweep.pool import blas_on_one_thread
 
@@ -34,7 +34,7 @@ class Features:
     """What several heads read: one source, kept in memory by the first of them if it fits."""
 
     def __init__(
-        self, source: Scores, torch_device: torch.device | None = None, centre: np.ndarray | None = None
+        self, source: Source, torch_device: torch.device | None = None, centre: np.ndarray | None = None
     ) -> None:
         self.source, self.torch_device = source, torch_device
         self._lock = threading.Lock()
@@ -58,7 +58,7 @@ class Features:
     def keep(self, memory_limit: int) -> None:
         """Let the next pass leave the features in memory if so many bytes hold them."""
         with self._lock:
-            if isinstance(self.source, StoredScores) and self.source.n_bytes <= memory_limit:
+            if isinstance(self.source, FileSource) and self.source.n_bytes <= memory_limit:
                 self.source = KeptWhole(self.source)
             else:
                 self.source = kept_in_host_memory(self.source, memory_limit)
@@ -71,7 +71,7 @@ class Features:
             return self._moved[device]
 
 
-class LinearScores(Scores):
+class LinearScores(Source):
     """<features - centre, weight> + bias, or its log-softmax, in float32 (float64 where features are).
 
     The centre, near all rows, keeps numbers small before anything is rounded. Without one the bias is that of
@@ -98,7 +98,7 @@ class LinearScores(Scores):
         self._weight, self._bias, self._given_centre = weight, bias, centre
         self._fine: LinearScores | None = None
         self._factor_on_device: tuple[torch.Tensor, ...] | None = None
-        self._made: TensorScores | None = None  # all scores, where a device keeps them
+        self._made: TensorSource | None = None  # all scores, where a device keeps them
         self._normalizers = np.full(self.shape[0], np.nan, self.dtype)  # log sum exp of each row seen so far
 
     @property
@@ -192,7 +192,7 @@ class LinearScores(Scores):
             if not is_out_of_memory(error):
                 raise
             return self
-        made._made = TensorScores(whole)
+        made._made = TensorSource(whole)
         return made
 
     def keep_features(self, memory_limit: int) -> None:
@@ -268,13 +268,13 @@ class LinearScores(Scores):
                     parts.append(rows[max(start - block[0], 0) : stop - block[0]])
         return np.concatenate(parts) if self.on_cpu else _concatenated(parts)
 
-    def take(self, rows: np.ndarray) -> Scores:
+    def take(self, rows: np.ndarray) -> Source:
         """Scores of the given rows, as a matrix in memory."""
         if self._made is not None:
             return self._made.take(rows)
         if not self.on_cpu:
             features = self.features.source.take(rows)
-            return TensorScores(self._on_device(features.read(0, len(rows))))
+            return TensorSource(self._on_device(features.read(0, len(rows))))
         parts = []
         with self.reading():
             for batch in self.batches():
@@ -282,7 +282,7 @@ class LinearScores(Scores):
                     for (start, stop), block in zip(batch, self.read_blocks(batch), strict=True):
                         first, last = np.searchsorted(rows, (start, stop))
                         parts.append(block[rows[first:last] - start])
-        return ArrayScores(np.concatenate(parts) if parts else np.empty((0, self.shape[1]), self.dtype), self.dtype)
+        return ArraySource(np.concatenate(parts) if parts else np.empty((0, self.shape[1]), self.dtype), self.dtype)
 
     def place(self, row: int) -> str:
         """The features' own."""
@@ -318,7 +318,7 @@ def _concatenated(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def closeness(source: Scores, centres: np.ndarray, unit: float = 1.0) -> LinearScores:
+def closeness(source: Source, centres: np.ndarray, unit: float = 1.0) -> LinearScores:
     """-||x - mu_k||^2 + ||x - m||^2 = <x - m, 2 (mu_k - m)> - ||mu_k - m||^2 with m, in the middle of the centres mu.
 
     A median, for a mean would follow one centre far away, from where the others can hardly be told apart. All is
@@ -330,7 +330,7 @@ def closeness(source: Scores, centres: np.ndarray, unit: float = 1.0) -> LinearS
     return LinearScores(Features(source), wide / unit * 2, -(wide * (wide / unit)).sum(1), False, centre=middle)
 
 
-def cosines(source: Scores, centres: np.ndarray) -> LinearScores:
+def cosines(source: Source, centres: np.ndarray) -> LinearScores:
     """<x, mu_k> of unit rows and centres of length 1 or 0, up to a constant in each row: -||x - mu_k||^2 / 2.
 
     A centre that rounding has made longer than 1 would gain by it in all products alike, which may be more than what
@@ -343,7 +343,7 @@ def cosines(source: Scores, centres: np.ndarray) -> LinearScores:
     return LinearScores(Features(source), wide, -(np.square(wide).sum(1) + lengths) / 2, False, centre=middle)
 
 
-def read_stretches(source: Scores, rows: np.ndarray) -> np.ndarray:
+def read_stretches(source: Source, rows: np.ndarray) -> np.ndarray:
     """The given rows (sorted) as float64, by one read for each stretch of neighbours."""
     parts = [np.empty((0, source.shape[1]))]
     with source.reading():
@@ -363,7 +363,7 @@ def mean_of_finite(some: np.ndarray) -> np.ndarray:
 
 
 def checked_head(
-    weight: Any, bias: Any, features: Scores
+    weight: Any, bias: Any, features: Source
 ) -> tuple[np.ndarray, np.ndarray | None, Sequence[Any] | None]:
     """A head's weight (K, D) and bias (K,) as arrays of numbers, and its classes' names; or InvalidScoresError."""
     matrix, names, n_features = as_array(weight, "weight", InvalidScoresError), None, features.shape[1]

@@ -52,7 +52,7 @@ def grouped(blocks: Batch, n_rows: int) -> list[Batch]:
     return groups
 
 
-class Scores(ABC):
+class Source(ABC):
     """An opened (N, K) matrix of scores; of several ranks, the rows that this one works on.
 
     Blocks are what a sweep reduces one at a time; they depend on (N, K) alone, so that sums have the same bits
@@ -81,12 +81,12 @@ class Scores(ABC):
         return self.all_rows or self.shape[0]
 
     @property
-    def fine(self) -> Scores:
+    def fine(self) -> Source:
         """The same scores as float64 makes them of what is stored, for what decides; itself where it is stored."""
         return self
 
     @property
-    def bare(self) -> Scores:
+    def bare(self) -> Source:
         """The same scores up to a constant in each row, where these are known to more digits; else itself."""
         return self
 
@@ -128,7 +128,7 @@ class Scores(ABC):
             yield rows[start - first : stop - first]
 
     @abstractmethod
-    def take(self, rows: np.ndarray) -> Scores:
+    def take(self, rows: np.ndarray) -> Source:
         """The given rows (sorted) as a source of their own, in memory."""
 
     def place(self, row: int) -> str:
@@ -136,10 +136,10 @@ class Scores(ABC):
         return f"row {row}"
 
 
-class WrappedScores(Scores):
+class WrappedSource(Source):
     """A source made of another one, which moves the bytes."""
 
-    def __init__(self, source: Scores) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
         self.shape, self.dtype, self.on_cpu = source.shape, source.dtype, source.on_cpu
         if not source.on_cpu:
@@ -192,7 +192,7 @@ class WrappedScores(Scores):
         return self.source.place(row)
 
 
-class ChangedScores(WrappedScores):
+class ChangedSource(WrappedSource):
     """A source each of whose blocks is changed, row by row; a subclass says how, and what stands for another source."""
 
     @abstractmethod
@@ -200,15 +200,15 @@ class ChangedScores(WrappedScores):
         """A block, or rows, after the change."""
 
     @abstractmethod
-    def _of(self, source: Scores) -> Scores:
+    def _of(self, source: Source) -> Source:
         """Another source with the same change."""
 
     @property
-    def fine(self) -> Scores:
+    def fine(self) -> Source:
         """The fine source, changed."""
         return self._likewise(self.source.fine)
 
-    def _likewise(self, source: Scores) -> Scores:
+    def _likewise(self, source: Source) -> Source:
         """The same rows of the source in another form, changed."""
         if source is self.source:
             return self
@@ -224,7 +224,7 @@ class ChangedScores(WrappedScores):
         """The source's blocks, changed one by one."""
         return map(self._changed, self.source.read_blocks(batch))
 
-    def take(self, rows: np.ndarray) -> Scores:
+    def take(self, rows: np.ndarray) -> Source:
         """The given rows of the source, to be changed."""
         return self._of(self.source.take(rows))
 
@@ -302,7 +302,7 @@ def as_float(block: Any, dtype: str) -> np.ndarray:
     return as_numbers(block, dtype).astype(np.float32) if dtype == "float16" else block
 
 
-def row_blocks(source: Scores, batches: list[Batch] | None = None) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+def row_blocks(source: Source, batches: list[Batch] | None = None) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     """Each block of rows with its place, as float32 or float64 numbers; of the given batches, or of all rows."""
     for batch in source.batches() if batches is None else batches:
         for place, block in zip(batch, source.read_blocks(batch), strict=True):
