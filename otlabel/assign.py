@@ -25,9 +25,8 @@ from otlabel.sources import (
     as_float,
     by_class,
     by_row,
+    cached,
     class_mass_of,
-    keep,
-    keep_whole,
     open_scores,
     plain_names,
     sample_mass_of,
@@ -173,7 +172,7 @@ def sinkhorn_assign(
                 )
             )
         init = init if isinstance(init, Assignment) else by_class(init, n_classes, named, "init")
-        rows = RowSet.in_blocks(keep_whole(opened, memory_limit), communicator)
+        rows = RowSet.in_blocks(cached(opened, memory_limit), communicator)
         communicator.check_alike(
             epsilon=epsilon, rounding=rounding, tol=tol, max_sweeps=max_sweeps, method=method, seed=seed,
             class_mass=class_mass, classes=classes, lo=getattr(classes, "lo", None), hi=getattr(classes, "hi", None),
@@ -182,7 +181,7 @@ def sinkhorn_assign(
         )  # fmt: skip
         n_rows = rows.n_rows
         sampled = draw_sampled(n_rows, n_classes, seed)
-        kept = rows.over(keep(rows.source, rows.local(sampled), memory_limit))
+        kept = rows.over(cached(rows.source, memory_limit, rows.local(sampled)))
         monitor = Monitor(n_rows, n_classes, observer)
         problem, hashes = check_problem(
             kept,

@@ -33,6 +33,7 @@ from otlabel.sources import (
     as_float,
     by_class,
     by_column,
+    cached,
     check_kind,
     closeness,
     cosines,
@@ -41,7 +42,6 @@ from otlabel.sources import (
     is_list_of_parts,
     is_stored,
     is_tensor,
-    keep_whole,
     open_scores,
     row_blocks,
 )
@@ -302,7 +302,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
                 X = as_array(X, "features", InvalidScoresError)
             checked = validate_data(self, X, reset=reset, dtype=NUMBERS, ensure_min_samples=least)
             source = open_scores(checked, device=self.device, what="features", may_be_empty=True)
-        source = keep_whole(source)
+        source = cached(source)
         return UnitRows(source) if self.metric == "cosine" else source
 
 

@@ -18,9 +18,9 @@ from otlabel.ranks.rowset import RowSet
 from otlabel.result import like
 from otlabel.sources import (
     Source,
+    cached,
     closeness,
     draw_rows,
-    keep_whole,
     open_scores,
 )
 from otlabel.validate import LARGEST_SCORE, check_finite
@@ -94,7 +94,7 @@ def curate(
     """
     with communicator_of(group) as communicator:
         opened = open_scores(features, what="features", may_be_empty=communicator.world_size > 1)
-        rows = RowSet.as_given(keep_whole(opened, memory_limit), communicator)
+        rows = RowSet.as_given(cached(opened, memory_limit), communicator)
         communicator.check_alike(n=n, n_clusters=n_clusters, seed=seed, n_features=rows.shape[1])
         return _curated(rows, n, n_clusters, seed, features)
 

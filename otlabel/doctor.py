@@ -20,7 +20,7 @@ from otlabel.interrupts import interruptible
 from otlabel.marginals import class_sizes
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment
-from otlabel.sources import Source, as_float, class_mass_of, draw_rows, keep, open_scores
+from otlabel.sources import Source, as_float, cached, class_mass_of, draw_rows, open_scores
 from otlabel.validate import check_mass
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def diagnose(scores: Any, *, class_mass: Any = None) -> Diagnosis:
     shares = check_mass(class_mass_of(class_mass, opened), n_rows, n_classes)
     n_sampled = max(LOOK_ROWS, ASSESSED_ENTRIES // n_classes)
     sampled = draw_rows(n_rows, n_sampled, np.random.default_rng(SEED))
-    opened = keep(opened, sampled, 0)
+    opened = cached(opened, 0, sampled)
     usable = _usable_rows(opened, sampled)
     bare = Diagnosis(
         n_rows=n_rows,

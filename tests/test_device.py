@@ -43,8 +43,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device called cuda whose memory is the host's."""
-    monkeypatch.setattr("otlabel.sources._checked_device", lambda device: torch.device(device))
-    monkeypatch.setattr("otlabel.sources.on_device", lambda source, device: on_device(source, CPU))
+    monkeypatch.setattr("otlabel.sources.opening._checked_device", lambda device: torch.device(device))
+    monkeypatch.setattr("otlabel.sources.opening.on_device", lambda source, device: on_device(source, CPU))
     monkeypatch.setattr("otlabel.sources.linear.on_device", lambda source, device: on_device(source, CPU))
 
 

@@ -415,7 +415,7 @@ def test_scores_made_on_a_device(normalize: bool, monkeypatch: pytest.MonkeyPatc
     def moved(source: Any, device: Any) -> Any:
         return on_device(source, torch.device("cpu"))
 
-    monkeypatch.setattr("otlabel.sources._checked_device", torch.device)
+    monkeypatch.setattr("otlabel.sources.opening._checked_device", torch.device)
     monkeypatch.setattr("otlabel.sources.linear.on_device", moved)
     features = far_rows(2.04e7, "float32", n=200)
     weight = np.random.default_rng(1).normal(size=(5, 4))

@@ -23,9 +23,9 @@ from otlabel.result import Certificate
 from otlabel.sources import (
     Source,
     by_row,
+    cached,
     closeness,
     in_one_order,
-    keep_whole,
     open_scores,
     row_blocks,
 )
@@ -159,7 +159,7 @@ class Summary:
 
 def summarise(subject: Subject, seed: int = 0) -> Summary:
     """Find out all that a report tells."""
-    scores = None if subject.scores is None else keep_whole(open_scores(subject.scores))
+    scores = None if subject.scores is None else cached(open_scores(subject.scores))
     features = None if subject.features is None else open_scores(subject.features, what="features")
     subject = _in_order(subject, scores or features)
     labels = _checked_labels(subject.labels)

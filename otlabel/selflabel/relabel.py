@@ -20,7 +20,7 @@ from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
 from otlabel.selflabel.labelings import HeadView, Labeling, NewLabels, in_memory
 from otlabel.selflabel.model import FEATURES, View, forward_only, linear_parts
 from otlabel.selflabel.ranks import Holders
-from otlabel.sources import Source, draw_rows, free_memory, keep_whole, linear_scores, open_scores, row_blocks
+from otlabel.sources import Source, cached, draw_rows, free_memory, linear_scores, open_scores, row_blocks
 from otlabel.sweep.pool import run_tasks
 
 LOOKED_AT = 4096  # rows that tell whether features or classes have collapsed
@@ -70,7 +70,7 @@ def relabel(
     """
     limit: int | None = getattr(labeling, "memory_limit", None)
     on_host = getattr(labeling, "device", "auto") in ("auto", "cpu")
-    source = None if rows is None else keep_whole(open_scores(rows, may_be_empty=True), limit)
+    source = None if rows is None else cached(open_scores(rows, may_be_empty=True), limit)
     everybody = Holders(before.shape[1]) if holders is None else holders
     found = []
     shared: dict[str, Any] = {}

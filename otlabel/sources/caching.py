@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
 from otlabel.sources.base import Batch, Source, WrappedSource, storage_array
+from otlabel.sources.device import DeviceSource
 from otlabel.sources.files import FileSource
 from otlabel.sources.free import free_memory
+from otlabel.sources.linear import LinearScores
 from otlabel.sources.memory import ArraySource
 
 CACHE_SHARE = 0.5  # of the memory that is free may hold a copy of the scores where no limit is stated
@@ -94,6 +98,33 @@ class KeptRows(WrappedSource):
         return ArraySource(self._kept if len(at) == len(self._rows) else self._kept[at], self.dtype)
 
 
+def cached(source: Source, memory_limit: int | None = None, rows: np.ndarray | None = None) -> Source:
+    """The source such that its first pass leaves in memory, within so many bytes, what others would read again.
+
+    That is all of a file, or of the features of a head; else the given rows (sorted), from which samples will be taken.
+    A device then makes all scores of a head at once if they fit there. No limit: half of the memory that is free.
+    """
+    limit = _checked_limit(memory_limit)
+    if isinstance(source, LinearScores):
+        source.features.change(lambda features: cached(features, limit))
+        source = source if rows is None else source.made()
+    elif isinstance(source, DeviceSource):
+        source = source.over(cached(source.source, limit, rows))
+    elif isinstance(source, FileSource) and source.n_bytes <= limit:
+        source = KeptWhole(source)
+    in_memory = source.random_access or source.keeps_all
+    return source if rows is None or in_memory or not source.on_cpu else KeptRows(source, rows)
+
+
 def default_limit() -> int:
-    """Bytes that may hold a copy of the scores where no limit is stated."""
+    """Bytes that may hold a copy of the rows where no limit is stated."""
     return int(CACHE_SHARE * free_memory())
+
+
+def _checked_limit(limit: Any) -> int:
+    """Bytes that may hold a copy of the rows; half of what is free where nobody says."""
+    if limit is None:
+        return default_limit()
+    if not (isinstance(limit, Real) and float(limit) >= 0):
+        raise ValueError(f"memory_limit is {limit!r}; pass a number of bytes, 0 to keep nothing, or None")
+    return limit  # type: ignore[return-value]

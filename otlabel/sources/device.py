@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from otlabel.sources.base import ITEM_BYTES, Batch, Source, WrappedSource
-from otlabel.sources.caching import KeptWhole
-from otlabel.sources.files import FileSource
 from otlabel.sources.memory import TensorSource
 from otlabel.sweep.pool import run_tasks
 
@@ -63,6 +61,12 @@ class DeviceSource(WrappedSource):
             if following is not None:
                 coming = self._send(mover, *following)
             yield block
+
+    def over(self, source: Source) -> DeviceSource:
+        """Another source of the same rows, moved likewise."""
+        streamed = DeviceSource(source, self.device)
+        streamed.all_rows = self.all_rows
+        return streamed
 
     def take(self, rows: np.ndarray) -> TensorSource:
         """The given rows, moved to the device."""
@@ -174,13 +178,6 @@ def _moved_whole(streamed: DeviceSource) -> TensorSource:
         for (start, stop), block in zip(blocks, streamed.read_blocks(blocks), strict=True):
             whole[start:stop] = block
     return TensorSource(whole)
-
-
-def kept_in_host_memory(scores: Source, limit: int) -> Source:
-    """A file's scores that are streamed to a device such that the first pass leaves all in host memory, if they fit."""
-    if isinstance(scores, DeviceSource) and isinstance(scores.source, FileSource) and scores.n_bytes <= limit:
-        return DeviceSource(KeptWhole(scores.source), scores.device)
-    return scores
 
 
 def _free_memory(device: torch.device) -> float:

@@ -6,16 +6,14 @@ import contextlib
 import copy
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
 from otlabel.sources.base import ITEM_BYTES, Batch, Source, as_float, few_rows, grouped
-from otlabel.sources.caching import KeptWhole
-from otlabel.sources.device import has_room, kept_in_host_memory, on_device
-from otlabel.sources.files import FileSource
+from otlabel.sources.device import has_room, on_device
 from otlabel.sources.given import as_array, is_frame
 from otlabel.sources.memory import ArraySource, TensorSource
 from otlabel.sources.names import by_class, by_column
@@ -55,13 +53,10 @@ class Features:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def keep(self, memory_limit: int) -> None:
-        """Let the next pass leave the features in memory if so many bytes hold them."""
+    def change(self, change: Callable[[Source], Source]) -> None:
+        """Let all heads read another source of the same rows from now on."""
         with self._lock:
-            if isinstance(self.source, FileSource) and self.source.n_bytes <= memory_limit:
-                self.source = KeptWhole(self.source)
-            else:
-                self.source = kept_in_host_memory(self.source, memory_limit)
+            self.source = change(self.source)
 
     def on(self, device: torch.device) -> Features:
         """The features on a device, the same for all heads: they stay there as long as these live."""
@@ -194,10 +189,6 @@ class LinearScores(Source):
             return self
         made._made = TensorSource(whole)
         return made
-
-    def keep_features(self, memory_limit: int) -> None:
-        """Let the next pass leave the features in memory if so many bytes hold them."""
-        self.features.keep(memory_limit)
 
     def on(self, device: torch.device) -> LinearScores:
         """The same head on features that are moved to a device, or streamed to it, and made into scores there."""
