@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from otlabel import metrics as metrics
-    from otlabel.assign import certify as certify
     from otlabel.assign import sinkhorn_assign as sinkhorn_assign
+    from otlabel.certificate import certify as certify
     from otlabel.cluster import BalancedKMeans as BalancedKMeans
     from otlabel.curation import Curated as Curated
     from otlabel.curation import curate as curate
@@ -69,7 +69,7 @@ _HOMES = {
     "Status": "result",
     "TensorStore": "selflabel",
     "balance_path": "path",
-    "certify": "assign",
+    "certify": "certificate",
     "curate": "curation",
     "diagnose": "doctor",
     "linear_scores": "sources",

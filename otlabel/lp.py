@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from otlabel.assign import certify
+from otlabel.certificate import certify
 from otlabel.errors import InfeasibleError, MissingPackageError
 from otlabel.interrupts import interruptible
 from otlabel.monitor import Monitor
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, Status, like
+from otlabel.solver.posing import check_problem
 from otlabel.sources import as_float, class_mass_of, open_scores
-from otlabel.validate import check_problem
 
 MAX_ITERATIONS = 10_000_000  # of the simplex; POT's own default ends early on a few thousand samples
 

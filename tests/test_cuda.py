@@ -377,7 +377,7 @@ def test_problems_are_solved_through_the_kernels(kind: str, monkeypatch) -> None
     drawn = draw(kind, 0)
     expected = sinkhorn_on_cpu(drawn, monkeypatch)
     tensor = torch.as_tensor(drawn.scores).to(DEVICE)
-    monkeypatch.setattr(assign, "open_scores", lambda scores, *, device="auto": TensorSource(scores))
+    monkeypatch.setattr(assign, "open_scores", lambda scores, **options: TensorSource(scores))
     assert_same_answer(sinkhorn_assign(tensor, class_mass=drawn.class_mass), expected, drawn)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,7 @@ KINDS = ["ordinary", "ties_counts", "very_peaked_counts", "flat", "skewed_shares
 
 @pytest.fixture(autouse=True)
 def _no_compiled_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_on_device(scores, *, device: str = "auto") -> TensorSource:
+    def open_on_device(scores, **options: Any) -> TensorSource:
         return TensorSource(torch.as_tensor(scores))
 
     monkeypatch.setattr(otlabel.assign, "open_scores", open_on_device)

@@ -352,14 +352,14 @@ class Counted(FileSource):
 @pytest.mark.usefixtures("small_pieces")
 def test_no_pass_is_hidden(monkeypatch, kind: str) -> None:
     """A streamed solve reads what it says; merging equal rows takes two looks, a copy of at most all, and the proof."""
-    merge, merged = assign._merge_equal_rows, list[bool]()
+    merge, merged = assign.merge_equal_rows, list[bool]()
 
     def spy(*words: Any) -> Any:
         problem, members = merge(*words)
         merged.append(members is not None)
         return problem, members
 
-    monkeypatch.setattr(assign, "_merge_equal_rows", spy)
+    monkeypatch.setattr(assign, "merge_equal_rows", spy)
     for seed in range(3):
         scores, class_mass, _ = draw(kind, seed)
         array = storable(scores)

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from otlabel.assign import HASHES
 from otlabel.planning.process import (
     PASSES,
     ROW_BYTES,
@@ -38,6 +37,7 @@ from otlabel.semidual import (
     FEWEST_ROWS,
     sample_sizes,
 )
+from otlabel.solver.equal_rows import HASHES
 from otlabel.sources import ITEM_BYTES, default_limit, free_memory
 from otlabel.sources.caching import CACHE_SHARE
 from otlabel.sources.device import BLOCK_BYTES, MEMORY_SHARE

@@ -12,7 +12,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.special import entr
 
 from otlabel import metrics, sweep
-from otlabel.assign import certify
+from otlabel.certificate import certify
 from otlabel.curation import k_means, nearest
 from otlabel.errors import OtlabelWarning
 from otlabel.labels_file import check_not_absurd
