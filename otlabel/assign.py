@@ -1,4 +1,4 @@
-"""The front door: validate, solve, round, prove. Read top to bottom, it is the whole method."""
+"""The front door: check, pose, solve, round, prove, answer. Read top to bottom, it is the whole method."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from otlabel.errors import ConvergenceWarning, InvalidMassError
+from otlabel.errors import ConvergenceWarning
 from otlabel.interrupts import interruptible
-from otlabel.marginals import KL, Exact, Range, one_number
+from otlabel.marginals import KL, Exact, Range
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.ranks.communicator import communicator_of
@@ -19,11 +19,11 @@ from otlabel.result import Assignment, Status, like
 from otlabel.rounding import round_exact
 from otlabel.semidual import Point, draw_sampled, solve
 from otlabel.solver.equal_rows import merge_equal_rows, unmerged
-from otlabel.solver.posing import check_problem
+from otlabel.solver.posing import pose
 from otlabel.solver.proof import certified
 from otlabel.solver.sharpening import near_integer
-from otlabel.sources import by_class, cached, class_mass_of, open_scores, plain_names, sample_mass_of
-from otlabel.validate import check_solver, check_vector, warn
+from otlabel.sources import by_class, cached, open_scores, plain_names
+from otlabel.validate import check_demand, check_solver, check_vector, warn
 
 FAR_BEHIND = 50.0  # times epsilon and the usual spread of potentials: who must be raised by more is wanted by no sample
 
@@ -128,61 +128,43 @@ def sinkhorn_assign(
         unbalanced: Chizat, Peyre, Schmitzer, Vialard, Mathematics of Computation 2018.
     """
     with communicator_of(group) as communicator, observing(progress) as observer:
+        # check
         solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
-        epsilon, tol, max_sweeps, seed = solver.epsilon, solver.tol, solver.max_sweeps, solver.seed
-        abstain = one_number(abstain, "abstain")
         opened = open_scores(scores, device=device, may_be_empty=communicator.world_size > 1)
-        read_before = opened.bytes_read
-        n_classes, named = opened.shape[1], opened.class_names
-        class_mass = class_mass_of(class_mass, opened)
-        sample_mass = sample_mass_of(sample_mass, opened)
-        if isinstance(classes, Range):
-            classes = Range(
-                *(
-                    by_class(bound, n_classes, named, f"Range: {name}", InvalidMassError)
-                    for name, bound in vars(classes).items()
-                )
-            )
-        init = init if isinstance(init, Assignment) else by_class(init, n_classes, named, "init")
+        read_before, n_classes = opened.bytes_read, opened.shape[1]
+        demand = check_demand(opened, class_mass, sample_mass, classes, samples, abstain)
+        if not isinstance(init, Assignment):
+            init = by_class(init, n_classes, opened.class_names, "init")
         rows = RowSet.in_blocks(cached(opened, memory_limit), communicator)
-        communicator.check_alike(
-            epsilon=epsilon, rounding=rounding, tol=tol, max_sweeps=max_sweeps, method=method, seed=seed,
-            class_mass=class_mass, classes=classes, lo=getattr(classes, "lo", None), hi=getattr(classes, "hi", None),
-            samples=samples, abstain=abstain, init=getattr(init, "plan_potentials", init),
-            weighted=sample_mass is not None,
-        )  # fmt: skip
-        n_rows = rows.n_rows
-        sampled = draw_sampled(n_rows, n_classes, seed)
-        kept = rows.over(cached(rows.source, memory_limit, rows.local(sampled)))
-        monitor = Monitor(n_rows, n_classes, observer)
-        problem, hashes = check_problem(
-            kept,
-            sampled,
-            monitor,
-            class_mass=class_mass,
-            sample_mass=rows.of_all("sample_mass", sample_mass),
-            classes=classes,
-            samples=samples,
-            abstain=abstain,
-            epsilon=solver.epsilon,
-            rounding=rounding,
-        )
-        start = _start(init, problem, epsilon, n_classes)
+        communicator.check_alike(**vars(solver), **demand.settings, init=getattr(init, "plan_potentials", init))
 
-        distinct, members = merge_equal_rows(problem, hashes, monitor, seed)
+        # pose
+        monitor = Monitor(rows.n_rows, n_classes, observer)
+        sampled = draw_sampled(rows.n_rows, n_classes, solver.seed)
+        kept = rows.over(cached(rows.source, memory_limit, rows.local(sampled)))
+        problem, hashes = pose(kept, demand, solver, sampled, monitor)
+        start = _start(init, problem, solver.epsilon, n_classes)
+        distinct, members = merge_equal_rows(problem, hashes, monitor, solver.seed)
+
+        # solve
         monitor.n_rows = distinct.n_rows
         solution = solve(distinct, solver, start, monitor)
-        exact = rounding == "exact" and math.isinf(problem.row_rho)
+
+        # round
+        labels, potentials = None, solution.point.plan_potentials
+        exact = solver.rounding == "exact" and math.isinf(problem.row_rho)
         if exact:
             point = near_integer(distinct, solver, solution.point, monitor)
-            rounded = round_exact(distinct, point.potentials, seed, monitor)
-            labels = unmerged(rounded.placement, members, rows, np.random.default_rng(seed))
+            rounded = round_exact(distinct, point.potentials, solver.seed, monitor)
+            labels = unmerged(rounded.placement, members, rows, np.random.default_rng(solver.seed))
             potentials = rounded.potentials
-        else:
-            labels, potentials = None, solution.point.plan_potentials
-        monitor.n_rows = n_rows
+
+        # prove
+        monitor.n_rows = rows.n_rows
         labels, proof, label_units, potentials = certified(problem, labels, potentials, monitor, by_rule=exact)
         labels = rows.restore(labels)
+
+    # answer
     if solution.status is not Status.CONVERGED:
         _warn_of_status(solution.status, solution.point.error, solver, monitor.n_sweeps)
     thresholds = (-math.inf, -math.inf)
@@ -198,7 +180,7 @@ def sinkhorn_assign(
         label_mass=like(label_units[:n_classes] / problem.n_units, scores),
         value=proof.value,
         bound=proof.bound,
-        epsilon=epsilon,
+        epsilon=solver.epsilon,
         marginal_error=solution.point.error,
         status=solution.status,
         n_sweeps=monitor.n_sweeps,
@@ -207,16 +189,16 @@ def sinkhorn_assign(
         bytes_read=opened.bytes_read - read_before,
         bytes_sent=communicator.bytes_sent,
         peak_memory=monitor.peak_memory,
-        n_samples=n_rows,
+        n_samples=rows.n_rows,
         threshold=thresholds[0],
         plan_threshold=thresholds[1],
         sample_rho=problem.row_rho,
-        notes=_notes(solution.point, epsilon),
+        notes=_notes(solution.point, solver.epsilon),
         gap=proof.gap,
         rounding=proof.rounding,
         size_error=proof.size_error,
         weighted=problem.weighted,
-        class_names=plain_names(named),
+        class_names=plain_names(opened.class_names),
     )
 
 

@@ -1,15 +1,15 @@
-"""What to solve (Problem) and how (Solver); only these two travel from the front door inwards."""
+"""What is asked for (Demand) and how (Solver), and the problem that these and the rows make."""
 
 from __future__ import annotations
 
 import functools
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from otlabel.marginals import Exact, Rule
+from otlabel.marginals import KL, Exact, Range, Rule
 
 if TYPE_CHECKING:
     from otlabel.ranks.rowset import RowSet
@@ -17,6 +17,25 @@ if TYPE_CHECKING:
 EXACT = Exact()
 Rounding = Literal["exact", "argmax"]
 Method = Literal["auto", "sinkhorn"]
+
+
+@dataclass(frozen=True, eq=False)
+class Demand:
+    """What classes take and how much rows count, in the order of the classes and rows; no score has been looked at."""
+
+    class_mass: np.ndarray | None = None  # (K,) shares or sizes; None: the same for all
+    sample_mass: np.ndarray | None = None  # (N,) shares or whole numbers, of this rank's rows; None: the same for all
+    classes: Exact | KL | Range = EXACT
+    samples: Exact | KL = EXACT
+    abstain: float = 0.0  # share of the rows that stay unlabelled
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is to be the same on all ranks."""
+        lo, hi = getattr(self.classes, "lo", None), getattr(self.classes, "hi", None)
+        mass, weighted = self.class_mass, self.sample_mass is not None
+        alike = {"class_mass": mass, "classes": self.classes, "lo": lo, "hi": hi, "samples": self.samples}
+        return {**alike, "abstain": self.abstain, "weighted": weighted}
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,16 +15,19 @@ from otlabel.errors import (
     InvalidScoresError,
 )
 from otlabel.marginals import (
+    KL,
     MASS_TOLERANCE,
     MASS_UNITS,
+    Exact,
+    Range,
     class_shares,
     class_sizes,
     one_number,
     one_whole_number,
 )
-from otlabel.problem import Method, Rounding, Solver
+from otlabel.problem import Demand, Method, Rounding, Solver
 from otlabel.ranks.rowset import RowSet
-from otlabel.sources import as_array, as_float
+from otlabel.sources import Source, as_array, as_float, by_class, class_mass_of, sample_mass_of
 
 FAR = 1e3  # times the usual spread of a row: scores as large hide from sums what tells classes apart
 LARGEST_SCORE, LEAST_EPSILON = 1e200, 1e-200  # sums and quotients of what lies between are numbers
@@ -43,6 +46,26 @@ def check_solver(epsilon: Any, rounding: Rounding, tol: Any, max_sweeps: Any, me
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
     max_sweeps, seed = one_whole_number(max_sweeps, "max_sweeps", 1), one_whole_number(seed, "seed", 0)
     return Solver(epsilon, rounding, tol, max_sweeps, method, seed)
+
+
+def check_demand(
+    scores: Source, class_mass: Any, sample_mass: Any, classes: Exact | KL | Range, samples: Exact | KL, abstain: Any
+) -> Demand:
+    """What is asked for, with names put in the order of the classes and rows; sums are looked at when it is posed."""
+    abstain = one_number(abstain, "abstain")
+    if not isinstance(samples, (Exact, KL)):
+        raise TypeError(f"samples is {samples!r}; pass Exact() or KL(rho)")
+    if not 0 <= abstain < 1:
+        raise ValueError(f"abstain is {abstain}; pass the share of samples to leave unlabelled, from 0 to below 1")
+    mass, of_samples = class_mass_of(class_mass, scores), sample_mass_of(sample_mass, scores)
+    if isinstance(classes, Range):
+        n_classes, names = scores.shape[1], scores.class_names
+        lo, hi = (
+            by_class(bound, n_classes, names, f"Range: {name}", InvalidMassError)
+            for name, bound in (("lo", classes.lo), ("hi", classes.hi))
+        )
+        classes = Range(lo, hi)
+    return Demand(mass, of_samples, classes, samples, abstain)
 
 
 def check_sample_mass(sample_mass: Any, n_rows: int) -> tuple[np.ndarray | None, int]:

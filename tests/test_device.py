@@ -20,7 +20,7 @@ from otlabel import linear_scores, sinkhorn_assign, sweep
 from otlabel.errors import InvalidScoresError
 from otlabel.ranks.rowset import RowSet
 from otlabel.semidual import DenseCurvature, DeviceCurvature
-from otlabel.sources import DeviceSource, TensorSource, device, keep, on_device, open_scores
+from otlabel.sources import DeviceSource, TensorSource, cached, device, on_device, open_scores
 from otlabel.sources.linear import LinearScores
 from otlabel.sweep import reference
 
@@ -141,7 +141,7 @@ def test_files_stream_to_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_rows_to_sample_from_stay_in_host_memory(tmp_path: Path) -> None:
     name = write(tmp_path / "scores.h5", drawn((500, 8)).numpy())
     rows = np.arange(0, 500, 7)
-    source = keep(DeviceSource(open_scores(name), CPU), rows, memory_limit=0)
+    source = cached(DeviceSource(open_scores(name), CPU), 0, rows)
     sweep.sweep(RowSet(source), np.zeros(8), 0.1)
     before = source.bytes_read
     assert torch.equal(source.take(rows).tensor, drawn((500, 8))[rows])
@@ -184,7 +184,7 @@ def test_scores_that_fit_there_are_made_once(room: int, monkeypatch: pytest.Monk
         LinearScores, "_on_device", lambda self, rows: (made.append(len(rows)), original(self, rows))[1]
     )
     head = open_scores(linear_scores(drawn((400, 5)), drawn((6, 5), seed=1)), device="cuda")
-    kept = keep(head, np.arange(0, 400, 9))
+    kept = cached(head, rows=np.arange(0, 400, 9))
     assert isinstance(kept, LinearScores)
     assert kept.random_access == (room > 0)
     for _ in range(3):
@@ -202,7 +202,7 @@ def test_scores_that_fit_there_are_made_once(room: int, monkeypatch: pytest.Monk
 def test_scores_that_do_not_fit_after_all_are_made_in_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     head = open_scores(linear_scores(drawn((40, 5)), drawn((6, 5), seed=1)), device="cuda")
     monkeypatch.setattr(torch, "empty", lambda *_, **__: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("no room")))
-    assert keep(head, np.arange(4)) is head
+    assert cached(head, rows=np.arange(4)) is head
 
 
 class Short:

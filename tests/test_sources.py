@@ -30,7 +30,7 @@ from otlabel.doctor import diagnose
 from otlabel.errors import FileFormatError, InvalidScoresError
 from otlabel.labels_file import fingerprint
 from otlabel.ranks.rowset import RowSet
-from otlabel.sources import ArraySource, Source, as_float, base, factored, files, hdf5, open_scores, parts
+from otlabel.sources import ArraySource, Source, as_float, base, files, hdf5, linear, open_scores, parts
 from otlabel.sources.files import FileSource
 from otlabel.sources.hdf5 import HDF5Source
 from otlabel.sources.parts import Parts
@@ -46,7 +46,7 @@ def set_pieces(
     """Blocks and batches of such sizes, so that small matrices have many of them."""
     patch.setattr(base, "BLOCK_ENTRIES", block_entries)
     patch.setattr(files, "BATCH_BYTES", batch_bytes)
-    patch.setattr(factored, "FEATURE_BYTES", feature_bytes)
+    patch.setattr(linear, "FEATURE_BYTES", feature_bytes)
 
 
 @pytest.fixture

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,9 +11,9 @@ from otlabel import sweep
 from otlabel.errors import DegenerateScoresWarning, FewSamplesWarning, InfeasibleError, InvalidScoresError
 from otlabel.marginals import KL, ONE_SAMPLE, Exact, Range, Rule, counted, rule_of, with_abstention
 from otlabel.monitor import Monitor
-from otlabel.problem import EXACT, Problem, Rounding
+from otlabel.problem import Demand, Problem, Solver
 from otlabel.ranks.rowset import RowSet
-from otlabel.sources import KeptRows, MovedScores, WithColumn, as_float, draw_rows
+from otlabel.sources import KeptRows, MovedScores, Source, WithColumn, as_float, draw_rows
 from otlabel.validate import FAR, LARGEST_SCORE, check_finite, check_mass, check_sample_mass, warn
 
 LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities
@@ -22,101 +21,72 @@ RESOLVED = 1e5  # times epsilon: products up to here have errors far below it in
 SMALLEST, LARGEST = 1e-30, 1e30  # products of which float32 loses neither these nor their differences
 
 
-def check_problem(
-    rows: RowSet,
-    sampled: np.ndarray,
-    monitor: Monitor,
-    *,
-    class_mass: Any = None,
-    sample_mass: Any = None,
-    classes: Exact | KL | Range = EXACT,
-    samples: Exact | KL = EXACT,
-    abstain: float = 0.0,
-    epsilon: float = math.inf,
-    rounding: Rounding = "exact",
+@dataclass(frozen=True, eq=False)
+class _Size:
+    """How large the scores of the rows here are, and of all."""
+
+    tops: np.ndarray  # (N,) largest score of each row, -inf where none is allowed
+    bottoms: np.ndarray  # (N,) smallest finite score
+    extents: np.ndarray  # (N,) how far these are apart
+    magnitude: float  # the largest top of all, by size
+    extent: float  # the widest row of all
+    spread: float  # of a typical row
+    lowered: float = 0.0  # by how much scores were moved, in the mean over units
+
+    @property
+    def is_open(self) -> np.ndarray:
+        """(N,) whether a row may have a class."""
+        return self.tops > -np.inf
+
+
+def pose(
+    rows: RowSet, demand: Demand, solver: Solver, sampled: np.ndarray, monitor: Monitor
 ) -> tuple[Problem, np.ndarray]:
     """The problem, after a first look at every score; and a hash of each row. Samples will be taken from `sampled`.
 
-    Of several ranks, scores are those worked on here, and sample_mass is of all rows. Scores that float32 makes too
-    coarsely for epsilon give way to float64's. Whether there is an assignment is a matter of whole class sizes where
-    rounding is exact, else of shares.
+    Scores that float32 makes too coarsely for epsilon give way to float64's, and such as are far from zero are moved
+    there. Whether there is an assignment is a matter of whole class sizes where rounding is exact, else of shares.
     """
-    n_rows, n_classes = rows.n_rows, rows.shape[1]
-    shares = check_mass(class_mass, n_rows, n_classes)
+    n_rows, n_classes, of_exact_rows = rows.n_rows, rows.shape[1], isinstance(demand.samples, Exact)
+    sample_mass = rows.of_all("sample_mass", demand.sample_mass)
+    shares = check_mass(demand.class_mass, n_rows, n_classes)
     weights, n_units = check_sample_mass(sample_mass, n_rows)
     weights = None if weights is None else weights[rows.first : rows.stop]
-    if not isinstance(samples, (Exact, KL)):
-        raise TypeError(f"samples is {samples!r}; pass Exact() or KL(rho)")
-    if not 0 <= abstain < 1:
-        raise ValueError(f"abstain is {abstain}; pass the share of samples to leave unlabelled, from 0 to below 1")
-    if isinstance(samples, Exact):
+    abstain = demand.abstain
+    if of_exact_rows:
         abstain = round(abstain * n_units) / n_units  # whole samples first, so that the classes share what they leave
         if abstain == 1:
             raise ValueError(f"abstain leaves none of the {n_rows} samples to be labelled")
-    rule = rule_of(classes, shares * (1 - abstain), n_rows)
+    rule = rule_of(demand.classes, shares * (1 - abstain), n_rows)
     for_new = rule.wanted
     if abstain > 0:
         rule = with_abstention(rule, abstain)
-    by_size = rounding == "exact" and isinstance(samples, Exact)
-    sizes = _sizes(rule, classes, n_units, weighted=weights is not None) if by_size else None
+    by_size = solver.rounding == "exact" and of_exact_rows
+    sizes = _sizes(rule, demand.classes, n_units, weighted=weights is not None) if by_size else None
     if sizes is None:
-        rule.check_shares(of_all=isinstance(samples, Exact))
-    inspection = sweep.inspect(rows)
-    monitor.saw("inspect", n_rows)
-    if _too_coarse(rows, inspection, epsilon):
-        fine = rows.source.fine
-        rows = rows.over(KeptRows(fine, rows.local(sampled)) if fine.on_cpu else fine)
-        inspection = sweep.inspect(rows)
-        monitor.saw("inspect", n_rows)
-    check_finite(rows, inspection)
+        rule.check_shares(of_all=of_exact_rows)
+
+    rows, inspection = _inspected(rows, sampled, solver.epsilon, monitor)
     if inspection.n_forbidden:
         n_unlabelled = round(abstain * n_units)
         rule = _check_forbidden(rows, inspection, rule, sizes, weights, n_units, n_unlabelled, monitor)
-    tops, bottoms = inspection.tops.astype(np.float64), inspection.bottoms.astype(np.float64)
-    open_rows = tops > -np.inf
-    with np.errstate(over="ignore"):  # what is beyond numbers is refused below
-        extents = np.where(open_rows, tops - bottoms, 0.0)
-    magnitude, extent, top, below = rows.max(
-        "extents",
-        np.abs(tops[open_rows]).max(initial=0.0),
-        extents.max(initial=0.0),
-        tops.max(initial=-np.inf),
-        -bottoms.min(initial=np.inf),
-    )
-    check_reach(max(magnitude, extent))
-    spread, lowered, stored_magnitude = rows.median("spread", extents), 0.0, magnitude
-    if isinstance(samples, Exact) and magnitude > FAR * spread:
+    size, top, below = _measured(rows, inspection)
+    stored_magnitude = size.magnitude
+    if of_exact_rows and size.magnitude > FAR * size.spread:
         if abstain > 0:  # whether a sample is labelled then depends on how its row compares with others
-            lowered = middle(rows, tops[open_rows])
-            rows = rows.over(MovedScores(rows.source, lowered))
-            tops = np.where(open_rows, tops - lowered, tops)
-            bottoms = tops - extents
+            rows, size = _moved_together(rows, size)
         else:
-            if rows.source.fine.bare is not rows.source:
-                tops = sweep.inspect(rows.fine).tops
-                monitor.saw("inspect", n_rows)
-                bare = rows.source.fine.bare
-                rows = rows.over(KeptRows(bare, rows.local(sampled)) if bare.on_cpu else bare)
-            rows = rows.over(MovedScores(rows.source))
-            moved = sweep.inspect(rows)
-            monitor.saw("inspect", n_rows)
-            units = open_rows.astype(np.float64) if weights is None else np.where(open_rows, weights, 0.0)
-            by = np.where(open_rows, tops, 0.0) - np.where(open_rows, moved.tops, 0.0)
-            total, of_all = rows.sum("far", by @ units, units.sum())
-            lowered = float(total) / max(float(of_all), 1.0)
-            tops, bottoms = moved.tops, moved.bottoms
-            extents = np.where(open_rows, np.where(open_rows, tops, 0.0) - bottoms, 0.0)
-            (extent,) = rows.max("extents", extents.max(initial=0.0))
-            spread = rows.median("spread", extents)
-        (magnitude,) = rows.max("far", np.abs(tops[open_rows]).max(initial=0.0))
-    if n_rows < n_classes and class_mass is None and isinstance(classes, Exact):
+            rows, size = _moved_one_by_one(rows, size, weights, sampled, monitor)
+    if n_rows < n_classes and demand.class_mass is None and isinstance(demand.classes, Exact):
         warn(FewSamplesWarning, f"{n_rows} samples for {n_classes} classes: sizes are 0 or 1")
-    if n_classes > 1 and not inspection.n_forbidden and not extent:
+    if n_classes > 1 and not inspection.n_forbidden and not size.extent:
         warn(DegenerateScoresWarning, "every row's scores are all equal: they carry no information, labels are random")
     elif n_classes > 1 and top <= 1 and below <= 0:
         _warn_of_probabilities(rows, sampled)
+    extent, spread = size.extent, size.spread
     if abstain > 0:  # staying unlabelled has a score of zero
-        wide = np.where(open_rows, np.maximum(tops, 0) - np.minimum(bottoms, 0), np.maximum(tops, 0))
+        tops, bottoms = np.maximum(size.tops, 0), np.minimum(size.bottoms, 0)
+        wide = np.where(size.is_open, tops - bottoms, tops)
         rows, (extent,) = rows.over(WithColumn(rows.source)), rows.max("extents", wide.max(initial=0.0))
         spread = rows.median("spread of all", wide)
     problem = Problem(
@@ -125,17 +95,85 @@ def check_problem(
         n_units=n_units,
         spread=spread,
         extent=extent,
-        magnitude=magnitude,
-        top=max(float(top), 0.0) if abstain > 0 else float(top),
+        magnitude=size.magnitude,
+        top=max(top, 0.0) if abstain > 0 else top,
         sampled=sampled,
         weights=weights,
-        row_rho=samples.rho if isinstance(samples, KL) else math.inf,
+        row_rho=demand.samples.rho if isinstance(demand.samples, KL) else math.inf,
         for_new=for_new,
         weighted=weights is not None,
         stored_magnitude=stored_magnitude,
-        lowered=lowered,
+        lowered=size.lowered,
     )
     return problem, inspection.hashes
+
+
+def _inspected(rows: RowSet, sampled: np.ndarray, epsilon: float, monitor: Monitor) -> tuple[RowSet, sweep.Inspection]:
+    """Rows whose numbers are fine enough for epsilon, and what they show; InvalidScoresError where one is none."""
+    inspection = sweep.inspect(rows)
+    monitor.saw("inspect", rows.n_rows)
+    if _too_coarse(rows, inspection, epsilon):
+        rows = rows.over(_sampled_from(rows.source.fine, rows, sampled))
+        inspection = sweep.inspect(rows)
+        monitor.saw("inspect", rows.n_rows)
+    check_finite(rows, inspection)
+    return rows, inspection
+
+
+def _sampled_from(source: Source, rows: RowSet, sampled: np.ndarray) -> Source:
+    """Another form of the rows, the ones that samples are taken from in memory."""
+    return KeptRows(source, rows.local(sampled)) if source.on_cpu else source
+
+
+def _measured(rows: RowSet, inspection: sweep.Inspection) -> tuple[_Size, float, float]:
+    """How large scores are, the largest of all, and minus the smallest."""
+    tops, bottoms = inspection.tops.astype(np.float64), inspection.bottoms.astype(np.float64)
+    is_open = tops > -np.inf
+    with np.errstate(over="ignore"):  # what is beyond numbers is refused below
+        extents = np.where(is_open, tops - bottoms, 0.0)
+    magnitude, extent, top, below = rows.max(
+        "extents",
+        np.abs(tops[is_open]).max(initial=0.0),
+        extents.max(initial=0.0),
+        tops.max(initial=-np.inf),
+        -bottoms.min(initial=np.inf),
+    )
+    check_reach(max(magnitude, extent))
+    return _Size(tops, bottoms, extents, magnitude, extent, rows.median("spread", extents)), top, below
+
+
+def _moved_together(rows: RowSet, size: _Size) -> tuple[RowSet, _Size]:
+    """All scores less one number, so that most of the largest are near zero."""
+    is_open = size.is_open
+    lowered = middle(rows, size.tops[is_open])
+    tops = np.where(is_open, size.tops - lowered, size.tops)
+    (magnitude,) = rows.max("far", np.abs(tops[is_open]).max(initial=0.0))
+    moved = replace(size, tops=tops, bottoms=tops - size.extents, magnitude=magnitude, lowered=lowered)
+    return rows.over(MovedScores(rows.source, lowered)), moved
+
+
+def _moved_one_by_one(
+    rows: RowSet, size: _Size, weights: np.ndarray | None, sampled: np.ndarray, monitor: Monitor
+) -> tuple[RowSet, _Size]:
+    """Each row less its largest score; of a head, the products without what normalises them."""
+    before, is_open = size.tops, size.is_open
+    if rows.source.fine.bare is not rows.source:
+        before = sweep.inspect(rows.fine).tops
+        monitor.saw("inspect", rows.n_rows)
+        rows = rows.over(_sampled_from(rows.source.fine.bare, rows, sampled))
+    rows = rows.over(MovedScores(rows.source))
+    moved = sweep.inspect(rows)
+    monitor.saw("inspect", rows.n_rows)
+    units = is_open.astype(np.float64) if weights is None else np.where(is_open, weights, 0.0)
+    by = np.where(is_open, before, 0.0) - np.where(is_open, moved.tops, 0.0)
+    total, of_all = rows.sum("far", by @ units, units.sum())
+    lowered = float(total) / max(float(of_all), 1.0)
+    tops, bottoms = moved.tops, moved.bottoms
+    extents = np.where(is_open, np.where(is_open, tops, 0.0) - bottoms, 0.0)
+    (extent,) = rows.max("extents", extents.max(initial=0.0))
+    spread = rows.median("spread", extents)
+    (magnitude,) = rows.max("far", np.abs(tops[is_open]).max(initial=0.0))
+    return rows, _Size(tops, bottoms, extents, magnitude, extent, spread, lowered)
 
 
 def _too_coarse(rows: RowSet, inspection: sweep.Inspection, epsilon: float) -> bool:
