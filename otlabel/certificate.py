@@ -13,8 +13,9 @@ from otlabel.marginals import class_sizes
 from otlabel.ranks.communicator import communicator_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Certificate, like
-from otlabel.rounding import TIE, rounding_of
+from otlabel.rounding import TIE
 from otlabel.solver.posing import middle
+from otlabel.solver.proof import shortfall
 from otlabel.sources import MovedScores, by_class, by_row, class_mass_of, open_scores
 from otlabel.validate import (
     FAR,
@@ -66,7 +67,7 @@ def certify(
         if class_mass is not None:
             shares = class_mass_of(class_mass, opened)
             targets = class_sizes(check_mass(shares, n_labelled, n_classes), n_labelled)
-        potentials_given = potentials is not None
+        is_given = potentials is not None
         if potentials is None:
             mass, abstain = targets / n_labelled, 1 - n_labelled / n_rows
             potentials = sinkhorn_assign(opened, class_mass=mass, abstain=abstain, group=group).potentials
@@ -74,40 +75,52 @@ def certify(
             check_finite(rows, sweep.inspect(rows))
         g = check_vector(by_class(potentials, n_classes, opened.class_names, "potentials"), n_classes, "potentials")
         used = (sizes > 0) | (targets > 0)
-        g = np.where(used & np.isneginf(g), g[np.isfinite(g)].min(initial=0.0), g)  # any finite one makes a bound
-        largest = np.abs(g[np.isfinite(g)]).max(initial=0.0)
-        if largest > LARGEST_SCORE:
-            raise ValueError(f"potentials reach {largest:.3g}; above {LARGEST_SCORE:g} sums with them are no numbers")
-        if potentials_given and n_labelled == n_rows:
-            middle_one = np.median(g[used])  # a constant says nothing where all are labelled
-            moved = g - middle_one
-            g = np.where(np.abs(moved) <= TIE * np.abs(middle_one), 0.0, moved)
+        g = _bounding(g, used, constant_counts=not is_given or n_labelled < n_rows)
         reach = np.abs(g[np.isfinite(g)]).max(initial=0.0)
         _, best, own = sweep.label(rows, g, given)
         of_labels = own[labelled] - g[given[labelled]]
         if reach > FAR * rows.median("value", np.abs(of_labels)):  # the sum has lost what the scores were
             of_labels = sweep.label(rows, np.zeros(n_classes), given)[2][labelled]
         (value,) = rows.sum("value", of_labels.sum())
-        open_rows = best > -np.inf
-        (farthest,) = rows.max("far", np.abs(best[open_rows]).max(initial=0.0))
-        bare = opened.fine.bare
-        if farthest > FAR * np.ptp(g[used]) and (np.ptp(g[used]) > 0 or bare is not opened.fine):
-            # Constants in rows would hide what tells classes apart: they are taken off before anything is added.
-            by_all = MovedScores(bare) if n_labelled == n_rows else MovedScores(opened, middle(rows, best[open_rows]))
-            _, best, own = sweep.label(rows.over(by_all), g, given)
+        near = _near_zero(rows, best, float(np.ptp(g[used])), all_labelled=n_labelled == n_rows)
+        if near is not rows:
+            _, best, own = sweep.label(near, g, given)
         own_g = g[given]
         if n_labelled < n_rows:  # as by one more class of score zero, with the potential that leaves it so many
             threshold = np.partition(rows.concat("best", best)[0], n_rows - n_labelled)[n_rows - n_labelled]
             best = np.maximum(best, threshold)
             own, own_g = np.where(labelled, own, threshold), np.where(labelled, own_g, threshold)
-        fits = own > -np.inf
-        short = np.full(len(own), np.inf)  # of a label on a forbidden pair
-        known = np.zeros(len(own))
-        short[fits] = best[fits] - own[fits]
-        if reach:  # else nothing is added
-            known[fits] = rounding_of(best[fits], own[fits], own_g[fits], g)
-        short, rounded = rows.sum("short", short.sum(), np.minimum(short, known).sum())
-        gap = (float(short) + float((sizes - targets)[used] @ g[used])) / n_rows
+        short, known = shortfall(best, own, own_g, g)
+        excused = np.minimum(short, known) if reach else np.zeros(len(short))  # else nothing is added
+        total, rounded = rows.sum("short", short.sum(), excused.sum())
+        gap = (float(total) + float((sizes - targets)[used] @ g[used])) / n_rows
         size_error = float(np.maximum(targets - sizes, 0).sum()) / n_rows
         mean = float(value) / n_rows
         return Certificate(mean, mean + gap, like(sizes, scores), gap, float(rounded) / n_rows, size_error)
+
+
+def _bounding(potentials: np.ndarray, used: np.ndarray, *, constant_counts: bool) -> np.ndarray:
+    """Potentials that make a bound: finite for the classes in use and, where no constant counts, less their median."""
+    finite = np.isfinite(potentials)
+    g = np.where(used & np.isneginf(potentials), potentials[finite].min(initial=0.0), potentials)  # any finite one will
+    largest = np.abs(g[np.isfinite(g)]).max(initial=0.0)
+    if largest > LARGEST_SCORE:
+        raise ValueError(f"potentials reach {largest:.3g}; above {LARGEST_SCORE:g} sums with them are no numbers")
+    if constant_counts:
+        return g
+    middle_one = np.median(g[used])
+    moved = g - middle_one
+    return np.where(np.abs(moved) <= TIE * np.abs(middle_one), 0.0, moved)
+
+
+def _near_zero(rows: RowSet, best: np.ndarray, differ: float, *, all_labelled: bool) -> RowSet:
+    """The rows less what would hide from sums what tells classes apart: constants, while potentials differ by little.
+
+    Where some stay unlabelled, rows are compared, and all are moved alike.
+    """
+    is_open = best > -np.inf
+    (farthest,) = rows.max("far", np.abs(best[is_open]).max(initial=0.0))
+    source, bare = rows.source, rows.source.fine.bare
+    if not farthest > FAR * differ or not (differ > 0 or bare is not source.fine):
+        return rows
+    return rows.over(MovedScores(bare) if all_labelled else MovedScores(source, middle(rows, best[is_open])))

@@ -26,8 +26,8 @@ def certified(
     n_classes, n_units = problem.n_classes, problem.n_units
     monitor.saw("certify", problem.n_rows)
     g, weights = potentials[labels], np.ones(1) if problem.weights is None else problem.weights
-    known = rounding_of(best, own, g, potentials)
-    here = (np.stack([best - own, own - g, np.minimum(best - own, known)]) * weights).sum(1)
+    short, known = shortfall(best, own, g, potentials)
+    here = (np.stack([short, own - g, np.minimum(short, known)]) * weights).sum(1)
     totals, sizes, counts, known = problem.rows.sum(
         "certify",
         here,
@@ -35,23 +35,36 @@ def certified(
         np.bincount(labels, minlength=n_classes),
         np.bincount(labels, known * weights, n_classes),
     )
-    short, scored, rounded = totals.tolist()
+    fell_short, scored, rounded = totals.tolist()
     size_error, n_given = 0.0, len(problem.for_new)
     labelled = int(sizes[:n_given].sum())
     scored += problem.lowered * labelled
     if by_rule:
         of_classes = problem.rule.shortfall(potentials, sizes, n_units)
-        short += float(of_classes.sum())
+        fell_short += float(of_classes.sum())
         rounded += float(np.minimum(of_classes, known).sum())
         if n_given < n_classes:  # weighted samples may be too large to leave just so much unlabelled
-            short += problem.lowered * (n_units - int(problem.bounds[0][-1]) - labelled)
+            fell_short += problem.lowered * (n_units - int(problem.bounds[0][-1]) - labelled)
         lo, hi = problem.bounds
         soft = np.isfinite(problem.rule.rho)
         off = np.maximum(lo - sizes, 0), np.where(soft, 0, np.maximum(sizes - hi, 0))
         size_error = float(max(part.sum() for part in off)) / n_units
-    gap, value = short / n_units, scored / n_units
+    gap, value = fell_short / n_units, scored / n_units
     proof = Certificate(value, value + gap, counts, gap, rounded / n_units, size_error)
     return labels, proof, sizes, _priced(problem, potentials, best, monitor)
+
+
+def shortfall(
+    best: np.ndarray, own: np.ndarray, own_potentials: np.ndarray, potentials: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """By how much each row's label falls short of its best class, inf on a forbidden pair, and what may be rounding."""
+    fits = own > -np.inf
+    if fits.all():
+        return best - own, rounding_of(best, own, own_potentials, potentials)
+    short, known = np.full(len(own), np.inf), np.zeros(len(own))
+    short[fits] = best[fits] - own[fits]
+    known[fits] = rounding_of(best[fits], own[fits], own_potentials[fits], potentials)
+    return short, known
 
 
 def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor: Monitor) -> np.ndarray:
