@@ -17,10 +17,12 @@ from otlabel.ranks.communicator import communicator_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, Status, like
 from otlabel.rounding import round_exact
-from otlabel.semidual import Point, draw_sampled, solve
+from otlabel.solver.continuation import solve
 from otlabel.solver.equal_rows import merge_equal_rows, unmerged
+from otlabel.solver.objective import Point
 from otlabel.solver.posing import pose
 from otlabel.solver.proof import certified
+from otlabel.solver.samples import draw_sampled
 from otlabel.solver.sharpening import near_integer
 from otlabel.sources import by_class, cached, open_scores, plain_names
 from otlabel.validate import check_demand, check_solver, check_vector, warn

@@ -19,7 +19,7 @@ from scipy.special import softmax
 from otlabel import linear_scores, sinkhorn_assign, sweep
 from otlabel.errors import InvalidScoresError
 from otlabel.ranks.rowset import RowSet
-from otlabel.semidual import DenseCurvature, DeviceCurvature
+from otlabel.solver.curvature import DenseCurvature, DeviceCurvature
 from otlabel.sources import DeviceSource, TensorSource, cached, device, on_device, open_scores
 from otlabel.sources.linear import LinearScores
 from otlabel.sweep import reference

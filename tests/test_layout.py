@@ -23,7 +23,7 @@ LAYERS = (
     {"ranks"},
     {"validate"},
     {"result", "labels_file"},
-    {"semidual", "repair", "rounding"},
+    {"repair", "rounding"},
     {"solver"},
     {"assign", "certificate"},
     {"lp", "cluster", "curation", "metrics", "selflabel", "doctor", "path", "planning", "soft"},

@@ -22,7 +22,7 @@ from problems import clusters, normal
 from scipy.special import log_softmax
 
 import otlabel
-from otlabel import semidual, sinkhorn_assign
+from otlabel import sinkhorn_assign
 from otlabel.cli import main
 from otlabel.planning import (
     CARDS,
@@ -36,6 +36,7 @@ from otlabel.planning import (
 from otlabel.planning.process import PASSES
 from otlabel.problem import Problem, Rounding
 from otlabel.ranks.communicator import ProcessGroup
+from otlabel.solver import samples
 from otlabel.sources import ITEM_BYTES, ArraySource, free_memory, open_scores
 
 GB = 10**9
@@ -87,10 +88,10 @@ def test_samples_are_those_that_the_solver_draws(n_rows, n_classes) -> None:
             return len(rows)
 
     shares = np.full(n_classes, 1 / n_classes)
-    sampled = semidual.draw_sampled(n_rows, n_classes, 0)
+    sampled = samples.draw_sampled(n_rows, n_classes, 0)
     problem = Problem(Nothing(), shares, shares, 1.0, 1.0, 1.0, sampled)  # type: ignore[arg-type]
-    drawn = [sample.rows for sample in semidual._samples(problem, np.random.default_rng(0))]
-    assert semidual.sample_sizes(n_rows, n_classes) == drawn
+    drawn = [sample.rows for sample in samples.samples_of(problem, np.random.default_rng(0))]
+    assert samples.sample_sizes(n_rows, n_classes) == drawn
     assert max([0, *drawn]) <= len(sampled) <= n_rows
 
 

@@ -29,15 +29,9 @@ from otlabel.ranks.communicator import DIGIT_BITS, FEW_NUMBERS
 from otlabel.ranks.wire import FRAME
 from otlabel.result import bytes_text
 from otlabel.rounding import MOVES_A_CLASS, MOVES_A_ROW, SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS
-from otlabel.semidual import (
-    COARSE_ROWS,
-    CURVATURE_ENTRIES,
-    CURVATURE_ROWS,
-    DEVICE_CLASSES,
-    FEWEST_ROWS,
-    sample_sizes,
-)
 from otlabel.solver.equal_rows import HASHES
+from otlabel.solver.objective import CURVATURE_ENTRIES, CURVATURE_ROWS, DEVICE_CLASSES
+from otlabel.solver.samples import COARSE_ROWS, FEWEST_ROWS, sample_sizes
 from otlabel.sources import ITEM_BYTES, default_limit, free_memory
 from otlabel.sources.caching import CACHE_SHARE
 from otlabel.sources.device import BLOCK_BYTES, MEMORY_SHARE

@@ -1,1 +1,1 @@
-"""What is solved and how: posing, equal rows, sharpening, proof; each a few functions of a Problem."""
+"""From rows and demands to labels with a proof: posing, the smooth solve, and what follows it."""

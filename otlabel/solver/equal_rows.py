@@ -11,7 +11,7 @@ from otlabel.monitor import Monitor
 from otlabel.problem import Problem
 from otlabel.ranks.rowset import RowSet
 from otlabel.rounding import Placement
-from otlabel.semidual import SAMPLE_ENTRIES, draw_sampled
+from otlabel.solver.samples import SAMPLE_ENTRIES, draw_sampled
 
 DISTINCT_SHARE = 0.5  # solve equal rows as one where at most this share of the rows is distinct
 HASHES = 1 << 17  # of rows that are looked at to tell: sorting them is to cost little
