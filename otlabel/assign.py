@@ -16,12 +16,12 @@ from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.ranks.communicator import communicator_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, Status, like
-from otlabel.rounding import round_exact
 from otlabel.solver.continuation import solve
 from otlabel.solver.equal_rows import merge_equal_rows, unmerged
 from otlabel.solver.objective import Point
 from otlabel.solver.posing import pose
 from otlabel.solver.proof import certified
+from otlabel.solver.rounding import round_exact
 from otlabel.solver.samples import draw_sampled
 from otlabel.solver.sharpening import near_integer
 from otlabel.sources import by_class, cached, open_scores, plain_names

@@ -23,7 +23,6 @@ LAYERS = (
     {"ranks"},
     {"validate"},
     {"result", "labels_file"},
-    {"repair", "rounding"},
     {"solver"},
     {"assign", "certificate"},
     {"lp", "cluster", "curation", "metrics", "selflabel", "doctor", "path", "planning", "soft"},

@@ -22,7 +22,7 @@ from otlabel.marginals import Rule
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem
 from otlabel.ranks.rowset import RowSet
-from otlabel.repair import Board, Done, repair, spread_ties
+from otlabel.solver.repair import Board, Done, repair, spread_ties
 from otlabel.sources import draw_rows, row_blocks
 
 ROUNDED = 64 * float(np.finfo(np.float64).eps)  # of the size of what is added: a gap up to this is rounding
