@@ -75,7 +75,7 @@ def work(job: dict) -> dict:
     import torch.distributed as dist
 
     from otlabel import sinkhorn_assign
-    from otlabel.distributed import Ranks
+    from otlabel.ranks.communicator import ProcessGroup
 
     torch.set_num_threads(1)
     rank, n_ranks, group = job["rank"], job["n_ranks"], None
@@ -83,19 +83,19 @@ def work(job: dict) -> dict:
         dist.init_process_group("gloo", f"tcp://127.0.0.1:{job['port']}", LIMIT, world_size=n_ranks, rank=rank)
         group = dist.group.WORLD
     rounds, sent = collections.Counter(), collections.Counter()
-    agree = Ranks.agree
+    reduce = ProcessGroup.allreduce_with
 
-    def counted(team, name, arrays, merge):
-        before = team.bytes_sent
-        answer = agree(team, name, arrays, merge)
+    def counted(communicator, name, arrays, merge):
+        before = communicator.bytes_sent
+        answer = reduce(communicator, name, arrays, merge)
         rounds[name] += 1
-        sent[name] += team.bytes_sent - before
+        sent[name] += communicator.bytes_sent - before
         return answer
 
     def part(n: int, k: int) -> np.ndarray:
         return own_scores(n, k, rank * n // n_ranks, (rank + 1) * n // n_ranks, job["seed"], job["dtype"])
 
-    Ranks.agree = counted
+    ProcessGroup.allreduce_with = counted
     n, k = job["size"]
     sinkhorn_assign(part(*WARM_UP), group=group)
     base = peak_memory_mb()
@@ -137,13 +137,13 @@ def work(job: dict) -> dict:
 
 def round_seconds(group) -> float:
     """The median of rounds in which nothing is told."""
-    from otlabel.distributed import Ranks
+    from otlabel.ranks.communicator import ProcessGroup
 
     seconds = []
-    with Ranks(group) as team:
+    with ProcessGroup(group) as communicator:
         for _ in range(LATENCY_ROUNDS):
             begun = time.perf_counter()
-            team.total("nothing", np.zeros(0))
+            communicator.allreduce("nothing", np.zeros(0))
             seconds.append(time.perf_counter() - begun)
     return statistics.median(seconds)
 

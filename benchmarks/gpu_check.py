@@ -41,7 +41,8 @@ from problems import KINDS, draw  # noqa: E402
 
 import otlabel  # noqa: E402
 from otlabel import sweep  # noqa: E402
-from otlabel.scores import TensorScores  # noqa: E402
+from otlabel.ranks.rowset import RowSet  # noqa: E402
+from otlabel.sources import TensorSource  # noqa: E402
 from otlabel.sweep import reference  # noqa: E402
 
 PACKAGES = ["torch", "triton", "numba", "numpy", "scipy", "scikit-learn", "jax", "ott-jax", "flash-sinkhorn"]
@@ -173,12 +174,12 @@ def median_of(call: Callable[[], Any], plan: Plan, inner: int = 1) -> float:
 # ------------------------------------------------------------------------------------------------- correctness
 
 
-def on_card(scores: Any, plan: Plan) -> TensorScores:
+def on_card(scores: Any, plan: Plan) -> TensorSource:
     """Scores of any kind as a device has them."""
     tensor = scores if isinstance(scores, torch.Tensor) else torch.from_numpy(_native(np.asarray(scores)))
     if not tensor.is_floating_point():
         tensor = tensor.double()
-    return TensorScores(tensor.to(plan.device))
+    return TensorSource(tensor.to(plan.device))
 
 
 def _native(array: np.ndarray) -> np.ndarray:
@@ -238,11 +239,11 @@ def check_sweeps(check: Check) -> None:
 
 
 def _check_sweep(found: dict, key: str, scores: torch.Tensor, g: np.ndarray, precision: type) -> None:
-    source, rows = TensorScores(scores), len(scores)
-    first, second = (sweep.sweep(source, g, EPSILON, None, precision) for _ in range(2))
+    source, rows = TensorSource(scores), len(scores)
+    first, second = (sweep.sweep(RowSet(source), g, EPSILON, None, precision) for _ in range(2))
     bare = first
     if scores.dtype in (torch.float16, torch.float32):  # without labels: a kernel of its own
-        bare = sweep.sweep(source, g, EPSILON, None, precision, with_labels=False)
+        bare = sweep.sweep(RowSet(source), g, EPSILON, None, precision, with_labels=False)
     same = [first.mass.tobytes() == other.mass.tobytes() for other in (second, bare)]
     found["same_bits"] &= all(same) and first.entropic == second.entropic
     u = scores.double() + torch.from_numpy(g.astype(precision)).double().to(scores.device)
@@ -262,12 +263,12 @@ def _check_passes(found: dict, key: str, scores: torch.Tensor, g: np.ndarray) ->
     scores = scores[:1001].clone()
     scores[::7, ::3] = -torch.inf
     scores[5], scores[6] = 1.5, scores[8]
-    source, none = TensorScores(scores), np.full(len(scores), -1, np.int32)
+    source, none = TensorSource(scores), np.full(len(scores), -1, np.int32)
     calls: dict[str, Callable[[], Any]] = {
-        "label": lambda: sweep.label(source, g),
-        "candidates": lambda: list(vars(sweep.candidates(source, g, none.copy(), 0.3, 1e-12)).values()),
-        "inspect": lambda: list(vars(sweep.inspect(source)).values()),
-        "inspect all": lambda: list(vars(sweep.inspect(source, every_score=True)).values()),
+        "label": lambda: sweep.label(RowSet(source), g),
+        "candidates": lambda: list(vars(sweep.candidates(RowSet(source), g, none.copy(), 0.3, 1e-12)).values()),
+        "inspect": lambda: list(vars(sweep.inspect(RowSet(source))).values()),
+        "inspect all": lambda: list(vars(sweep.inspect(RowSet(source), every_score=True)).values()),
     }
     chosen = sweep._backend
     for name, call in calls.items():
@@ -322,7 +323,7 @@ def time_sweep(check: Check) -> None:
     """One sweep of everything against reading the matrix once; and the other passes of a solve."""
     plan, (n_rows, n_classes) = check.plan, check.plan.sweep
     scores = zipf_problem(plan.sweep, plan.device).scores
-    source, g = TensorScores(scores), np.random.default_rng(0).standard_normal(n_classes)
+    source, g = TensorSource(scores), np.random.default_rng(0).standard_normal(n_classes)
     n_bytes = scores.numel() * scores.element_size()
     flat = scores.view(-1)
     check.keep("gb", n_bytes / 1e9)
@@ -330,12 +331,12 @@ def time_sweep(check: Check) -> None:
         "read_once", lambda: median_of(lambda: flat[: flat.numel() // 4 * 4].view(torch.int64).sum(), plan)
     )
     passes: dict[str, Callable[[], Any]] = {
-        "sweep": lambda: sweep.sweep(source, g, EPSILON, None, np.float32, with_labels=False),
-        "sweep_with_labels": lambda: sweep.sweep(source, g, EPSILON, None, np.float32),
-        "sweep_float64": lambda: sweep.sweep(source, g, EPSILON, None, np.float64, with_labels=False),
-        "label": lambda: sweep.label(source, g),
-        "candidates": lambda: sweep.candidates(source, g, np.full(n_rows, -1, np.int32), 1e-3, 1e-12),
-        "inspect": lambda: sweep.inspect(source),
+        "sweep": lambda: sweep.sweep(RowSet(source), g, EPSILON, None, np.float32, with_labels=False),
+        "sweep_with_labels": lambda: sweep.sweep(RowSet(source), g, EPSILON, None, np.float32),
+        "sweep_float64": lambda: sweep.sweep(RowSet(source), g, EPSILON, None, np.float64, with_labels=False),
+        "label": lambda: sweep.label(RowSet(source), g),
+        "candidates": lambda: sweep.candidates(RowSet(source), g, np.full(n_rows, -1, np.int32), 1e-3, 1e-12),
+        "inspect": lambda: sweep.inspect(RowSet(source)),
     }
     for name, call in passes.items():
         seconds = check.row(name, lambda call=call: median_of(call, plan))
@@ -452,7 +453,7 @@ def compare_with_cpu(check: Check) -> None:
 
 
 def _compared(scores: torch.Tensor, there: np.ndarray, rounding: Any, plan: Plan) -> dict:
-    found = otlabel.sinkhorn_assign(TensorScores(scores), epsilon=EPSILON, tol=TOL, rounding=rounding)
+    found = otlabel.sinkhorn_assign(TensorSource(scores), epsilon=EPSILON, tol=TOL, rounding=rounding)
     begun = time.perf_counter()
     expected = otlabel.sinkhorn_assign(there, epsilon=EPSILON, tol=TOL, rounding=rounding)
     row = {"shape": list(plan.compared), "cpu_seconds_compiled_or_not": time.perf_counter() - begun}
@@ -536,10 +537,10 @@ def time_clusters(check: Check) -> None:
     from otlabel.cluster import EPSILON_SHARE, PLAN_TOLERANCE, _moments
 
     labels = torch.randint(0, n_clusters, (n_rows,)).numpy()
-    source, start = TensorScores(features), centres.cpu().numpy()
-    check.row("means", lambda: timed(lambda: _moments(source, labels, start), plan, repeats=2)["median"])
+    source, start = TensorSource(features), centres.cpu().numpy()
+    check.row("means", lambda: timed(lambda: _moments(RowSet(source), labels, start), plan, repeats=2)["median"])
 
-    closeness, epsilon = otlabel.scores.closeness(source, start), EPSILON_SHARE * float(features.var(0).sum())
+    closeness, epsilon = otlabel.sources.closeness(source, start), EPSILON_SHARE * float(features.var(0).sum())
     entropic: dict[str, Any] = {"epsilon": epsilon, "tol": PLAN_TOLERANCE, "rounding": "argmax"}
     check.row(
         "assignment, entropic", lambda: timed(lambda: otlabel.sinkhorn_assign(closeness, **entropic), plan, repeats=2)
@@ -569,7 +570,7 @@ def time_clusters(check: Check) -> None:
 
 def stream(check: Check) -> None:
     """A matrix in host memory that the card may not hold: the value of one that it may, in a fraction of the memory."""
-    from otlabel.scores import device
+    from otlabel.sources import device
 
     plan = check.plan
     scores = zipf_problem(plan.streamed, plan.device).scores.cpu().numpy()

@@ -37,8 +37,8 @@ from machine import describe_machine, machine_line, table, write_json
 from otlabel import Assignment, FeatureStore, load_labels, sinkhorn_assign
 from otlabel.cli import main as command
 from otlabel.labels_file import Receipt, read_labels, write_labels
-from otlabel.scores import load_array, open_scores
 from otlabel.selflabel import save_labels
+from otlabel.sources import load_array, open_scores
 from otlabel.training.config import read_config
 
 N, K = 396, 5

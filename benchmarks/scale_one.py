@@ -102,7 +102,7 @@ def read_job(job: dict) -> dict:
 def sweep_job(job: dict) -> dict:
     """One pass of the solver's own sweep, in memory on a part of the rows or streamed over all of them."""
     from otlabel import sinkhorn_assign
-    from otlabel.scores import open_scores
+    from otlabel.sources import open_scores
     from otlabel.sweep import sweep
 
     # A sweep's time depends on how sharp the plan is, so the potentials are those of a solve, of some of the rows.

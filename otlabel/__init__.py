@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from otlabel import metrics as metrics
-    from otlabel.assign import certify as certify
     from otlabel.assign import sinkhorn_assign as sinkhorn_assign
+    from otlabel.certificate import certify as certify
     from otlabel.cluster import BalancedKMeans as BalancedKMeans
     from otlabel.curation import Curated as Curated
     from otlabel.curation import curate as curate
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from otlabel.result import Assignment as Assignment
     from otlabel.result import Certificate as Certificate
     from otlabel.result import Status as Status
-    from otlabel.scores import linear_scores as linear_scores
     from otlabel.selflabel import Argmax as Argmax
     from otlabel.selflabel import ClassUniformSampler as ClassUniformSampler
     from otlabel.selflabel import EveryEpochs as EveryEpochs
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from otlabel.selflabel import TensorStore as TensorStore
     from otlabel.selflabel import load_labels as load_labels
     from otlabel.soft import soft_assign as soft_assign
+    from otlabel.sources import linear_scores as linear_scores
 
 __version__ = "0.1.0"
 
@@ -69,10 +69,10 @@ _HOMES = {
     "Status": "result",
     "TensorStore": "selflabel",
     "balance_path": "path",
-    "certify": "assign",
+    "certify": "certificate",
     "curate": "curation",
     "diagnose": "doctor",
-    "linear_scores": "scores",
+    "linear_scores": "sources",
     "load_labels": "selflabel",
     "lp_assign": "lp",
     "metrics": "metrics",

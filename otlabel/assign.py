@@ -1,62 +1,32 @@
-"""The front door: validate, solve, round, prove. Read top to bottom, it is the whole method."""
+"""The front door: check, pose, solve, round, prove, answer. Read top to bottom, it is the whole method."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from otlabel import sweep
-from otlabel.distributed import Alone, ranks_of
-from otlabel.errors import ConvergenceWarning, InvalidMassError
+from otlabel.errors import ConvergenceWarning
 from otlabel.interrupts import interruptible
-from otlabel.marginals import KL, Exact, Range, class_sizes, one_number
+from otlabel.marginals import KL, Exact, Range
 from otlabel.monitor import Monitor, observing
 from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
-from otlabel.result import Assignment, Certificate, Status, like
-from otlabel.rounding import TIE, Placement, round_exact, rounding_of
-from otlabel.scores import (
-    MovedScores,
-    Rows,
-    as_float,
-    by_class,
-    by_row,
-    class_mass_of,
-    keep,
-    keep_whole,
-    open_part,
-    open_scores,
-    part_of_all,
-    plain_names,
-    sample_mass_of,
-    take_rows,
-)
-from otlabel.semidual import EPSILON_STEP, SAMPLE_ENTRIES, Point, draw_sampled, sharpen, solve
-from otlabel.validate import (
-    FAR,
-    LARGEST_SCORE,
-    check_finite,
-    check_labels,
-    check_mass,
-    check_number_of_labels,
-    check_problem,
-    check_solver,
-    check_vector,
-    middle,
-    warn,
-)
+from otlabel.ranks.communicator import communicator_of
+from otlabel.ranks.rowset import RowSet
+from otlabel.result import Assignment, Status, like
+from otlabel.solver.continuation import solve
+from otlabel.solver.equal_rows import merge_equal_rows, unmerged
+from otlabel.solver.objective import Point
+from otlabel.solver.posing import pose
+from otlabel.solver.proof import certified
+from otlabel.solver.rounding import round_exact
+from otlabel.solver.samples import draw_sampled
+from otlabel.solver.sharpening import near_integer
+from otlabel.sources import by_class, cached, open_scores, plain_names
+from otlabel.validate import check_demand, check_solver, check_vector, warn
 
-DISTINCT_SHARE = 0.5  # solve equal rows as one where at most this share of the rows is distinct
-HASHES = 1 << 17  # of rows that are looked at to tell: sorting them is to cost little
-EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon is tried before moving them one by one
-SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
-SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer
-WORTHWHILE = 0.7  # share of the excess that may be left after such a step, or it was the last
-SHARPENING_PASSES = 24  # that all of these steps may take: what is left over is for the repair
-PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
 FAR_BEHIND = 50.0  # times epsilon and the usual spread of potentials: who must be raised by more is wanted by no sample
 
 
@@ -159,62 +129,44 @@ def sinkhorn_assign(
         ICLR 2020, section 3.1; semi-dual: Cuturi, Peyre, "Semidual regularized optimal transport", SIAM Review 2018;
         unbalanced: Chizat, Peyre, Schmitzer, Vialard, Mathematics of Computation 2018.
     """
-    with ranks_of(group) as team, observing(progress) as observer:
+    with communicator_of(group) as communicator, observing(progress) as observer:
+        # check
         solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
-        epsilon, tol, max_sweeps, seed = solver.epsilon, solver.tol, solver.max_sweeps, solver.seed
-        abstain = one_number(abstain, "abstain")
-        opened = open_part(scores, device=device) if team.number > 1 else open_scores(scores, device=device)
-        read_before = opened.bytes_read
-        n_classes, named = opened.shape[1], opened.class_names
-        class_mass = class_mass_of(class_mass, opened)
-        sample_mass = sample_mass_of(sample_mass, opened)
-        if isinstance(classes, Range):
-            classes = Range(
-                *(
-                    by_class(bound, n_classes, named, f"Range: {name}", InvalidMassError)
-                    for name, bound in vars(classes).items()
-                )
-            )
-        init = init if isinstance(init, Assignment) else by_class(init, n_classes, named, "init")
-        rows = Rows(keep_whole(opened, memory_limit), team)
-        team.check_alike(
-            epsilon=epsilon, rounding=rounding, tol=tol, max_sweeps=max_sweeps, method=method, seed=seed,
-            class_mass=class_mass, classes=classes, lo=getattr(classes, "lo", None), hi=getattr(classes, "hi", None),
-            samples=samples, abstain=abstain, init=getattr(init, "plan_potentials", init),
-            weighted=sample_mass is not None,
-        )  # fmt: skip
-        n_rows = rows.scores.share.n_rows
-        sampled = draw_sampled(n_rows, n_classes, seed)
-        kept = keep(rows.scores, rows.scores.share.within(sampled), memory_limit)
-        monitor = Monitor(n_rows, n_classes, observer)
-        problem, hashes = check_problem(
-            kept,
-            sampled,
-            monitor,
-            class_mass=class_mass,
-            sample_mass=rows.of_all("sample_mass", sample_mass),
-            classes=classes,
-            samples=samples,
-            abstain=abstain,
-            epsilon=solver.epsilon,
-            rounding=rounding,
-        )
-        start = _start(init, problem, epsilon, n_classes)
+        opened = open_scores(scores, device=device, may_be_empty=communicator.world_size > 1)
+        read_before, n_classes = opened.bytes_read, opened.shape[1]
+        demand = check_demand(opened, class_mass, sample_mass, classes, samples, abstain)
+        if not isinstance(init, Assignment):
+            init = by_class(init, n_classes, opened.class_names, "init")
+        rows = RowSet.in_blocks(cached(opened, memory_limit), communicator)
+        communicator.check_alike(**vars(solver), **demand.settings, init=getattr(init, "plan_potentials", init))
 
-        distinct, members = _merge_equal_rows(problem, hashes, monitor, seed)
+        # pose
+        monitor = Monitor(rows.n_rows, n_classes, observer)
+        sampled = draw_sampled(rows.n_rows, n_classes, solver.seed)
+        kept = rows.over(cached(rows.source, memory_limit, rows.local(sampled)))
+        problem, hashes = pose(kept, demand, solver, sampled, monitor)
+        start = _start(init, problem, solver.epsilon, n_classes)
+        distinct, members = merge_equal_rows(problem, hashes, monitor, solver.seed)
+
+        # solve
         monitor.n_rows = distinct.n_rows
         solution = solve(distinct, solver, start, monitor)
-        exact = rounding == "exact" and math.isinf(problem.row_rho)
+
+        # round
+        labels, potentials = None, solution.point.plan_potentials
+        exact = solver.rounding == "exact" and math.isinf(problem.row_rho)
         if exact:
-            point = _near_integer(distinct, solver, solution.point, monitor)
-            rounded = round_exact(distinct, point.potentials, seed, monitor)
-            labels = _unmerge(rounded.placement, members, distinct.team, np.random.default_rng(seed))
+            point = near_integer(distinct, solver, solution.point, monitor)
+            rounded = round_exact(distinct, point.potentials, solver.seed, monitor)
+            labels = unmerged(rounded.placement, members, rows, np.random.default_rng(solver.seed))
             potentials = rounded.potentials
-        else:
-            labels, potentials = None, solution.point.plan_potentials
-        monitor.n_rows = n_rows
-        labels, proof, label_units, potentials = _certified(problem, labels, potentials, monitor, by_rule=exact)
-        labels = rows.returned(labels)
+
+        # prove
+        monitor.n_rows = rows.n_rows
+        labels, proof, label_units, potentials = certified(problem, labels, potentials, monitor, by_rule=exact)
+        labels = rows.restore(labels)
+
+    # answer
     if solution.status is not Status.CONVERGED:
         _warn_of_status(solution.status, solution.point.error, solver, monitor.n_sweeps)
     thresholds = (-math.inf, -math.inf)
@@ -230,111 +182,26 @@ def sinkhorn_assign(
         label_mass=like(label_units[:n_classes] / problem.n_units, scores),
         value=proof.value,
         bound=proof.bound,
-        epsilon=epsilon,
+        epsilon=solver.epsilon,
         marginal_error=solution.point.error,
         status=solution.status,
         n_sweeps=monitor.n_sweeps,
         history=tuple(monitor.history),
         seconds=monitor.seconds,
         bytes_read=opened.bytes_read - read_before,
-        bytes_sent=team.bytes_sent,
+        bytes_sent=communicator.bytes_sent,
         peak_memory=monitor.peak_memory,
-        n_samples=n_rows,
+        n_samples=rows.n_rows,
         threshold=thresholds[0],
         plan_threshold=thresholds[1],
         sample_rho=problem.row_rho,
-        notes=_notes(solution.point, epsilon),
+        notes=_notes(solution.point, solver.epsilon),
         gap=proof.gap,
         rounding=proof.rounding,
         size_error=proof.size_error,
         weighted=problem.weighted,
-        class_names=plain_names(named),
+        class_names=plain_names(opened.class_names),
     )
-
-
-@interruptible
-def certify(
-    scores: Any, labels: Any, *, potentials: Any = None, class_mass: Any = None, group: Any = None
-) -> Certificate:
-    """Prove how good any labels are, whoever made them: their value, and a bound that no labels of these sizes pass.
-
-        gap = mean_i max_k (s_ik + g_k) - <sizes / N, g>  -  mean_i s[i, labels_i]
-
-    Args:
-        scores: (N, K), as for `sinkhorn_assign`.
-        labels: (N,) integers from 0 to K - 1; -1 for a sample left unlabelled, which the bound then allows for as many.
-        potentials: (K,) g; any will do, good ones make the bound tight. None: the best are found by solving.
-        class_mass: (K,) sizes or shares that the bound is to hold for. None: the sizes that the labels have. For
-            others, the gap says how far the labels are from the best with those sizes, and may be negative.
-        group: a torch.distributed group whose ranks call this together, each with its own rows (maybe none) and their
-            labels, and otherwise alike. None: this process has all rows.
-
-    Returns:
-        Certificate with value, bound, gap, relative_gap and the labels' class sizes; with a group, of all rows.
-
-    Raises:
-        InvalidScoresError, InvalidMassError: as for `sinkhorn_assign`.
-        ValueError: labels of the wrong length or outside of 0 ... K - 1, or potentials of the wrong length.
-    """
-    with ranks_of(group) as team:
-        opened = part_of_all(open_part(scores) if team.number > 1 else open_scores(scores), team)
-        n_rows, n_classes = opened.share.n_rows, opened.shape[1]
-        check_number_of_labels(labels, opened.shape[0])
-        given = check_labels(by_row(labels, opened.shape[0], opened.row_names, "labels"), opened.shape[0], n_classes)
-        labelled = given >= 0
-        (sizes,) = team.total("sizes", np.bincount(given[labelled], minlength=n_classes))
-        n_labelled = int(sizes.sum())
-        if not n_labelled:
-            raise ValueError("all labels are -1: there is nothing to certify")
-        targets = sizes
-        if class_mass is not None:
-            shares = class_mass_of(class_mass, opened)
-            targets = class_sizes(check_mass(shares, n_labelled, n_classes), n_labelled)
-        potentials_given = potentials is not None
-        if potentials is None:
-            mass, abstain = targets / n_labelled, 1 - n_labelled / n_rows
-            potentials = sinkhorn_assign(opened, class_mass=mass, abstain=abstain, group=group).potentials
-        else:
-            check_finite(opened, sweep.inspect(opened))
-        g = check_vector(by_class(potentials, n_classes, opened.class_names, "potentials"), n_classes, "potentials")
-        used = (sizes > 0) | (targets > 0)
-        g = np.where(used & np.isneginf(g), g[np.isfinite(g)].min(initial=0.0), g)  # any finite one makes a bound
-        largest = np.abs(g[np.isfinite(g)]).max(initial=0.0)
-        if largest > LARGEST_SCORE:
-            raise ValueError(f"potentials reach {largest:.3g}; above {LARGEST_SCORE:g} sums with them are no numbers")
-        if potentials_given and n_labelled == n_rows:
-            middle_one = np.median(g[used])  # a constant says nothing where all are labelled
-            moved = g - middle_one
-            g = np.where(np.abs(moved) <= TIE * np.abs(middle_one), 0.0, moved)
-        reach = np.abs(g[np.isfinite(g)]).max(initial=0.0)
-        _, best, own = sweep.label(opened, g, given)
-        of_labels = own[labelled] - g[given[labelled]]
-        if reach > FAR * team.median("value", np.abs(of_labels)):  # the sum has lost what the scores were
-            of_labels = sweep.label(opened, np.zeros(n_classes), given)[2][labelled]
-        (value,) = team.total("value", of_labels.sum())
-        open_rows = best > -np.inf
-        (farthest,) = team.largest("far", np.abs(best[open_rows]).max(initial=0.0))
-        bare = opened.fine.bare
-        if farthest > FAR * np.ptp(g[used]) and (np.ptp(g[used]) > 0 or bare is not opened.fine):
-            # Constants in rows would hide what tells classes apart: they are taken off before anything is added.
-            by_all = MovedScores(bare) if n_labelled == n_rows else MovedScores(opened, middle(team, best[open_rows]))
-            _, best, own = sweep.label(by_all, g, given)
-        own_g = g[given]
-        if n_labelled < n_rows:  # as by one more class of score zero, with the potential that leaves it so many
-            threshold = np.partition(team.joined("best", best)[0], n_rows - n_labelled)[n_rows - n_labelled]
-            best = np.maximum(best, threshold)
-            own, own_g = np.where(labelled, own, threshold), np.where(labelled, own_g, threshold)
-        fits = own > -np.inf
-        short = np.full(len(own), np.inf)  # of a label on a forbidden pair
-        known = np.zeros(len(own))
-        short[fits] = best[fits] - own[fits]
-        if reach:  # else nothing is added
-            known[fits] = rounding_of(best[fits], own[fits], own_g[fits], g)
-        short, rounded = team.total("short", short.sum(), np.minimum(short, known).sum())
-        gap = (float(short) + float((sizes - targets)[used] @ g[used])) / n_rows
-        size_error = float(np.maximum(targets - sizes, 0).sum()) / n_rows
-        mean = float(value) / n_rows
-        return Certificate(mean, mean + gap, like(sizes, scores), gap, float(rounded) / n_rows, size_error)
 
 
 def _start(init: Any, problem: Problem, epsilon: float, n_classes: int) -> np.ndarray | None:
@@ -349,168 +216,6 @@ def _start(init: Any, problem: Problem, epsilon: float, n_classes: int) -> np.nd
         g = np.append(g, threshold - problem.lowered)
     g = g - epsilon * np.where(rule.wanted, rule.log_mass, 0.0)
     return np.where(np.isfinite(g), g, 0.0)
-
-
-def _merge_equal_rows(
-    problem: Problem, hashes: np.ndarray, monitor: Monitor, seed: int
-) -> tuple[Problem, np.ndarray | None]:
-    """Where most rows repeat others, the problem on distinct rows with weights, and for each row which one it is.
-
-    Equal rows are tied in every class, so one by one they would make as many moves of cost zero. The distinct ones
-    are to be in memory: more of them than that allows are left where they are, one by one.
-    """
-    team, n_rows, n_classes = problem.team, problem.n_rows, problem.scores.shape[1]
-    if problem.weights is not None or _mostly_distinct(hashes, team, n_rows):
-        return problem, None
-    scores = problem.scores.fine  # what float32 has made alike may differ
-    hashes = sweep.inspect(scores, every_score=True).hashes
-    monitor.saw("inspect", n_rows)
-    if _mostly_distinct(hashes, team, n_rows):
-        return problem, None
-    here, first, members, times = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
-    seen, first, times = team.joined("hashes", here, first + problem.scores.share.first, times)
-    seen, at, same = np.unique(seen, return_index=True, return_inverse=True)  # the first of equal ones
-    first, times = first[at], np.bincount(same, times, len(seen))
-    (from_files,) = team.largest("hashes", not scores.random_access)
-    if from_files and len(first) * n_classes > SAMPLE_ENTRIES:
-        return problem, None
-    order = np.argsort(first)
-    distinct = take_rows(scores, first[order])
-    weights = times[order][distinct.share.first : distinct.share.stop]
-    merged = replace(problem, scores=distinct, weights=weights, sampled=draw_sampled(len(first), n_classes, seed))
-    return merged, np.argsort(order)[np.searchsorted(seen, here)[members]]
-
-
-def _mostly_distinct(hashes: np.ndarray, team: Alone, n_rows: int) -> bool:
-    """Whether most rows of all ranks differ, judged where there are many by those with small hashes."""
-    share = min(1.0, HASHES / n_rows)
-    if share < 1:
-        hashes = hashes[hashes < np.uint64(share * 2**64)]
-    (some,) = team.joined("hashes", _distinct(hashes))
-    return len(_distinct(some)) > DISTINCT_SHARE * share * n_rows
-
-
-def _distinct(hashes: np.ndarray) -> np.ndarray:
-    """Each hash once, in order; by sorting, which is several times quicker here than np.unique's table."""
-    hashes = np.sort(hashes)
-    return hashes[np.diff(hashes, prepend=~hashes[:1]) != 0]
-
-
-def _unmerge(placement: Placement, members: np.ndarray | None, team: Alone, rng: np.random.Generator) -> np.ndarray:
-    """Labels of all rows here: equal rows in random order take the classes of the row they were merged into."""
-    if members is None:
-        return placement.labels
-    labels = team.joined("labels", placement.labels)[0][members]
-    if len(placement.split_rows):
-        split = np.flatnonzero(np.isin(members, placement.split_rows))
-        parts = [part["split"] for part in team.parts("labels", {"split": members[split]})]
-        all_split, before = np.concatenate(parts), sum(map(len, parts[: team.rank]))
-        order = rng.permutation(len(all_split))
-        order = order[np.argsort(all_split[order], kind="stable")]
-        classes = np.empty(len(order), labels.dtype)
-        classes[order] = np.repeat(placement.split_classes, placement.split_units)
-        labels[split] = classes[before : before + len(split)]
-    return labels
-
-
-def _near_integer(problem: Problem, solver: Solver, point: Point, monitor: Monitor) -> Point:
-    """Potentials whose argmax comes near the class sizes: at a large epsilon that takes a smaller one first."""
-    takers = problem.bounds[1] > 0
-    integer = replace(problem, rule=problem.rule.with_units(problem.n_units))
-    excess = _excess(point, integer)
-    # Above the spread scores hardly matter: potentials are epsilon times the logarithms of what classes ask for.
-    epsilon = min(solver.epsilon, problem.spread or solver.epsilon)
-    g = point.potentials * (epsilon / solver.epsilon)
-    enough = max(EXCESS_SHARE, np.count_nonzero(takers) / problem.n_rows)
-    best, least = point, excess
-    solver = replace(solver, max_sweeps=monitor.n_sweeps + SHARPENING_PASSES)
-    while excess > enough and epsilon > SMALLEST_EPSILON * problem.spread > 0 and monitor.n_sweeps < solver.max_sweeps:
-        epsilon /= EPSILON_STEP
-        point = sharpen(integer, solver, epsilon, np.where(takers, g, -np.inf), monitor)
-        g = point.potentials
-        before, excess = excess, _excess(point, integer)
-        if excess < least:
-            best, least = point, excess
-        if excess > WORTHWHILE * before and epsilon < SHARP_EPSILON * problem.spread:
-            break  # equal rows move together: their classes stay uneven at any epsilon
-    return best
-
-
-def _excess(point: Point, problem: Problem) -> float:
-    """Share of the units that would have to leave their argmax label, or come to one."""
-    counts = point.sweep.counts
-    if not len(counts):  # a device has not looked for them
-        counts = sweep.sweep(problem.scores, point.plan_potentials, 1.0, problem.weights, point.precision).counts
-    shares = counts / problem.n_units
-    missing = problem.rule.demand(point.potentials, shares) - shares
-    return float(max(np.maximum(missing, 0).sum(), np.maximum(-missing, 0).sum()))
-
-
-def _certified(
-    problem: Problem, labels: np.ndarray | None, potentials: np.ndarray, monitor: Monitor, *, by_rule: bool
-) -> tuple[np.ndarray, Certificate, np.ndarray, np.ndarray]:
-    """Labels (the argmax where none are given), value and bound from one pass in float64, and units of each class.
-
-    The bound holds for all labels that the problem's rule allows, or for all of the same class sizes. Last come the
-    potentials, with those of classes that take no sample here but may take new ones.
-    """
-    labels, best, own = sweep.label(problem.scores, potentials, labels)
-    n_classes, n_units = problem.scores.shape[1], problem.n_units
-    monitor.saw("certify", problem.n_rows)
-    g, weights = potentials[labels], np.ones(1) if problem.weights is None else problem.weights
-    known = rounding_of(best, own, g, potentials)
-    here = (np.stack([best - own, own - g, np.minimum(best - own, known)]) * weights).sum(1)
-    totals, sizes, counts, known = problem.team.total(
-        "certify",
-        here,
-        np.bincount(labels, problem.weights, n_classes),
-        np.bincount(labels, minlength=n_classes),
-        np.bincount(labels, known * weights, n_classes),
-    )
-    short, scored, rounded = totals.tolist()
-    size_error, n_given = 0.0, len(problem.for_new)
-    labelled = int(sizes[:n_given].sum())
-    scored += problem.lowered * labelled
-    if by_rule:
-        of_classes = problem.rule.shortfall(potentials, sizes, n_units)
-        short += float(of_classes.sum())
-        rounded += float(np.minimum(of_classes, known).sum())
-        if n_given < n_classes:  # weighted samples may be too large to leave just so much unlabelled
-            short += problem.lowered * (n_units - int(problem.bounds[0][-1]) - labelled)
-        lo, hi = problem.bounds
-        soft = np.isfinite(problem.rule.rho)
-        off = np.maximum(lo - sizes, 0), np.where(soft, 0, np.maximum(sizes - hi, 0))
-        size_error = float(max(part.sum() for part in off)) / n_units
-    gap, value = short / n_units, scored / n_units
-    proof = Certificate(value, value + gap, counts, gap, rounded / n_units, size_error)
-    return labels, proof, sizes, _priced(problem, potentials, best, monitor)
-
-
-def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor: Monitor) -> np.ndarray:
-    """Potentials with those of classes that take no sample here, but may take new ones, in place of -inf.
-
-    They are the largest at which no sample here would enter, g_k = min_i (best_i - s_ik), where best_i is the largest
-    score + potential of the row. A class that is forbidden to all samples tells nothing: it gets the least of others.
-    """
-    classes = np.flatnonzero(problem.for_new & np.isneginf(potentials[: len(problem.for_new)]))
-    finite = potentials[np.isfinite(potentials)]
-    if not len(classes) or not len(finite):
-        return potentials
-    scores = problem.scores.fine
-    room = np.full(len(classes), np.inf)
-    with scores.reading():
-        for batch in scores.batches():
-            for (start, stop), block in zip(batch, scores.read_blocks(batch), strict=True):
-                some = as_float(block[:, classes], scores.dtype).astype(np.float64)
-                room = np.minimum(room, (best[start:stop, None] - some).min(0))
-    monitor.saw("prices", problem.n_rows)
-    room = problem.team.least("prices", room)
-    room = np.where(room < np.inf, room, finite.min())
-    size = problem.stored_magnitude + np.abs(room) + float(np.abs(finite).max())
-    below = PRICE_ROOM * size  # so that none ties either
-    priced = potentials.copy()
-    priced[classes] = room - below
-    return priced
 
 
 def _warn_of_status(status: Status, error: float, solver: Solver, n_sweeps: int) -> None:

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from otlabel import Assignment
-    from otlabel.distributed import Alone
     from otlabel.labels_file import Receipt
-    from otlabel.scores import Scores
+    from otlabel.ranks.communicator import Communicator
+    from otlabel.sources import Source
 
 USAGE, FAILURE, BROKEN_PIPE = 2, 1, 141  # the last as a shell reports SIGPIPE
 SIGNALLED, SIGNALS = 128, {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
@@ -305,20 +305,20 @@ def _assign(arguments: argparse.Namespace) -> int:
 
 
 def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
-    from otlabel.distributed import ranks_of
+    from otlabel.ranks.communicator import communicator_of
 
-    with ranks_of(group) as team:
-        in_parts = team.number > 1 and arguments.output.suffix.lower() not in _LABELS_ENDINGS
-        if team.rank:
+    with communicator_of(group) as communicator:
+        in_parts = communicator.world_size > 1 and arguments.output.suffix.lower() not in _LABELS_ENDINGS
+        if communicator.rank:
             warnings.simplefilter("ignore", OtlabelWarning)  # rank 0 says it
         else:
-            _check_assign_outputs(arguments, team.number if in_parts else 0)
+            _check_assign_outputs(arguments, communicator.world_size if in_parts else 0)
             if arguments.checkpoint is not None:
                 _read_checkpoint(arguments.checkpoint)  # refuses what is none
 
         from otlabel import KL, Exact, Range, labels_file, sinkhorn_assign
-        from otlabel.scores import open_scores, rows_between
-        from otlabel.torchrun import own_device, share_of_rows, write_part
+        from otlabel.sources import open_scores, rows_between
+        from otlabel.torchrun import own_device, rows_of_rank, write_part
 
         rule: Exact | KL | Range = Exact()
         if arguments.range is not None:
@@ -330,14 +330,14 @@ def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
         scores = open_scores(arguments.scores)
         n_rows, n_classes = scores.shape
         _check_not_transposed(arguments, n_rows, n_classes)
-        if team.rank == 0:
+        if communicator.rank == 0:
             _check_assign_space(arguments, scores)
         origin = labels_file.fingerprint(scores, arguments.scores)
-        if team.number > 1:
-            first, stop = share_of_rows(scores, team)
+        if communicator.world_size > 1:
+            first, stop = rows_of_rank(scores, communicator)
             scores = rows_between(scores, first, stop)
             origin |= {"rows": [first, stop]} if in_parts else {}
-        with _watched(arguments, team, n_classes) as (start, watch):
+        with _watched(arguments, communicator, n_classes) as (start, watch):
             result = sinkhorn_assign(
                 scores,
                 class_mass=class_mass,
@@ -374,15 +374,15 @@ def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
                 own = labels_file.sizes_of(labels, n_classes)
                 labels_file.write_labels(path, labels, own, potentials, receipt, result.threshold, meet)
 
-            write_part(arguments.output, team, write)
+            write_part(arguments.output, communicator, write)
         else:
-            (labels,) = team.joined("labels", labels)
-            if team.rank == 0:
+            (labels,) = communicator.allgather("labels", labels)
+            if communicator.rank == 0:
                 _write(arguments, labels, counts, potentials, result.threshold, receipt)
-        if arguments.potentials is not None and team.rank == 0:
+        if arguments.potentials is not None and communicator.rank == 0:
             replace(result, labels=labels).save(arguments.potentials)
-        team.total("output")  # nobody is content before all has been written
-    if team.rank == 0:
+        communicator.barrier("output")  # nobody is content before all has been written
+    if communicator.rank == 0:
         if arguments.checkpoint is not None and _read_checkpoint(arguments.checkpoint) is not None:
             destination(arguments.checkpoint).unlink(missing_ok=True)
         _tell_assignment(arguments, result, n_rows)
@@ -419,7 +419,7 @@ def _check_not_transposed(arguments: argparse.Namespace, n_rows: int, n_classes:
         )
 
 
-def _check_assign_space(arguments: argparse.Namespace, scores: Scores) -> None:
+def _check_assign_space(arguments: argparse.Namespace, scores: Source) -> None:
     from otlabel.labels_file import stored_bytes
 
     n_rows, n_classes = scores.shape
@@ -437,7 +437,7 @@ def _read_checkpoint(path: Path) -> np.ndarray | None:
     Raises:
         FileExistsError: a file that `_watched` did not write, which is neither read nor overwritten nor removed.
     """
-    from otlabel.scores import load_array
+    from otlabel.sources import load_array
 
     if not path.is_file():
         return None  # a folder, a pipe: told by whoever tries to write there
@@ -454,7 +454,7 @@ def _read_checkpoint(path: Path) -> np.ndarray | None:
 
 @contextmanager
 def _watched(
-    arguments: argparse.Namespace, team: Alone, n_classes: int
+    arguments: argparse.Namespace, communicator: Communicator, n_classes: int
 ) -> Iterator[tuple[np.ndarray | None, Callable[..., None]]]:
     """Where to start from, and who is told of each pass: a bar, and a checkpoint that is kept."""
     import numpy as np
@@ -468,14 +468,14 @@ def _watched(
             f"--checkpoint {path} is of a run with {len(start):,} classes, and {arguments.scores} has {n_classes:,}; "
             "give another name, or remove it"
         )
-    with observing(arguments.progress and team.rank == 0) as bar:
+    with observing(arguments.progress and communicator.rank == 0) as bar:
 
         def watch(record: dict[str, Any]) -> None:
             nonlocal last_saved
             if bar is not None:
                 bar(record)
             potentials = record.get("potentials")
-            if path is not None and team.rank == 0 and potentials is not None:
+            if path is not None and communicator.rank == 0 and potentials is not None:
                 now = time.monotonic()
                 if now - last_saved > CHECKPOINT_SECONDS:
                     last_saved = now
@@ -516,7 +516,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     from otlabel import labels_file
     from otlabel.result import predict
-    from otlabel.scores import open_scores
+    from otlabel.sources import open_scores
 
     potentials, threshold = _read_potentials(arguments.potentials)
     scores = open_scores(arguments.scores)
@@ -541,7 +541,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _certify(arguments: argparse.Namespace) -> int:
     from otlabel import certify
     from otlabel.labels_file import check_number
-    from otlabel.scores import open_scores
+    from otlabel.sources import open_scores
 
     potentials = None if arguments.potentials is None else _read_potentials(arguments.potentials)[0]
     scores = open_scores(arguments.scores)
@@ -571,7 +571,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     from otlabel import planning
     from otlabel.labels_file import stored_bytes
-    from otlabel.scores import open_scores
+    from otlabel.sources import open_scores
 
     if arguments.output is not None:
         check_outputs([Output("--output", arguments.output, _LABELS_ENDINGS)], {"SCORES": arguments.scores}, force=True)
@@ -663,7 +663,7 @@ def _curate(arguments: argparse.Namespace) -> int:
 def read_class_mass(text: str) -> np.ndarray:
     """Shares or counts from a comma list, a .npy file or a text file of numbers; whole numbers come back as int64."""
     if text.lower().endswith(".npy"):
-        from otlabel.scores import load_array
+        from otlabel.sources import load_array
 
         return load_array(text)
     try:
@@ -715,7 +715,7 @@ def _read_labels(text: str) -> np.ndarray:
         return labels_file.read_labels(text).labels
     if text.lower().endswith(".npy") and labels_file.receipt_path(Path(text)).exists():
         return labels_file.read_labels(text).labels  # which tells where labels are not those of the receipt
-    from otlabel.scores import load_array
+    from otlabel.sources import load_array
 
     return load_array(text)
 

@@ -20,31 +20,29 @@ from scipy.sparse import csc_array
 from otlabel import sweep
 from otlabel.assign import sinkhorn_assign
 from otlabel.curation import centred
-from otlabel.distributed import Alone, ranks_of
 from otlabel.errors import InvalidScoresError, MissingPackageError, OtlabelWarning
 from otlabel.interrupts import interruptible
 from otlabel.marginals import Range
+from otlabel.ranks.communicator import Communicator, communicator_of
+from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, Certificate, predict
-from otlabel.scores import (
-    Scores,
+from otlabel.sources import (
+    Source,
     UnitRows,
     as_array,
     as_float,
     by_class,
     by_column,
+    cached,
     check_kind,
     closeness,
     cosines,
     draw_rows,
-    gathered,
     is_foreign,
     is_list_of_parts,
     is_stored,
     is_tensor,
-    keep_whole,
-    open_part,
     open_scores,
-    part_of_all,
     row_blocks,
 )
 from otlabel.sweep.pool import blas_on_one_thread, run_tasks
@@ -175,30 +173,32 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         Returns:
             The estimator itself. Whatever X is, all attributes are NumPy's.
         """
-        with ranks_of(group) as team:
-            return self._fitted(X, team, group)
+        with communicator_of(group) as communicator:
+            return self._fitted(X, communicator, group)
 
-    def _fitted(self, X: Any, team: Alone, group: Any) -> BalancedKMeans:
+    def _fitted(self, X: Any, communicator: Communicator, group: Any) -> BalancedKMeans:
         _check_settings(self)
-        source = part_of_all(self._opened(X, reset=True, may_be_empty=team.number > 1), team)
-        n_rows, n_features = source.share.n_rows, source.shape[1]
+        opened = self._opened(X, reset=True, may_be_empty=communicator.world_size > 1)
+        rows = RowSet.as_given(opened, communicator)
+        n_rows, n_features = rows.n_rows, rows.shape[1]
         if n_rows < self.n_clusters:
             raise ValueError(f"n_samples={n_rows} should be >= n_clusters={self.n_clusters}")
         demand = _demand(self, n_rows)
         given = None if isinstance(self.init, str) else _checked_centres(self, n_features)
         cosine, tol, max_iter = self.metric == "cosine", float(self.tol), int(self.max_iter)
-        mean, variance = _mean_and_variance(source, cosine)
+        mean, variance = _mean_and_variance(rows, cosine)
         # What float32 makes of a length would count in <x, mu_k>, though not in the distance.
-        is_wide = cosine or source.dtype == "float64" or _is_far(mean, variance)
+        is_wide = cosine or rows.source.dtype == "float64" or _is_far(mean, variance)
         if given is not None:
             is_wide |= _is_beyond_float32(given)
         dtype = np.float64 if is_wide else np.float32
-        rows = _Rows(source, cosine, demand, variance, dtype, tol, max_iter, group)
+        fit = _Fit(rows, cosine, demand, variance, dtype, tol, max_iter, group)
         random = check_random_state(self.random_state)
         best: _Clustering | None = None
         for _ in range(self.n_init if given is None else 1):
-            seed = int(team.joined("seed", np.array([random.randint(np.iinfo(np.int32).max)]))[0][0])  # that of rank 0
-            found = _cluster(rows, _drawn_centres(source, self.n_clusters, seed) if given is None else given, seed)
+            own = np.array(random.randint(np.iinfo(np.int32).max))
+            seed = int(communicator.broadcast("seed", {"seed": own})["seed"])
+            found = _cluster(fit, _drawn_centres(rows, self.n_clusters, seed) if given is None else given, seed)
             best = found if best is None or found.inertia < best.inertia else best
         assert best is not None
         if not best.converged:
@@ -208,7 +208,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        n_empty = np.count_nonzero(as_array(best.assignment.counts) == 0) if rows.may_fill else 0
+        n_empty = np.count_nonzero(as_array(best.assignment.counts) == 0) if fit.may_fill else 0
         if n_empty:
             warnings.warn(
                 f"{n_empty} of {self.n_clusters} clusters are empty: as many rows are equal to others, or max_iter="
@@ -221,7 +221,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         self.gap_ = n_rows * best.assignment.gap
         value, gap = -best.inertia / n_rows, best.assignment.gap
         self.proof_ = Certificate(value, value + gap, self.sizes_, gap, best.assignment.rounding)
-        self.potentials_ = _centred_potentials(rows, best)
+        self.potentials_ = _centred_potentials(fit, best)
         return self
 
     @interruptible
@@ -268,7 +268,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         """
         source = self._opened(X)
         labels = self._predicted(source)
-        _, squares = _moments(source, labels, self.cluster_centers_)
+        _, squares = _moments(RowSet(source), labels, self.cluster_centers_)
         counts = np.bincount(labels, minlength=len(self.cluster_centers_))
         return -_inertia(squares, self.cluster_centers_, counts, self.metric == "cosine")
 
@@ -276,17 +276,17 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
     def _n_features_out(self) -> int:
         return len(self.cluster_centers_)
 
-    def _predicted(self, source: Scores) -> np.ndarray:
+    def _predicted(self, source: Source) -> np.ndarray:
         scores = _scores(source, self.cluster_centers_, self.metric == "cosine")
         return as_array(predict(scores, self.potentials_))
 
-    def _opened(self, X: Any, reset: bool = False, may_be_empty: bool = False) -> Scores:
+    def _opened(self, X: Any, reset: bool = False, may_be_empty: bool = False) -> Source:
         """Features as a source, of length 1 for "cosine"; what scikit-learn knows about is checked by it."""
         if not reset:
             check_is_fitted(self)
         if is_tensor(X) or is_stored(X) or is_list_of_parts(X):
-            opened = open_part if may_be_empty else open_scores
-            source = opened(os.fspath(X) if isinstance(X, os.PathLike) else X, device=self.device, what="features")
+            given = os.fspath(X) if isinstance(X, os.PathLike) else X
+            source = open_scores(given, device=self.device, what="features", may_be_empty=may_be_empty)
             if reset:
                 self.n_features_in_ = source.shape[1]
                 with contextlib.suppress(AttributeError):  # of an earlier fit to a data frame
@@ -301,16 +301,16 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             if isinstance(X, np.ma.MaskedArray) or is_foreign(X):  # of which scikit-learn sees no mask, or no numbers
                 X = as_array(X, "features", InvalidScoresError)
             checked = validate_data(self, X, reset=reset, dtype=NUMBERS, ensure_min_samples=least)
-            source = open_part(checked, device=self.device, what="features")
-        source = keep_whole(source)
+            source = open_scores(checked, device=self.device, what="features", may_be_empty=True)
+        source = cached(source)
         return UnitRows(source) if self.metric == "cosine" else source
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
+class _Fit:
     """The data of a fit, what each cluster is to take, and when to stop."""
 
-    source: Scores
+    rows: RowSet
     cosine: bool
     demand: dict[str, Any]  # as `sinkhorn_assign` wants it
     variance: float  # mean squared distance from the mean
@@ -342,77 +342,76 @@ class _Clustering:
     converged: bool
 
 
-def _cluster(rows: _Rows, centres: np.ndarray, seed: int) -> _Clustering:
+def _cluster(fit: _Fit, centres: np.ndarray, seed: int) -> _Clustering:
     """Labels and centres in turn until neither changes any more."""
-    source = rows.source
-    dtype = rows.dtype
-    centres = _unit(centres).astype(dtype) if rows.cosine else centres.astype(dtype)
-    enough = rows.tol * rows.variance / source.shape[1]
-    assignment, moved, n_iter = _assigned(rows, centres, seed), np.inf, 0
+    n_features, dtype = fit.rows.shape[1], fit.dtype
+    centres = _unit(centres).astype(dtype) if fit.cosine else centres.astype(dtype)
+    enough = fit.tol * fit.variance / n_features
+    assignment, moved, n_iter = _assigned(fit, centres, seed), np.inf, 0
     while True:
         labels, counts = as_array(assignment.labels), as_array(assignment.counts)
-        sums, squares = _moments(source, labels, centres)
-        empty = np.flatnonzero(counts == 0) if rows.may_fill else np.empty(0, np.int64)
-        far = _farthest(rows, labels, centres, len(empty)) if len(empty) else np.empty((0, source.shape[1]))
-        if (moved <= enough and not len(far)) or n_iter == rows.max_iter:
+        sums, squares = _moments(fit.rows, labels, centres)
+        empty = np.flatnonzero(counts == 0) if fit.may_fill else np.empty(0, np.int64)
+        far = _farthest(fit, labels, centres, len(empty)) if len(empty) else np.empty((0, n_features))
+        if (moved <= enough and not len(far)) or n_iter == fit.max_iter:
             break
         before, at = assignment, centres
         means = centres + sums / np.maximum(counts, 1)[:, None]  # a cluster that is to be empty stays where it is
         means[empty[: len(far)]] = far
-        centres = (_unit(means) if rows.cosine else means).astype(dtype)
+        centres = (_unit(means) if fit.cosine else means).astype(dtype)
         moved = float(np.square(centres - at, dtype=np.float64).sum())
         n_iter += 1
-        assignment = _assigned(rows, centres, seed, before)
+        assignment = _assigned(fit, centres, seed, before)
         n_changed = np.count_nonzero(labels != as_array(assignment.labels))
-        is_same = not int(source.share.team.total("changed", np.array(n_changed))[0])
-        if is_same and STEP**2 * moved <= DISTINCT * rows.variance:  # else not yet at the means: rounding
+        is_same = not int(fit.rows.sum("changed", np.array(n_changed))[0])
+        if is_same and STEP**2 * moved <= DISTINCT * fit.variance:  # else not yet at the means: rounding
             moved = 0.0
-    return _Clustering(assignment, centres, _inertia(squares, centres, counts, rows.cosine), n_iter, moved <= enough)
+    return _Clustering(assignment, centres, _inertia(squares, centres, counts, fit.cosine), n_iter, moved <= enough)
 
 
-def _farthest(rows: _Rows, labels: np.ndarray, centres: np.ndarray, number: int) -> np.ndarray:
+def _farthest(fit: _Fit, labels: np.ndarray, centres: np.ndarray, number: int) -> np.ndarray:
     """Up to so many rows of all ranks', (n, D) float64: those farthest from their centres, of any that are not there.
 
     A cluster that moves to such a row can take it: then it is no longer empty, and the inertia is less.
     """
-    source, wide = rows.source, centres.astype(np.float64)
+    source, wide = fit.rows.source, centres.astype(np.float64)
     distances = np.empty(source.shape[0])
     with source.reading():
         for (start, stop), block in row_blocks(source):
             distances[start:stop] = np.square(block - wide[labels[start:stop]]).sum(1)
-    away = np.flatnonzero(distances > DISTINCT * rows.variance)
+    away = np.flatnonzero(distances > DISTINCT * fit.variance)
     chosen = np.sort(away[np.argsort(-distances[away], kind="stable")[:number]])
-    taken = as_float(source.take(chosen).read(0, len(chosen)), rows.source.dtype).astype(np.float64)
-    distances, found = source.share.team.joined("farthest", distances[chosen], taken)
+    taken = as_float(source.take(chosen).read(0, len(chosen)), source.dtype).astype(np.float64)
+    distances, found = fit.rows.concat("farthest", distances[chosen], taken)
     return found[np.argsort(-distances, kind="stable")[:number]]
 
 
-def _assigned(rows: _Rows, centres: np.ndarray, seed: int, start: Assignment | None = None) -> Assignment:
+def _assigned(fit: _Fit, centres: np.ndarray, seed: int, start: Assignment | None = None) -> Assignment:
     """The best labels for these centres. What `sinkhorn_assign` warns of concerns its plan, or is no surprise here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OtlabelWarning)
         return sinkhorn_assign(
-            _scores(rows.source, centres, rows.cosine),
-            **rows.demand,
-            epsilon=rows.epsilon,
+            _scores(fit.rows.source, centres, fit.cosine),
+            **fit.demand,
+            epsilon=fit.epsilon,
             tol=PLAN_TOLERANCE,
             init=start,
             seed=seed,
-            group=rows.group,
+            group=fit.group,
         )
 
 
-def _scores(source: Scores, centres: np.ndarray, cosine: bool) -> Scores:
+def _scores(source: Source, centres: np.ndarray, cosine: bool) -> Source:
     """-||x - mu_k||^2, or half of it, up to a constant in each row, which changes nothing."""
     return cosines(source, centres) if cosine else closeness(source, centres)
 
 
-def _moments(source: Scores, labels: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
+def _moments(rows: RowSet, labels: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
     """Sums over each cluster of x_i - mu_k, (K, D), and over all rows of its squared length; float64, in one pass.
 
     Differences instead of the rows themselves: nothing cancels where the data is far from zero.
     """
-    source = source.fine
+    source = rows.source.fine
     batches = source.batches()
     n_tasks = max(1, min(STRETCHES, len(batches)))
     ends = [number * len(batches) // n_tasks for number in range(n_tasks + 1)]
@@ -438,11 +437,11 @@ def _moments(source: Scores, labels: np.ndarray, centres: np.ndarray) -> tuple[n
             of_rows = sums.sum(0), squares.sum()
         else:
             of_rows = _moments_on_device(source, labels, wide)
-    sums, squares = source.share.team.total("moments", *of_rows)
+    sums, squares = rows.sum("moments", *of_rows)
     return sums, float(squares)
 
 
-def _moments_on_device(source: Scores, labels: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _moments_on_device(source: Source, labels: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same where the rows are: sums over clusters are products, whose order of adding is the same in every run."""
     import torch
 
@@ -471,19 +470,19 @@ def _missing(vectors: np.ndarray) -> np.ndarray:
     return np.where(vectors.any(1), 0.0, 1.0)
 
 
-def _mean_and_variance(source: Scores, cosine: bool) -> tuple[np.ndarray, float]:
+def _mean_and_variance(rows: RowSet, cosine: bool) -> tuple[np.ndarray, float]:
     """The rows' mean (D,), and their mean squared distance from it.
 
     InvalidScoresError where they are not finite, or their squares beyond what float64 holds.
     """
-    n_here, n_rows = source.shape[0], source.share.n_rows
+    source, n_here, n_rows = rows.source, rows.shape[0], rows.n_rows
     head = as_float(source.read(0, min(1, n_here)), source.dtype).astype(np.float64)
-    first = source.share.team.joined("first", head)[0][:1]
+    first = rows.concat("first", head)[0][:1]
     with np.errstate(invalid="ignore", over="ignore"):
-        sums, squares = _moments(source, np.zeros(n_here, np.int64), first)
+        sums, squares = _moments(rows, np.zeros(n_here, np.int64), first)
         variance = max(squares / n_rows - float(np.square(sums / n_rows).sum()), 0.0)
     if squares < LARGEST_SCORE:
-        if variance < LEAST_EPSILON / EPSILON_SHARE * 2 and (widest := _widest(source, first[0])) > 0:
+        if variance < LEAST_EPSILON / EPSILON_SHARE * 2 and (widest := _widest(rows, first[0])) > 0:
             remedy = 'pass their differences with metric="euclidean"' if cosine else "multiply them by a constant"
             raise InvalidScoresError(
                 f"features{' of length 1' if cosine else ''} differ by so little, {widest:.1g} at most, that squares "
@@ -497,18 +496,18 @@ def _mean_and_variance(source: Scores, cosine: bool) -> tuple[np.ndarray, float]
             row, feature = bad[0]
             found = f"{source.place(start + int(row))}, feature {feature}"
             break
-    if where := source.share.team.first("bad features", found):
+    if where := rows.communicator.first_text("bad features", found):
         raise InvalidScoresError(f"features hold NaN or infinity, the first at {where}")
     raise InvalidScoresError("features are so large that their squares overflow; divide them by a constant")
 
 
-def _widest(source: Scores, first: np.ndarray) -> float:
+def _widest(rows: RowSet, first: np.ndarray) -> float:
     """The largest difference of a feature from that of the first row."""
-    most = 0.0
-    with source.fine.reading():
-        for _, block in row_blocks(source.fine):
+    source, most = rows.source.fine, 0.0
+    with source.reading():
+        for _, block in row_blocks(source):
             most = max(most, float(np.abs(block - first).max(initial=0)))
-    return source.share.team.largest("widest", most)[0]
+    return rows.max("widest", most)[0]
 
 
 def _is_far(mean: np.ndarray, variance: float) -> bool:
@@ -516,11 +515,11 @@ def _is_far(mean: np.ndarray, variance: float) -> bool:
     return bool(np.square(np.spacing(np.abs(mean).astype(np.float32)), dtype=np.float64).sum() > FAR * variance)
 
 
-def _drawn_centres(source: Scores, n_clusters: int, seed: int) -> np.ndarray:
+def _drawn_centres(rows: RowSet, n_clusters: int, seed: int) -> np.ndarray:
     """Centres by k-means++, on a sample where there are many rows: it looks at all of them for each centre."""
-    n_rows = source.share.n_rows
+    n_rows = rows.n_rows
     size = min(n_rows, max(INIT_ROWS, INIT_ROWS_A_CLUSTER * n_clusters))
-    sample = gathered(source, draw_rows(n_rows, size, np.random.default_rng(seed)))
+    sample = rows.gathered(draw_rows(n_rows, size, np.random.default_rng(seed)))
     moved, middle, unit = centred(sample)
     centres, _ = kmeans_plusplus(moved, n_clusters, random_state=seed)
     return centres.astype(np.float64) * unit + middle
@@ -532,7 +531,7 @@ def _unit(centres: np.ndarray) -> np.ndarray:
     return centres / np.where(lengths > 0, lengths, 1)
 
 
-def _centred_potentials(rows: _Rows, found: _Clustering) -> np.ndarray:
+def _centred_potentials(fit: _Fit, found: _Clustering) -> np.ndarray:
     """Potentials of the same labels, each in the middle of where it may be, so that `predict` gives labels back.
 
     Those that the repair ends with leave a row of each class tied with another class: they are on the border of all
@@ -540,10 +539,10 @@ def _centred_potentials(rows: _Rows, found: _Clustering) -> np.ndarray:
     row of j would rather be in k. All potentials may move at once, each half of the way to the middle of its bounds at
     most, and still none is passed; only rows that are tied whatever the potentials remain so.
     """
-    assignment, slack = found.assignment, rows.epsilon
+    assignment, slack = found.assignment, fit.epsilon
     labels, g = as_array(assignment.labels), as_array(assignment.potentials)
-    scores = _scores(rows.source, found.centres, rows.cosine)
-    near = sweep.candidates(scores, g, labels.astype(np.int32), slack, 0.0)
+    scores = _scores(fit.rows.source, found.centres, fit.cosine)
+    near = sweep.candidates(fit.rows.over(scores), g, labels.astype(np.int32), slack, 0.0)
     row_of = np.repeat(np.arange(len(near.rows)), near.sizes)
     classes, own_classes = near.classes, labels[near.rows][row_of]
     totals, own = near.scores + g[near.classes], np.zeros(len(near.rows))
@@ -552,9 +551,9 @@ def _centred_potentials(rows: _Rows, found: _Clustering) -> np.ndarray:
     room = np.full((len(g), len(g)), slack)
     others = ~is_own
     np.minimum.at(room, (own_classes[others], classes[others]), np.maximum(own[row_of[others]] - totals[others], 0.0))
-    room = rows.source.share.team.least("room", room)
+    room = fit.rows.min("room", room)
     # Of clusters with bounds, only those at a bound have a potential.
-    movable = np.isfinite(g) & ((g != 0) | (not rows.may_fill))
+    movable = np.isfinite(g) & ((g != 0) | (not fit.may_fill))
     moved = np.zeros(len(g))
     for _ in range(CENTRING_ROUNDS):
         middle = ((moved[:, None] + room).min(0) + (moved - room).max(1)) / 2

@@ -13,8 +13,8 @@ from otlabel.arguments import seed_below
 from otlabel.files import Output, check_outputs, replacing
 
 if TYPE_CHECKING:
-    from otlabel.distributed import Alone
     from otlabel.labels_file import Receipt
+    from otlabel.ranks.communicator import Communicator
     from otlabel.result import Certificate
 
 _SETTINGS = ("clusters", "size_min", "size_max", "metric", "starts", "max_iter")
@@ -49,30 +49,30 @@ def add_cluster(commands: Any) -> None:
 
 def _cluster(arguments: argparse.Namespace) -> int:
     """Label, then write: every path is tried before the work starts. Under torchrun, each process does its share."""
-    from otlabel.distributed import ranks_of
+    from otlabel.ranks.communicator import communicator_of
     from otlabel.torchrun import process_group
 
-    with process_group("auto") as group, ranks_of(group) as team:
-        if team.rank:
+    with process_group("auto") as group, communicator_of(group) as communicator:
+        if communicator.rank:
             warnings.simplefilter("ignore")  # rank 0 says it
         else:
             _check_outputs(arguments)
-        _cluster_share(arguments, team, group)
-        team.total("output")  # nobody is content before all has been written
+        _cluster_share(arguments, communicator, group)
+        communicator.barrier("output")  # nobody is content before all has been written
     return 0
 
 
-def _cluster_share(arguments: argparse.Namespace, team: Alone, group: Any) -> None:
+def _cluster_share(arguments: argparse.Namespace, communicator: Communicator, group: Any) -> None:
     import numpy as np
 
     from otlabel.cluster import BalancedKMeans
     from otlabel.labels_file import write_labels
-    from otlabel.scores import open_scores, rows_between
-    from otlabel.torchrun import share_of_rows
+    from otlabel.sources import open_scores, rows_between
+    from otlabel.torchrun import rows_of_rank
 
     features = open_scores(arguments.features)
-    if team.number > 1:
-        features = rows_between(features, *share_of_rows(features, team))
+    if communicator.world_size > 1:
+        features = rows_between(features, *rows_of_rank(features, communicator))
     started = time.perf_counter()
     model = BalancedKMeans(
         arguments.clusters,
@@ -84,8 +84,8 @@ def _cluster_share(arguments: argparse.Namespace, team: Alone, group: Any) -> No
         random_state=arguments.seed,
     ).fit(features, group=group)
     seconds, sizes = time.perf_counter() - started, np.asarray(model.sizes_)
-    (labels,) = team.joined("labels", np.asarray(model.labels_))
-    if team.rank:
+    (labels,) = communicator.allgather("labels", np.asarray(model.labels_))
+    if communicator.rank:
         return
     proof = model.proof_
     alone = arguments.output.suffix.lower() == ".npy"
@@ -116,7 +116,7 @@ def _receipt(arguments: argparse.Namespace, proof: Certificate) -> Receipt:
     import numpy as np
 
     from otlabel.labels_file import CLUSTERED, Receipt, fingerprint
-    from otlabel.scores import open_scores
+    from otlabel.sources import open_scores
 
     return Receipt(
         input=fingerprint(open_scores(arguments.features), arguments.features),

@@ -11,19 +11,17 @@ from typing import Any
 import numpy as np
 
 from otlabel import sweep
-from otlabel.distributed import ranks_of
 from otlabel.errors import InvalidScoresError, MissingPackageError
 from otlabel.interrupts import interruptible
+from otlabel.ranks.communicator import communicator_of
+from otlabel.ranks.rowset import RowSet
 from otlabel.result import like
-from otlabel.scores import (
-    Scores,
+from otlabel.sources import (
+    Source,
+    cached,
     closeness,
     draw_rows,
-    gathered,
-    keep_whole,
-    open_part,
     open_scores,
-    part_of_all,
 )
 from otlabel.validate import LARGEST_SCORE, check_finite
 
@@ -94,41 +92,38 @@ def curate(
     Source: Vo et al., "Automatic data curation for self-supervised learning: a clustering-based approach",
         arXiv:2405.15613, 2024, sections 3.2 and 3.3; there each level is clustered anew a few times, which is left out.
     """
-    with ranks_of(group) as team:
-        opened = (open_part if team.number > 1 else open_scores)(features, what="features")
-        source = part_of_all(keep_whole(opened, memory_limit), team)
-        team.check_alike(n=n, n_clusters=n_clusters, seed=seed, n_features=source.shape[1])
-        return _curated(source, n, n_clusters, seed, features)
+    with communicator_of(group) as communicator:
+        opened = open_scores(features, what="features", may_be_empty=communicator.world_size > 1)
+        rows = RowSet.as_given(cached(opened, memory_limit), communicator)
+        communicator.check_alike(n=n, n_clusters=n_clusters, seed=seed, n_features=rows.shape[1])
+        return _curated(rows, n, n_clusters, seed, features)
 
 
-def _curated(source: Scores, n: int, n_clusters: int | None, seed: int, features: Any) -> Curated:
-    share = source.share
-    n_rows = share.n_rows
+def _curated(rows: RowSet, n: int, n_clusters: int | None, seed: int, features: Any) -> Curated:
+    n_rows = rows.n_rows
     _check_number("n", n, n_rows)
     if n_clusters is None:
         n_clusters = min(int(np.ceil(np.sqrt(n_rows))), n)
     _check_number("n_clusters", n_clusters, n_rows)
-    found = sweep.inspect(source)
-    check_finite(source, found, "features")
+    found = sweep.inspect(rows)
+    check_finite(rows, found, "features")
     if found.n_forbidden:
         raise InvalidScoresError(f"{found.n_forbidden} features are -inf; pass finite numbers")
-    (largest,) = share.team.largest(
-        "features", max(float(found.tops.max(initial=0)), -float(found.bottoms.min(initial=0)))
-    )
+    (largest,) = rows.max("features", max(float(found.tops.max(initial=0)), -float(found.bottoms.min(initial=0))))
     if largest > LARGEST_SCORE:
         raise InvalidScoresError(f"features are so large, {largest:.1g}, that sums overflow; divide them by a constant")
     rng = np.random.default_rng(seed)
-    centres, _ = k_means(source, n_clusters, seed, "cluster")
-    clusters = nearest(source, centres)
-    (of_all,) = share.team.joined("clusters", clusters.astype(np.int32))
+    centres, _ = k_means(rows, n_clusters, seed, "cluster")
+    clusters = nearest(rows.source, centres)
+    (of_all,) = rows.concat("clusters", clusters.astype(np.int32))
     sizes = np.bincount(of_all, minlength=n_clusters)
     groups = _groups(centres, seed)
     quotas = _quotas(n, sizes, groups, rng)
-    chosen = share.within(_drawn(of_all, quotas, rng))
+    chosen = rows.local(_drawn(of_all, quotas, rng))
     return Curated(like(chosen, features), clusters, sizes, quotas, groups)
 
 
-def k_means(features: Scores, n_clusters: int, seed: int, extra: str) -> tuple[np.ndarray, int]:
+def k_means(features: RowSet, n_clusters: int, seed: int, extra: str) -> tuple[np.ndarray, int]:
     """(K, D) centres that k-means finds from a sample of the rows of all ranks, and how many rows that are.
 
     `extra` is what to install where scikit-learn is missing.
@@ -138,10 +133,10 @@ def k_means(features: Scores, n_clusters: int, seed: int, extra: str) -> tuple[n
         from sklearn.exceptions import ConvergenceWarning
     except ImportError as error:
         raise MissingPackageError("scikit-learn", extra) from error
-    n_rows, n_features = features.share.n_rows, features.shape[1]
+    n_rows, n_features = features.n_rows, features.shape[1]
     most = max(min(ROWS, PRODUCTS // (n_clusters * n_features)), 2 * n_clusters)
     rows = draw_rows(n_rows, min(most, n_rows), np.random.default_rng(seed))
-    sample = gathered(features, rows)
+    sample = features.gathered(rows)
     moved, middle, unit = centred(sample)
     model = KMeans(n_clusters, n_init=1, max_iter=ITERATIONS, random_state=seed)
     with warnings.catch_warnings():
@@ -169,10 +164,10 @@ def _power_of_two(numbers: np.ndarray) -> float:
     return 2.0**exponent if largest else 1.0
 
 
-def nearest(features: Scores, centres: np.ndarray) -> np.ndarray:
+def nearest(features: Source, centres: np.ndarray) -> np.ndarray:
     """(N,) int64: the centre that each row is nearest to."""
     unit = _power_of_two(centres - np.median(centres, axis=0))
-    labels, _, _ = sweep.label(closeness(features, centres, unit), np.zeros(len(centres)))
+    labels, _, _ = sweep.label(RowSet(closeness(features, centres, unit)), np.zeros(len(centres)))
     return labels.astype(np.int64)
 
 
@@ -181,7 +176,7 @@ def _groups(centres: np.ndarray, seed: int) -> tuple[np.ndarray, ...]:
     levels = []
     while len(centres) > FEW:
         below = open_scores(centres)
-        centres, _ = k_means(below, round(len(centres) ** 0.5), seed, "cluster")
+        centres, _ = k_means(RowSet(below), round(len(centres) ** 0.5), seed, "cluster")
         levels.append(nearest(below, centres))
     return tuple(levels)
 

@@ -18,8 +18,9 @@ from otlabel.assign import sinkhorn_assign
 from otlabel.errors import InfeasibleError, MissingPackageError, OtlabelWarning
 from otlabel.interrupts import interruptible
 from otlabel.marginals import class_sizes
+from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment
-from otlabel.scores import Scores, as_float, class_mass_of, draw_rows, keep, open_scores
+from otlabel.sources import Source, as_float, cached, class_mass_of, draw_rows, open_scores
 from otlabel.validate import check_mass
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def diagnose(scores: Any, *, class_mass: Any = None) -> Diagnosis:
     shares = check_mass(class_mass_of(class_mass, opened), n_rows, n_classes)
     n_sampled = max(LOOK_ROWS, ASSESSED_ENTRIES // n_classes)
     sampled = draw_rows(n_rows, n_sampled, np.random.default_rng(SEED))
-    opened = keep(opened, sampled, 0)
+    opened = cached(opened, 0, sampled)
     usable = _usable_rows(opened, sampled)
     bare = Diagnosis(
         n_rows=n_rows,
@@ -168,9 +169,9 @@ def diagnose(scores: Any, *, class_mass: Any = None) -> Diagnosis:
 # ---- looking ----
 
 
-def _usable_rows(scores: Scores, sampled: np.ndarray) -> _Usable:
+def _usable_rows(scores: Source, sampled: np.ndarray) -> _Usable:
     """The first pass; only where it met NaN or +inf does a second one tell them apart."""
-    inspection = sweep.inspect(scores)
+    inspection = sweep.inspect(RowSet(scores))
     good = np.ones(scores.shape[0], bool)
     n_nan = n_plus_inf = 0
     n_minus_inf = inspection.n_forbidden
@@ -196,10 +197,10 @@ def _usable_rows(scores: Scores, sampled: np.ndarray) -> _Usable:
     )
 
 
-def _with_looks(bare: Diagnosis, scores: Scores, usable: _Usable, shares: np.ndarray) -> Diagnosis:
+def _with_looks(bare: Diagnosis, scores: Source, usable: _Usable, shares: np.ndarray) -> Diagnosis:
     """What all rows and a sample of them show without solving anything."""
     rows, inspection = usable.rows, usable.inspection
-    labels, _, _ = sweep.label(scores, np.zeros(bare.n_classes))
+    labels, _, _ = sweep.label(RowSet(scores), np.zeros(bare.n_classes))
     sizes = np.bincount(labels[rows], minlength=bare.n_classes)
     # A class may be called greedy at four times its mass, or half way from its mass to everything if that is less.
     greedy = sizes > np.minimum(GREEDY * shares, (shares + 1) / 2) * len(rows)
@@ -242,7 +243,7 @@ def _margins(values: np.ndarray) -> tuple[float | None, float | None, float | No
     return float(low), float(median), float(high)
 
 
-def _count_constant(scores: Scores, rows: np.ndarray, inspection: sweep.Inspection) -> int:
+def _count_constant(scores: Source, rows: np.ndarray, inspection: sweep.Inspection) -> int:
     """How many of the rows whose finite scores are all equal forbid nothing."""
     if not inspection.n_forbidden:
         return len(rows)
@@ -273,7 +274,7 @@ def _sum_to_one(sums: np.ndarray, dtype: str) -> bool:
     return bool((np.abs(sums - 1) < (1e-3 if dtype in ("float32", "float64") else 5e-2)).all())
 
 
-def _columns_are_distributions(scores: Scores) -> bool:
+def _columns_are_distributions(scores: Source) -> bool:
     """Whether every column sums to 1, as it is or exponentiated; for matrices of few rows."""
     plain, exponentiated = np.zeros(scores.shape[1]), np.zeros(scores.shape[1])
     for start, stop in scores.blocks():
@@ -287,7 +288,7 @@ def _columns_are_distributions(scores: Scores) -> bool:
 
 
 def _with_assessment(
-    looked: Diagnosis, scores: Scores, usable: _Usable, shares: np.ndarray
+    looked: Diagnosis, scores: Source, usable: _Usable, shares: np.ndarray
 ) -> tuple[Diagnosis, list[Finding]]:
     """What exact balance costs and which epsilon fits, from exactly balanced labels of all rows or of a sample."""
     n_affordable = max(1, ASSESSED_ENTRIES // looked.n_classes)
@@ -304,7 +305,7 @@ def _with_assessment(
         # A sample may be short of pairs that all rows together have.
         finding = Finding("problem" if whole else "note", "balance", f"No exact balance: {error}{where}.", remedy)
         return replace(looked, n_assessed=len(rows)), [finding]
-    labels, best, _ = sweep.label(assessed, np.zeros(looked.n_classes))
+    labels, best, _ = sweep.label(RowSet(assessed), np.zeros(looked.n_classes))
     found = replace(
         looked,
         epsilon=suggest_epsilon(assessed, np.asarray(result.potentials)),
@@ -321,13 +322,13 @@ def _working_epsilon(looked: Diagnosis) -> float:
     return max(scale / 10, float(np.finfo(np.float32).tiny))
 
 
-def suggest_epsilon(scores: Scores, potentials: np.ndarray) -> float | None:
+def suggest_epsilon(scores: Source, potentials: np.ndarray) -> float | None:
     """The epsilon that leaves nine tenths of what a hard label would take on a sample's best class, in the mean.
 
     None where no epsilon changes anything: one class, or rows that are all equal in every class.
     """
     n_rows, n_classes = scores.shape
-    sample = scores.take(_some(np.arange(n_rows), min(LOOK_ROWS, max(1, LOOK_ENTRIES // n_classes))))
+    sample = RowSet(scores).taken(_some(np.arange(n_rows), min(LOOK_ROWS, max(1, LOOK_ENTRIES // n_classes))))
     inspection = sweep.inspect(sample)
     scale = float(np.max(inspection.tops.astype(np.float64) - inspection.bottoms))
     wanted = potentials[np.isfinite(potentials)]

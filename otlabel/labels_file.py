@@ -34,8 +34,8 @@ import numpy as np
 
 from otlabel.errors import FileFormatError, OtlabelWarning
 from otlabel.files import replacing, save_array
-from otlabel.scores import Scores, load_array, matches
-from otlabel.scores.hdf5 import (
+from otlabel.sources import Source, load_array, matches
+from otlabel.sources.hdf5 import (
     DAMAGE,
     LIBVER,
     check_complete,
@@ -50,7 +50,7 @@ from otlabel.scores.hdf5 import (
     stored_shape,
     write_attributes,
 )
-from otlabel.scores.npy import read_header
+from otlabel.sources.npy import read_header
 from otlabel.text import printable
 from otlabel.validate import check_vector, class_numbers
 
@@ -98,7 +98,7 @@ class StoredLabels:
     threshold: float = -math.inf  # a sample whose best score + potential is below it is left unlabelled
 
 
-def fingerprint(scores: Scores, source: str) -> dict[str, Any]:
+def fingerprint(scores: Source, source: str) -> dict[str, Any]:
     """What tells one input from another: shape, dtype, size and time of its files, and a hash of some of its rows.
 
     The hash is SHA-256 over the stored bytes of 64 rows (fewer if there are no more), evenly spaced from the first

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
 import numpy as np
 
-from otlabel.assign import certify
+from otlabel.certificate import certify
 from otlabel.errors import InfeasibleError, MissingPackageError
 from otlabel.interrupts import interruptible
 from otlabel.monitor import Monitor
+from otlabel.problem import Demand, Solver
+from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, Status, like
-from otlabel.scores import as_float, class_mass_of, open_scores
-from otlabel.validate import check_problem
+from otlabel.solver.posing import pose
+from otlabel.sources import as_float, class_mass_of, open_scores
 
 MAX_ITERATIONS = 10_000_000  # of the simplex; POT's own default ends early on a few thousand samples
 
@@ -54,7 +57,7 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
         raise MissingPackageError("POT", "exact") from error
     monitor = Monitor(n_rows)
     shares = class_mass_of(class_mass, opened)
-    problem, _ = check_problem(opened, np.arange(n_rows), monitor, class_mass=shares)
+    problem, _ = pose(RowSet(opened), Demand(class_mass=shares), Solver(epsilon=math.inf), np.arange(n_rows), monitor)
     bare = opened.bare
     dense = np.concatenate([as_float(bare.read(*block), bare.dtype) for block in bare.blocks()])
     cost = -dense.astype(np.float64)

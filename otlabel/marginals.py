@@ -147,7 +147,7 @@ class Rule:
             soft = self.mass * np.exp(-potentials / self.rho)
         return np.where(self.wanted, np.where(np.isinf(self.rho), hard, soft), 0.0)
 
-    def level(self, potentials: np.ndarray, total: float, row_exponent: float) -> float:
+    def best_shift(self, potentials: np.ndarray, total: float, row_exponent: float) -> float:
         """The constant t that is best added to all potentials: classes then ask for what rows take in all.
 
         That is `total` now and total * exp(row_exponent * t) then. What is asked for too much, or taken, grows with t,

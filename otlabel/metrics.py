@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from scipy.special import xlogy
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores import Scores, as_array, as_float, by_row, home_of, in_one_order, open_scores
+from otlabel.sources import Source, as_array, as_float, by_row, home_of, in_one_order, open_scores
 
 if TYPE_CHECKING:
     import torch
@@ -519,7 +519,7 @@ def _length(sizes: tuple[np.ndarray, np.ndarray]) -> int:
 class _Features:
     """Rows of a matrix as tensors where and as the work is to be done."""
 
-    source: Scores
+    source: Source
     name: str
     device: torch.device
     dtype: torch.dtype

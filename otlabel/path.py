@@ -13,8 +13,9 @@ from otlabel.assign import sinkhorn_assign
 from otlabel.errors import MissingPackageError
 from otlabel.interrupts import interruptible
 from otlabel.marginals import KL, Exact
+from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment
-from otlabel.scores import class_mass_of, open_scores
+from otlabel.sources import class_mass_of, open_scores
 from otlabel.validate import check_mass
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def balance_path(
     prices = [0.0, *spread * np.geomspace(SOFTEST, HARDEST, n_steps - 2), np.inf]
     for rho in prices[-2:0:-1]:  # from exact sizes outwards: each start is then near
         results.append(solved(KL(rho), results[-1]))
-    best, tops, _ = sweep.label(opened, np.where(mass > 0, 0.0, -np.inf))
+    best, tops, _ = sweep.label(RowSet(opened), np.where(mass > 0, 0.0, -np.inf))
     labels = [best, *(np.asarray(result.labels) for result in results[::-1])]
     sizes = np.array([np.bincount(step, minlength=len(mass)) for step in labels])
     return BalancePath(

@@ -1,19 +1,18 @@
-"""What to solve (Problem) and how (Solver); only these two travel from the front door inwards."""
+"""What is asked for (Demand) and how (Solver), and the problem that these and the rows make."""
 
 from __future__ import annotations
 
 import functools
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from otlabel.marginals import Exact, Rule
+from otlabel.marginals import KL, Exact, Range, Rule
 
 if TYPE_CHECKING:
-    from otlabel.distributed import Alone
-    from otlabel.scores import Scores
+    from otlabel.ranks.rowset import RowSet
 
 EXACT = Exact()
 Rounding = Literal["exact", "argmax"]
@@ -21,13 +20,32 @@ Method = Literal["auto", "sinkhorn"]
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
-    """Scores (N, K) to be maximised, how much each row counts, and what each class may take.
+class Demand:
+    """What classes take and how much rows count, in the order of the classes and rows; no score has been looked at."""
 
-    Where several ranks have rows, scores and weights are of those here, and all other numbers of all.
+    class_mass: np.ndarray | None = None  # (K,) shares or sizes; None: the same for all
+    sample_mass: np.ndarray | None = None  # (N,) shares or whole numbers, of this rank's rows; None: the same for all
+    classes: Exact | KL | Range = EXACT
+    samples: Exact | KL = EXACT
+    abstain: float = 0.0  # share of the rows that stay unlabelled
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is to be the same on all ranks."""
+        lo, hi = getattr(self.classes, "lo", None), getattr(self.classes, "hi", None)
+        mass, weighted = self.class_mass, self.sample_mass is not None
+        alike = {"class_mass": mass, "classes": self.classes, "lo": lo, "hi": hi, "samples": self.samples}
+        return {**alike, "abstain": self.abstain, "weighted": weighted}
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Rows of scores (N, K) to be maximised, how much each row counts, and what each class may take.
+
+    Where several ranks have rows, weights are of those here, and all other numbers of all.
     """
 
-    scores: Scores
+    rows: RowSet
     rule: Rule  # on class masses, which are shares of all units
     n_units: int  # of mass that exact labels share out: the samples, or whole numbers that stand for sample masses
     spread: float  # how far apart a row's scores typically are
@@ -45,12 +63,12 @@ class Problem:
     @property
     def n_rows(self) -> int:
         """N."""
-        return self.scores.share.n_rows
+        return self.rows.n_rows
 
     @property
-    def team(self) -> Alone:
-        """Who has rows."""
-        return self.scores.share.team
+    def n_classes(self) -> int:
+        """K, and one more where samples may stay unlabelled."""
+        return self.rows.shape[1]
 
     @functools.cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores import as_matrix, is_foreign, plain_tensor
+from otlabel.sources import as_matrix, is_foreign, plain_tensor
 from otlabel.sweep import has_triton
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from otlabel.files import check_writable
 from otlabel.labels_file import PART_NAME, part_path
 
 if TYPE_CHECKING:
-    from otlabel.distributed import Alone
-    from otlabel.scores import Scores
+    from otlabel.ranks.communicator import Communicator
+    from otlabel.sources import Source
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # without which processes cannot meet
 LARGEST_PORT = 65535
@@ -131,10 +131,10 @@ def own_device(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
 
-def share_of_rows(scores: Scores, team: Alone) -> tuple[int, int]:
+def rows_of_rank(scores: Source, communicator: Communicator) -> tuple[int, int]:
     """From which row to which this process labels: whole blocks, so that none has to travel."""
     blocks = scores.blocks()
-    first, stop = (len(blocks) * rank // team.number for rank in (team.rank, team.rank + 1))
+    first, stop = (len(blocks) * rank // communicator.world_size for rank in (communicator.rank, communicator.rank + 1))
     starts = [start for start, _ in blocks] + [scores.shape[0]]
     return starts[first], starts[stop]
 
@@ -155,18 +155,18 @@ def check_folder(folder: Path, *, force: bool) -> None:
     check_writable(folder / "part")
 
 
-def write_part(folder: Path, team: Alone, write: Callable[[Path, Callable[[], None]], None]) -> Path:
+def write_part(folder: Path, communicator: Communicator, write: Callable[[Path, Callable[[], None]], None]) -> Path:
     """Write this process's part; parts take their names once all are written, and those of another run go then."""
-    path = part_path(folder, team.rank, team.number)
+    path = part_path(folder, communicator.rank, communicator.world_size)
 
     def meet() -> None:
-        team.total("output")
+        communicator.barrier("output")
 
     write(path, meet)
     meet()
-    if team.rank == 0:
+    if communicator.rank == 0:
         for entry in folder.iterdir():
             found = PART_NAME.fullmatch(entry.name)
-            if found and int(found[2]) != team.number:
+            if found and int(found[2]) != communicator.world_size:
                 entry.unlink()
     return path

@@ -5,17 +5,12 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from otlabel import sweep
-from otlabel.distributed import Alone, Share
 from otlabel.errors import (
-    DegenerateScoresWarning,
-    FewSamplesWarning,
-    InfeasibleError,
     InvalidMassError,
     InvalidScoresError,
 )
@@ -23,25 +18,17 @@ from otlabel.marginals import (
     KL,
     MASS_TOLERANCE,
     MASS_UNITS,
-    ONE_SAMPLE,
     Exact,
     Range,
-    Rule,
     class_shares,
     class_sizes,
-    counted,
     one_number,
     one_whole_number,
-    rule_of,
-    with_abstention,
 )
-from otlabel.monitor import Monitor
-from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
-from otlabel.scores import KeptRows, MovedScores, Scores, WithColumn, as_array, as_float, draw_rows
+from otlabel.problem import Demand, Method, Rounding, Solver
+from otlabel.ranks.rowset import RowSet
+from otlabel.sources import Source, as_array, as_float, by_class, class_mass_of, sample_mass_of
 
-LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities
-RESOLVED = 1e5  # times epsilon: products up to here have errors far below it in float32
-SMALLEST, LARGEST = 1e-30, 1e30  # products of which float32 loses neither these nor their differences
 FAR = 1e3  # times the usual spread of a row: scores as large hide from sums what tells classes apart
 LARGEST_SCORE, LEAST_EPSILON = 1e200, 1e-200  # sums and quotients of what lies between are numbers
 
@@ -61,156 +48,24 @@ def check_solver(epsilon: Any, rounding: Rounding, tol: Any, max_sweeps: Any, me
     return Solver(epsilon, rounding, tol, max_sweeps, method, seed)
 
 
-def check_problem(
-    scores: Scores,
-    sampled: np.ndarray,
-    monitor: Monitor,
-    *,
-    class_mass: Any = None,
-    sample_mass: Any = None,
-    classes: Exact | KL | Range = EXACT,
-    samples: Exact | KL = EXACT,
-    abstain: float = 0.0,
-    epsilon: float = math.inf,
-    rounding: Rounding = "exact",
-) -> tuple[Problem, np.ndarray]:
-    """The problem, after a first look at every score; and a hash of each row. Samples will be taken from `sampled`.
-
-    Of several ranks, scores are those worked on here, and sample_mass is of all rows. Scores that float32 makes too
-    coarsely for epsilon give way to float64's. Whether there is an assignment is a matter of whole class sizes where
-    rounding is exact, else of shares.
-    """
-    share, team, n_classes = scores.share, scores.share.team, scores.shape[1]
-    n_rows = share.n_rows
-    shares = check_mass(class_mass, n_rows, n_classes)
-    weights, n_units = check_sample_mass(sample_mass, n_rows)
-    weights = None if weights is None else weights[share.first : share.stop]
+def check_demand(
+    scores: Source, class_mass: Any, sample_mass: Any, classes: Exact | KL | Range, samples: Exact | KL, abstain: Any
+) -> Demand:
+    """What is asked for, with names put in the order of the classes and rows; sums are looked at when it is posed."""
+    abstain = one_number(abstain, "abstain")
     if not isinstance(samples, (Exact, KL)):
         raise TypeError(f"samples is {samples!r}; pass Exact() or KL(rho)")
     if not 0 <= abstain < 1:
         raise ValueError(f"abstain is {abstain}; pass the share of samples to leave unlabelled, from 0 to below 1")
-    if isinstance(samples, Exact):
-        abstain = round(abstain * n_units) / n_units  # whole samples first, so that the classes share what they leave
-        if abstain == 1:
-            raise ValueError(f"abstain leaves none of the {n_rows} samples to be labelled")
-    rule = rule_of(classes, shares * (1 - abstain), n_rows)
-    for_new = rule.wanted
-    if abstain > 0:
-        rule = with_abstention(rule, abstain)
-    by_size = rounding == "exact" and isinstance(samples, Exact)
-    sizes = _sizes(rule, classes, n_units, weighted=weights is not None) if by_size else None
-    if sizes is None:
-        rule.check_shares(of_all=isinstance(samples, Exact))
-    inspection = sweep.inspect(scores)
-    monitor.saw("inspect", n_rows)
-    if _too_coarse(scores, inspection, epsilon):
-        scores = KeptRows(scores.fine, share.within(sampled)) if scores.on_cpu else scores.fine
-        inspection = sweep.inspect(scores)
-        monitor.saw("inspect", n_rows)
-    check_finite(scores, inspection)
-    if inspection.n_forbidden:
-        n_unlabelled = round(abstain * n_units)
-        rule = _check_forbidden(scores, inspection, rule, sizes, weights, n_units, n_unlabelled, monitor)
-    tops, bottoms = inspection.tops.astype(np.float64), inspection.bottoms.astype(np.float64)
-    open_rows = tops > -np.inf
-    with np.errstate(over="ignore"):  # what is beyond numbers is refused below
-        extents = np.where(open_rows, tops - bottoms, 0.0)
-    magnitude, extent, top, below = team.largest(
-        "extents",
-        np.abs(tops[open_rows]).max(initial=0.0),
-        extents.max(initial=0.0),
-        tops.max(initial=-np.inf),
-        -bottoms.min(initial=np.inf),
-    )
-    check_reach(max(magnitude, extent))
-    spread, lowered, stored_magnitude = team.median("spread", extents), 0.0, magnitude
-    if isinstance(samples, Exact) and magnitude > FAR * spread:
-        if abstain > 0:  # whether a sample is labelled then depends on how its row compares with others
-            lowered = middle(team, tops[open_rows])
-            scores = MovedScores(scores, lowered)
-            tops = np.where(open_rows, tops - lowered, tops)
-            bottoms = tops - extents
-        else:
-            if scores.fine.bare is not scores:
-                tops = sweep.inspect(scores.fine).tops
-                monitor.saw("inspect", n_rows)
-                bare = scores.fine.bare
-                scores = KeptRows(bare, share.within(sampled)) if scores.on_cpu else bare
-            scores = MovedScores(scores)
-            moved = sweep.inspect(scores)
-            monitor.saw("inspect", n_rows)
-            units = open_rows.astype(np.float64) if weights is None else np.where(open_rows, weights, 0.0)
-            by = np.where(open_rows, tops, 0.0) - np.where(open_rows, moved.tops, 0.0)
-            total, of_all = team.total("far", by @ units, units.sum())
-            lowered = float(total) / max(float(of_all), 1.0)
-            tops, bottoms = moved.tops, moved.bottoms
-            extents = np.where(open_rows, np.where(open_rows, tops, 0.0) - bottoms, 0.0)
-            (extent,) = team.largest("extents", extents.max(initial=0.0))
-            spread = team.median("spread", extents)
-        (magnitude,) = team.largest("far", np.abs(tops[open_rows]).max(initial=0.0))
-    if n_rows < n_classes and class_mass is None and isinstance(classes, Exact):
-        warn(FewSamplesWarning, f"{n_rows} samples for {n_classes} classes: sizes are 0 or 1")
-    if n_classes > 1 and not inspection.n_forbidden and not extent:
-        warn(DegenerateScoresWarning, "every row's scores are all equal: they carry no information, labels are random")
-    elif n_classes > 1 and top <= 1 and below <= 0:
-        _warn_of_probabilities(scores, sampled)
-    if abstain > 0:  # staying unlabelled has a score of zero
-        wide = np.where(open_rows, np.maximum(tops, 0) - np.minimum(bottoms, 0), np.maximum(tops, 0))
-        scores, (extent,) = WithColumn(scores), team.largest("extents", wide.max(initial=0.0))
-        spread = team.median("spread of all", wide)
-    problem = Problem(
-        scores=scores,
-        rule=rule,
-        n_units=n_units,
-        spread=spread,
-        extent=extent,
-        magnitude=magnitude,
-        top=max(float(top), 0.0) if abstain > 0 else float(top),
-        sampled=sampled,
-        weights=weights,
-        row_rho=samples.rho if isinstance(samples, KL) else math.inf,
-        for_new=for_new,
-        weighted=weights is not None,
-        stored_magnitude=stored_magnitude,
-        lowered=lowered,
-    )
-    return problem, inspection.hashes
-
-
-def _too_coarse(scores: Scores, inspection: sweep.Inspection, epsilon: float) -> bool:
-    """Whether float32 does not tell apart what epsilon does, or has scores that overflow or vanish."""
-    if scores.fine is scores:
-        return False
-    is_open = inspection.tops > -np.inf
-    tops = inspection.tops[is_open].astype(np.float64)
-    largest, widest = scores.share.team.largest(
-        "coarse", np.abs(tops).max(initial=0.0), (tops - inspection.bottoms[is_open]).max(initial=0.0)
-    )
-    return bool(inspection.n_bad) or not (SMALLEST < largest < min(LARGEST, RESOLVED * epsilon) and widest)
-
-
-def _sizes(rule: Rule, classes: Exact | KL | Range, n_units: int, *, weighted: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Fewest and most units of each class, before anything long begins; raises where no sizes will do."""
-    try:
-        return rule.unit_bounds(n_units, weighted=weighted)
-    except InfeasibleError as error:
-        if isinstance(classes, Range) and classes.hi_is_one_sample:
-            raise InfeasibleError(f"{error} (hi is the integer 1, which is one sample: {ONE_SAMPLE})") from None
-        raise
-
-
-def middle(team: Alone, values: np.ndarray) -> float:
-    """The median of values of all ranks: where most are, which a mean that follows a few far away is not."""
-    return team.median("middle", np.maximum(values, 0.0)) - team.median("middle", np.maximum(-values, 0.0))
-
-
-def check_reach(size: float) -> None:
-    """Refuse scores that are too large, or too far apart, for their sums to be numbers."""
-    if size > LARGEST_SCORE:
-        raise InvalidScoresError(
-            f"scores reach {size:.3g}, or lie as far apart, above {LARGEST_SCORE:g}: their sums may be beyond what "
-            "float64 can hold; divide them by a constant, or use -inf to forbid a pair"
+    mass, of_samples = class_mass_of(class_mass, scores), sample_mass_of(sample_mass, scores)
+    if isinstance(classes, Range):
+        n_classes, names = scores.shape[1], scores.class_names
+        lo, hi = (
+            by_class(bound, n_classes, names, f"Range: {name}", InvalidMassError)
+            for name, bound in (("lo", classes.lo), ("hi", classes.hi))
         )
+        classes = Range(lo, hi)
+    return Demand(mass, of_samples, classes, samples, abstain)
 
 
 def check_sample_mass(sample_mass: Any, n_rows: int) -> tuple[np.ndarray | None, int]:
@@ -236,11 +91,11 @@ def check_sample_mass(sample_mass: Any, n_rows: int) -> tuple[np.ndarray | None,
     return class_sizes(mass / mass.sum(), MASS_UNITS).astype(np.float64), MASS_UNITS
 
 
-def check_finite(scores: Scores, inspection: sweep.Inspection, what: str = "scores") -> None:
+def check_finite(rows: RowSet, inspection: sweep.Inspection, what: str = "scores") -> None:
     """Raise InvalidScoresError that names the first NaN or +inf, if there is one."""
     if not inspection.n_bad:
         return
-    scores, share, found = scores.fine, scores.share, ""
+    scores, found = rows.source.fine, ""
     for start, stop in scores.blocks():
         block = scores.read(start, stop)
         values = as_float(block, scores.dtype)
@@ -250,138 +105,16 @@ def check_finite(scores: Scores, inspection: sweep.Inspection, what: str = "scor
             column = "class" if what == "scores" else "column"
             found = f"{scores.place(start + int(row))}, {column} {cls} ({values[row, cls]})"
             break
-    where = share.team.first("bad scores", found)
+    where = rows.communicator.first_text("bad scores", found)
     remedy = "mend them, or use -inf to forbid a pair" if what == "scores" else "mend them, or leave these rows out"
     raise InvalidScoresError(
-        f"{inspection.n_bad} of {share.n_rows * scores.shape[1]} {what} are NaN or +inf, the first at {where}; {remedy}"
+        f"{inspection.n_bad} of {rows.n_rows * scores.shape[1]} {what} are NaN or +inf, the first at {where}; {remedy}"
     )
 
 
 def check_mass(class_mass: Any, n_rows: int, n_classes: int) -> np.ndarray:
     """Class masses as (K,) shares, from shares, sizes or nothing."""
     return class_shares(None if class_mass is None else as_array(class_mass), n_rows, n_classes)
-
-
-def _check_forbidden(
-    scores: Scores,
-    inspection: sweep.Inspection,
-    rule: Rule,
-    sizes: tuple[np.ndarray, np.ndarray] | None,
-    weights: np.ndarray | None,
-    n_units: int,
-    n_unlabelled: int,
-    monitor: Monitor,
-) -> Rule:
-    """Refuse rows without any class, and classes that must have samples but may have none; others of these are shut.
-
-    Which classes must or may take any is told by their sizes, fewest and most, or by shares where there are none.
-    """
-    share, n_classes = scores.share, scores.shape[1]
-    fewest, most = (rule.lo, np.where(rule.wanted, rule.hi, 0.0)) if sizes is None else sizes
-    _check_closed(
-        inspection.tops == -np.inf, share, weights, n_unlabelled, "have no class allowed (all scores are -inf)",
-        "leave these rows out or allow at least one class",
-    )  # fmt: skip
-    takers = (most > 0)[:n_classes]
-    if not takers.all():
-        check_open_rows(scores, takers, weights, n_unlabelled, by_size=sizes is not None)
-        monitor.saw("inspect", share.n_rows)
-    allowed, n_read = np.zeros(n_classes, bool), 0
-    for start, stop in scores.blocks():
-        allowed |= (as_float(scores.read(start, stop), scores.dtype) > -np.inf).any(0)
-        n_read = stop
-        if allowed.all():
-            break
-    n_allowing, read = share.team.total("allowed", allowed.astype(np.int64), np.array(n_read))
-    monitor.saw("inspect", int(read))
-    shut = np.zeros(len(rule.mass), bool)  # staying unlabelled is open to all
-    shut[:n_classes] = n_allowing == 0
-    closed = np.flatnonzero(shut & (fewest > 0))
-    if len(closed):
-        least = float(fewest[closed[0]]) / (1 if sizes is None else n_units)
-        told = f"{counted(least * share.n_rows)} samples" if weights is None else f"{least:.6g} of the sample mass"
-        raise InfeasibleError(
-            f"class {closed[0]} is to take {told}, but its scores are all -inf ({len(closed)} such classes); give it "
-            "mass 0 or allow some pairs"
-        )
-    return rule.without(shut, sizes[0]) if sizes is not None else replace(rule, hi=np.where(shut, 0.0, rule.hi))
-
-
-def check_open_rows(
-    scores: Scores,
-    takers: np.ndarray,
-    weights: np.ndarray | None = None,
-    n_unlabelled: int = 0,
-    *,
-    by_size: bool = False,
-) -> None:
-    """Refuse rows whose allowed classes are all among those that take nothing; `takers` (K,) says which take some.
-
-    So many units may stay unlabelled.
-    """
-    if takers.all():
-        return
-    _, best, _ = sweep.label(scores, np.where(takers, 0.0, -np.inf))
-    shut = np.flatnonzero(~takers)
-    shown = ", ".join(map(str, shut[:10])) + (", ..." if len(shut) > 10 else "")
-    why = "whose size is 0, by their mass or because their share rounds to it" if by_size else "which take nothing"
-    mass = "mass (whole sizes as class_mass, or classes=Range(0.0, 1.0))" if by_size else "mass"
-    _check_closed(
-        best == -np.inf, scores.share, weights, n_unlabelled, f"are only allowed classes among {shown}, {why}",
-        f"give those classes {mass} or allow other pairs",
-    )  # fmt: skip
-
-
-def _check_closed(
-    closed: np.ndarray, share: Share, weights: np.ndarray | None, n_unlabelled: int, finding: str, remedy: str
-) -> None:
-    """Refuse rows of no class, unless all of them may stay unlabelled."""
-    n_closed, first = _counted(closed, share)
-    if not n_closed:
-        return
-    n_units, in_all = n_closed, share.n_rows
-    if weights is not None:
-        n_units, in_all = (int(units) for units in share.team.total("closed", weights[closed].sum(), weights.sum()))
-    if n_units == in_all:
-        raise InfeasibleError(f"{n_closed} rows {finding}, the first is row {first}; {remedy}")
-    if not n_unlabelled:
-        raise InfeasibleError(
-            f"{n_closed} rows {finding}, the first is row {first}; {remedy}, or leave them unlabelled by "
-            f"abstain={n_units / in_all!r}"
-        )
-    if n_units > n_unlabelled:
-        left = f"room for {n_unlabelled} of them" if weights is None else "less mass than theirs"
-        raise InfeasibleError(
-            f"{n_closed} rows {finding}, the first is row {first}; abstain leaves {left}: raise it to "
-            f"abstain={n_units / in_all!r}, or {remedy}"
-        )
-
-
-def _counted(chosen: np.ndarray, share: Share) -> tuple[int, int]:
-    """How many rows of all ranks are chosen, and the first of them."""
-    rows = np.flatnonzero(chosen) + share.first
-    (number,) = share.team.total("rows", np.array(len(rows)))
-    first = -share.team.largest("rows", -float(rows[0]) if len(rows) else -math.inf)[0]
-    return int(number), int(first) if number else -1
-
-
-def _warn_of_probabilities(scores: Scores, sampled: np.ndarray) -> None:
-    """Say so if a few rows, all within [0, 1], sum to 1; of votes, one class a row, there is nothing to say."""
-    rows = sampled[draw_rows(len(sampled), LOOK_ROWS, np.random.default_rng(0))]
-    sample, near = scores.take(scores.share.within(rows)), 1e-3 if scores.dtype in ("float32", "float64") else 2e-2
-    farthest, any_zero, any_share = 0.0, 0.0, 0.0
-    for block in sample.blocks():
-        numbers = as_float(sample.read(*block), scores.dtype).astype(np.float64)
-        farthest = max(farthest, float(np.abs(numbers.sum(1) - 1).max()))
-        any_zero = max(any_zero, float((numbers == 0).any()))
-        any_share = max(any_share, float(((numbers > 0) & (numbers < 1)).any()))
-    farthest, any_zero, any_share = scores.share.team.largest("look", farthest, any_zero, any_share)
-    if farthest >= near or not any_share:
-        return
-    told = "rows are in [0, 1] and sum to 1, like probabilities: pass the logarithm of them"
-    if any_zero:
-        told += ", np.log(np.maximum(p, 1e-9)), as some are 0: without a least value those pairs would be forbidden"
-    warn(DegenerateScoresWarning, told)
 
 
 def check_number_of_labels(labels: Any, n_rows: int) -> None:

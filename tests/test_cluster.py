@@ -259,7 +259,7 @@ def test_streaming_gives_the_same(metric: str, tmp_path: Path, monkeypatch: pyte
         file.create_dataset("x", data=x, chunks=(128, 6))
     name = f"{tmp_path / 'x.h5'}::/x"
     kept = BalancedKMeans(7, metric=metric, random_state=0).fit(name)
-    monkeypatch.setattr("otlabel.scores.default_limit", lambda: 0)
+    monkeypatch.setattr("otlabel.sources.caching.default_limit", lambda: 0)
     streamed = BalancedKMeans(7, metric=metric, random_state=0).fit(name)
     np.testing.assert_array_equal(streamed.labels_, kept.labels_)
     np.testing.assert_array_equal(streamed.cluster_centers_, kept.cluster_centers_)
@@ -269,12 +269,12 @@ def test_a_file_is_read_once_where_memory_holds_it(tmp_path: Path, monkeypatch: 
     x = points(3000, 6)
     np.save(tmp_path / "x.npy", x)
     opened = []
-    monkeypatch.setattr(cluster, "keep_whole", lambda source: opened.append(cluster_keep(source)) or opened[-1])
+    monkeypatch.setattr(cluster, "cached", lambda source: opened.append(cluster_keep(source)) or opened[-1])
     BalancedKMeans(3, init=x[:3]).fit(tmp_path / "x.npy")
     assert x.nbytes <= opened[0].bytes_read < 1.1 * x.nbytes
 
 
-cluster_keep = cluster.keep_whole
+cluster_keep = cluster.cached
 
 
 def test_bfloat16() -> None:

@@ -19,7 +19,8 @@ from problems import KINDS, draw
 from scipy.special import logsumexp, softmax
 
 from otlabel import certify, linear_scores, sinkhorn_assign, sweep
-from otlabel.scores import DeviceScores, TensorScores, open_scores
+from otlabel.ranks.rowset import RowSet
+from otlabel.sources import DeviceSource, TensorSource, open_scores
 from otlabel.sweep import reference
 
 HAS_CARD = torch.cuda.is_available()
@@ -376,7 +377,7 @@ def test_problems_are_solved_through_the_kernels(kind: str, monkeypatch) -> None
     drawn = draw(kind, 0)
     expected = sinkhorn_on_cpu(drawn, monkeypatch)
     tensor = torch.as_tensor(drawn.scores).to(DEVICE)
-    monkeypatch.setattr(assign, "open_scores", lambda scores, *, device="auto": TensorScores(scores))
+    monkeypatch.setattr(assign, "open_scores", lambda scores, **options: TensorSource(scores))
     assert_same_answer(sinkhorn_assign(tensor, class_mass=drawn.class_mass), expected, drawn)
 
 
@@ -440,7 +441,7 @@ def test_products_of_plans_are_added_up_in_float32() -> None:
     """Halves round each factor, by 5e-4 at most; sums of 20,000 of them round to no more than that."""
     scores, g = torch.randn(20_000, 64, device="cuda").half(), potentials_of(64, np.float64)
     rows, weights = np.arange(20_000), np.full(20_000, 1 / 20_000)
-    products, mass = sweep.products(TensorScores(scores), rows, weights, g, 0.5, np.float32)
+    products, mass = sweep.products(RowSet(TensorSource(scores)), rows, weights, g, 0.5, np.float32)
     q = softmax((scores.double().cpu().numpy() + g) / 0.5, axis=1)
     exact = (q.T * weights) @ q
     assert np.abs(products.cpu().numpy() - exact).sum() < 2e-4 * exact.sum()
@@ -452,7 +453,7 @@ def test_products_of_plans_are_added_up_in_float32() -> None:
 def test_a_head_on_a_card_is_made_once(monkeypatch) -> None:
     features, weight = torch.randn(5000, 32, device="cuda").half(), torch.randn(40, 32, device="cuda") / 6
     whole = sinkhorn_assign(linear_scores(features, weight))
-    monkeypatch.setattr("otlabel.scores.factored.MADE_SHARE", 0.0)
+    monkeypatch.setattr("otlabel.sources.linear.MADE_SHARE", 0.0)
     again = sinkhorn_assign(linear_scores(features, weight))
     assert abs(again.value - whole.value) <= max(again.gap, 0) + max(whole.gap, 0) + 1e-12
     assert whole.labels.is_cuda
@@ -463,8 +464,8 @@ def test_a_head_on_a_card_is_made_once(monkeypatch) -> None:
 def test_streamed_scores_give_what_whole_ones_give(monkeypatch) -> None:
     scores = np.random.default_rng(0).standard_normal((50_000, 40)).astype(np.float16)
     whole = sinkhorn_assign(scores, device="cuda")
-    monkeypatch.setattr("otlabel.scores.device.MEMORY_SHARE", 0.0)
-    monkeypatch.setattr("otlabel.scores.device.BLOCK_BYTES", 1 << 19)
+    monkeypatch.setattr("otlabel.sources.device.MEMORY_SHARE", 0.0)
+    monkeypatch.setattr("otlabel.sources.device.BLOCK_BYTES", 1 << 19)
     assert not open_scores(scores, device="cuda").random_access
     streamed = sinkhorn_assign(scores, device="cuda")
     assert abs(streamed.value - whole.value) <= max(streamed.gap, 0) + max(whole.gap, 0) + 1e-12
@@ -475,14 +476,14 @@ def test_streamed_scores_give_what_whole_ones_give(monkeypatch) -> None:
 def test_streaming_takes_a_few_blocks_of_the_card(monkeypatch) -> None:
     """However many there are: one in use, one on its way, one that the allocator has not yet seen leave."""
     scores = np.random.default_rng(0).standard_normal((200_000, 64)).astype(np.float16)
-    monkeypatch.setattr("otlabel.scores.device.BLOCK_BYTES", 1 << 20)
-    source, g = DeviceScores(open_scores(scores), torch.device("cuda", torch.cuda.current_device())), np.zeros(64)
+    monkeypatch.setattr("otlabel.sources.device.BLOCK_BYTES", 1 << 20)
+    source, g = DeviceSource(open_scores(scores), torch.device("cuda", torch.cuda.current_device())), np.zeros(64)
     assert len(source.blocks()) > 20
-    sweep.sweep(source, g, 0.1, with_labels=False)  # compiled
+    sweep.sweep(RowSet(source), g, 0.1, with_labels=False)  # compiled
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    sweep.sweep(source, g, 0.1, with_labels=False)
+    sweep.sweep(RowSet(source), g, 0.1, with_labels=False)
     assert torch.cuda.max_memory_allocated() - before < 8 << 20
 
 

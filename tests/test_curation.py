@@ -20,7 +20,8 @@ from sklearn.metrics import pairwise_distances_argmin
 from otlabel import curate, curation
 from otlabel.cli import main
 from otlabel.errors import InvalidScoresError, MissingPackageError
-from otlabel.scores import open_scores
+from otlabel.ranks.rowset import RowSet
+from otlabel.sources import open_scores
 
 
 def blobs(sizes: list[int], seed: int = 0, n_features: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +104,7 @@ def test_groups_share_evenly_where_clusters_are_many() -> None:
 
 def test_rows_go_to_the_nearest_centre() -> None:
     features = np.random.default_rng(0).normal(size=(500, 7))
-    centres, n_rows = curation.k_means(open_scores(features), 9, 0, "cluster")
+    centres, n_rows = curation.k_means(RowSet(open_scores(features)), 9, 0, "cluster")
     assert n_rows == 500
     found = curation.nearest(open_scores(features), centres)
     np.testing.assert_array_equal(found, pairwise_distances_argmin(features, centres))

@@ -18,9 +18,10 @@ from scipy.special import softmax
 
 from otlabel import linear_scores, sinkhorn_assign, sweep
 from otlabel.errors import InvalidScoresError
-from otlabel.scores import DeviceScores, TensorScores, device, keep, on_device, open_scores
-from otlabel.scores.factored import LinearScores
-from otlabel.semidual import DenseCurvature, DeviceCurvature
+from otlabel.ranks.rowset import RowSet
+from otlabel.solver.curvature import DenseCurvature, DeviceCurvature
+from otlabel.sources import DeviceSource, TensorSource, cached, device, on_device, open_scores
+from otlabel.sources.linear import LinearScores
 from otlabel.sweep import reference
 
 CPU = torch.device("cpu")
@@ -35,23 +36,23 @@ def drawn(shape: tuple[int, int], dtype: str = "float32", seed: int = 0) -> torc
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a few rows, of sources as on devices."""
-    monkeypatch.setattr("otlabel.scores.base.BLOCK_ENTRIES", (64, 256))
-    monkeypatch.setattr("otlabel.scores.device.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("otlabel.sources.base.BLOCK_ENTRIES", (64, 256))
+    monkeypatch.setattr("otlabel.sources.device.BLOCK_BYTES", 1000)
 
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device called cuda whose memory is the host's."""
-    monkeypatch.setattr("otlabel.scores._checked_device", lambda device: torch.device(device))
-    monkeypatch.setattr("otlabel.scores.on_device", lambda source, device: on_device(source, CPU))
-    monkeypatch.setattr("otlabel.scores.factored.on_device", lambda source, device: on_device(source, CPU))
+    monkeypatch.setattr("otlabel.sources.opening._checked_device", lambda device: torch.device(device))
+    monkeypatch.setattr("otlabel.sources.opening.on_device", lambda source, device: on_device(source, CPU))
+    monkeypatch.setattr("otlabel.sources.linear.on_device", lambda source, device: on_device(source, CPU))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_are_moved_as_they_are(dtype: str) -> None:
     scores = drawn((211, 7), dtype)
-    source = DeviceScores(open_scores(scores), CPU)
+    source = DeviceSource(open_scores(scores), CPU)
     blocks = source.blocks()
     assert len(blocks) > 2
     found = [block.clone() for batch in source.device_batches() for block in source.read_blocks(batch)]
@@ -66,7 +67,7 @@ def test_blocks_are_moved_as_they_are(dtype: str) -> None:
 def test_blocks_that_are_kept_may_be_used_after_the_next_one() -> None:
     """The buffers are used again, the blocks are not."""
     scores = drawn((300, 9), "float16")
-    source = DeviceScores(open_scores(scores), CPU)
+    source = DeviceSource(open_scores(scores), CPU)
     (batch,) = source.device_batches()
     assert torch.equal(torch.cat(list(source.read_blocks(batch))), scores)
 
@@ -74,7 +75,7 @@ def test_blocks_that_are_kept_may_be_used_after_the_next_one() -> None:
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_that_were_used_leave_the_device() -> None:
     """Scores that do not fit there whole are not to pile up there either: one block in use, and one on its way."""
-    source = DeviceScores(open_scores(drawn((3000, 9))), CPU)
+    source = DeviceSource(open_scores(drawn((3000, 9))), CPU)
     (batch,) = source.device_batches()
     assert len(batch) > 9
     seen = list[weakref.ref[torch.Tensor]]()
@@ -96,7 +97,7 @@ def test_a_sample_is_moved_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device._Mover, "__init__", watched)
     scores = drawn((2000, 9))
     rows = np.arange(0, 2000, 2)
-    assert torch.equal(DeviceScores(open_scores(scores), CPU).take(rows).tensor, scores[rows])
+    assert torch.equal(DeviceSource(open_scores(scores), CPU).take(rows).tensor, scores[rows])
     assert 0 < shapes[0][0] < 100
 
 
@@ -105,12 +106,12 @@ def test_a_sample_is_moved_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_fits_is_copied_whole(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = drawn((100, 6), dtype)
     whole = on_device(open_scores(scores), CPU)
-    assert isinstance(whole, TensorScores)
+    assert isinstance(whole, TensorSource)
     assert torch.equal(whole.tensor, scores)
     assert whole.tensor.data_ptr() != scores.data_ptr()
     n_bytes = scores.nbytes
-    monkeypatch.setattr("otlabel.scores.device._free_memory", lambda device: n_bytes)
-    assert isinstance(on_device(open_scores(scores), CPU), DeviceScores)
+    monkeypatch.setattr("otlabel.sources.device._free_memory", lambda device: n_bytes)
+    assert isinstance(on_device(open_scores(scores), CPU), DeviceSource)
 
 
 def write(path: Path, scores: np.ndarray) -> str:
@@ -123,7 +124,7 @@ def write(path: Path, scores: np.ndarray) -> str:
 @pytest.mark.usefixtures("small_blocks", "card")
 def test_files_stream_to_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_limit: int | None) -> None:
     """The same sizes and the same optimum; a file that host memory may hold is read once."""
-    monkeypatch.setattr("otlabel.scores.device._free_memory", lambda device: 0)
+    monkeypatch.setattr("otlabel.sources.device._free_memory", lambda device: 0)
     scores = drawn((900, 8)).numpy()
     name = write(tmp_path / "scores.h5", scores)
     expected = sinkhorn_assign(scores)
@@ -140,8 +141,8 @@ def test_files_stream_to_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_rows_to_sample_from_stay_in_host_memory(tmp_path: Path) -> None:
     name = write(tmp_path / "scores.h5", drawn((500, 8)).numpy())
     rows = np.arange(0, 500, 7)
-    source = keep(DeviceScores(open_scores(name), CPU), rows, memory_limit=0)
-    sweep.sweep(source, np.zeros(8), 0.1)
+    source = cached(DeviceSource(open_scores(name), CPU), 0, rows)
+    sweep.sweep(RowSet(source), np.zeros(8), 0.1)
     before = source.bytes_read
     assert torch.equal(source.take(rows).tensor, drawn((500, 8))[rows])
     assert source.bytes_read == before
@@ -151,8 +152,8 @@ def test_rows_to_sample_from_stay_in_host_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("room", [0, 1 << 40])
 @pytest.mark.usefixtures("small_blocks", "card")
 def test_features_are_moved_and_scores_made_there(normalize: bool, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("otlabel.scores.device._free_memory", lambda device: room)
-    monkeypatch.setattr("otlabel.scores.factored.DEVICE_ENTRIES", 300)
+    monkeypatch.setattr("otlabel.sources.device._free_memory", lambda device: room)
+    monkeypatch.setattr("otlabel.sources.linear.DEVICE_ENTRIES", 300)
     features, weights = drawn((400, 5)).numpy(), [drawn((6, 5), seed=1).numpy(), drawn((9, 5), seed=2).numpy()]
     biases = [np.linspace(0, 1, 6), np.zeros(9)]
     heads = linear_scores(features, weights, biases, normalize=normalize)
@@ -175,19 +176,19 @@ def test_features_are_moved_and_scores_made_there(normalize: bool, room: int, mo
 @pytest.mark.usefixtures("small_blocks", "card")
 def test_scores_that_fit_there_are_made_once(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits as block by block, from one product of all rows; the head that was given keeps none of it."""
-    monkeypatch.setattr("otlabel.scores.device._free_memory", lambda device: room)
-    monkeypatch.setattr("otlabel.scores.factored.DEVICE_ENTRIES", 300)
+    monkeypatch.setattr("otlabel.sources.device._free_memory", lambda device: room)
+    monkeypatch.setattr("otlabel.sources.linear.DEVICE_ENTRIES", 300)
     made = []
     original = LinearScores._on_device
     monkeypatch.setattr(
         LinearScores, "_on_device", lambda self, rows: (made.append(len(rows)), original(self, rows))[1]
     )
     head = open_scores(linear_scores(drawn((400, 5)), drawn((6, 5), seed=1)), device="cuda")
-    kept = keep(head, np.arange(0, 400, 9))
+    kept = cached(head, rows=np.arange(0, 400, 9))
     assert isinstance(kept, LinearScores)
     assert kept.random_access == (room > 0)
     for _ in range(3):
-        sweep.sweep(kept, np.zeros(6), 0.1)
+        sweep.sweep(RowSet(kept), np.zeros(6), 0.1)
     assert sum(made) == (400 if room else 3 * 400)
     assert torch.equal(kept.read(0, 400), head.read(0, 400))
     rows = np.array([3, 100, 399])
@@ -201,7 +202,7 @@ def test_scores_that_fit_there_are_made_once(room: int, monkeypatch: pytest.Monk
 def test_scores_that_do_not_fit_after_all_are_made_in_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     head = open_scores(linear_scores(drawn((40, 5)), drawn((6, 5), seed=1)), device="cuda")
     monkeypatch.setattr(torch, "empty", lambda *_, **__: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("no room")))
-    assert keep(head, np.arange(4)) is head
+    assert cached(head, rows=np.arange(4)) is head
 
 
 class Short:
@@ -231,16 +232,16 @@ def test_blocks_are_halved_where_memory_is_short(kind: str, monkeypatch: pytest.
     backend = Short(40)
     values = drawn((333, 6), "float64")
     sources = {
-        "tensor": lambda: TensorScores(values),
-        "streamed": lambda: DeviceScores(open_scores(values), CPU),
+        "tensor": lambda: TensorSource(values),
+        "streamed": lambda: DeviceSource(open_scores(values), CPU),
         "factored": lambda: open_scores(
             linear_scores(values, np.eye(6), normalize=False), device="cuda"
         ),
     }  # fmt: skip
     source = sources[kind]()
-    expected = sweep.sweep(open_scores(values), np.arange(6.0), 0.1)
+    expected = sweep.sweep(RowSet(open_scores(values)), np.arange(6.0), 0.1)
     monkeypatch.setattr(sweep, "_backend", lambda scores: backend)
-    found = sweep.sweep(source, np.arange(6.0), 0.1)
+    found = sweep.sweep(RowSet(source), np.arange(6.0), 0.1)
     np.testing.assert_allclose(found.mass, expected.mass, rtol=1e-12)
     np.testing.assert_array_equal(found.labels, expected.labels)
     np.testing.assert_array_equal(found.counts, expected.counts)
@@ -248,7 +249,7 @@ def test_blocks_are_halved_where_memory_is_short(kind: str, monkeypatch: pytest.
     assert 20 <= backend.longest <= 40
     refused = backend.n_refused
     assert 1 <= refused <= 6
-    labels, best, _ = sweep.label(source, np.arange(6.0))
+    labels, best, _ = sweep.label(RowSet(source), np.arange(6.0))
     np.testing.assert_array_equal(labels, expected.labels)
     np.testing.assert_allclose(best, (values.numpy() + np.arange(6.0)).max(1), rtol=1e-14)
     assert backend.n_refused == refused  # the size that fits is remembered
@@ -257,7 +258,7 @@ def test_blocks_are_halved_where_memory_is_short(kind: str, monkeypatch: pytest.
 def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "_backend", lambda scores: Short(0))
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        sweep.sweep(TensorScores(drawn((9, 3))), np.zeros(3), 0.1)
+        sweep.sweep(RowSet(TensorSource(drawn((9, 3)))), np.zeros(3), 0.1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
@@ -302,7 +303,7 @@ def test_curvature_made_on_a_device(precision: type, monkeypatch: pytest.MonkeyP
     scores, g = drawn((200, 12), "float16"), np.random.default_rng(0).standard_normal(12)
     rows, weights = np.arange(0, 200, 3), np.random.default_rng(1).uniform(0, 0.1, 67)
     q = softmax((scores.double().numpy() + g)[rows] / 0.2, axis=1)
-    products, mass = sweep.products(TensorScores(scores), rows, weights, g, 0.2, precision)
+    products, mass = sweep.products(RowSet(TensorSource(scores)), rows, weights, g, 0.2, precision)
     tolerance = 1e-5 if precision is np.float32 else 1e-12
     np.testing.assert_allclose(products.numpy(), (q.T * weights) @ q, atol=tolerance)
     np.testing.assert_allclose(mass, weights @ q, atol=tolerance)
@@ -316,7 +317,7 @@ def test_curvature_made_on_a_device(precision: type, monkeypatch: pytest.MonkeyP
         return original(block, *rest)
 
     monkeypatch.setattr(reference, "products_block", short_of_memory)
-    again = sweep.products(TensorScores(scores), rows, weights, g, 0.2, precision)
+    again = sweep.products(RowSet(TensorSource(scores)), rows, weights, g, 0.2, precision)
     assert refused == [17, 9]
     np.testing.assert_allclose(again[0].numpy(), products.numpy(), atol=tolerance)
     np.testing.assert_allclose(again[1], mass, atol=tolerance)
@@ -348,9 +349,9 @@ def test_moments_of_clusters_are_summed_where_the_rows_are(
     rows = 1000 + drawn((211, 5), "float16")
     centres = 1000 + drawn((n_clusters + 1, 5), "float32", seed=3).numpy()
     labels = np.random.default_rng(0).integers(0, n_clusters, 211).astype(np.int32)
-    source = TensorScores(rows) if kind == "whole" else DeviceScores(open_scores(rows), CPU)
+    source = TensorSource(rows) if kind == "whole" else DeviceSource(open_scores(rows), CPU)
     monkeypatch.setattr(cluster, "row_blocks", None)  # which brings rows to the host
-    first, second = (cluster._moments(source, labels, centres) for _ in range(2))
+    first, second = (cluster._moments(RowSet(source), labels, centres) for _ in range(2))
     differences = rows.double().numpy() - centres[labels].astype(np.float64)
     sums = np.stack([differences[labels == k].sum(0) for k in range(n_clusters + 1)])
     np.testing.assert_allclose(first[0], sums, rtol=0, atol=1e-10)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
-from otlabel import distributed
 from otlabel.errors import RankError
+from otlabel.ranks.wire import Wire
 from otlabel.selflabel import (
     Argmax,
     FeatureStore,
@@ -210,13 +210,13 @@ def run_case(name: str, folder: Path, rank: int, n_ranks: int) -> dict[str, Any]
     labeler = SelfLabeler(N, HEADS, labeling=labeling, store=store, seed=seed, truth=np.arange(N) % 3)
     first, sent = labeler.labels.clone(), [0]
     if options.get("counted"):
-        plain = distributed.Ranks._send_bytes
+        plain = Wire.send_bytes
 
         def counting(self: Any, other: int, body: bytes) -> Any:
             sent[0] += len(body)
             return plain(self, other, body)
 
-        patch.setattr(distributed.Ranks, "_send_bytes", counting)
+        patch.setattr(Wire, "send_bytes", counting)
     inputs = make_inputs(wide=options.get("wide", False), equal=options.get("equal", False))
     started = time.monotonic()
     try:

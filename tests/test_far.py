@@ -20,9 +20,9 @@ from otlabel import BalancedKMeans, certify, curate, linear_scores, lp_assign, s
 from otlabel.curation import nearest
 from otlabel.errors import InvalidScoresError
 from otlabel.reporting.summary import _closeness
-from otlabel.scores import LinearScores, UnitRows, as_array, closeness, open_scores
-from otlabel.scores.device import on_device
 from otlabel.selflabel.labelings import whitened
+from otlabel.sources import LinearScores, UnitRows, as_array, closeness, open_scores
+from otlabel.sources.device import on_device
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -415,8 +415,8 @@ def test_scores_made_on_a_device(normalize: bool, monkeypatch: pytest.MonkeyPatc
     def moved(source: Any, device: Any) -> Any:
         return on_device(source, torch.device("cpu"))
 
-    monkeypatch.setattr("otlabel.scores._checked_device", torch.device)
-    monkeypatch.setattr("otlabel.scores.factored.on_device", moved)
+    monkeypatch.setattr("otlabel.sources.opening._checked_device", torch.device)
+    monkeypatch.setattr("otlabel.sources.linear.on_device", moved)
     features = far_rows(2.04e7, "float32", n=200)
     weight = np.random.default_rng(1).normal(size=(5, 4))
     bias = -weight @ features.mean(0, dtype=np.float64)

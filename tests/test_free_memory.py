@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from otlabel.scores.free import free_memory
+from otlabel.sources.free import free_memory
 
 GB, MB = 10**9, 10**6
 TOTAL = 64 * GB // 1024 * 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,9 @@ from otlabel import (
     sinkhorn_assign,
 )
 from otlabel.errors import InvalidMassError, InvalidScoresError
-from otlabel.scores import open_part, open_scores
-from otlabel.scores.base import as_float
-from otlabel.scores.parts import Parts
+from otlabel.sources import open_scores
+from otlabel.sources.base import as_float
+from otlabel.sources.parts import Parts
 
 NAMES = ["cat", "dog", "fish"]
 COUNTS = {"fish": 10, "cat": 30, "dog": 20}
@@ -295,7 +296,7 @@ def test_lists_that_cannot_be_joined(parts: Any, said: str) -> None:
 
 
 def test_a_rank_may_have_empty_batches_only() -> None:
-    assert open_part([np.empty((0, 3)), np.empty((0, 3))]).shape == (0, 3)
+    assert open_scores([np.empty((0, 3)), np.empty((0, 3))], may_be_empty=True).shape == (0, 3)
 
 
 def test_where_in_a_list_a_number_is_bad() -> None:
@@ -405,7 +406,7 @@ LOADER = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4
 @pytest.mark.parametrize("what", ["scores", "features"])
 def test_kinds_are_refused_by_their_names(make, said: str, what: str) -> None:
     given = make(np.arange(18.0).reshape(6, 3))
-    uses = [sinkhorn_assign, open_part]
+    uses = [sinkhorn_assign, partial(open_scores, may_be_empty=True)]
     if what == "features":
         uses = [BalancedKMeans(2).fit, lambda rows: linear_scores(rows, np.eye(3)), lambda rows: curate(rows, 2)]
     for use in uses:

@@ -19,12 +19,12 @@ PACKAGE = Path(otlabel.__file__).parent
 # A module may import its own layer and those before it. The package itself holds the public names: only the last may.
 LAYERS = (
     {"errors", "files", "compiling", "interrupts", "marginals", "monitor", "problem", "text"},
-    {"distributed"},
-    {"scores", "sweep"},
+    {"sources", "sweep"},
+    {"ranks"},
     {"validate"},
     {"result", "labels_file"},
-    {"semidual", "repair", "rounding"},
-    {"assign"},
+    {"solver"},
+    {"assign", "certificate"},
     {"lp", "cluster", "curation", "metrics", "selflabel", "doctor", "path", "planning", "soft"},
     {"training"},
     {"torchrun"},
@@ -33,7 +33,7 @@ LAYERS = (
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 ONLY_IN = {
-    "h5py": {"scores/__init__.py", "scores/hdf5.py", "labels_file.py", "selflabel/store.py", "selflabel/labels.py"},
+    "h5py": {"sources/hdf5.py", "labels_file.py", "selflabel/store.py", "selflabel/labels.py"},
     "numba": {"compiling.py", "sweep/cpu.py"},
     "llvmlite": {"compiling.py", "sweep/cpu.py"},
     "triton": {"sweep/cuda.py", "sweep/batch.py"},
@@ -158,7 +158,7 @@ import numpy as np
 from . import pool
 from .pool import run
 from ..errors import OtlabelError
-from otlabel import scores, sinkhorn_assign
+from otlabel import sources, sinkhorn_assign
 if TYPE_CHECKING:
     import torch
 else:
@@ -172,7 +172,7 @@ class C:
 """
     found = list(_imports(ast.parse(source), ("otlabel", "sweep")))
     eager = {name for name, eager, typing_only in found if eager and not typing_only}
-    assert {"numpy", "otlabel.sweep.pool", "otlabel.errors", "otlabel.scores", "h5py", "tqdm"} <= eager
+    assert {"numpy", "otlabel.sweep.pool", "otlabel.errors", "otlabel.sources", "h5py", "tqdm"} <= eager
     assert Import("torch", True, True) in found
     assert Import("ot.bregman", False, False) in found
     assert Import("otlabel.assign", False, False) in found

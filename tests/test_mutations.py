@@ -14,8 +14,8 @@ import pytest
 from otlabel import FeatureStore, load_labels
 from otlabel.errors import FileFormatError
 from otlabel.labels_file import Receipt, holds_labels, read_labels, write_labels
-from otlabel.scores import load_array, open_scores
 from otlabel.selflabel import save_labels
+from otlabel.sources import load_array, open_scores
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -28,7 +28,7 @@ from otlabel.cli import main
 from otlabel.errors import FileFormatError, FingerprintError, OtlabelWarning
 from otlabel.files import replacing
 from otlabel.labels_file import Receipt, fingerprint, read_labels, stored_bytes, write_labels
-from otlabel.scores import open_scores
+from otlabel.sources import open_scores
 
 N_SAMPLES, N_CLASSES = 60, 5
 NOBODY = 65534

@@ -19,9 +19,8 @@ from ranks import on_ranks
 from scipy.special import log_softmax
 
 import otlabel
-from otlabel import semidual, sinkhorn_assign
+from otlabel import sinkhorn_assign
 from otlabel.cli import main
-from otlabel.distributed import ALONE, Ranks, Share
 from otlabel.planning import (
     CARDS,
     conversation,
@@ -33,7 +32,9 @@ from otlabel.planning import (
 )
 from otlabel.planning.process import PASSES
 from otlabel.problem import Problem, Rounding
-from otlabel.scores import ITEM_BYTES, ArrayScores, free_memory, open_scores
+from otlabel.ranks.communicator import ProcessGroup
+from otlabel.solver import samples
+from otlabel.sources import ITEM_BYTES, ArraySource, free_memory, open_scores
 
 GB = 10**9
 
@@ -76,16 +77,18 @@ def test_the_usual_number_of_passes_is_usual(rounding: Rounding) -> None:
 def test_samples_are_those_that_the_solver_draws(n_rows, n_classes) -> None:
     class Nothing:
         shape = (n_rows, n_classes)
-        share = Share(ALONE, 0, n_rows, n_rows)
 
-        def take(self, rows: np.ndarray) -> int:
+        def __init__(self) -> None:
+            self.n_rows = n_rows
+
+        def subset(self, rows: np.ndarray) -> int:
             return len(rows)
 
     shares = np.full(n_classes, 1 / n_classes)
-    sampled = semidual.draw_sampled(n_rows, n_classes, 0)
+    sampled = samples.draw_sampled(n_rows, n_classes, 0)
     problem = Problem(Nothing(), shares, shares, 1.0, 1.0, 1.0, sampled)  # type: ignore[arg-type]
-    drawn = [sample.scores for sample in semidual._samples(problem, np.random.default_rng(0))]
-    assert semidual.sample_sizes(n_rows, n_classes) == drawn
+    drawn = [sample.rows for sample in samples.samples_of(problem, np.random.default_rng(0))]
+    assert samples.sample_sizes(n_rows, n_classes) == drawn
     assert max([0, *drawn]) <= len(sampled) <= n_rows
 
 
@@ -123,13 +126,13 @@ def _count_messages(group: Any) -> dict[str, dict[str, int]]:
     """Rounds and bytes of each problem on two ranks, and of one on one rank."""
     rank = group.rank()
     rounds: collections.Counter[str] = collections.Counter()
-    agree = Ranks.agree
+    reduce = ProcessGroup.allreduce_with
 
-    def counted(self: Ranks, name: str, *rest: Any) -> Any:
+    def counted(self: ProcessGroup, name: str, *rest: Any) -> Any:
         rounds[name] += 1
-        return agree(self, name, *rest)
+        return reduce(self, name, *rest)
 
-    Ranks.agree = counted  # type: ignore[method-assign]
+    ProcessGroup.allreduce_with = counted  # type: ignore[method-assign]
     found = {}
     alone = dist.new_group([0])
     for name, (n_rows, n_classes, rounding) in RANKED.items():
@@ -298,7 +301,7 @@ def test_sweep_rate_is_that_of_real_sweeps(dtype, n_classes, dim) -> None:
     assert 1e5 < measure_sweep_rate(n_classes, dtype, dim) < 1e12
 
 
-class Watched(ArrayScores):
+class Watched(ArraySource):
     """Counts the rows that are read."""
 
     rows_read = 0

@@ -17,12 +17,13 @@ import torch
 from problems import KINDS, draw
 from ranks import KILLED, on_ranks
 
-import otlabel.scores.base
+import otlabel.sources.base
 from otlabel import KL, Assignment, Range, certify, linear_scores, sinkhorn_assign
-from otlabel.distributed import ALONE, Alone, Layout, Ranks
 from otlabel.errors import InfeasibleError, InvalidMassError, InvalidScoresError, RankError
-from otlabel.scores import TensorScores
-from otlabel.scores.sharded import Shards
+from otlabel.ranks.communicator import SINGLE_PROCESS, ProcessGroup, SingleProcess
+from otlabel.ranks.redistribution import Redistribution
+from otlabel.ranks.rowset import RowSet
+from otlabel.sources import TensorSource
 
 RULES: list[dict[str, Any]] = [
     {"classes": "range"},
@@ -86,7 +87,7 @@ def solved(scores: Any, call: dict[str, Any], rows: slice, group: Any = None) ->
 
 def solve_all(group: Any) -> list[Any]:
     """Every kind of problem, each also under one other rule, on this rank's rows."""
-    otlabel.scores.base.BLOCK_ENTRIES = SMALL_BLOCKS
+    otlabel.sources.base.BLOCK_ENTRIES = SMALL_BLOCKS
     rank, n_ranks = group.rank(), group.size()
     found = []
     for number, kind in enumerate(KINDS):
@@ -109,7 +110,7 @@ def all_solved(request: pytest.FixtureRequest) -> list[Any]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranks_find_what_one_process_finds(all_solved: list[Any], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(otlabel.scores.base, "BLOCK_ENTRIES", SMALL_BLOCKS)
+    monkeypatch.setattr(otlabel.sources.base, "BLOCK_ENTRIES", SMALL_BLOCKS)
     number = list(KINDS).index(kind)
     scores, calls = problem(number + len(all_solved), kind)
     for at, call in enumerate(calls[: len(all_solved[0][number])]):
@@ -170,40 +171,44 @@ def test_sources_of_every_kind(tmp_path: Any) -> None:
 @pytest.mark.parametrize("block_rows", [1, 3, 7, 50])
 @pytest.mark.parametrize("counts", [[5, 0, 9], [1, 1, 1], [0, 0, 20], [20, 0, 0], [6, 7, 8], [0, 2, 1]])
 def test_every_block_is_worked_on_by_one_rank(counts: list[int], block_rows: int) -> None:
-    class Team:
-        number = len(counts)
+    class Rank:
+        world_size = len(counts)
 
         def __init__(self, rank: int) -> None:
             self.rank = rank
 
-    layouts = [Layout(Team(rank), np.array(counts), block_rows) for rank in range(len(counts))]  # type: ignore[arg-type]
-    assert layouts[0].share.first == 0
-    assert layouts[-1].share.stop == sum(counts)
-    for one, following in itertools.pairwise(layouts):
-        assert one.share.stop == following.share.first
-        assert one.share.stop % block_rows == 0 or one.share.stop == sum(counts)
-    for one in layouts:
-        kept = max(min(one.stop, one.share.stop) - max(one.first, one.share.first), 0)
-        assert kept + one.n_more == one.share.stop - one.share.first
-        assert kept + one.skip == one.stop - one.first
+    all_ranks = [
+        Redistribution(Rank(rank), np.array(counts), block_rows)  # type: ignore[arg-type]
+        for rank in range(len(counts))
+    ]
+    assert all_ranks[0].worked[0] == 0
+    assert all_ranks[-1].worked[1] == sum(counts)
+    for one, following in itertools.pairwise(all_ranks):
+        assert one.worked[1] == following.worked[0]
+        assert one.worked[1] % block_rows == 0 or one.worked[1] == sum(counts)
+    for one in all_ranks:
+        kept = max(min(one.given[1], one.worked[1]) - max(one.given[0], one.worked[0]), 0)
+        assert kept + one.n_received == one.worked[1] - one.worked[0]
+        assert kept + one.n_sent == one.given[1] - one.given[0]
 
 
 def test_a_caller_s_scores_on_a_device_do_not_learn_of_other_ranks() -> None:
-    class Two(Alone):
-        number = 2
+    class Two(SingleProcess):
+        world_size = 2
 
-        def parts(self, name: str, arrays: Any) -> list[Any]:
+        def allgather_by_rank(self, name: str, arrays: Any) -> list[Any]:
             return [arrays, arrays]
 
-    source = TensorScores(torch.zeros(5, 3))
-    assert Shards(source, Two()).sharded(source).share.n_rows == 10
-    assert source.share.n_rows == 5
+    source = TensorSource(torch.zeros(5, 3))
+    rows = RowSet.in_blocks(source, Two())
+    assert rows.n_rows == rows.source.partitioned_rows == 10
+    assert source.partitioned_rows == 5
 
 
 def test_without_a_group_nothing_is_asked_of_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: pytest.fail("torch.distributed was asked"))
     result = sinkhorn_assign(np.random.default_rng(0).standard_normal((40, 4)))
-    assert result.bytes_sent == ALONE.bytes_sent == 0
+    assert result.bytes_sent == SINGLE_PROCESS.bytes_sent == 0
 
 
 # ---- what is made of it ----
@@ -307,15 +312,15 @@ def count_bytes(group: Any, n_rows: int) -> dict[str, list[int]]:
     """Bytes that this rank sends at each step, by its name."""
     scores = np.random.default_rng([group.rank(), n_rows]).standard_normal((n_rows, 700)).astype(np.float32)
     sent: dict[str, list[int]] = {}
-    agree = Ranks.agree
+    reduce = ProcessGroup.allreduce_with
 
-    def counted(ranks: Ranks, name: str, arrays: Any, merge: Any) -> Any:
+    def counted(ranks: ProcessGroup, name: str, arrays: Any, merge: Any) -> Any:
         before = ranks.bytes_sent
-        answer = agree(ranks, name, arrays, merge)
+        answer = reduce(ranks, name, arrays, merge)
         sent.setdefault(name, []).append(ranks.bytes_sent - before)
         return answer
 
-    Ranks.agree = counted  # type: ignore[method-assign]
+    ProcessGroup.allreduce_with = counted  # type: ignore[method-assign]
     sinkhorn_assign(scores, group=group)
     return sent
 

@@ -33,8 +33,8 @@ from otlabel.cli import main
 from otlabel.doctor import diagnose
 from otlabel.errors import FileFormatError, InvalidScoresError
 from otlabel.monitor import Monitor
-from otlabel.scores import load_array, open_scores
-from otlabel.scores.hdf5 import HDF5Scores
+from otlabel.sources import load_array, open_scores
+from otlabel.sources.hdf5 import HDF5Source
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning")
 
@@ -799,7 +799,7 @@ def test_command_on_a_file_that_changes(tmp_path, array, refused, monkeypatch, w
 def test_change_during_the_last_read_is_noticed(tmp_path, array, monkeypatch, way: str, change: str) -> None:
     """A file that changes after it was looked at and before its bytes came."""
     source = open_scores(WAYS[way](tmp_path / "scores", array))
-    path, preadv, fetch = main_file(tmp_path), os.preadv, HDF5Scores._fetch
+    path, preadv, fetch = main_file(tmp_path), os.preadv, HDF5Source._fetch
     fault = Once(lambda: CHANGES[change](path))
 
     def late_preadv(*words: Any) -> int:
@@ -807,12 +807,12 @@ def test_change_during_the_last_read_is_noticed(tmp_path, array, monkeypatch, wa
         fault({})
         return n_read
 
-    def late_fetch(self: HDF5Scores, *words: Any) -> None:
+    def late_fetch(self: HDF5Source, *words: Any) -> None:
         fetch(self, *words)
         fault({})
 
     monkeypatch.setattr(os, "preadv", late_preadv)
-    monkeypatch.setattr(HDF5Scores, "_fetch", late_fetch)
+    monkeypatch.setattr(HDF5Source, "_fetch", late_fetch)
     with pytest.raises(FileFormatError, match=told_of(change)):
         source.read(0, 120)
 

@@ -9,7 +9,7 @@ import pytest
 from families import FAMILIES, Drawn, check, draw
 
 from otlabel import sinkhorn_assign
-from otlabel.repair import Board, repair
+from otlabel.solver.repair import Board, repair
 
 MASSES = {
     "tenths": lambda rng, n: rng.integers(1, 8, n) / 10.0,

@@ -35,8 +35,8 @@ from otlabel.errors import FileFormatError, FingerprintError, MissingPackageErro
 from otlabel.reporting import summary as summaries
 from otlabel.reporting.sources import Subject, find
 from otlabel.reporting.words import shown
-from otlabel.scores import open_scores
 from otlabel.selflabel import load_labels, save_labels
+from otlabel.sources import open_scores
 
 N, K, D = 120, 5, 6
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

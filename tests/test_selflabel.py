@@ -31,7 +31,6 @@ from otlabel.errors import (
     InvalidScoresError,
     SelfLabelWarning,
 )
-from otlabel.scores import LinearScores, load_array, open_scores
 from otlabel.selflabel import (
     Argmax,
     AtTimes,
@@ -50,6 +49,7 @@ from otlabel.selflabel import (
     save_labels,
 )
 from otlabel.selflabel.labelings import fill_empty, whitened
+from otlabel.sources import LinearScores, load_array, open_scores
 
 N, D, HEADS = 90, 6, [3, 5, 4]
 STATE = ("_labels", "_n_updates", "_n_passed", "history", "_states")

@@ -29,10 +29,11 @@ from otlabel.cli import main
 from otlabel.doctor import diagnose
 from otlabel.errors import FileFormatError, InvalidScoresError
 from otlabel.labels_file import fingerprint
-from otlabel.scores import ArrayScores, Scores, as_float, base, factored, files, hdf5, open_scores, parts
-from otlabel.scores.files import StoredScores
-from otlabel.scores.hdf5 import HDF5Scores
-from otlabel.scores.parts import Parts
+from otlabel.ranks.rowset import RowSet
+from otlabel.sources import ArraySource, Source, as_float, base, files, hdf5, linear, open_scores, parts
+from otlabel.sources.files import FileSource
+from otlabel.sources.hdf5 import HDF5Source
+from otlabel.sources.parts import Parts
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning")
 
@@ -45,7 +46,7 @@ def set_pieces(
     """Blocks and batches of such sizes, so that small matrices have many of them."""
     patch.setattr(base, "BLOCK_ENTRIES", block_entries)
     patch.setattr(files, "BATCH_BYTES", batch_bytes)
-    patch.setattr(factored, "FEATURE_BYTES", feature_bytes)
+    patch.setattr(linear, "FEATURE_BYTES", feature_bytes)
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def assert_same(result: Assignment, expected: Assignment) -> None:
         assert getattr(result, name) == getattr(expected, name), name
 
 
-def all_rows(scores: Scores) -> np.ndarray:
+def all_rows(scores: Source) -> np.ndarray:
     return as_float(scores.read(0, scores.shape[0]), scores.dtype)
 
 
@@ -280,9 +281,9 @@ def test_every_chunk_is_read_once_a_pass(
     chunks = min(chunks[0], shape[0]), min(chunks[1], shape[1])
     file = tmp_path_factory.mktemp("once") / "scores"
     source = open_scores(hdf5_file(file, rng.standard_normal(shape), chunks=chunks))
-    fetch, fetched = HDF5Scores._fetch, []
+    fetch, fetched = HDF5Source._fetch, []
 
-    def count(self: HDF5Scores, dataset: h5py.Dataset, start: int, stop: int, out: np.ndarray) -> None:
+    def count(self: HDF5Source, dataset: h5py.Dataset, start: int, stop: int, out: np.ndarray) -> None:
         fetched.extend(range(start, stop))
         assert start % chunks[0] == 0
         assert stop % chunks[0] == 0 or stop == shape[0]
@@ -290,7 +291,7 @@ def test_every_chunk_is_read_once_a_pass(
 
     with pytest.MonkeyPatch.context() as patch:
         set_pieces(patch, (block_entries, block_entries), batch_bytes)
-        patch.setattr(HDF5Scores, "_fetch", count)
+        patch.setattr(HDF5Source, "_fetch", count)
         batches = source.batches()
         source.read(0, 1)  # what was read before the pass is not part of it
         fetched.clear()
@@ -308,7 +309,7 @@ def test_leftovers_stay_few(tmp_path, monkeypatch) -> None:
     for row in range(5, 2000, 10):
         source.read(row, row + 1)
     assert len(source._leftovers) == hdf5.MOST_LEFTOVERS  # type: ignore[attr-defined]
-    sweep.inspect(source)
+    sweep.inspect(RowSet(source))
     assert not source._leftovers  # type: ignore[attr-defined]
 
 
@@ -316,24 +317,24 @@ def test_leftovers_stay_few(tmp_path, monkeypatch) -> None:
 def test_threads_read_every_chunk_once(tmp_path, monkeypatch, num_threads, n_threads: int) -> None:
     set_pieces(monkeypatch, (40, 40), 400)
     source = open_scores(hdf5_file(tmp_path / "scores", np.zeros((500, 4)), chunks=(13, 3)))
-    fetch, fetched = HDF5Scores._fetch, []
+    fetch, fetched = HDF5Source._fetch, []
 
-    def count(self: HDF5Scores, dataset: h5py.Dataset, start: int, stop: int, out: np.ndarray) -> None:
+    def count(self: HDF5Source, dataset: h5py.Dataset, start: int, stop: int, out: np.ndarray) -> None:
         fetched.extend(range(start, stop))
         fetch(self, dataset, start, stop, out)
 
-    monkeypatch.setattr(HDF5Scores, "_fetch", count)
+    monkeypatch.setattr(HDF5Source, "_fetch", count)
     num_threads(n_threads)
     for _ in range(10):
         fetched.clear()
-        sweep.inspect(source)
+        sweep.inspect(RowSet(source))
         assert sorted(fetched) == list(range(500))
 
 
 # ---- how much is read ----
 
 
-class Counted(StoredScores):
+class Counted(FileSource):
     """An array that is read like a file, and counts what is read of it."""
 
     def __init__(self, array: np.ndarray) -> None:
@@ -351,14 +352,14 @@ class Counted(StoredScores):
 @pytest.mark.usefixtures("small_pieces")
 def test_no_pass_is_hidden(monkeypatch, kind: str) -> None:
     """A streamed solve reads what it says; merging equal rows takes two looks, a copy of at most all, and the proof."""
-    merge, merged = assign._merge_equal_rows, list[bool]()
+    merge, merged = assign.merge_equal_rows, list[bool]()
 
     def spy(*words: Any) -> Any:
         problem, members = merge(*words)
         merged.append(members is not None)
         return problem, members
 
-    monkeypatch.setattr(assign, "_merge_equal_rows", spy)
+    monkeypatch.setattr(assign, "merge_equal_rows", spy)
     for seed in range(3):
         scores, class_mass, _ = draw(kind, seed)
         array = storable(scores)
@@ -512,7 +513,7 @@ def test_a_row_of_scores_has_the_same_bits_however_it_is_read(monkeypatch, num_t
             np.testing.assert_array_equal(scores.read(int(low), int(high)), whole[low:high], strict=True)
     rows = np.flatnonzero(rng.random(411) < 0.3)
     taken = scores.take(rows)
-    assert isinstance(taken, ArrayScores)
+    assert isinstance(taken, ArraySource)
     np.testing.assert_array_equal(taken.array, whole[rows], strict=True)
 
 

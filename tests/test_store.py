@@ -29,10 +29,10 @@ from hypothesis import strategies as st
 import otlabel
 from otlabel import linear_scores, sinkhorn_assign
 from otlabel.errors import ExtractionError, FileFormatError, FingerprintError, InvalidScoresError, SelfLabelWarning
-from otlabel.scores import open_part, open_scores
-from otlabel.scores.base import as_numbers
 from otlabel.selflabel import store as store_module
 from otlabel.selflabel.store import FeatureStore, Part, Store, TensorStore
+from otlabel.sources import open_scores
+from otlabel.sources.base import as_numbers
 
 ABOUT = {"data": "d0", "model": "m0", "kind": "features"}
 OTHER = ABOUT | {"model": "m1"}
@@ -809,7 +809,7 @@ def test_no_folder(tmp_path: Path) -> None:
 
 
 def stored_part(part: Part) -> np.ndarray:
-    source = open_part(part.source())
+    source = open_scores(part.source(), may_be_empty=True)
     return as_numbers(source.read(0, source.shape[0]), source.dtype)
 
 

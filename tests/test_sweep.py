@@ -16,7 +16,8 @@ from numba import njit
 from scipy.special import logsumexp, softmax
 
 from otlabel import sweep
-from otlabel.scores import open_scores, partition
+from otlabel.ranks.rowset import RowSet
+from otlabel.sources import open_scores, partition
 from otlabel.sweep import cpu, reference
 from otlabel.sweep.pool import run_tasks, thread_count
 
@@ -137,7 +138,7 @@ def test_every_half_is_read_exactly(dtype) -> None:
     scores = torch.stack([values, torch.full_like(values, -torch.inf)], 1)
     finite = torch.isfinite(values).numpy()
     source = open_scores(scores)
-    labels, best, own = sweep.label(source, np.zeros(2))
+    labels, best, own = sweep.label(RowSet(source), np.zeros(2))
     np.testing.assert_array_equal(best, values.double().numpy())
     np.testing.assert_array_equal(labels[finite], 0)
     np.testing.assert_array_equal(own, best)
@@ -247,7 +248,7 @@ def round_numbers(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
 def test_hashes_are_equal_for_equal_rows_only(n_classes: int, dtype: torch.dtype) -> None:
     """Only rows that are all one number may share a hash: they are tied everywhere, whatever the number."""
     scores = round_numbers((2000, n_classes), dtype)
-    hashes = sweep.inspect(open_scores(scores), every_score=True).hashes
+    hashes = sweep.inspect(RowSet(open_scores(scores)), every_score=True).hashes
     values = scores.double().numpy()
     uninformative = (values == values[:, :1]).all(1)
     for number in np.unique(hashes):
@@ -301,7 +302,7 @@ def test_whole_sweep_is_the_formula_over_blocks(dtype, num_threads) -> None:
     found = []
     for count in (1, 2):
         num_threads(count)
-        found.append(sweep.sweep(open_scores(scores), potentials, 0.3))
+        found.append(sweep.sweep(RowSet(open_scores(scores)), potentials, 0.3))
     assert len(partition(30_000, 41)) > 2
     np.testing.assert_allclose(found[0].mass, exact.mass / 30_000, rtol=1e-12)
     assert found[0].linear == pytest.approx(exact.linear / 30_000, rel=1e-12)
@@ -371,11 +372,11 @@ def test_reference_on_the_device(dtype) -> None:
 
 @pytest.mark.parametrize("n_blocks", [1, 62, 63, 64, 126, 127, 128, 300])
 def test_any_number_of_blocks_adds_up(n_blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("otlabel.scores.base.BLOCK_ENTRIES", (5, 5))
+    monkeypatch.setattr("otlabel.sources.base.BLOCK_ENTRIES", (5, 5))
     scores = np.random.default_rng(n_blocks).standard_normal((n_blocks, 5))
     source = open_scores(scores)
     assert len(source.blocks()) == n_blocks
-    found = sweep.sweep(source, np.zeros(5), 0.5)
+    found = sweep.sweep(RowSet(source), np.zeros(5), 0.5)
     plan = softmax(scores / 0.5, axis=1)
     expected = [math.fsum(column) / n_blocks for column in plan.T]
     np.testing.assert_allclose(found.mass, expected, rtol=1e-15)

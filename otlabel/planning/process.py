@@ -16,8 +16,10 @@ from typing import Any
 
 from otlabel.problem import Rounding
 from otlabel.result import bytes_text
-from otlabel.scores import ITEM_BYTES, block_rows, default_limit
-from otlabel.semidual import CURVATURE_ENTRIES, DENSE_CLASSES, sample_sizes
+from otlabel.solver.curvature import DENSE_CLASSES
+from otlabel.solver.objective import CURVATURE_ENTRIES
+from otlabel.solver.samples import sample_sizes
+from otlabel.sources import ITEM_BYTES, block_rows, default_limit
 from otlabel.sweep import WAITING_PARTS
 from otlabel.sweep.pool import thread_count
 

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from otlabel.assign import HASHES
-from otlabel.distributed import DIGIT_BITS, FEW_NUMBERS, FRAME
 from otlabel.planning.process import (
     PASSES,
     ROW_BYTES,
@@ -27,21 +25,18 @@ from otlabel.planning.process import (
     plain,
 )
 from otlabel.problem import Rounding
+from otlabel.ranks.communicator import DIGIT_BITS, FEW_NUMBERS
+from otlabel.ranks.wire import FRAME
 from otlabel.result import bytes_text
-from otlabel.rounding import MOVES_A_CLASS, MOVES_A_ROW, SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS
-from otlabel.scores import ITEM_BYTES, default_limit, free_memory
-from otlabel.scores.device import BLOCK_BYTES, MEMORY_SHARE
-from otlabel.scores.factored import DEVICE_ENTRIES
-from otlabel.scores.kept import CACHE_SHARE
-from otlabel.scores.memory import SPAN_ENTRIES
-from otlabel.semidual import (
-    COARSE_ROWS,
-    CURVATURE_ENTRIES,
-    CURVATURE_ROWS,
-    DEVICE_CLASSES,
-    FEWEST_ROWS,
-    sample_sizes,
-)
+from otlabel.solver.equal_rows import HASHES
+from otlabel.solver.objective import CURVATURE_ENTRIES, CURVATURE_ROWS, DEVICE_CLASSES
+from otlabel.solver.rounding import MOVES_A_CLASS, MOVES_A_ROW, SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS
+from otlabel.solver.samples import COARSE_ROWS, FEWEST_ROWS, sample_sizes
+from otlabel.sources import ITEM_BYTES, default_limit, free_memory
+from otlabel.sources.caching import CACHE_SHARE
+from otlabel.sources.device import BLOCK_BYTES, MEMORY_SHARE
+from otlabel.sources.linear import DEVICE_ENTRIES
+from otlabel.sources.memory import SPAN_ENTRIES
 from otlabel.sweep import WAITING_PARTS
 
 NETWORK = 25e9  # bytes a second and direction between machines, where none is stated: 200 Gb/s, one InfiniBand HDR port

@@ -7,8 +7,9 @@ import time
 import numpy as np
 
 from otlabel import sweep
-from otlabel.scores import ITEM_BYTES, ArrayScores, Scores
-from otlabel.scores.factored import Features, LinearScores
+from otlabel.ranks.rowset import RowSet
+from otlabel.sources import ITEM_BYTES, ArraySource, Source
+from otlabel.sources.linear import Features, LinearScores
 
 PROBE_ENTRIES = 1 << 21  # scores of the block that the sweep is measured on
 PROBE_WEIGHTS = 1 << 24  # and at most so many weights, where scores are made of features
@@ -26,26 +27,26 @@ def measure_sweep_rate(n_classes: int, dtype: str, dim: int | None = None) -> fl
         n_classes = min(n_classes, max(1, PROBE_WEIGHTS // dim))
     rows = max(1, PROBE_ENTRIES // n_classes)
     numbers = random.standard_normal((rows, dim or n_classes), np.float32)
-    probe: Scores
+    probe: Source
     if dtype == "bfloat16":
-        probe = ArrayScores((numbers.view(np.uint32) >> 16).astype(np.uint16).view(np.int16), dtype)
+        probe = ArraySource((numbers.view(np.uint32) >> 16).astype(np.uint16).view(np.int16), dtype)
     else:
         stored = numbers.astype(dtype)
-        probe = ArrayScores(stored.view(np.uint16) if dtype == "float16" else stored, dtype)
+        probe = ArraySource(stored.view(np.uint16) if dtype == "float16" else stored, dtype)
     if dim is not None:
         weight = random.standard_normal((n_classes, dim), np.float32)
         probe = LinearScores(Features(probe), weight, None, normalize=True)
     precision = np.float64 if dtype == "float64" else np.float32
     g = np.zeros(n_classes)
-    sweep.sweep(probe, g, 0.1, None, precision)  # compiled, if that was still to do
+    sweep.sweep(RowSet(probe), g, 0.1, None, precision)  # compiled, if that was still to do
     begun, n_sweeps = time.perf_counter(), 0
     while (passed := time.perf_counter() - begun) < PROBE_SECONDS:
-        sweep.sweep(probe, g, 0.1, None, precision)
+        sweep.sweep(RowSet(probe), g, 0.1, None, precision)
         n_sweeps += 1
     return n_sweeps * rows * n_classes / passed
 
 
-def measure_read_rate(scores: Scores) -> float:
+def measure_read_rate(scores: Source) -> float:
     """Bytes a second that the first blocks come at; what the system still holds in memory comes faster than later."""
     row_bytes = scores.shape[1] * ITEM_BYTES[scores.dtype]
     n_bytes, begun = 0, time.perf_counter()

@@ -11,7 +11,7 @@ import numpy as np
 
 from otlabel.errors import MissingPackageError
 from otlabel.reporting.words import NAME_LENGTH, TEXT_LENGTH, shown
-from otlabel.scores import as_array
+from otlabel.sources import as_array
 
 if TYPE_CHECKING:
     from otlabel.reporting.summary import Summary

@@ -17,9 +17,9 @@ from otlabel import labels_file
 from otlabel.errors import FileFormatError, FingerprintError
 from otlabel.labels_file import CLUSTERED
 from otlabel.result import Assignment, Certificate
-from otlabel.scores import as_array, load_array, open_scores
-from otlabel.scores.npy import read_header
-from otlabel.scores.paths import load_plain
+from otlabel.sources import as_array, load_array, open_scores
+from otlabel.sources.npy import read_header
+from otlabel.sources.paths import load_plain
 from otlabel.text import one_line
 
 if TYPE_CHECKING:

@@ -12,19 +12,20 @@ from scipy.sparse import coo_array, csr_array
 from scipy.special import entr
 
 from otlabel import metrics, sweep
-from otlabel.assign import certify
+from otlabel.certificate import certify
 from otlabel.curation import k_means, nearest
 from otlabel.errors import OtlabelWarning
 from otlabel.labels_file import check_not_absurd
 from otlabel.path import BalancePath, balance_path
+from otlabel.ranks.rowset import RowSet
 from otlabel.reporting.sources import Subject
 from otlabel.result import Certificate
-from otlabel.scores import (
-    Scores,
+from otlabel.sources import (
+    Source,
     by_row,
+    cached,
     closeness,
     in_one_order,
-    keep_whole,
     open_scores,
     row_blocks,
 )
@@ -158,7 +159,7 @@ class Summary:
 
 def summarise(subject: Subject, seed: int = 0) -> Summary:
     """Find out all that a report tells."""
-    scores = None if subject.scores is None else keep_whole(open_scores(subject.scores))
+    scores = None if subject.scores is None else cached(open_scores(subject.scores))
     features = None if subject.features is None else open_scores(subject.features, what="features")
     subject = _in_order(subject, scores or features)
     labels = _checked_labels(subject.labels)
@@ -210,7 +211,7 @@ def summarise(subject: Subject, seed: int = 0) -> Summary:
     )
 
 
-def look(scores: Scores, labels: np.ndarray) -> Fit:
+def look(scores: Source, labels: np.ndarray) -> Fit:
     """Each sample's best class, best other class, margin and confidence, in one pass."""
     n_samples = len(labels)
     best, other = np.empty(n_samples, np.int64), np.empty(n_samples, np.int64)
@@ -234,7 +235,7 @@ def look(scores: Scores, labels: np.ndarray) -> Fit:
     return Fit(best, other, margin, confidence)
 
 
-def _closeness(features: Scores, labels: np.ndarray, n_classes: int) -> Fit:
+def _closeness(features: Source, labels: np.ndarray, n_classes: int) -> Fit:
     """The same by squared distances to the means of the classes, less each other."""
     sums = np.zeros((n_classes, features.shape[1]))
     with features.reading():
@@ -253,9 +254,9 @@ def _closeness(features: Scores, labels: np.ndarray, n_classes: int) -> Fit:
     return Fit(present[near.best], present[near.other], near.margin, near.confidence)
 
 
-def _k_means_sizes(features: Scores, n_clusters: int, seed: int) -> tuple[np.ndarray, int]:
+def _k_means_sizes(features: Source, n_clusters: int, seed: int) -> tuple[np.ndarray, int]:
     """Cluster sizes, from the largest, and from how many rows the centres are."""
-    centres, n_rows = k_means(features, n_clusters, seed, "report")
+    centres, n_rows = k_means(RowSet(features), n_clusters, seed, "report")
     return np.sort(np.bincount(nearest(features, centres), minlength=n_clusters))[::-1], n_rows
 
 
@@ -304,10 +305,11 @@ def _relabellings(history: list[dict[str, Any]], head: int, truth: np.ndarray | 
 # ---- the proof ----
 
 
-def _proof(subject: Subject, scores: Scores, labels: np.ndarray, stated: Certificate | None) -> Certificate:
+def _proof(subject: Subject, scores: Source, labels: np.ndarray, stated: Certificate | None) -> Certificate:
     """As stated by whoever made the labels, else found."""
     if stated is not None:
-        check_finite(scores, sweep.inspect(scores))
+        rows = RowSet(scores)
+        check_finite(rows, sweep.inspect(rows))
         return stated
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OtlabelWarning)
@@ -317,7 +319,7 @@ def _proof(subject: Subject, scores: Scores, labels: np.ndarray, stated: Certifi
 # ---- what fits together ----
 
 
-def _in_order(subject: Subject, rows: Scores | None) -> Subject:
+def _in_order(subject: Subject, rows: Source | None) -> Subject:
     """The same with labels and truth as arrays, in the order of the rows that they are about."""
     if rows is None:
         labels, truth = in_one_order(subject.labels, subject.truth, ("labels", "truth"))
@@ -338,7 +340,7 @@ def _checked_labels(labels: Any) -> np.ndarray:
     return checked
 
 
-def _n_classes(subject: Subject, labels: np.ndarray, scores: Scores | None) -> int:
+def _n_classes(subject: Subject, labels: np.ndarray, scores: Source | None) -> int:
     """As scores have it, else as whoever made the labels said, else as many as names or labels show."""
     needed = int(labels.max()) + 1
     if scores is not None:
@@ -356,7 +358,7 @@ def _n_classes(subject: Subject, labels: np.ndarray, scores: Scores | None) -> i
 
 
 def _check_lengths(
-    subject: Subject, n_samples: int, n_classes: int, scores: Scores | None, features: Scores | None
+    subject: Subject, n_samples: int, n_classes: int, scores: Source | None, features: Source | None
 ) -> None:
     found: dict[str, int] = {}
     for name, source in (("scores", scores), ("features", features)):

@@ -31,7 +31,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from otlabel.distributed import ALONE, Alone
+from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
 from otlabel.selflabel.model import NoRowsError, View, forward_only, joined, n_bytes, taken, to_device
 
 UNTRAINED = 20  # batches; with the usual momentum, an eighth of what a layer began with is left by then
@@ -50,7 +50,7 @@ def calibrated(
     *,
     seed: int,
     amp: torch.dtype | None = None,
-    team: Alone = ALONE,
+    communicator: Communicator = SINGLE_PROCESS,
 ) -> Iterator[Iterable[Any]]:
     """For the time being, the model's BatchNorm layers have averages of samples of the loader, as the weights are now.
 
@@ -68,7 +68,7 @@ def calibrated(
         parted: takes what the loader yields to index and input.
         seed: of the draw, the same on all processes.
         amp: as for `extract`.
-        team: processes that share the work.
+        communicator: processes that share the work.
 
     Yields:
         The loader to extract with: an iterator is given back whole.
@@ -80,12 +80,12 @@ def calibrated(
     before = [_state(layer) for layer in layers]
     try:
         with _same_random_numbers(seen.model, loader):
-            batches, loader = _batches(loader, n_samples, parted, np.random.default_rng(seed), team)
+            batches, loader = _batches(loader, n_samples, parted, np.random.default_rng(seed), communicator)
             n_batches = len(batches)
             if any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):  # they wait for each other at each batch
-                n_batches = int(-team.largest("batches", -n_batches)[0])
+                n_batches = int(-communicator.allreduce_max("batches", -n_batches)[0])
             _average(seen, layers, itertools.islice(batches, n_batches), amp)
-        _settle(layers, before, team)
+        _settle(layers, before, communicator)
         yield loader
     finally:
         for layer, state in zip(layers, before, strict=True):
@@ -162,7 +162,7 @@ def _average(seen: View, layers: list[Any], batches: Iterable[Any], amp: torch.d
                 layer.momentum = momentum
 
 
-def _settle(layers: list[Any], before: list[tuple[Tensor, Tensor, Tensor]], team: Alone) -> None:
+def _settle(layers: list[Any], before: list[tuple[Tensor, Tensor, Tensor]], communicator: Communicator) -> None:
     """Averages over all processes. A layer that no batch came to, or that is not finite then, has its own again.
 
     What is wrong with a sample is told by the extraction, which knows its number.
@@ -172,7 +172,7 @@ def _settle(layers: list[Any], before: list[tuple[Tensor, Tensor, Tensor]], team
         count = float(layer.num_batches_tracked)
         both = torch.stack([layer.running_mean, layer.running_var]).double().cpu().numpy()
         sums.append(np.append(both.ravel() * count if count else np.zeros(both.size), count))
-    for layer, state, found in zip(layers, before, team.total("averages", *sums), strict=True):
+    for layer, state, found in zip(layers, before, communicator.allreduce("averages", *sums), strict=True):
         count = found[-1]
         means = found[:-1].reshape(2, -1) / max(count, 1)
         if not count or not np.isfinite(means).all():
@@ -204,11 +204,11 @@ def _sampler_generator(loader: Any) -> Any:
 
 
 def _batches(
-    loader: Iterable[Any], n_samples: int, parted: Parted, rng: np.random.Generator, team: Alone
+    loader: Iterable[Any], n_samples: int, parted: Parted, rng: np.random.Generator, communicator: Communicator
 ) -> tuple[Any, Iterable[Any]]:
     """Inputs of this process's batches (with a length), and the loader to go on with."""
     if isinstance(loader, DataLoader) and _gives_single_samples(loader):
-        return _Loaded(loader, parted, rng, team.number), loader
+        return _Loaded(loader, parted, rng, communicator.world_size), loader
     if iter(loader) is loader:
         held = list(_first(loader, parted))
         there = np.concatenate([parted(item)[0] for item in held]) if held else np.empty(0, np.int64)

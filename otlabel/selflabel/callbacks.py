@@ -16,10 +16,10 @@ from torch import nn
 
 from otlabel.errors import FileFormatError, FingerprintError, MissingPackageError
 from otlabel.files import replacing
-from otlabel.scores.paths import load_plain
 from otlabel.selflabel.features import weights_hash
 from otlabel.selflabel.labeler import SelfLabeler
 from otlabel.selflabel.model import unwrapped
+from otlabel.sources.paths import load_plain
 
 Loader = Iterable[Any] | Callable[[], Iterable[Any]]
 

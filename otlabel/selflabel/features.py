@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from otlabel.distributed import ALONE, Alone
+from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
 from otlabel.selflabel.model import View, forward_only, to_device
 from otlabel.selflabel.ranks import Batch, Holders, gathered, in_step
 
@@ -40,7 +40,7 @@ def extract(
     mode: str = "eval",
     amp: torch.dtype | None = None,
     progress: bool = False,
-    team: Alone = ALONE,
+    communicator: Communicator = SINGLE_PROCESS,
     looks: Looks | None = None,
 ) -> None:
     """Store the model's rows for all samples; each index is to come exactly once.
@@ -56,8 +56,8 @@ def extract(
             module is put back.
         amp: dtype of automatic mixed precision. None: none.
         progress: show a bar on stderr.
-        team: processes that share the work, each with a loader of its own, and send their rows to rank 0; what a
-            distributed sampler repeats to make its parts equal counts once.
+        communicator: processes that share the work, each with a loader of its own, and send their rows to rank 0; what
+            a distributed sampler repeats to make its parts equal counts once.
         looks: takes what some samples look like under augmentation. None: nobody asks.
 
     Raises:
@@ -66,13 +66,13 @@ def extract(
         InvalidScoresError: NaN or infinity, named by sample.
     """
     present = np.zeros(n_samples, bool)  # rows that an interrupted extraction has left, once the store has told
-    several = team.number > 1
+    several = communicator.world_size > 1
     with _extracting(seen, mode, store):
-        batches = _rows(seen, map(parted, _bar(loader, progress and team.rank == 0)), amp, present, looks)
+        batches = _rows(seen, map(parted, _bar(loader, progress and communicator.rank == 0)), amp, present, looks)
         if several:  # who only sends does not know what is there, and sends all
-            batches = gathered(batches, team)
+            batches = gathered(batches, communicator)
         came, n_columns = _fill(store, batches, about, np.zeros(n_samples, bool) if several else present, several)
-        if team.rank == 0:
+        if communicator.rank == 0:
             _check_any(n_columns)
             check_complete(came)
             store.finish()
@@ -89,7 +89,7 @@ def extract_part(
     mode: str = "eval",
     amp: torch.dtype | None = None,
     progress: bool = False,
-    team: Alone,
+    communicator: Communicator,
     group: Any,
     looks: Looks | None = None,
 ) -> Holders:
@@ -102,12 +102,12 @@ def extract_part(
     """
     present = np.zeros(n_samples, bool)
     with _extracting(seen, mode, part):
-        batches = _rows(seen, map(parted, _bar(loader, progress and team.rank == 0)), amp, present, looks)
-        came, n_columns = _fill(part, in_step(batches, team), about, present, several=True)
-        holders = Holders.settled(team, group, came, n_columns)
+        batches = _rows(seen, map(parted, _bar(loader, progress and communicator.rank == 0)), amp, present, looks)
+        came, n_columns = _fill(part, in_step(batches, communicator), about, present, several=True)
+        holders = Holders.settled(communicator, group, came, n_columns)
         _check_any(holders.n_columns)
         assert holders.owner is not None
-        check_complete(holders.owner < team.number)
+        check_complete(holders.owner < communicator.world_size)
         if not n_columns:
             part.begin(n_samples, holders.n_columns, about)
         part.finish(holders.index)

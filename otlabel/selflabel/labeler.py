@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otlabel.distributed import Alone, Arrays, ranks_of
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.interrupts import interruptible
-from otlabel.scores import as_array, by_row
+from otlabel.ranks.communicator import Communicator, communicator_of
+from otlabel.ranks.wire import Arrays
 from otlabel.selflabel import alarms
 from otlabel.selflabel.calibration import calibrated, has_untrained
 from otlabel.selflabel.features import (
@@ -43,6 +43,7 @@ from otlabel.selflabel.ranks import Holders, training_group
 from otlabel.selflabel.relabel import Relabelled, classes_of, relabel
 from otlabel.selflabel.schedule import Schedule
 from otlabel.selflabel.store import FeatureStore, Store, TensorStore
+from otlabel.sources import as_array, by_row
 
 logger = logging.getLogger("otlabel")
 
@@ -357,25 +358,25 @@ class SelfLabeler:
         """
         optimizers = _optimizers(optimizer)
         group = training_group(self._ranks_group)
-        with ranks_of(group) as team, contextlib.ExitStack() as calibration:
+        with communicator_of(group) as communicator, contextlib.ExitStack() as calibration:
             seen = view(model, self.n_classes, self._features_of, self._heads_of)
             settled = not has_untrained(seen.model)  # else features will change, whether weights learn or not
-            team.check_alike(
+            communicator.check_alike(
                 n_samples=self.n_samples, n_classes=self.n_classes, n_updates=self._n_updates, seed=self.seed,
-                labeling=type(self.labeling).__name__, heads=team.number > 1 and _heads_hash(seen),
+                labeling=type(self.labeling).__name__, heads=communicator.world_size > 1 and _heads_hash(seen),
             )  # fmt: skip
-            store, over_ranks = self._store_of(team)
+            store, over_ranks = self._store_of(communicator)
             started = time.perf_counter()
             holders = looks = None
             if loader is None:
-                self._finish_recording(seen, team)
+                self._finish_recording(seen, communicator)
             else:
-                loader = calibration.enter_context(self._calibrated(seen, loader, team))
+                loader = calibration.enter_context(self._calibrated(seen, loader, communicator))
                 looks = Looks(self.n_samples, self.seed, self._make_view)
-                holders = self._extract(seen, loader, store, team, group if over_ranks else None, looks)
+                holders = self._extract(seen, loader, store, communicator, group if over_ranks else None, looks)
             seconds = time.perf_counter() - started
             found: list[Relabelled] = []
-            if over_ranks or team.rank == 0:
+            if over_ranks or communicator.rank == 0:
                 found = relabel(
                     self.labeling,
                     seen,
@@ -388,38 +389,40 @@ class SelfLabeler:
                     truth=self._truth,
                     holders=holders,
                 )
-            if team.number > 1 and not over_ranks:
-                found = _found_by_first(team, found, len(self.n_classes))
+            if communicator.world_size > 1 and not over_ranks:
+                found = _found_by_first(communicator, found, len(self.n_classes))
             if looks is not None:
-                for one, value in zip(found, self._qualities(seen, looks, found, team), strict=False):
+                for one, value in zip(found, self._qualities(seen, looks, found, communicator), strict=False):
                     one.record["quality"] = value
-                self._drift(seen, looks if settled else None, found, team)
-            seconds, *each = team.largest("seconds", seconds, *(one.record["seconds"] for one in found))
+                self._drift(seen, looks if settled else None, found, communicator)
+            seconds, *each = communicator.allreduce_max("seconds", seconds, *(one.record["seconds"] for one in found))
             for one, longest in zip(found, each, strict=True):
                 one.record["seconds"] = longest
-            training = self._training(team)
+            training = self._training(communicator)
         views_keep = looks is None or not looks.of_vectors
         return self._commit(seen, optimizers, found, training | {"seconds_extract": seconds}, views_keep)
 
-    def _store_of(self, team: Alone) -> tuple[Store, bool]:
+    def _store_of(self, communicator: Communicator) -> tuple[Store, bool]:
         """Where the rows of this process go, and whether the others keep theirs, too."""
         part = getattr(self.store, "part", None)
-        if team.number == 1 or part is None or not getattr(self.labeling, "over_ranks", False):
+        if communicator.world_size == 1 or part is None or not getattr(self.labeling, "over_ranks", False):
             return self.store, False
-        return part(team.rank, team.number), True
+        return part(communicator.rank, communicator.world_size), True
 
     def _calibrated(
-        self, seen: View, loader: Iterable[Any], team: Alone
+        self, seen: View, loader: Iterable[Any], communicator: Communicator
     ) -> contextlib.AbstractContextManager[Iterable[Any]]:
         """BatchNorm's averages as this labeler's mode wants them, until rows and heads have been read."""
         if self._extraction["mode"] != "calibrated":
             return contextlib.nullcontext(loader)
         amp = self._extraction["amp"]
         parted = self._extraction["parted"]
-        return calibrated(seen, loader, self.n_samples, parted, seed=self._seed_of_update(), amp=amp, team=team)
+        return calibrated(
+            seen, loader, self.n_samples, parted, seed=self._seed_of_update(), amp=amp, communicator=communicator
+        )
 
     def _extract(
-        self, seen: View, loader: Iterable[Any], store: Any, team: Alone, group: Any, looks: Looks
+        self, seen: View, loader: Iterable[Any], store: Any, communicator: Communicator, group: Any, looks: Looks
     ) -> Holders | None:
         """Bring the rows of all samples to stores, in place of what may have been recorded; who holds which.
 
@@ -427,28 +430,30 @@ class SelfLabeler:
         """
         how = " ".join(f"{name}={self._extraction[name]}" for name in ("mode", "amp"))
         about = self._about(seen.kind, f"{weights_hash(unwrapped(seen.model))} {how}")
-        if team.rank == 0 or group is not None:
+        if communicator.rank == 0 or group is not None:
             self._check_store(store, about)
         self._came = None
         given = seen, loader, store, self.n_samples
         if group is not None:
-            return extract_part(*given, about=about, **self._extraction, team=team, group=group, looks=looks)
-        extract(*given, about=about, **self._extraction, team=team, looks=looks)
+            return extract_part(
+                *given, about=about, **self._extraction, communicator=communicator, group=group, looks=looks
+            )
+        extract(*given, about=about, **self._extraction, communicator=communicator, looks=looks)
         return None
 
-    def _qualities(self, seen: View, looks: Looks, found: list[Relabelled], team: Alone) -> list[float]:
+    def _qualities(self, seen: View, looks: Looks, found: list[Relabelled], communicator: Communicator) -> list[float]:
         """Of each head, by the views of all ranks; nothing where there are none."""
         index, classes = looks.index, np.empty((0, len(found)), np.int64)
         if looks.rows is not None:
             classes = classes_of(seen, looks.rows, self.n_classes, [one.state for one in found]).T
-        index, classes = team.joined("quality", index, classes)
+        index, classes = communicator.allgather("quality", index, classes)
         _, first = np.unique(index, return_index=True)
         if not len(first):
             return []
         labels = np.stack([one.labels[index[first]] for one in found])
         return heads_foresee(classes[first].T, labels)
 
-    def _drift(self, seen: View, looks: Looks | None, found: list[Relabelled], team: Alone) -> None:
+    def _drift(self, seen: View, looks: Looks | None, found: list[Relabelled], communicator: Communicator) -> None:
         """Note how far features have come since the first relabelling, by a few of the views of each rank, if any.
 
         The first relabelling that counts is one at which BatchNorm's averages are those of a trained network.
@@ -464,14 +469,14 @@ class SelfLabeler:
         elif rows.size:
             length = float(np.linalg.norm(self._first_rows))
             change = float(np.linalg.norm(rows - self._first_rows)) / (length or 1.0)
-        (change,) = team.largest("drift", change)
+        (change,) = communicator.allreduce_max("drift", change)
         for one in found:
             if change >= 0:
                 one.record["feature_drift"] = change
 
-    def _finish_recording(self, seen: View, team: Alone) -> None:
+    def _finish_recording(self, seen: View, communicator: Communicator) -> None:
         """Bring what was recorded to the store, if that is features; a sample without a best class keeps its label."""
-        if team.number > 1:
+        if communicator.world_size > 1:
             raise ValueError("recorded batches are of one process only; pass a loader where several train together")
         if self._came is None and self._recorded is None:
             raise ValueError("nothing was recorded since the last update; pass a loader, or call record while training")
@@ -482,11 +487,11 @@ class SelfLabeler:
             if self.store.about != self._recording:  # else an update has failed after this
                 self.store.finish()
 
-    def _training(self, team: Alone) -> dict[str, Any]:
+    def _training(self, communicator: Communicator) -> dict[str, Any]:
         """What the history tells of the training since the last relabelling, on all ranks."""
         loss_sum = 0.0 if self._loss_sum is None else float(self._loss_sum)
         sums = np.array([loss_sum, self._n_losses, self._n_trained])
-        loss_sum, n_losses, n_trained = map(float, team.total("training", sums)[0])
+        loss_sum, n_losses, n_trained = map(float, communicator.allreduce("training", sums)[0])
         return {
             "update": self._n_updates,
             "progress": self._progress,
@@ -876,10 +881,10 @@ def _heads_hash(seen: View) -> str:
     return digest.hexdigest()[:12]
 
 
-def _found_by_first(team: Alone, found: list[Relabelled], n_heads: int) -> list[Relabelled]:
+def _found_by_first(communicator: Communicator, found: list[Relabelled], n_heads: int) -> list[Relabelled]:
     """What rank 0 has found, on all ranks."""
     arrays: Arrays = {}
-    if team.rank == 0:
+    if communicator.rank == 0:
         arrays = {
             "labels": np.stack([one.labels for one in found]).astype(np.int32),
             "new_classes": np.array([one.new_classes for one in found]),
@@ -887,7 +892,7 @@ def _found_by_first(team: Alone, found: list[Relabelled], n_heads: int) -> list[
         }
         for head, one in enumerate(found):
             arrays |= {f"{head}/{name}": np.asarray(value) for name, value in one.state.items()}
-    arrays = team.agree("labels", arrays, lambda parts: parts[0])
+    arrays = communicator.broadcast("labels", arrays)
     states: list[Arrays] = [{} for _ in range(n_heads)]
     for key, value in arrays.items():
         head_text, _, name = key.partition("/")

@@ -28,9 +28,9 @@ from otlabel.assign import sinkhorn_assign
 from otlabel.marginals import KL, Exact, Range
 from otlabel.problem import EXACT, Method, Rounding
 from otlabel.result import predict
-from otlabel.scores import Scores, as_array, open_part, open_scores, row_blocks
 from otlabel.selflabel.kmeans import k_means
 from otlabel.selflabel.ranks import Holders
+from otlabel.sources import Source, as_array, open_scores, row_blocks
 from otlabel.validate import check_vector
 
 PCA_FLOOR = 1e-6  # of the largest variance: directions below it are noise, which whitening would blow up
@@ -75,7 +75,7 @@ class HeadView:
 
     def read_features(self) -> np.ndarray:
         """(N, D) float32, in memory."""
-        return in_memory(open_part(self.rows)).astype(np.float32, copy=False)
+        return in_memory(open_scores(self.rows, may_be_empty=True)).astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,12 +226,12 @@ def fill_empty(labels: np.ndarray, n_classes: int, rng: np.random.Generator) -> 
     return labels
 
 
-def in_memory(source: Scores) -> np.ndarray:
+def in_memory(source: Source) -> np.ndarray:
     """All rows, of which there may be none, as float32 or float64 numbers."""
     return np.concatenate([np.empty((0, source.shape[1]), np.float32), *(block for _, block in row_blocks(source))])
 
 
-def whitened(source: Scores, n_components: int) -> np.ndarray:
+def whitened(source: Source, n_components: int) -> np.ndarray:
     """Centred rows on their first principal components, each of variance 1, and then of length 1; (N, d) float32."""
     n_rows, n_columns = source.shape
     total, products = np.zeros(n_columns), np.zeros((n_columns, n_columns))

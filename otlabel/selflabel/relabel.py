@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from otlabel import metrics
-from otlabel.distributed import ALONE, Alone
 from otlabel.errors import InvalidScoresError
-from otlabel.scores import Scores, draw_rows, free_memory, keep_whole, linear_scores, open_part, open_scores, row_blocks
+from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
 from otlabel.selflabel.labelings import HeadView, Labeling, NewLabels, in_memory
 from otlabel.selflabel.model import FEATURES, View, forward_only, linear_parts
 from otlabel.selflabel.ranks import Holders
+from otlabel.sources import Source, cached, draw_rows, free_memory, linear_scores, open_scores, row_blocks
 from otlabel.sweep.pool import run_tasks
 
 LOOKED_AT = 4096  # rows that tell whether features or classes have collapsed
@@ -70,11 +70,11 @@ def relabel(
     """
     limit: int | None = getattr(labeling, "memory_limit", None)
     on_host = getattr(labeling, "device", "auto") in ("auto", "cpu")
-    source = None if rows is None else keep_whole(open_part(rows), limit)
+    source = None if rows is None else cached(open_scores(rows, may_be_empty=True), limit)
     everybody = Holders(before.shape[1]) if holders is None else holders
     found = []
     shared: dict[str, Any] = {}
-    scores = _scores_of_heads(seen, source, n_classes, limit, kept=on_host, team=everybody.team)
+    scores = _scores_of_heads(seen, source, n_classes, limit, kept=on_host, communicator=everybody.communicator)
     for head, make_scores in enumerate(scores):
         started = time.perf_counter()
         shown = HeadView(
@@ -101,7 +101,7 @@ def relabel(
     return found
 
 
-def _look(seen: View, source: Scores, n_classes: list[int], found: list[Relabelled], holders: Holders) -> None:
+def _look(seen: View, source: Source, n_classes: list[int], found: list[Relabelled], holders: Holders) -> None:
     """Add to the records what tells a collapse, from a sample of the rows.
 
     best_class_share: share of samples whose best class is the most common one, before any balance.
@@ -119,7 +119,7 @@ def _look(seen: View, source: Scores, n_classes: list[int], found: list[Relabell
             sums[0] = (rows / np.where(lengths > 0, lengths, 1)).sum(0)
         for head, make_scores in enumerate(_scores_of_heads(seen, sample, n_classes)):
             sums[1 + head] = np.bincount(in_memory(open_scores(make_scores())).argmax(1), minlength=n_classes[head])
-    total, *counts = holders.team.total("look", *sums)
+    total, *counts = holders.communicator.allreduce("look", *sums)
     for one, sizes in zip(found, counts, strict=True):
         if seen.kind == FEATURES:
             one.record["feature_alignment"] = float(np.linalg.norm(total / n_drawn))
@@ -131,7 +131,7 @@ def classes_of(
 ) -> np.ndarray:
     """(T, n) best class of each row by each head, with the potentials that its labels were made with, if it has any."""
     found = []
-    for head, make_scores in enumerate(_scores_of_heads(seen, open_part(rows), n_classes)):
+    for head, make_scores in enumerate(_scores_of_heads(seen, open_scores(rows, may_be_empty=True), n_classes)):
         scores = in_memory(open_scores(make_scores()))
         potentials = states[head].get("potentials")
         if potentials is not None and potentials.shape == scores.shape[1:]:
@@ -182,12 +182,12 @@ def _described(
 
 def _scores_of_heads(
     seen: View,
-    source: Scores | None,
+    source: Source | None,
     n_classes: list[int],
     limit: int | None = None,
     *,
     kept: bool = True,
-    team: Alone = ALONE,
+    communicator: Communicator = SINGLE_PROCESS,
 ) -> Iterator[Callable[[], Any]]:
     """For each head a function that gives its (N, K) log-probabilities; forget one before asking for the next."""
     if source is None:
@@ -202,7 +202,7 @@ def _scores_of_heads(
                 yield _Matrix(source, seen.heads[head], head, n_classes[head], limit)
             else:
                 scores = next(ready)
-                yield partial(_kept, scores, limit if kept else 0, team)
+                yield partial(_kept, scores, limit if kept else 0, communicator)
     else:
         for head, k in enumerate(n_classes):
             yield _Matrix(source, _columns(head, n_classes), head, k, limit)
@@ -231,12 +231,12 @@ def _columns(head: int, n_classes: list[int]) -> Callable[[torch.Tensor], torch.
     return lambda rows: rows[:, start : start + n_classes[head]]
 
 
-def _kept(scores: Scores, limit: int | None, team: Alone) -> Any:
+def _kept(scores: Source, limit: int | None, communicator: Communicator) -> Any:
     """A linear head's scores, all in memory if they fit: to read them costs far less than a product in each pass.
 
     Ranks do the same: scores travel between them, or else features.
     """
-    if team.largest("room", not _fits(scores.shape, limit))[0]:
+    if communicator.allreduce_max("room", not _fits(scores.shape, limit))[0]:
         return scores
     made = np.empty(scores.shape, scores.dtype)
     batches = scores.batches()
@@ -259,7 +259,7 @@ class _Matrix:
     """Scores of a head that is no linear one, made once when first asked for: in memory, or in a file if too large."""
 
     def __init__(
-        self, source: Scores, head: Callable[[torch.Tensor], torch.Tensor], number: int, k: int, limit: int | None
+        self, source: Source, head: Callable[[torch.Tensor], torch.Tensor], number: int, k: int, limit: int | None
     ) -> None:
         self._source, self._head, self._number, self._limit = source, head, number, limit
         self._shape = (source.shape[0], k)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from otlabel.scores import as_array
+from otlabel.sources import as_array
 
 if TYPE_CHECKING:
     from otlabel.selflabel.labeler import SelfLabeler

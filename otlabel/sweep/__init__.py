@@ -27,8 +27,9 @@ from otlabel.sweep.pool import run_tasks
 if TYPE_CHECKING:
     import torch
 
-    from otlabel.distributed import Arrays
-    from otlabel.scores import Batch, Scores
+    from otlabel.ranks.rowset import RowSet
+    from otlabel.ranks.wire import Arrays
+    from otlabel.sources import Batch, Source
 
 HASH_SEED = 20_200_427  # any constant: equal rows must get equal hashes in every process
 HASHED_SCORES = 32  # of each row, at a first look
@@ -75,7 +76,7 @@ class Candidates:
     scores: np.ndarray  # (E,) float64
 
 
-def _backend(scores: Scores) -> ModuleType:
+def _backend(scores: Source) -> ModuleType:
     if scores.on_cpu:
         from otlabel.sweep import cpu
 
@@ -101,7 +102,7 @@ def has_triton() -> bool:
     return False
 
 
-def _run_blocks(scores: Scores, reduce_block: Any) -> list[Any]:
+def _run_blocks(scores: Source, reduce_block: Any) -> list[Any]:
     """reduce_block(backend, block, start, stop) for every block of rows; results in block order."""
     backend = _backend(scores)
     if not scores.on_cpu:
@@ -120,7 +121,7 @@ def _run_blocks(scores: Scores, reduce_block: Any) -> list[Any]:
     return list(itertools.chain.from_iterable(results))
 
 
-def _run_on_device(scores: Scores, reduce_block: Any) -> list[Any]:
+def _run_on_device(scores: Source, reduce_block: Any) -> list[Any]:
     """Blocks one after the other, of half as many rows from where the device's memory does not suffice."""
     import torch
 
@@ -189,7 +190,7 @@ def _no_longer_than(most_rows: int | None, batches: Iterable[Batch]) -> list[Bat
 
 
 def sweep(
-    scores: Scores,
+    rows: RowSet,
     potentials: np.ndarray,
     epsilon: float,
     weights: np.ndarray | None = None,
@@ -206,7 +207,7 @@ def sweep(
     For `plan_rows` (sorted) it brings their `sparse_plan` too, so that a file need not be read again for it. With a
     `row_exponent`, rows take mass exp(row_exponent * epsilon * logsumexp(u / epsilon)) times their weight.
     """
-    n_rows, n_classes = scores.shape
+    scores, (n_rows, n_classes) = rows.source, rows.shape
     g: np.ndarray = potentials.astype(precision)
     inverse = precision(1.0 / epsilon)
     labels = np.empty(n_rows if with_labels or scores.on_cpu else 0, np.int32)
@@ -218,9 +219,9 @@ def sweep(
     def reduce_block(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
         counted, counts = np.zeros(n_classes + 3), np.zeros(n_counted, np.int64)
         block_weights = no_weights if weights is None else weights[start:stop]
-        rows = slice(start, stop)
+        here = slice(start, stop)
         sums = backend.sweep_block(
-            block, g, inverse, block_weights, row_exponent, labels[rows], row_mass[rows], counted[3:], counts
+            block, g, inverse, block_weights, row_exponent, labels[here], row_mass[here], counted[3:], counts
         )
         plan = None
         if plan_rows is not None:
@@ -242,10 +243,10 @@ def sweep(
     plans = _run_blocks(scores, reduce_block)
     while waiting:
         add_first()
-    here = np.zeros(n_classes + 3)
-    here[2] = n_rows if weights is None else weights.sum()
-    added.add(here, np.zeros(n_counted, np.int64))
-    sums, counts = added.over_ranks(scores)
+    of_weights = np.zeros(n_classes + 3)
+    of_weights[2] = n_rows if weights is None else weights.sum()
+    added.add(of_weights, np.zeros(n_counted, np.int64))
+    sums, counts = added.over_ranks(rows)
     linear, entropic, total = sums[:3].tolist()
     plan = None if plan_rows is None else _joined(plans, n_classes)
     return Sweep(sums[3:] / total, linear / total, entropic / total, labels, counts, row_mass, plan)
@@ -294,20 +295,20 @@ class _Sums:
             if len(self._parts) == WAITING_PARTS:
                 self._add_up()
 
-    def over_ranks(self, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+    def over_ranks(self, rows: RowSet) -> tuple[np.ndarray, np.ndarray]:
         """The sums, and the counts, of all ranks: none where a rank has none."""
         from otlabel.sweep.cpu import add_up
 
-        def merge(ranks: list[Arrays]) -> Arrays:
-            sums = add_up(np.concatenate([rank["sums"] for rank in ranks]))
-            counts = [rank["counts"] for rank in ranks]
+        def merge(of_ranks: list[Arrays]) -> Arrays:
+            sums = add_up(np.concatenate([of_rank["sums"] for of_rank in of_ranks]))
+            counts = [of_rank["counts"] for of_rank in of_ranks]
             return {"sums": sums[0], "counts": np.sum(counts, 0) if all(map(len, counts)) else counts[0][:0]}
 
         self._add_up()
-        if scores.share.team.number == 1:
+        if rows.communicator.world_size == 1:
             return self._sums[0], self._counts
-        told = scores.share.team.agree("sweep", {"sums": self._sums, "counts": self._counts}, merge)
-        return told["sums"], told["counts"]
+        total = rows.communicator.allreduce_with("sweep", {"sums": self._sums, "counts": self._counts}, merge)
+        return total["sums"], total["counts"]
 
     def _add_up(self) -> None:
         from otlabel.sweep.cpu import add_up
@@ -316,12 +317,12 @@ class _Sums:
         self._parts = []
 
 
-def inspect(scores: Scores, *, every_score: bool = False) -> Inspection:
+def inspect(rows: RowSet, *, every_score: bool = False) -> Inspection:
     """The first pass: is every score usable, how large are they, which rows may be equal.
 
     Hashes are of a few scores of each row, which is quicker and tells most rows apart, or of every score.
     """
-    n_rows, n_classes = scores.shape
+    scores, (n_rows, n_classes) = rows.source, rows.shape
     rng = np.random.default_rng(HASH_SEED)
     multipliers = rng.integers(0, 2**64, n_classes, dtype=np.uint64) | np.uint64(1)
     number = np.float64 if scores.dtype == "float64" else np.float32
@@ -331,21 +332,21 @@ def inspect(scores: Scores, *, every_score: bool = False) -> Inspection:
     later = _Later()
 
     def look(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
-        rows = slice(start, stop)
-        return later.of(backend.inspect_block(block, multipliers, step, hashes[rows], tops[rows], bottoms[rows]))
+        here = slice(start, stop)
+        return later.of(backend.inspect_block(block, multipliers, step, hashes[here], tops[here], bottoms[here]))
 
-    here = np.array(later.told(_run_blocks(scores, look)), np.int64).reshape(-1, 2).sum(0)
-    (found,) = scores.share.team.total("inspect", here)
-    if found[0] and scores.fine is not scores:  # float32 may have overflowed
-        return inspect(scores.fine, every_score=every_score)
+    counts = np.array(later.told(_run_blocks(scores, look)), np.int64).reshape(-1, 2).sum(0)
+    (found,) = rows.sum("inspect", counts)
+    if found[0] and rows.fine is not rows:  # float32 may have overflowed
+        return inspect(rows.fine, every_score=every_score)
     return Inspection(int(found[0]), int(found[1]), hashes, tops, bottoms)
 
 
 def label(
-    scores: Scores, potentials: np.ndarray, labels: np.ndarray | None = None
+    rows: RowSet, potentials: np.ndarray, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """In float64, of each row: its label (the given one, or the best class), max_k u_k, and u at the label."""
-    scores, n_rows = scores.fine, scores.shape[0]
+    n_rows = rows.shape[0]
     labels = np.full(n_rows, -1, np.int32) if labels is None else labels.astype(np.int32)
     best, own = np.empty(n_rows), np.empty(n_rows)
 
@@ -354,50 +355,50 @@ def label(
     def label_rows(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
         return later.of(backend.label_block(block, potentials, labels[start:stop], best[start:stop], own[start:stop]))
 
-    later.told(_run_blocks(scores, label_rows))
+    later.told(_run_blocks(rows.source.fine, label_rows))
     return labels, best, own
 
 
-def candidates(scores: Scores, potentials: np.ndarray, labels: np.ndarray, slack: float, tie: float) -> Candidates:
+def candidates(rows: RowSet, potentials: np.ndarray, labels: np.ndarray, slack: float, tie: float) -> Candidates:
     """The rows here with more than one class within `slack` of their label; labels that fall short are replaced."""
 
     def find(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
-        rows, *rest = backend.candidates_block(block, potentials, labels[start:stop], slack, tie)
-        return rows + start, *rest
+        movable, *rest = backend.candidates_block(block, potentials, labels[start:stop], slack, tie)
+        return movable + start, *rest
 
-    found = _run_blocks(scores.fine, find) or [(np.empty(0, np.int64),) * 2 + (np.empty(0, np.int32), np.empty(0))]
+    found = _run_blocks(rows.source.fine, find) or [(np.empty(0, np.int64),) * 2 + (np.empty(0, np.int32), np.empty(0))]
     return Candidates(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
 
-def plan(scores: Scores, potentials: np.ndarray, epsilon: float, precision: type = np.float64) -> np.ndarray:
+def plan(rows: RowSet, potentials: np.ndarray, epsilon: float, precision: type = np.float64) -> np.ndarray:
     """softmax_k((s + g) / epsilon) of every row, (N, K): the rows of the entropic plan before they are weighted."""
-    out: np.ndarray = np.empty(scores.shape, precision)
+    out: np.ndarray = np.empty(rows.shape, precision)
     g: np.ndarray = potentials.astype(precision)
     inverse = precision(1.0 / epsilon)
 
     def fill(backend: ModuleType, block: Any, start: int, stop: int) -> None:
         backend.plan_block(block, g, inverse, out[start:stop])
 
-    _run_blocks(scores, fill)
+    _run_blocks(rows.source, fill)
     return out
 
 
 def sparse_plan(
-    scores: Scores, rows: np.ndarray, potentials: np.ndarray, epsilon: float, share: float, precision: type = np.float64
+    rows: RowSet, chosen: np.ndarray, potentials: np.ndarray, epsilon: float, share: float, precision: type = np.float64
 ) -> csr_array:
     """Some rows (sorted) of the entropic plan, (R, K) float32, without entries under `share` of the row's largest."""
     g: np.ndarray = potentials.astype(precision)
     inverse = precision(1.0 / epsilon)
 
     def keep(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
-        return backend.sparse_plan_block(block, _within(rows, start, stop), g, inverse, share)
+        return backend.sparse_plan_block(block, _within(chosen, start, stop), g, inverse, share)
 
-    return _joined(_run_blocks(scores, keep), scores.shape[1])
+    return _joined(_run_blocks(rows.source, keep), rows.shape[1])
 
 
 def products(
-    scores: Scores,
-    rows: np.ndarray,
+    rows: RowSet,
+    chosen: np.ndarray,
     weights: np.ndarray,
     potentials: np.ndarray,
     epsilon: float,
@@ -408,11 +409,12 @@ def products(
 
     from otlabel.sweep import reference
 
+    scores = rows.source
     n_classes, largest = scores.shape[1], float(weights.max(initial=0.0)) or 1.0
     inverse = precision(1.0 / epsilon)
     g, roots, places = (
         torch.from_numpy(array).to(scores.device)
-        for array in (potentials.astype(precision), np.sqrt(weights[:, None] / largest), rows.astype(np.int64))
+        for array in (potentials.astype(precision), np.sqrt(weights[:, None] / largest), chosen.astype(np.int64))
     )
     total = torch.zeros((n_classes, n_classes), dtype=torch.float64, device=scores.device)
     mass = torch.zeros(n_classes, dtype=torch.float64, device=scores.device)
@@ -421,10 +423,10 @@ def products(
     def of_some(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
         if scores.whole is not None:
             return reference.products_block(scores.whole[places[part]], g, inverse, roots[part])
-        taken = scores.take(rows[part])
+        taken = scores.take(chosen[part])
         return reference.products_block(taken.read(0, taken.shape[0]), g, inverse, roots[part])
 
-    while start < len(rows):
+    while start < len(chosen):
         try:
             of_part, part_mass = of_some(slice(start, start + size))
         except RuntimeError as error:

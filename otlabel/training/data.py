@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import FileFormatError, MissingPackageError
-from otlabel.scores.paths import load_npy
+from otlabel.sources.paths import load_npy
 
 if TYPE_CHECKING:
     import torch

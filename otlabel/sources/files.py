@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from otlabel.errors import FileFormatError
-from otlabel.scores.base import ITEM_BYTES, Batch, Scores, grouped, storage_array
-from otlabel.scores.memory import ArrayScores
+from otlabel.sources.base import ITEM_BYTES, Batch, Source, grouped, storage_array
+from otlabel.sources.memory import ArraySource
 
 BATCH_BYTES = 8 << 20  # read at once: the disk is asked for much, and a few threads' batches take little memory
 
 
-class StoredScores(Scores):
+class FileSource(Source):
     """Scores that are read where they lie; `read_into` is all that a kind of file has to say."""
 
     reads_files = True
@@ -41,7 +41,7 @@ class StoredScores(Scores):
         self.read_into(start, stop, out)
         return out
 
-    def take(self, rows: np.ndarray) -> ArrayScores:
+    def take(self, rows: np.ndarray) -> ArraySource:
         """The given rows (sorted), by one read of what lies between the first and the last of them in each batch."""
         out = storage_array((len(rows), self.shape[1]), self.dtype)
         with self.reading():
@@ -50,7 +50,7 @@ class StoredScores(Scores):
                 if first < last:
                     low, high = int(rows[first]), int(rows[last - 1]) + 1
                     out[first:last] = self.read(low, high)[rows[first:last] - low]
-        return ArrayScores(out, self.dtype)
+        return ArraySource(out, self.dtype)
 
     def close(self) -> None:
         """Give back what is open until the next read; a caller's own file stays open."""

@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from otlabel.scores.base import ChangedScores, Scores
+from otlabel.sources.base import ChangedSource, Source
 
 
-class WithColumn(ChangedScores):
+class WithColumn(ChangedSource):
     """A source with a last column of zeros."""
 
-    def __init__(self, source: Scores) -> None:
+    def __init__(self, source: Source) -> None:
         super().__init__(source)
         self.shape = (source.shape[0], source.shape[1] + 1)
 
-    def _of(self, source: Scores) -> Scores:
+    def _of(self, source: Source) -> Source:
         return WithColumn(source)
 
     def _changed(self, block: Any) -> Any:

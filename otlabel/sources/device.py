@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from otlabel.scores.base import ITEM_BYTES, Batch, Scores, WrappedScores
-from otlabel.scores.files import StoredScores
-from otlabel.scores.kept import KeptWhole
-from otlabel.scores.memory import TensorScores
+from otlabel.sources.base import ITEM_BYTES, Batch, Source, WrappedSource
+from otlabel.sources.memory import TensorSource
 from otlabel.sweep.pool import run_tasks
 
 if TYPE_CHECKING:
@@ -22,12 +20,12 @@ BLOCK_BYTES = 256 << 20  # moved at once: a copy's fixed costs are hidden, and t
 MEMORY_SHARE = 0.75  # of the device's free memory may hold a copy of the scores; samples and sums need some, too
 
 
-class DeviceScores(WrappedScores):
+class DeviceSource(WrappedSource):
     """A source whose blocks are moved to a device as a pass needs them, through two pinned buffers."""
 
     random_access = False
 
-    def __init__(self, source: Scores, device: torch.device) -> None:
+    def __init__(self, source: Source, device: torch.device) -> None:
         super().__init__(source)
         self.on_cpu, self.device = False, device
 
@@ -64,9 +62,15 @@ class DeviceScores(WrappedScores):
                 coming = self._send(mover, *following)
             yield block
 
-    def take(self, rows: np.ndarray) -> TensorScores:
+    def over(self, source: Source) -> DeviceSource:
+        """Another source of the same rows, moved likewise."""
+        streamed = DeviceSource(source, self.device)
+        streamed.all_rows = self.all_rows
+        return streamed
+
+    def take(self, rows: np.ndarray) -> TensorSource:
         """The given rows, moved to the device."""
-        return _moved_whole(DeviceScores(self.source.take(rows), self.device))
+        return _moved_whole(DeviceSource(self.source.take(rows), self.device))
 
     def _send(self, mover: _Mover, start: int, stop: int) -> _Parcel:
         """Fill a buffer on all threads, and have it copied."""
@@ -146,9 +150,9 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def on_device(source: Scores, device: torch.device) -> Scores:
+def on_device(source: Source, device: torch.device) -> Source:
     """A source on the CPU as one on a device: copied whole if it fits there, else block by block in every pass."""
-    streamed = DeviceScores(source, device)
+    streamed = DeviceSource(source, device)
     if not has_room(device, source.n_bytes, MEMORY_SHARE):
         return streamed
     import torch
@@ -164,7 +168,7 @@ def has_room(device: torch.device, n_bytes: float, share: float) -> bool:
     return n_bytes <= share * _free_memory(device)
 
 
-def _moved_whole(streamed: DeviceScores) -> TensorScores:
+def _moved_whole(streamed: DeviceSource) -> TensorSource:
     """One tensor on the device, which blocks are put into as they arrive."""
     import torch
 
@@ -173,14 +177,7 @@ def _moved_whole(streamed: DeviceScores) -> TensorScores:
     with streamed.reading():
         for (start, stop), block in zip(blocks, streamed.read_blocks(blocks), strict=True):
             whole[start:stop] = block
-    return TensorScores(whole)
-
-
-def kept_in_host_memory(scores: Scores, limit: int) -> Scores:
-    """A file's scores that are streamed to a device such that the first pass leaves all in host memory, if they fit."""
-    if isinstance(scores, DeviceScores) and isinstance(scores.source, StoredScores) and scores.n_bytes <= limit:
-        return DeviceScores(KeptWhole(scores.source), scores.device)
-    return scores
+    return TensorSource(whole)
 
 
 def _free_memory(device: torch.device) -> float:

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from otlabel.scores.base import ChangedScores, Scores, as_float
+from otlabel.sources.base import ChangedSource, Source, as_float
 
 LEAST, LARGEST = 2.0**-450, 2.0**450  # lengths whose squares are numbers; others are brought there first
 STEP = 2.0**600  # by which, as a power of two rounds nothing
 
 
-class UnitRows(ChangedScores):
+class UnitRows(ChangedSource):
     """Rows of length 1; a row of zeros stays as it is. Lengths and quotients are float64's, then rounded to `dtype`."""
 
-    def __init__(self, source: Scores, *, double: bool = False) -> None:
+    def __init__(self, source: Source, *, double: bool = False) -> None:
         super().__init__(source)
         self.dtype = "float64" if double or source.dtype == "float64" else "float32"
         self.least_rows = getattr(source, "least_rows", 1)
@@ -26,10 +26,10 @@ class UnitRows(ChangedScores):
         if self.dtype == "float64":
             return self
         fine = UnitRows(self.source, double=True)
-        fine.own_share = self.own_share
+        fine.all_rows = self.all_rows
         return fine
 
-    def _of(self, source: Scores) -> UnitRows:
+    def _of(self, source: Source) -> UnitRows:
         return UnitRows(source, double=self.dtype == "float64")
 
     def _changed(self, rows: Any) -> Any:

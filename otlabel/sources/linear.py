@@ -6,20 +6,17 @@ import contextlib
 import copy
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otlabel.distributed import Share
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import ITEM_BYTES, Batch, Scores, as_float, few_rows, grouped
-from otlabel.scores.device import has_room, kept_in_host_memory, on_device
-from otlabel.scores.files import StoredScores
-from otlabel.scores.given import as_array, is_frame
-from otlabel.scores.kept import KeptWhole
-from otlabel.scores.memory import ArrayScores, TensorScores
-from otlabel.scores.names import by_class, by_column
+from otlabel.sources.base import ITEM_BYTES, Batch, Source, as_float, few_rows, grouped
+from otlabel.sources.device import has_room, on_device
+from otlabel.sources.given import as_array, is_frame
+from otlabel.sources.memory import ArraySource, TensorSource
+from otlabel.sources.names import by_class, by_column
 from otlabel.sweep import cpu, is_out_of_memory
 from otlabel.sweep.pool import blas_on_one_thread
 
@@ -34,33 +31,32 @@ FEATURE_BYTES = 1 << 20  # read at once: batches enough that all threads are don
 class Features:
     """What several heads read: one source, kept in memory by the first of them if it fits."""
 
-    def __init__(self, source: Scores, torch_device: torch.device | None = None) -> None:
+    def __init__(
+        self, source: Source, torch_device: torch.device | None = None, centre: np.ndarray | None = None
+    ) -> None:
         self.source, self.torch_device = source, torch_device
         self._lock = threading.Lock()
         self._moved: dict[torch.device, Features] = {}
-        self._centre: np.ndarray | None = None
+        self._centre = centre
 
     def __getstate__(self) -> dict[str, Any]:
         return {"source": self.source, "torch_device": self.torch_device}  # copies on devices stay behind
 
     @property
     def centre(self) -> np.ndarray:
-        """(D,) float64, the mean of a few rows of all ranks', which are to ask for it together the first time."""
+        """(D,) float64, the mean of a few rows, unless another one was given."""
         with self._lock:
             if self._centre is None:
-                self._centre = _mean_of_some(self.source)
+                self._centre = mean_of_finite(read_stretches(self.source, few_rows(self.source.shape[0])))
             return self._centre
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def keep(self, memory_limit: int) -> None:
-        """Let the next pass leave the features in memory if so many bytes hold them."""
+    def change(self, change: Callable[[Source], Source]) -> None:
+        """Let all heads read another source of the same rows from now on."""
         with self._lock:
-            if isinstance(self.source, StoredScores) and self.source.n_bytes <= memory_limit:
-                self.source = KeptWhole(self.source)
-            else:
-                self.source = kept_in_host_memory(self.source, memory_limit)
+            self.source = change(self.source)
 
     def on(self, device: torch.device) -> Features:
         """The features on a device, the same for all heads: they stay there as long as these live."""
@@ -70,7 +66,7 @@ class Features:
             return self._moved[device]
 
 
-class LinearScores(Scores):
+class LinearScores(Source):
     """<features - centre, weight> + bias, or its log-softmax, in float32 (float64 where features are).
 
     The centre, near all rows, keeps numbers small before anything is rounded. Without one the bias is that of
@@ -97,8 +93,13 @@ class LinearScores(Scores):
         self._weight, self._bias, self._given_centre = weight, bias, centre
         self._fine: LinearScores | None = None
         self._factor_on_device: tuple[torch.Tensor, ...] | None = None
-        self._made: TensorScores | None = None  # all scores, where a device keeps them
+        self._made: TensorSource | None = None  # all scores, where a device keeps them
         self._normalizers = np.full(self.shape[0], np.nan, self.dtype)  # log sum exp of each row seen so far
+
+    @property
+    def needs_centre(self) -> bool:
+        """Whether the features' own centre is taken off: products of float32 that nobody gave another one for."""
+        return self._given_centre is None and self.features.source.dtype != "float64"
 
     @functools.cached_property
     def _centre(self) -> np.ndarray:
@@ -126,12 +127,12 @@ class LinearScores(Scores):
         source = self.features.source
         if self.dtype == "float64" and source.fine is source:
             return self
-        if self._fine is None or self._fine.own_share is not self.own_share:
+        if self._fine is None or self._fine.all_rows != self.all_rows:
             features = self.features if source.fine is source else Features(source.fine, self.features.torch_device)
             self._fine = LinearScores(
                 features, self._weight, self._bias, self._normalize, centre=self._given_centre, double=True
             )
-            self._fine.own_share = self.own_share
+            self._fine.all_rows = self.all_rows
         return self._fine
 
     @property
@@ -141,7 +142,7 @@ class LinearScores(Scores):
             return self
         double = self.dtype == "float64"
         bare = LinearScores(self.features, self._weight, self._bias, False, centre=self._given_centre, double=double)
-        bare.own_share = self.own_share
+        bare.all_rows = self.all_rows
         return bare
 
     @property
@@ -186,30 +187,21 @@ class LinearScores(Scores):
             if not is_out_of_memory(error):
                 raise
             return self
-        made._made = TensorScores(whole)
+        made._made = TensorSource(whole)
         return made
-
-    def keep_features(self, memory_limit: int) -> None:
-        """Let the next pass leave the features in memory if so many bytes hold them."""
-        self.features.keep(memory_limit)
 
     def on(self, device: torch.device) -> LinearScores:
         """The same head on features that are moved to a device, or streamed to it, and made into scores there."""
-        return self._on(self.features.on(device))
+        return self.over(self.features.on(device))
 
-    def with_rows(self, source: Scores) -> LinearScores:
+    def over(self, features: Features) -> LinearScores:
         """The same head on other features."""
-        return self._on(Features(source, self.torch_device))
-
-    def _on(self, features: Features) -> LinearScores:
-        moved = LinearScores(features, self._weight, self._bias, self._normalize, centre=self._given_centre)
-        _ = moved._centre  # found where all ranks are together
-        return moved
+        return LinearScores(features, self._weight, self._bias, self._normalize, centre=self._given_centre)
 
     @property
-    def share(self) -> Share:
+    def partitioned_rows(self) -> int:
         """As the features have it."""
-        return self.own_share or self.features.source.share
+        return self.all_rows or self.features.source.partitioned_rows
 
     def blocks(self) -> Batch:
         """Larger ones on a device, which makes them at once."""
@@ -267,13 +259,13 @@ class LinearScores(Scores):
                     parts.append(rows[max(start - block[0], 0) : stop - block[0]])
         return np.concatenate(parts) if self.on_cpu else _concatenated(parts)
 
-    def take(self, rows: np.ndarray) -> Scores:
+    def take(self, rows: np.ndarray) -> Source:
         """Scores of the given rows, as a matrix in memory."""
         if self._made is not None:
             return self._made.take(rows)
         if not self.on_cpu:
             features = self.features.source.take(rows)
-            return TensorScores(self._on_device(features.read(0, len(rows))))
+            return TensorSource(self._on_device(features.read(0, len(rows))))
         parts = []
         with self.reading():
             for batch in self.batches():
@@ -281,7 +273,7 @@ class LinearScores(Scores):
                     for (start, stop), block in zip(batch, self.read_blocks(batch), strict=True):
                         first, last = np.searchsorted(rows, (start, stop))
                         parts.append(block[rows[first:last] - start])
-        return ArrayScores(np.concatenate(parts) if parts else np.empty((0, self.shape[1]), self.dtype), self.dtype)
+        return ArraySource(np.concatenate(parts) if parts else np.empty((0, self.shape[1]), self.dtype), self.dtype)
 
     def place(self, row: int) -> str:
         """The features' own."""
@@ -317,7 +309,7 @@ def _concatenated(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def closeness(source: Scores, centres: np.ndarray, unit: float = 1.0) -> LinearScores:
+def closeness(source: Source, centres: np.ndarray, unit: float = 1.0) -> LinearScores:
     """-||x - mu_k||^2 + ||x - m||^2 = <x - m, 2 (mu_k - m)> - ||mu_k - m||^2 with m, in the middle of the centres mu.
 
     A median, for a mean would follow one centre far away, from where the others can hardly be told apart. All is
@@ -329,7 +321,7 @@ def closeness(source: Scores, centres: np.ndarray, unit: float = 1.0) -> LinearS
     return LinearScores(Features(source), wide / unit * 2, -(wide * (wide / unit)).sum(1), False, centre=middle)
 
 
-def cosines(source: Scores, centres: np.ndarray) -> LinearScores:
+def cosines(source: Source, centres: np.ndarray) -> LinearScores:
     """<x, mu_k> of unit rows and centres of length 1 or 0, up to a constant in each row: -||x - mu_k||^2 / 2.
 
     A centre that rounding has made longer than 1 would gain by it in all products alike, which may be more than what
@@ -342,16 +334,19 @@ def cosines(source: Scores, centres: np.ndarray) -> LinearScores:
     return LinearScores(Features(source), wide, -(np.square(wide).sum(1) + lengths) / 2, False, centre=middle)
 
 
-def _mean_of_some(source: Scores) -> np.ndarray:
-    """The mean of what is finite in a few stretches of rows."""
-    here = source.share.within(few_rows(source.share.n_rows))
+def read_stretches(source: Source, rows: np.ndarray) -> np.ndarray:
+    """The given rows (sorted) as float64, by one read for each stretch of neighbours."""
     parts = [np.empty((0, source.shape[1]))]
     with source.reading():
-        for stretch in np.split(here, np.flatnonzero(np.diff(here) != 1) + 1):
+        for stretch in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
             if len(stretch):
                 stored = source.read(int(stretch[0]), int(stretch[-1]) + 1)
                 parts.append(as_float(stored, source.dtype).astype(np.float64))
-    (some,) = source.share.team.joined("centre", np.concatenate(parts))
+    return np.concatenate(parts)
+
+
+def mean_of_finite(some: np.ndarray) -> np.ndarray:
+    """(D,) means of what is finite in each column of (n, D)."""
     finite = np.isfinite(some)
     with np.errstate(over="ignore"):
         mean = np.where(finite, some, 0).sum(0) / np.maximum(finite.sum(0), 1)
@@ -359,7 +354,7 @@ def _mean_of_some(source: Scores) -> np.ndarray:
 
 
 def checked_head(
-    weight: Any, bias: Any, features: Scores
+    weight: Any, bias: Any, features: Source
 ) -> tuple[np.ndarray, np.ndarray | None, Sequence[Any] | None]:
     """A head's weight (K, D) and bias (K,) as arrays of numbers, and its classes' names; or InvalidScoresError."""
     matrix, names, n_features = as_array(weight, "weight", InvalidScoresError), None, features.shape[1]

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from otlabel.scores.base import ChangedScores, Scores, as_float
+from otlabel.sources.base import ChangedSource, Source, as_float
 
 LOWEST = -float(np.finfo(np.float64).max)
 
 
-class MovedScores(ChangedScores):
+class MovedScores(ChangedSource):
     """A source less a constant, or less the largest score of each row, in float64.
 
     Differences of stored numbers that lie close together are exact, so that what a large constant in a row would hide
@@ -19,11 +19,11 @@ class MovedScores(ChangedScores):
     stay as they are: they would lose the digits of these.
     """
 
-    def __init__(self, source: Scores, constant: float | None = None) -> None:
+    def __init__(self, source: Source, constant: float | None = None) -> None:
         super().__init__(source)
         self.dtype, self._constant = "float64", constant
 
-    def _of(self, source: Scores) -> Scores:
+    def _of(self, source: Source) -> Source:
         return MovedScores(source, self._constant)
 
     def _changed(self, block: Any) -> Any:

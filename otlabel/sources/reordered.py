@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from otlabel.scores.base import ChangedScores, Scores
+from otlabel.sources.base import ChangedSource, Source
 
 
-class ReorderedScores(ChangedScores):
+class ReorderedScores(ChangedSource):
     """A source with its columns in the given order: column k is the source's column `order[k]`."""
 
-    def __init__(self, source: Scores, order: np.ndarray) -> None:
+    def __init__(self, source: Source, order: np.ndarray) -> None:
         super().__init__(source)
         self._order = order
         names = source.class_names
@@ -20,11 +20,11 @@ class ReorderedScores(ChangedScores):
         self.row_names = source.row_names
 
     @property
-    def bare(self) -> Scores:
+    def bare(self) -> Source:
         """The source's, in the same order."""
         return self._likewise(self.source.bare)
 
-    def _of(self, source: Scores) -> Scores:
+    def _of(self, source: Source) -> Source:
         return ReorderedScores(source, self._order)
 
     def _changed(self, block: Any) -> Any:

@@ -10,26 +10,26 @@ from typing import Any
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import Scores, as_float
-from otlabel.scores.files import StoredScores
-from otlabel.scores.memory import ArrayScores
+from otlabel.sources.base import Source, as_float
+from otlabel.sources.files import FileSource
+from otlabel.sources.memory import ArraySource
 
 MOST_OPEN = 64  # parts whose files stay open: a system allows a process about a thousand
 
 
-def rows_between(source: Scores, first: int, stop: int) -> Scores:
+def rows_between(source: Source, first: int, stop: int) -> Source:
     """Consecutive rows of a source as one of their own."""
-    if isinstance(source, StoredScores):
+    if isinstance(source, FileSource):
         return RowRange(source, first, stop)
-    if isinstance(source, ArrayScores):
-        return ArrayScores(source.array[first:stop], source.dtype)
+    if isinstance(source, ArraySource):
+        return ArraySource(source.array[first:stop], source.dtype)
     return source.take(np.arange(first, stop))
 
 
-class RowRange(StoredScores):
+class RowRange(FileSource):
     """Rows of a source in files from one row up to another."""
 
-    def __init__(self, source: StoredScores, first: int, stop: int) -> None:
+    def __init__(self, source: FileSource, first: int, stop: int) -> None:
         self._source, self._first = source, first
         self.name, self.dtype, self.least_rows = source.name, source.dtype, source.least_rows
         self.shape = (stop - first, source.shape[1])
@@ -56,14 +56,14 @@ class RowRange(StoredScores):
         return self._source.place(self._first + row)
 
 
-class Parts(StoredScores):
+class Parts(FileSource):
     """Row-concatenated sources with the same classes; files are also of one type, what is in memory is widened."""
 
-    def __init__(self, parts: Sequence[Scores], name: str, what: str = "scores") -> None:
+    def __init__(self, parts: Sequence[Source], name: str, what: str = "scores") -> None:
         self.name, self._parts, self._what = name, list(parts), what
-        first = next((part for part in self._parts if isinstance(part, StoredScores)), self._parts[0])
+        first = next((part for part in self._parts if isinstance(part, FileSource)), self._parts[0])
         for number, part in enumerate(self._parts):
-            same_type = part.dtype == first.dtype or not isinstance(part, StoredScores)
+            same_type = part.dtype == first.dtype or not isinstance(part, FileSource)
             if part.shape[1] != first.shape[1] or not same_type or not part.on_cpu:
                 raise InvalidScoresError(self._difference(self._parts.index(first), number))
         self._ends = np.cumsum([part.shape[0] for part in self._parts])
@@ -81,7 +81,7 @@ class Parts(StoredScores):
             f"{self._name_of(number)}{' holds' * (number == one)} {part.dtype} {self._what} of {part.shape[1]}"
             for number, part in ((one, self._parts[one]), (other, self._parts[other]))
         ]
-        stored = any(isinstance(self._parts[number], StoredScores) for number in (one, other))
+        stored = any(isinstance(self._parts[number], FileSource) for number in (one, other))
         remedy = (
             "store all parts alike" if stored else "only parts with the same columns can be joined, as torch.cat does"
         )
@@ -118,13 +118,13 @@ class Parts(StoredScores):
             number, begin = self._find(at)
             part, end = self._parts[number], min(stop, int(self._ends[number]))
             rows = out[at - start : end - start]
-            if isinstance(part, StoredScores) and part.dtype == self.dtype:
+            if isinstance(part, FileSource) and part.dtype == self.dtype:
                 part.read_into(at - begin, end - begin, rows)
             elif part.dtype == self.dtype:
                 rows[:] = part.read(at - begin, end - begin)
             else:
                 rows[:] = as_float(part.read(at - begin, end - begin), part.dtype)
-            if isinstance(part, StoredScores):
+            if isinstance(part, FileSource):
                 self._close_others(number)
             at = end
 
@@ -137,7 +137,7 @@ class Parts(StoredScores):
             if oldest is not None:
                 del self._recent[oldest]
         part = None if oldest is None else self._parts[oldest]
-        if isinstance(part, StoredScores):
+        if isinstance(part, FileSource):
             part.close()
 
     def place(self, row: int) -> str:
@@ -145,7 +145,7 @@ class Parts(StoredScores):
         number, begin = self._find(row)
         part = self._parts[number]
         there = part.place(row - begin)
-        return f"row {row} ({there if isinstance(part, StoredScores) else f'{there} of part {number}'})"
+        return f"row {row} ({there if isinstance(part, FileSource) else f'{there} of part {number}'})"
 
     def _find(self, row: int) -> tuple[int, int]:
         """Which part has a row, and the part's first row."""

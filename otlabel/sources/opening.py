@@ -1,80 +1,36 @@
-"""Where scores come from: anything a user hands over becomes a source, which gives row blocks in storage form."""
+"""Opening: whatever a user hands over becomes a source, without a copy if possible."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
-from numbers import Real
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import (
-    ITEM_BYTES,
-    Batch,
-    Scores,
-    as_float,
-    block_rows,
-    draw_rows,
-    partition,
-    row_blocks,
-)
-from otlabel.scores.column import WithColumn
-from otlabel.scores.device import DeviceScores, on_device
-from otlabel.scores.factored import Features, LinearScores, checked_head, closeness, cosines
-from otlabel.scores.files import StoredScores
-from otlabel.scores.free import free_memory
-from otlabel.scores.given import (
-    as_array,
-    as_matrix,
-    check_kind,
-    is_foreign,
-    is_frame,
-    is_tensor,
-    n_dimensions,
-    plain_tensor,
-    shown,
-)
-from otlabel.scores.hdf5 import HDF5Scores
-from otlabel.scores.kept import KeptRows, KeptWhole, default_limit
-from otlabel.scores.memory import ArrayScores, TensorScores, open_array, open_tensor
-from otlabel.scores.moved import MovedScores
-from otlabel.scores.names import (
-    by_class,
-    by_column,
-    by_row,
-    class_mass_of,
-    in_one_order,
-    in_order_of,
-    plain_names,
-    sample_mass_of,
-)
-from otlabel.scores.parts import Parts, rows_between
-from otlabel.scores.paths import load_array, matches, open_path
-from otlabel.scores.sharded import Rows, gathered, part_of_all, take_rows
-from otlabel.scores.unit import UnitRows
+from otlabel.sources.base import Source
+from otlabel.sources.device import on_device
+from otlabel.sources.given import as_array, as_matrix, is_frame, is_tensor, n_dimensions, plain_tensor, shown
+from otlabel.sources.hdf5 import HDF5Source
+from otlabel.sources.linear import Features, LinearScores, checked_head
+from otlabel.sources.memory import open_array, open_tensor
+from otlabel.sources.parts import Parts
+from otlabel.sources.paths import open_path
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "ITEM_BYTES", "ArrayScores", "Batch", "DeviceScores", "KeptRows", "LinearScores", "MovedScores", "Rows", "Scores",
-    "TensorScores", "UnitRows", "WithColumn", "WrappedScores", "as_array", "as_float", "as_matrix", "block_rows",
-    "by_class", "by_column", "by_row", "check_kind", "class_mass_of", "closeness", "cosines", "default_limit",
-    "draw_rows", "free_memory", "gathered", "home_of", "in_one_order", "in_order_of", "is_foreign",
-    "is_list_of_parts", "is_stored", "is_tensor", "keep", "keep_whole", "linear_scores", "load_array", "matches",
-    "on_device", "open_part", "open_scores", "part_of_all", "partition", "plain_names", "plain_tensor", "row_blocks",
-    "rows_between", "sample_mass_of", "take_rows",
-]  # fmt: skip
 
-
-def open_scores(scores: Any, *, device: str = "auto", what: str = "scores") -> Scores:
+def open_scores(scores: Any, *, device: str = "auto", what: str = "scores", may_be_empty: bool = False) -> Source:
     """Whatever holds an (N, K) matrix (array, tensor, nested lists, files) as a source, without copying if possible.
 
-    `what` names it in messages; only "scores" may have masked entries, since they have -inf for a forbidden pair.
+    `what` names it in messages; only "scores" may have masked entries, since they have -inf for a forbidden pair. One
+    of several ranks may have no rows.
     """
+    if may_be_empty and (n_columns := _columns_of_none(scores)):
+        return open_scores(np.zeros((1, n_columns), np.float32)).take(np.empty(0, np.int64))
     if str(device) != "auto":
         chosen = _checked_device(device)
         if is_tensor(scores) and scores.device.type != "cpu":
@@ -98,13 +54,13 @@ def open_scores(scores: Any, *, device: str = "auto", what: str = "scores") -> S
     return opened
 
 
-def open_part(scores: Any, *, device: str = "auto", what: str = "scores") -> Scores:
-    """The same for one rank's rows, of which there may be none."""
+def _columns_of_none(scores: Any) -> int:
+    """The columns of what has no rows; 0 where there are some, or no columns, or it is not known."""
+    if isinstance(scores, Source):
+        return 0
     parts = scores if is_list_of_parts(scores) else [scores]
     n_columns = {part.shape[1] if n_dimensions(part) == 2 and not part.shape[0] else 0 for part in parts}
-    if isinstance(scores, Scores) or len(n_columns) > 1 or n_columns == {0}:
-        return open_scores(scores, device=device, what=what)
-    return open_scores(np.zeros((1, n_columns.pop()), np.float32)).take(np.empty(0, np.int64))
+    return n_columns.pop() if len(n_columns) == 1 else 0
 
 
 def is_list_of_parts(scores: Any) -> bool:
@@ -112,35 +68,6 @@ def is_list_of_parts(scores: Any) -> bool:
     if not isinstance(scores, (list, tuple)) or hasattr(scores, "_fields"):  # a model's named outputs are no batches
         return False
     return any((n_dimensions(part) or 0) > 1 or is_stored(part) or getattr(part, "is_nested", False) for part in scores)
-
-
-def keep(scores: Scores, rows: np.ndarray, memory_limit: int | None = None) -> Scores:
-    """Scores for many passes: kept in memory by the first if `memory_limit` bytes hold them, else but for `rows`.
-
-    rows (sorted) are those that samples will be taken from. No limit: half of the memory that is free. A device makes
-    all scores of a head at once if they fit there.
-    """
-    limit = _checked_limit(memory_limit)
-    if isinstance(scores, DeviceScores):
-        kept = DeviceScores(keep(scores.source, rows, limit), scores.device)
-        kept.own_share = scores.own_share
-        return kept
-    whole = keep_whole(scores, limit)
-    if isinstance(whole, LinearScores):
-        whole = whole.made()
-    if whole.random_access or whole.keeps_all or not whole.on_cpu:
-        return whole
-    return KeptRows(whole, rows)
-
-
-def keep_whole(scores: Scores, memory_limit: int | None = None) -> Scores:
-    """A file's scores, or features, such that the first pass leaves all in memory, if so many bytes hold them."""
-    limit = _checked_limit(memory_limit)
-    if isinstance(scores, LinearScores):
-        scores.keep_features(limit)
-    if not isinstance(scores, StoredScores):
-        return scores
-    return KeptWhole(scores) if scores.n_bytes <= limit else scores
 
 
 @overload
@@ -178,7 +105,7 @@ def linear_scores(
     Raises:
         InvalidScoresError: shapes or names that do not fit together, masked features.
     """
-    source = open_part(features, what="features")
+    source = open_scores(features, what="features", may_be_empty=True)
     shared = Features(source, home_of(features))
 
     def head(weight: Any, bias: Any) -> LinearScores:
@@ -206,30 +133,21 @@ def is_stored(scores: Any) -> bool:
     if isinstance(scores, (list, tuple)) and scores:
         return all(map(is_stored, scores))
     h5py = sys.modules.get("h5py")
-    stored = (Scores, str, os.PathLike) if h5py is None else (Scores, str, os.PathLike, h5py.Dataset)
+    stored = (Source, str, os.PathLike) if h5py is None else (Source, str, os.PathLike, h5py.Dataset)
     return isinstance(scores, stored)
 
 
-def _open_stored(scores: Any) -> Scores | None:
+def _open_stored(scores: Any) -> Source | None:
     """A source, a file or a data set that is open; None for what is none of these."""
-    if isinstance(scores, Scores):
+    if isinstance(scores, Source):
         return scores
     if isinstance(scores, (str, os.PathLike)):
         return open_path(os.fspath(scores))
     h5py = sys.modules.get("h5py")
-    return HDF5Scores(scores) if h5py is not None and isinstance(scores, h5py.Dataset) else None
+    return HDF5Source(scores) if h5py is not None and isinstance(scores, h5py.Dataset) else None
 
 
-def _checked_limit(limit: Any) -> int:
-    """Bytes that may hold a copy of scores; half of what is free where nobody says."""
-    if limit is None:
-        return default_limit()
-    if not (isinstance(limit, Real) and float(limit) >= 0):
-        raise ValueError(f"memory_limit is {limit!r}; pass a number of bytes, 0 to keep nothing, or None")
-    return limit  # type: ignore[return-value]
-
-
-def _open_parts(parts: Sequence[Any], what: str) -> Scores:
+def _open_parts(parts: Sequence[Any], what: str) -> Source:
     """Matrices, files and sources one after the other; a batch of no rows is left out."""
     _check_same_device(parts)
     for number, part in enumerate(parts):

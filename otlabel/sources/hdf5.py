@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from otlabel.errors import FileFormatError, InvalidScoresError, OtlabelError
-from otlabel.scores.base import as_numbers, check_shape, check_whole, storage_array, storage_type
-from otlabel.scores.files import Stamp, StoredScores
-from otlabel.scores.free import free_memory
+from otlabel.sources.base import as_numbers, check_shape, check_whole, storage_array, storage_type
+from otlabel.sources.files import FileSource, Stamp
+from otlabel.sources.free import free_memory
 from otlabel.text import printable
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ HEAP_OBJECT = struct.Struct("<HH4xQ")  # number, references, bytes
 KEEP_OPEN = "keep its file open while it is read, or pass FILE::/NAME as a text"
 
 
-class HDF5Scores(StoredScores):
+class HDF5Source(FileSource):
     """An (N, K) data set, named by file and path within it, or opened by the caller."""
 
     def __init__(self, dataset: h5py.Dataset, path: Path | None = None) -> None:
@@ -183,10 +183,10 @@ class HDF5Scores(StoredScores):
         return self._opened[1]
 
 
-def open_hdf5_scores(path: Path, name: str) -> HDF5Scores:
+def open_hdf5_source(path: Path, name: str) -> HDF5Source:
     """The data set of a file; no name will do where there is only one."""
     with reading_hdf5(path) as handle:
-        return HDF5Scores(find_dataset(handle, path, name), path)
+        return HDF5Source(find_dataset(handle, path, name), path)
 
 
 def load_dataset(path: Path, name: str) -> np.ndarray:

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from otlabel import sweep
-from otlabel.distributed import Share
 from otlabel.errors import InfeasibleError
 from otlabel.marginals import Rule
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem
-from otlabel.repair import Board, Done, repair, spread_ties
-from otlabel.scores import draw_rows, row_blocks
+from otlabel.ranks.rowset import RowSet
+from otlabel.solver.repair import Board, Done, repair, spread_ties
+from otlabel.sources import draw_rows, row_blocks
 
 ROUNDED = 64 * float(np.finfo(np.float64).eps)  # of the size of what is added: a gap up to this is rounding
 MOST_JUDGED = 1 << 18  # entries whose median says what numbers are usual; beyond, every second, third, ... of them
@@ -81,14 +81,14 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
     Any start will do; the nearer the argmax comes to the sizes, the less is left to move. Raises InfeasibleError
     where forbidden pairs leave no assignment.
     """
-    n_classes = problem.scores.shape[1]
+    n_classes = problem.n_classes
     rng = np.random.default_rng(seed)
     most = problem.bounds[1]
     reach = n_classes * problem.extent  # larger ones, from an epsilon far above the scores, would hide these in sums
     g = np.where(most > 0, np.clip(np.where(np.isfinite(potentials), potentials, 0.0), -reach, reach), -np.inf)
     g = _less(g, np.zeros(n_classes), problem.rule)
     tie, coarsest = 0.0, TIE * (problem.magnitude + float(np.abs(g[np.isfinite(g)]).max()))
-    n_here, no_rows = problem.scores.shape[0], np.empty(0, np.int64)
+    n_here, no_rows = problem.rows.shape[0], np.empty(0, np.int64)
     weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
     unlabelled = Placement(np.full(n_here, -1, np.int32), no_rows, no_rows.astype(np.int32), no_rows)
     placement, slack = unlabelled, _first_slack(problem, g, rng)
@@ -122,7 +122,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
             raise _infeasible(problem, board, board.counts[:-1] - filled)
         units = board.units[: len(units)]
         g = _less(g, (board.potentials[-1] if spare.any_room else 0.0) - board.potentials[:-1], problem.rule)
-        placement = _placed(movable, units, placement.labels, g, problem.scores.share)
+        placement = _placed(movable, units, placement.labels, g, problem.rows)
         if is_done:
             g = np.where(np.abs(g) <= tie, 0.0, g)  # less is left of rounding
             between = _between_borders(movable, units, g, slack) if problem.rule.shift_free else g
@@ -151,14 +151,14 @@ def _movable(
     problem: Problem, g: np.ndarray, labels: np.ndarray, weights: np.ndarray, slack: float, tie: float
 ) -> Movable:
     """One pass over the rows here, then what other ranks found; labels that fall short are replaced."""
-    scores, n_classes = problem.scores, problem.scores.shape[1]
-    found = sweep.candidates(scores, g, labels, slack, tie)
+    n_classes = problem.n_classes
+    found = sweep.candidates(problem.rows, g, labels, slack, tie)
     fixed = np.ones(len(labels), bool)
     fixed[found.rows] = False
-    rows = found.rows + scores.share.first
+    rows = found.rows + problem.rows.first
     told = rows, found.sizes, found.classes, found.scores, labels[found.rows], weights[found.rows]
-    rows, sizes, classes, values, own_labels, own_weights = problem.team.joined("round", *told)
-    (counts,) = problem.team.total("round", np.bincount(labels[fixed], weights[fixed], n_classes).astype(np.int64))
+    rows, sizes, classes, values, own_labels, own_weights = problem.rows.concat("round", *told)
+    (counts,) = problem.rows.sum("round", np.bincount(labels[fixed], weights[fixed], n_classes).astype(np.int64))
     row_of = np.repeat(np.arange(len(rows)), sizes)
     return Movable(sweep.Candidates(rows, sizes, classes, values), own_labels, own_weights, counts, row_of)
 
@@ -177,17 +177,17 @@ def _repair(board: Board, slack: float, tie: float) -> Done:
 
 def _first_slack(problem: Problem, g: np.ndarray, rng: np.random.Generator) -> float:
     """How far below its label a class may be to count as a candidate: judged by a sample, so that they stay few."""
-    share, n_takers = problem.scores.share, int(np.count_nonzero(problem.bounds[1]))
+    n_takers = int(np.count_nonzero(problem.bounds[1]))
     rows = _sampled(problem, rng)
-    sample = problem.scores.take(share.within(rows))
-    wanted = int(len(rows) * max(MOVES_A_ROW, MOVES_A_CLASS * n_takers / share.n_rows)) + 1
+    sample = problem.rows.taken(rows)
+    wanted = int(len(rows) * max(MOVES_A_ROW, MOVES_A_CLASS * n_takers / problem.n_rows)) + 1
     most, widest = SOFT_SLACK * float(problem.rule.rho.min()), _widest(problem, g)
     slack = max((problem.spread or widest) * FIRST_SLACK, 1e-300)
     while True:
         found = sweep.candidates(sample, g, np.full(sample.shape[0], -1, np.int32), slack, 0.0)
         u = found.scores + g[found.classes]
         costs = np.repeat(_row_tops(found, u), found.sizes) - u if len(u) else u
-        costs = np.sort(share.team.joined("slack", costs[costs > 0])[0])
+        costs = np.sort(problem.rows.concat("slack", costs[costs > 0])[0])
         if len(costs) >= wanted:
             return min(float(costs[wanted - 1]), most)
         if slack > widest:
@@ -218,15 +218,16 @@ def _lifted(problem: Problem, potentials: np.ndarray, starved: np.ndarray, rng: 
 
     The smooth solve and the repair come there in steps of epsilon and of slack: too many for a class far from all rows.
     """
-    share, g = problem.scores.share, potentials.copy()
-    rows = share.within(_sampled(problem, rng))
-    sample, units = problem.scores.take(rows), np.ones(len(rows)) if problem.weights is None else problem.weights[rows]
+    g = potentials.copy()
+    rows = _sampled(problem, rng)
+    sample = problem.rows.taken(rows)
+    units = np.ones(sample.n_rows) if problem.weights is None else problem.weights[problem.rows.local(rows)]
     _, best, _ = sweep.label(sample, potentials)
-    best, units = share.team.joined("lift", best, units)
+    best, units = problem.rows.concat("lift", best, units)
     wanted = problem.bounds[0] * (units.sum() / problem.n_units)
     for some in np.array_split(starved, -(-len(starved) // COLUMNS_AT_ONCE)):
-        here = [block[:, some] for _, block in row_blocks(sample.fine)]
-        (columns,) = share.team.joined("lift", np.concatenate(here or [np.empty((0, len(some)))]).astype(np.float64))
+        here = [block[:, some] for _, block in row_blocks(sample.fine.source)]
+        (columns,) = problem.rows.concat("lift", np.concatenate(here or [np.empty((0, len(some)))]).astype(np.float64))
         for k, column in zip(some, columns.T, strict=True):
             order = np.argsort(best - column)
             last = min(int(np.searchsorted(np.cumsum(units[order]), wanted[k])), len(order) - 1)
@@ -254,7 +255,7 @@ def _units(movable: Movable, placement: Placement, n_classes: int) -> np.ndarray
     return units
 
 
-def _placed(movable: Movable, units: np.ndarray, labels: np.ndarray, potentials: np.ndarray, share: Share) -> Placement:
+def _placed(movable: Movable, units: np.ndarray, labels: np.ndarray, potentials: np.ndarray, rows: RowSet) -> Placement:
     """Labels after a repair, and the rows that it left in several classes."""
     found, row_of = movable.found, movable.row_of
     taken = np.flatnonzero(units)
@@ -270,9 +271,9 @@ def _placed(movable: Movable, units: np.ndarray, labels: np.ndarray, potentials:
     split = taken[times[row_of[taken]] > 1]
     rising = split[np.argsort(units[split], kind="stable")]
     chosen_classes[row_of[rising]] = found.classes[rising]  # the last to be written counts: most units
-    here = (found.rows >= share.first) & (found.rows < share.stop)
+    here = (found.rows >= rows.first) & (found.rows < rows.stop)
     labels = labels.copy()
-    labels[found.rows[here] - share.first] = chosen_classes[here]
+    labels[found.rows[here] - rows.first] = chosen_classes[here]
     return Placement(labels, found.rows[row_of[split]], found.classes[split], units[split])
 
 
@@ -378,9 +379,9 @@ def _falls_short(movable: Movable, units: np.ndarray, potentials: np.ndarray) ->
 
 def _shortfall(problem: Problem, labels: np.ndarray, potentials: np.ndarray, monitor: Monitor) -> float:
     """By how much the labels are below the best ones at some potentials, in total."""
-    _, best, own = sweep.label(problem.scores, potentials, labels)
+    _, best, own = sweep.label(problem.rows, potentials, labels)
     monitor.saw("round", problem.n_rows)
-    return float(problem.team.total("borders", (best - own)[own > -np.inf].sum())[0])
+    return float(problem.rows.sum("borders", (best - own)[own > -np.inf].sum())[0])
 
 
 def rounding_of(best: np.ndarray, own: np.ndarray, own_potentials: np.ndarray, potentials: np.ndarray) -> np.ndarray:

@@ -13,8 +13,8 @@ from typing import IO, Any
 import numpy as np
 
 from otlabel.errors import FileFormatError
-from otlabel.scores.base import as_numbers, check_shape, check_whole, storage_type
-from otlabel.scores.files import Stamp, StoredScores
+from otlabel.sources.base import as_numbers, check_shape, check_whole, storage_type
+from otlabel.sources.files import FileSource, Stamp
 from otlabel.text import printable
 
 # What NumPy makes of a header that is wrong: a Python literal, cut off, or of brackets in brackets.
@@ -25,7 +25,7 @@ HEADER_DAMAGE = (
 LONGEST_HEADER = 10_000  # bytes that NumPy reads; the header of a matrix takes 118
 
 
-class NpyScores(StoredScores):
+class NpySource(FileSource):
     """An (N, K) array in C order in a `.npy` file of any version."""
 
     def __init__(self, path: Path) -> None:

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.scores.base import (
+from otlabel.sources.base import (
     BLOCK_ENTRIES,
     MOST_WHOLE,
     Batch,
-    Scores,
-    WrappedScores,
+    Source,
+    WrappedSource,
     check_shape,
     check_whole,
     storage_type,
 )
-from otlabel.scores.given import plain_tensor, tensor_array, widened
+from otlabel.sources.given import plain_tensor, tensor_array, widened
 from otlabel.sweep import has_triton
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ MINUS_INF_BITS = {"float16": 0xFC00, "bfloat16": -0x80}  # as halves are stored:
 SPAN_ENTRIES = 1 << 32  # scores that one call reduces on a device: few calls, and partial sums that stay small
 
 
-class ArrayScores(Scores):
+class ArraySource(Source):
     """A NumPy array in any layout; float16 is held as its uint16 bits, bfloat16 as its int16 bits."""
 
     def __init__(self, array: np.ndarray, dtype: str) -> None:
@@ -40,12 +40,12 @@ class ArrayScores(Scores):
         """A view where rows are contiguous, otherwise a copy of just this block."""
         return np.ascontiguousarray(self.array[start:stop])
 
-    def take(self, rows: np.ndarray) -> ArrayScores:
+    def take(self, rows: np.ndarray) -> ArraySource:
         """A copy of the given rows."""
-        return ArrayScores(np.ascontiguousarray(self.array[rows]), self.dtype)
+        return ArraySource(np.ascontiguousarray(self.array[rows]), self.dtype)
 
 
-class TensorScores(Scores):
+class TensorSource(Source):
     """A torch tensor, reduced on the device that it is on."""
 
     on_cpu = False
@@ -70,21 +70,21 @@ class TensorScores(Scores):
         """A view."""
         return self.tensor[start:stop]
 
-    def take(self, rows: np.ndarray) -> TensorScores:
+    def take(self, rows: np.ndarray) -> TensorSource:
         """A copy of the given rows on the same device."""
         import torch
 
-        return TensorScores(self.tensor[torch.from_numpy(rows).to(self.device)])
+        return TensorSource(self.tensor[torch.from_numpy(rows).to(self.device)])
 
     def _cut(self, entries: int) -> Batch:
         size = max(1, entries // self.shape[1])
         return [(start, min(start + size, self.shape[0])) for start in range(0, self.shape[0], size)]
 
 
-class Masked(WrappedScores):
+class Masked(WrappedSource):
     """An array some of whose pairs are masked, which forbids them; a block is copied where it is read."""
 
-    def __init__(self, source: ArrayScores, mask: np.ndarray) -> None:
+    def __init__(self, source: ArraySource, mask: np.ndarray) -> None:
         super().__init__(source)
         self._mask = mask
         self._forbidden = MINUS_INF_BITS.get(source.dtype, -np.inf)
@@ -93,15 +93,15 @@ class Masked(WrappedScores):
         """A copy of just this block, with -inf where it is masked."""
         return self._filled(self.source.read(start, stop), self._mask[start:stop])
 
-    def take(self, rows: np.ndarray) -> Scores:
+    def take(self, rows: np.ndarray) -> Source:
         """A copy of the given rows."""
-        return ArrayScores(self._filled(self.source.take(rows).read(0, len(rows)), self._mask[rows]), self.dtype)
+        return ArraySource(self._filled(self.source.take(rows).read(0, len(rows)), self._mask[rows]), self.dtype)
 
     def _filled(self, block: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return np.where(mask, np.array(self._forbidden, block.dtype), block)
 
 
-def open_array(array: np.ndarray, what: str = "scores") -> Scores:
+def open_array(array: np.ndarray, what: str = "scores") -> Source:
     """An array as a source, without a copy where its type can be read in place; masked pairs of scores are -inf."""
     check_shape(array.shape, what)
     mask = np.ma.getmaskarray(array) if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array) else None
@@ -113,18 +113,18 @@ def open_array(array: np.ndarray, what: str = "scores") -> Scores:
         )
     array = np.asarray(np.ma.getdata(array))
     if array.dtype.name == "bfloat16":
-        source = ArrayScores(array.view(np.int16), "bfloat16")
+        source = ArraySource(array.view(np.int16), "bfloat16")
     else:
         array = widened(array)
         dtype = storage_type(array.dtype, what)
         if array.dtype != dtype:  # whole numbers, long doubles, numbers in another byte order
             check_whole(array, what)
             array = array.astype(dtype)
-        source = ArrayScores(array.view(np.uint16) if dtype == "float16" else array, dtype)
+        source = ArraySource(array.view(np.uint16) if dtype == "float16" else array, dtype)
     return source if mask is None else Masked(source, mask)
 
 
-def open_tensor(tensor: torch.Tensor, what: str = "scores") -> Scores:
+def open_tensor(tensor: torch.Tensor, what: str = "scores") -> Source:
     """A tensor as a source, where it is."""
     import torch
 
@@ -138,9 +138,9 @@ def open_tensor(tensor: torch.Tensor, what: str = "scores") -> Scores:
         if not tensor.is_floating_point():
             check_whole(tensor_array(tensor, what) if _has_large(tensor) else np.empty((0, 0)), what)
             tensor = tensor.double()
-        return TensorScores(tensor)
+        return TensorSource(tensor)
     if tensor.dtype == torch.bfloat16:  # NumPy has none
-        return ArrayScores(tensor.view(torch.int16).numpy(), "bfloat16")
+        return ArraySource(tensor.view(torch.int16).numpy(), "bfloat16")
     return open_array(tensor_array(tensor, what), what)
 
 

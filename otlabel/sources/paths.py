@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 
 from otlabel.errors import FileFormatError
-from otlabel.scores.base import Scores
-from otlabel.scores.free import free_memory
-from otlabel.scores.given import as_array
-from otlabel.scores.hdf5 import load_dataset, open_hdf5_scores
-from otlabel.scores.memory import open_array, open_tensor
-from otlabel.scores.npy import HEADER_DAMAGE, NpyScores, parse_header, read_header
-from otlabel.scores.parts import Parts
+from otlabel.sources.base import Source
+from otlabel.sources.free import free_memory
+from otlabel.sources.given import as_array
+from otlabel.sources.hdf5 import load_dataset, open_hdf5_source
+from otlabel.sources.memory import open_array, open_tensor
+from otlabel.sources.npy import HEADER_DAMAGE, NpySource, parse_header, read_header
+from otlabel.sources.parts import Parts
 from otlabel.text import printable
 
 ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".pt")
 
 
-def open_path(text: str) -> Scores:
+def open_path(text: str) -> Source:
     """The scores that a text names."""
     pattern, _, name = text.partition("::")
     files = matches(pattern)
@@ -71,17 +71,17 @@ def load_npy(file: Path) -> np.ndarray:
     return np.load(file, allow_pickle=False)
 
 
-def _open_file(file: Path, name: str) -> Scores:
+def _open_file(file: Path, name: str) -> Source:
     match _ending(file):
         case ".npy":
             _check_nameless(file, name)
-            return NpyScores(file)
+            return NpySource(file)
         case ".npz":
             return open_array(_load_npz(file, name), f"scores in {file}")
         case ".pt":
             return open_tensor(_load_torch(file, name), f"scores in {file}")
         case _:
-            return open_hdf5_scores(file, name)
+            return open_hdf5_source(file, name)
 
 
 def _ending(file: Path) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otlabel.distributed import ALONE, Share
 from otlabel.errors import InvalidScoresError
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def grouped(blocks: Batch, n_rows: int) -> list[Batch]:
     return groups
 
 
-class Scores(ABC):
+class Source(ABC):
     """An opened (N, K) matrix of scores; of several ranks, the rows that this one works on.
 
     Blocks are what a sweep reduces one at a time; they depend on (N, K) alone, so that sums have the same bits
@@ -72,22 +71,22 @@ class Scores(ABC):
     reads_files = False  # whether the next pass will wait for files
     keeps_all = False  # whether the first pass leaves all scores in memory
     bytes_read = 0  # from files, so far
-    own_share: Share | None = None  # where other ranks have rows, too
+    all_rows: int | None = None  # of the whole matrix, where other ranks have rows of it, too
     class_names: Sequence[Any] | None = None  # where they came with some: the columns of a data frame
     row_names: Any = None  # likewise: its index
 
     @property
-    def share(self) -> Share:
-        """Which rows of all ranks' these are."""
-        return self.own_share or Share(ALONE, 0, self.shape[0], self.shape[0])
+    def partitioned_rows(self) -> int:
+        """Rows of the whole matrix, which says how large blocks are."""
+        return self.all_rows or self.shape[0]
 
     @property
-    def fine(self) -> Scores:
+    def fine(self) -> Source:
         """The same scores as float64 makes them of what is stored, for what decides; itself where it is stored."""
         return self
 
     @property
-    def bare(self) -> Scores:
+    def bare(self) -> Source:
         """The same scores up to a constant in each row, where these are known to more digits; else itself."""
         return self
 
@@ -103,7 +102,7 @@ class Scores(ABC):
 
     def blocks(self) -> Batch:
         """The partition of the rows; ranks have whole blocks of the partition of all rows."""
-        return cut(self.shape[0], block_rows(self.share.n_rows, self.block_columns))
+        return cut(self.shape[0], block_rows(self.partitioned_rows, self.block_columns))
 
     def batches(self) -> list[Batch]:
         """The blocks in the groups that are read together, in order."""
@@ -129,7 +128,7 @@ class Scores(ABC):
             yield rows[start - first : stop - first]
 
     @abstractmethod
-    def take(self, rows: np.ndarray) -> Scores:
+    def take(self, rows: np.ndarray) -> Source:
         """The given rows (sorted) as a source of their own, in memory."""
 
     def place(self, row: int) -> str:
@@ -137,10 +136,10 @@ class Scores(ABC):
         return f"row {row}"
 
 
-class WrappedScores(Scores):
+class WrappedSource(Source):
     """A source made of another one, which moves the bytes."""
 
-    def __init__(self, source: Scores) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
         self.shape, self.dtype, self.on_cpu = source.shape, source.dtype, source.on_cpu
         if not source.on_cpu:
@@ -167,9 +166,9 @@ class WrappedScores(Scores):
         return self.source.bytes_read
 
     @property
-    def share(self) -> Share:
+    def partitioned_rows(self) -> int:
         """As the source has it."""
-        return self.own_share or self.source.share
+        return self.all_rows or self.source.partitioned_rows
 
     @property
     def block_columns(self) -> int:
@@ -193,7 +192,7 @@ class WrappedScores(Scores):
         return self.source.place(row)
 
 
-class ChangedScores(WrappedScores):
+class ChangedSource(WrappedSource):
     """A source each of whose blocks is changed, row by row; a subclass says how, and what stands for another source."""
 
     @abstractmethod
@@ -201,20 +200,20 @@ class ChangedScores(WrappedScores):
         """A block, or rows, after the change."""
 
     @abstractmethod
-    def _of(self, source: Scores) -> Scores:
+    def _of(self, source: Source) -> Source:
         """Another source with the same change."""
 
     @property
-    def fine(self) -> Scores:
+    def fine(self) -> Source:
         """The fine source, changed."""
         return self._likewise(self.source.fine)
 
-    def _likewise(self, source: Scores) -> Scores:
+    def _likewise(self, source: Source) -> Source:
         """The same rows of the source in another form, changed."""
         if source is self.source:
             return self
         changed = self._of(source)
-        changed.own_share = self.own_share
+        changed.all_rows = self.all_rows
         return changed
 
     def read(self, start: int, stop: int) -> Any:
@@ -225,7 +224,7 @@ class ChangedScores(WrappedScores):
         """The source's blocks, changed one by one."""
         return map(self._changed, self.source.read_blocks(batch))
 
-    def take(self, rows: np.ndarray) -> Scores:
+    def take(self, rows: np.ndarray) -> Source:
         """The given rows of the source, to be changed."""
         return self._of(self.source.take(rows))
 
@@ -303,7 +302,7 @@ def as_float(block: Any, dtype: str) -> np.ndarray:
     return as_numbers(block, dtype).astype(np.float32) if dtype == "float16" else block
 
 
-def row_blocks(source: Scores, batches: list[Batch] | None = None) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+def row_blocks(source: Source, batches: list[Batch] | None = None) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     """Each block of rows with its place, as float32 or float64 numbers; of the given batches, or of all rows."""
     for batch in source.batches() if batches is None else batches:
         for place, block in zip(batch, source.read_blocks(batch), strict=True):

@@ -1,0 +1,126 @@
+"""A bound for any labels, whoever made them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from otlabel import sweep
+from otlabel.assign import sinkhorn_assign
+from otlabel.interrupts import interruptible
+from otlabel.marginals import class_sizes
+from otlabel.ranks.communicator import communicator_of
+from otlabel.ranks.rowset import RowSet
+from otlabel.result import Certificate, like
+from otlabel.solver.posing import middle
+from otlabel.solver.proof import shortfall
+from otlabel.solver.rounding import TIE
+from otlabel.sources import MovedScores, by_class, by_row, class_mass_of, open_scores
+from otlabel.validate import (
+    FAR,
+    LARGEST_SCORE,
+    check_finite,
+    check_labels,
+    check_mass,
+    check_number_of_labels,
+    check_vector,
+)
+
+
+@interruptible
+def certify(
+    scores: Any, labels: Any, *, potentials: Any = None, class_mass: Any = None, group: Any = None
+) -> Certificate:
+    """Prove how good any labels are, whoever made them: their value, and a bound that no labels of these sizes pass.
+
+        gap = mean_i max_k (s_ik + g_k) - <sizes / N, g>  -  mean_i s[i, labels_i]
+
+    Args:
+        scores: (N, K), as for `sinkhorn_assign`.
+        labels: (N,) integers from 0 to K - 1; -1 for a sample left unlabelled, which the bound then allows for as many.
+        potentials: (K,) g; any will do, good ones make the bound tight. None: the best are found by solving.
+        class_mass: (K,) sizes or shares that the bound is to hold for. None: the sizes that the labels have. For
+            others, the gap says how far the labels are from the best with those sizes, and may be negative.
+        group: a torch.distributed group whose ranks call this together, each with its own rows (maybe none) and their
+            labels, and otherwise alike. None: this process has all rows.
+
+    Returns:
+        Certificate with value, bound, gap, relative_gap and the labels' class sizes; with a group, of all rows.
+
+    Raises:
+        InvalidScoresError, InvalidMassError: as for `sinkhorn_assign`.
+        ValueError: labels of the wrong length or outside of 0 ... K - 1, or potentials of the wrong length.
+    """
+    with communicator_of(group) as communicator:
+        opened = open_scores(scores, may_be_empty=communicator.world_size > 1)
+        rows = RowSet.as_given(opened, communicator)
+        opened, n_rows, n_classes = rows.source, rows.n_rows, rows.shape[1]
+        check_number_of_labels(labels, opened.shape[0])
+        given = check_labels(by_row(labels, opened.shape[0], opened.row_names, "labels"), opened.shape[0], n_classes)
+        labelled = given >= 0
+        (sizes,) = rows.sum("sizes", np.bincount(given[labelled], minlength=n_classes))
+        n_labelled = int(sizes.sum())
+        if not n_labelled:
+            raise ValueError("all labels are -1: there is nothing to certify")
+        targets = sizes
+        if class_mass is not None:
+            shares = class_mass_of(class_mass, opened)
+            targets = class_sizes(check_mass(shares, n_labelled, n_classes), n_labelled)
+        is_given = potentials is not None
+        if potentials is None:
+            mass, abstain = targets / n_labelled, 1 - n_labelled / n_rows
+            potentials = sinkhorn_assign(opened, class_mass=mass, abstain=abstain, group=group).potentials
+        else:
+            check_finite(rows, sweep.inspect(rows))
+        g = check_vector(by_class(potentials, n_classes, opened.class_names, "potentials"), n_classes, "potentials")
+        used = (sizes > 0) | (targets > 0)
+        g = _bounding(g, used, constant_counts=not is_given or n_labelled < n_rows)
+        reach = np.abs(g[np.isfinite(g)]).max(initial=0.0)
+        _, best, own = sweep.label(rows, g, given)
+        of_labels = own[labelled] - g[given[labelled]]
+        if reach > FAR * rows.median("value", np.abs(of_labels)):  # the sum has lost what the scores were
+            of_labels = sweep.label(rows, np.zeros(n_classes), given)[2][labelled]
+        (value,) = rows.sum("value", of_labels.sum())
+        near = _near_zero(rows, best, float(np.ptp(g[used])), all_labelled=n_labelled == n_rows)
+        if near is not rows:
+            _, best, own = sweep.label(near, g, given)
+        own_g = g[given]
+        if n_labelled < n_rows:  # as by one more class of score zero, with the potential that leaves it so many
+            threshold = np.partition(rows.concat("best", best)[0], n_rows - n_labelled)[n_rows - n_labelled]
+            best = np.maximum(best, threshold)
+            own, own_g = np.where(labelled, own, threshold), np.where(labelled, own_g, threshold)
+        short, known = shortfall(best, own, own_g, g)
+        excused = np.minimum(short, known) if reach else np.zeros(len(short))  # else nothing is added
+        total, rounded = rows.sum("short", short.sum(), excused.sum())
+        gap = (float(total) + float((sizes - targets)[used] @ g[used])) / n_rows
+        size_error = float(np.maximum(targets - sizes, 0).sum()) / n_rows
+        mean = float(value) / n_rows
+        return Certificate(mean, mean + gap, like(sizes, scores), gap, float(rounded) / n_rows, size_error)
+
+
+def _bounding(potentials: np.ndarray, used: np.ndarray, *, constant_counts: bool) -> np.ndarray:
+    """Potentials that make a bound: finite for the classes in use and, where no constant counts, less their median."""
+    finite = np.isfinite(potentials)
+    g = np.where(used & np.isneginf(potentials), potentials[finite].min(initial=0.0), potentials)  # any finite one will
+    largest = np.abs(g[np.isfinite(g)]).max(initial=0.0)
+    if largest > LARGEST_SCORE:
+        raise ValueError(f"potentials reach {largest:.3g}; above {LARGEST_SCORE:g} sums with them are no numbers")
+    if constant_counts:
+        return g
+    middle_one = np.median(g[used])
+    moved = g - middle_one
+    return np.where(np.abs(moved) <= TIE * np.abs(middle_one), 0.0, moved)
+
+
+def _near_zero(rows: RowSet, best: np.ndarray, differ: float, *, all_labelled: bool) -> RowSet:
+    """The rows less what would hide from sums what tells classes apart: constants, while potentials differ by little.
+
+    Where some stay unlabelled, rows are compared, and all are moved alike.
+    """
+    is_open = best > -np.inf
+    (farthest,) = rows.max("far", np.abs(best[is_open]).max(initial=0.0))
+    source, bare = rows.source, rows.source.fine.bare
+    if not farthest > FAR * differ or not (differ > 0 or bare is not source.fine):
+        return rows
+    return rows.over(MovedScores(bare) if all_labelled else MovedScores(source, middle(rows, best[is_open])))

@@ -1,0 +1,1 @@
+"""Several processes that work on one matrix: what they tell each other, and who has which rows."""

@@ -1,0 +1,111 @@
+"""Rows that move to the rank where their block begins, so that sums over blocks have the bits of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from otlabel.ranks.communicator import Communicator
+from otlabel.sources.base import Batch, Source, WrappedSource, grouped, storage_array
+from otlabel.sources.memory import ArraySource
+
+
+class Redistribution:
+    """Who has which rows, in the order of ranks, and who works on which: whole blocks.
+
+    A block belongs to the rank where it begins; the few rows of it that other ranks have are sent there.
+    """
+
+    def __init__(self, communicator: Communicator, counts: np.ndarray, block_rows: int) -> None:
+        self._communicator = communicator
+        self._ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.n_rows = int(self._ends[-1])  # of all ranks
+        self._begun = np.minimum(-(-self._ends // block_rows) * block_rows, self.n_rows)
+        self._begun[0], self._begun[-1] = 0, self.n_rows
+        rank = communicator.rank
+        self.given = int(self._ends[rank]), int(self._ends[rank + 1])  # from where to where this rank has rows ...
+        self.worked = int(self._begun[rank]), int(self._begun[rank + 1])  # ... and works on rows
+        self.n_sent = min(self.worked[0], self.given[1]) - self.given[0]  # rows at its beginning that another works on
+        self.n_received = max(self.worked[1] - max(self.given[1], self.worked[0]), 0)  # that come from others
+
+    def origin(self, row: int) -> tuple[int, int]:
+        """The rank that has a row of all, and its number there."""
+        rank = int(np.searchsorted(self._ends, row, side="right")) - 1
+        return rank, row - int(self._ends[rank])
+
+    def received(self, name: str, head: np.ndarray) -> np.ndarray:
+        """The rows that come from others, once they have been sent, for the `n_sent` first rows here."""
+        tail = np.empty((self.n_received, *head.shape[1:]), head.dtype)
+        at = max(self.given[1], self.worked[0])
+        outgoing = [(rank, head[low - self.given[0] : high - self.given[0]]) for rank, low, high in self._to_others()]
+        incoming = [(rank, tail[low - at : high - at]) for rank, low, high in self._from_others()]
+        self._communicator.exchange(name, outgoing, incoming)
+        return tail
+
+    def returned(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Of something for each row worked on here, (M, ...), what belongs to each row that this rank has."""
+        head = np.empty((self.n_sent, *rows.shape[1:]), rows.dtype)
+        at = self.worked[0]
+        outgoing = [(rank, rows[low - at : high - at]) for rank, low, high in self._from_others()]
+        incoming = [(rank, head[low - self.given[0] : high - self.given[0]]) for rank, low, high in self._to_others()]
+        self._communicator.exchange(name, outgoing, incoming)
+        kept = min(self.given[1], self.worked[1]) - at
+        return np.concatenate([head, rows[: max(kept, 0)]])
+
+    def _to_others(self) -> Iterator[tuple[int, int, int]]:
+        """Ranks that work on rows of this one, and from which row to which."""
+        return self._overlaps(self.given, self._begun)
+
+    def _from_others(self) -> Iterator[tuple[int, int, int]]:
+        """Ranks that have rows which this one works on."""
+        return self._overlaps(self.worked, self._ends)
+
+    def _overlaps(self, here: tuple[int, int], ends: np.ndarray) -> Iterator[tuple[int, int, int]]:
+        for rank in range(self._communicator.world_size):
+            low, high = max(here[0], int(ends[rank])), min(here[1], int(ends[rank + 1]))
+            if rank != self._communicator.rank and low < high:
+                yield rank, low, high
+
+
+class RedistributedRows(WrappedSource):
+    """Rows of a source that are worked on here, followed by those that came from other ranks, which are in memory."""
+
+    def __init__(self, source: Source, tail: np.ndarray, redistribution: Redistribution) -> None:
+        super().__init__(source)
+        self._redistribution, self._skip, self._tail = redistribution, redistribution.n_sent, tail
+        first, stop = redistribution.worked
+        self.shape, self.all_rows = (stop - first, source.shape[1]), redistribution.n_rows
+        self._n_own = self.shape[0] - len(tail)
+
+    def blocks(self) -> Batch:
+        """Those of all rows that are here."""
+        return Source.blocks(self)
+
+    def batches(self) -> list[Batch]:
+        """Blocks in groups as large as the source's."""
+        rows = max((batch[-1][1] - batch[0][0] for batch in self.source.batches()), default=1)
+        return grouped(self.blocks(), rows)
+
+    def read(self, start: int, stop: int) -> Any:
+        """From the source, or from memory."""
+        end = min(stop, self._n_own)
+        if start >= end:
+            return self._tail[start - self._n_own : stop - self._n_own]
+        rows = self.source.read(self._skip + start, self._skip + end)
+        return rows if stop == end else np.concatenate([rows, self._tail[: stop - end]])
+
+    def take(self, rows: np.ndarray) -> Source:
+        """A copy of the given rows."""
+        number = int(np.searchsorted(rows, self._n_own))
+        out = storage_array((len(rows), self.shape[1]), self.dtype)
+        if number:
+            out[:number] = self.source.take(rows[:number] + self._skip).read(0, number)
+        out[number:] = self._tail[rows[number:] - self._n_own]
+        return ArraySource(out, self.dtype)
+
+    def place(self, row: int) -> str:
+        """The row's number in its rank."""
+        rank, there = self._redistribution.origin(self._redistribution.worked[0] + row)
+        return f"{self.source.place(there) if row < self._n_own else f'row {there}'} of rank {rank}"

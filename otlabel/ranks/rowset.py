@@ -1,0 +1,201 @@
+"""Rows of one matrix: a source of those that are here, who has the others, and which of all rows these are."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from otlabel.errors import InvalidMassError, InvalidScoresError, RankError
+from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
+from otlabel.ranks.redistribution import RedistributedRows, Redistribution
+from otlabel.sources import ArraySource, LinearScores, Source, UnitRows, as_array, as_float, block_rows
+from otlabel.sources.base import few_rows, storage_array
+from otlabel.sources.linear import Features, mean_of_finite, read_stretches
+
+if TYPE_CHECKING:
+    import torch
+
+
+class RowSet:
+    """Rows `first` up to `stop` of the `n_rows` of all ranks, which are numbered from 0 on where they are.
+
+    In one process these are all rows, and what is summed or joined over ranks stays as it is.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        communicator: Communicator = SINGLE_PROCESS,
+        first: int = 0,
+        n_rows: int | None = None,
+        redistribution: Redistribution | None = None,
+    ) -> None:
+        self.source, self.communicator, self.first = source, communicator, first
+        self.n_rows = source.shape[0] if n_rows is None else n_rows
+        self._redistribution = redistribution
+
+    @classmethod
+    def as_given(cls, source: Source, communicator: Communicator) -> RowSet:
+        """A rank's rows, all of them and no others."""
+        if communicator.world_size == 1:
+            return cls(source)
+        (counts,) = communicator.allgather("rows", np.array([source.shape[0]]))
+        _check_any(counts)
+        n_rows = int(counts.sum())
+        return cls(_of_all(source, n_rows), communicator, int(counts[: communicator.rank].sum()), n_rows)
+
+    @classmethod
+    def in_blocks(cls, source: Source, communicator: Communicator) -> RowSet:
+        """Whole blocks of the partition of all rows, so that sums have the same bits on any number of ranks.
+
+        A few rows move from rank to rank; of a linear head, its features do. On a device all rows stay, since blocks
+        are those of the device, and sums depend on them a little.
+        """
+        if communicator.world_size == 1:
+            return cls(source)
+        if not isinstance(source, LinearScores):
+            return _redistributed(source, communicator, source.block_columns)
+        features = source.features.source
+        stored = features.source if isinstance(features, UnitRows) else features
+        rows = _redistributed(stored, communicator, source.shape[1])
+        if stored is not features:
+            rows = rows.over(UnitRows(rows.source))
+        head = source.over(Features(rows.source, source.torch_device))
+        if head.needs_centre:
+            head = source.over(Features(rows.source, source.torch_device, rows.centre()))
+        return rows.over(head)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the rows here."""
+        return self.source.shape
+
+    @property
+    def stop(self) -> int:
+        """The row of all after the last one here."""
+        return self.first + self.source.shape[0]
+
+    @property
+    def fine(self) -> RowSet:
+        """The same rows as float64 makes them of what is stored; itself where it is stored."""
+        fine = self.source.fine
+        return self if fine is self.source else self.over(fine)
+
+    def over(self, source: Source) -> RowSet:
+        """The same rows in another form."""
+        return RowSet(source, self.communicator, self.first, self.n_rows, self._redistribution)
+
+    # ---- some of the rows ----
+
+    def local(self, rows: np.ndarray) -> np.ndarray:
+        """Those of the sorted rows of all that are here, counted from the first here."""
+        low, high = np.searchsorted(rows, (self.first, self.stop))
+        return rows[low:high] - self.first
+
+    def taken(self, rows: np.ndarray) -> RowSet:
+        """Those of the sorted rows of all that are here, as rows of this process alone."""
+        return RowSet(self.source.take(self.local(rows)))
+
+    def subset(self, rows: np.ndarray) -> RowSet:
+        """The given rows (sorted) of all ranks, of which each rank again has whole blocks."""
+        return RowSet.in_blocks(self.source.take(self.local(rows)), self.communicator)
+
+    def gathered(self, rows: np.ndarray) -> np.ndarray:
+        """The given rows (sorted) of all ranks as float32 or float64 numbers, on all ranks."""
+        taken = self.taken(rows).source
+        return self.concat("gathered", as_float(taken.read(0, taken.shape[0]), taken.dtype))[0]
+
+    def centre(self) -> np.ndarray:
+        """(D,) float64, the mean of a few rows of all ranks."""
+        here = read_stretches(self.source, self.local(few_rows(self.n_rows)))
+        return mean_of_finite(self.concat("centre", here)[0])
+
+    # ---- one number, or more, for each of the rows ----
+
+    def of_all(self, name: str, values: Any) -> Any:
+        """One number for each row that this rank was given, as those of all ranks' rows."""
+        if self._redistribution is None or values is None:
+            return values
+        n_given = self._redistribution.given[1] - self._redistribution.given[0]
+        numbers = as_array(values)
+        if numbers.shape != (n_given,):
+            raise InvalidMassError(f"{name} has shape {numbers.shape}; pass one number for each of {n_given} rows")
+        return self.concat(name, numbers)[0]
+
+    def restore(self, labels: np.ndarray) -> np.ndarray:
+        """Labels of the rows here, as those of the rows that this rank was given."""
+        if self._redistribution is None or not self.source.on_cpu:
+            return labels
+        return self._redistribution.returned("labels", labels)
+
+    # ---- over all ranks ----
+
+    def sum(self, name: str, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Sums of each array over ranks; the name tells steps apart in errors."""
+        return self.communicator.allreduce(name, *arrays)
+
+    def sum_tensor(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The same of a tensor, which stays where it is."""
+        return self.communicator.allreduce_tensor(name, tensor)
+
+    def max(self, name: str, *numbers: float) -> tuple[float, ...]:
+        """The largest of each number over ranks."""
+        return self.communicator.allreduce_max(name, *numbers)
+
+    def min(self, name: str, array: np.ndarray) -> np.ndarray:
+        """The smallest of each number of an array over ranks."""
+        return self.communicator.allreduce_min(name, array)
+
+    def median(self, name: str, values: np.ndarray) -> float:
+        """The median of one value (float64, not negative) for each row, or for some, of all ranks."""
+        return self.communicator.median(name, values)
+
+    def concat(self, name: str, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Each array followed by those of the ranks after, along the first axis."""
+        return self.communicator.allgather(name, *arrays)
+
+
+def _redistributed(source: Source, communicator: Communicator, n_classes: int) -> RowSet:
+    """Rows here, of blocks that are cut for so many classes."""
+    counts, dtype = _checked_alike(source, communicator)
+    n_rows = int(counts.sum())
+    redistribution = Redistribution(communicator, counts, block_rows(n_rows, n_classes))
+    if not source.on_cpu:
+        return RowSet(_of_all(source, n_rows), communicator, redistribution.given[0], n_rows, redistribution)
+    if not source.shape[0]:
+        source = ArraySource(storage_array(source.shape, dtype), dtype)
+    head = np.ascontiguousarray(source.read(0, redistribution.n_sent))
+    rows = RedistributedRows(source, redistribution.received("shards", head), redistribution)
+    return RowSet(rows, communicator, redistribution.worked[0], n_rows, redistribution)
+
+
+def _checked_alike(source: Source, communicator: Communicator) -> tuple[np.ndarray, str]:
+    """How many rows each rank has, and their type; RankError where these are of other columns or types."""
+    own = {"shape": np.array(source.shape), "dtype": np.frombuffer(source.dtype.encode().ljust(8), np.uint8)}
+    of_ranks = communicator.allgather_by_rank("shards", own)
+    counts = np.array([of_rank["shape"][0] for of_rank in of_ranks])
+    filled = [rank for rank, count in enumerate(counts) if count] or [0]
+    kinds = [(int(of_rank["shape"][1]), of_rank["dtype"].tobytes().decode().strip()) for of_rank in of_ranks]
+    expected = kinds[filled[0]]
+    for rank, kind in enumerate(kinds):
+        if kind[0] != expected[0] or (counts[rank] and kind != expected):
+            raise RankError(
+                f"rank {filled[0]} has {expected[1]} scores of {expected[0]} columns, rank {rank} {kind[1]} of "
+                f"{kind[0]}; pass the same to all ranks"
+            )
+    _check_any(counts)
+    return counts, expected[1]
+
+
+def _check_any(counts: np.ndarray) -> None:
+    if not counts.any():
+        raise InvalidScoresError(f"none of the {len(counts)} ranks has a row; some may be without, but not all")
+
+
+def _of_all(source: Source, n_rows: int) -> Source:
+    """The same source as one of so many rows."""
+    part = copy.copy(source)  # the caller's may be of use elsewhere
+    part.all_rows = n_rows
+    return part

@@ -1,0 +1,335 @@
+"""A first look at every score: the problem that rows and demands make, or why there is none."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from otlabel import sweep
+from otlabel.errors import DegenerateScoresWarning, FewSamplesWarning, InfeasibleError, InvalidScoresError
+from otlabel.marginals import KL, ONE_SAMPLE, Exact, Range, Rule, counted, rule_of, with_abstention
+from otlabel.monitor import Monitor
+from otlabel.problem import Demand, Problem, Solver
+from otlabel.ranks.rowset import RowSet
+from otlabel.sources import KeptRows, MovedScores, Source, WithColumn, as_float, draw_rows
+from otlabel.validate import FAR, LARGEST_SCORE, check_finite, check_mass, check_sample_mass, warn
+
+LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities
+RESOLVED = 1e5  # times epsilon: products up to here have errors far below it in float32
+SMALLEST, LARGEST = 1e-30, 1e30  # products of which float32 loses neither these nor their differences
+
+
+@dataclass(frozen=True, eq=False)
+class _Size:
+    """How large the scores of the rows here are, and of all."""
+
+    tops: np.ndarray  # (N,) largest score of each row, -inf where none is allowed
+    bottoms: np.ndarray  # (N,) smallest finite score
+    extents: np.ndarray  # (N,) how far these are apart
+    magnitude: float  # the largest top of all, by size
+    extent: float  # the widest row of all
+    spread: float  # of a typical row
+    lowered: float = 0.0  # by how much scores were moved, in the mean over units
+
+    @property
+    def is_open(self) -> np.ndarray:
+        """(N,) whether a row may have a class."""
+        return self.tops > -np.inf
+
+
+def pose(
+    rows: RowSet, demand: Demand, solver: Solver, sampled: np.ndarray, monitor: Monitor
+) -> tuple[Problem, np.ndarray]:
+    """The problem, after a first look at every score; and a hash of each row. Samples will be taken from `sampled`.
+
+    Scores that float32 makes too coarsely for epsilon give way to float64's, and such as are far from zero are moved
+    there. Whether there is an assignment is a matter of whole class sizes where rounding is exact, else of shares.
+    """
+    n_rows, n_classes, of_exact_rows = rows.n_rows, rows.shape[1], isinstance(demand.samples, Exact)
+    sample_mass = rows.of_all("sample_mass", demand.sample_mass)
+    shares = check_mass(demand.class_mass, n_rows, n_classes)
+    weights, n_units = check_sample_mass(sample_mass, n_rows)
+    weights = None if weights is None else weights[rows.first : rows.stop]
+    abstain = demand.abstain
+    if of_exact_rows:
+        abstain = round(abstain * n_units) / n_units  # whole samples first, so that the classes share what they leave
+        if abstain == 1:
+            raise ValueError(f"abstain leaves none of the {n_rows} samples to be labelled")
+    rule = rule_of(demand.classes, shares * (1 - abstain), n_rows)
+    for_new = rule.wanted
+    if abstain > 0:
+        rule = with_abstention(rule, abstain)
+    by_size = solver.rounding == "exact" and of_exact_rows
+    sizes = _sizes(rule, demand.classes, n_units, weighted=weights is not None) if by_size else None
+    if sizes is None:
+        rule.check_shares(of_all=of_exact_rows)
+
+    rows, inspection = _inspected(rows, sampled, solver.epsilon, monitor)
+    if inspection.n_forbidden:
+        n_unlabelled = round(abstain * n_units)
+        rule = _check_forbidden(rows, inspection, rule, sizes, weights, n_units, n_unlabelled, monitor)
+    size, top, below = _measured(rows, inspection)
+    stored_magnitude = size.magnitude
+    if of_exact_rows and size.magnitude > FAR * size.spread:
+        if abstain > 0:  # whether a sample is labelled then depends on how its row compares with others
+            rows, size = _moved_together(rows, size)
+        else:
+            rows, size = _moved_one_by_one(rows, size, weights, sampled, monitor)
+    if n_rows < n_classes and demand.class_mass is None and isinstance(demand.classes, Exact):
+        warn(FewSamplesWarning, f"{n_rows} samples for {n_classes} classes: sizes are 0 or 1")
+    if n_classes > 1 and not inspection.n_forbidden and not size.extent:
+        warn(DegenerateScoresWarning, "every row's scores are all equal: they carry no information, labels are random")
+    elif n_classes > 1 and top <= 1 and below <= 0:
+        _warn_of_probabilities(rows, sampled)
+    extent, spread = size.extent, size.spread
+    if abstain > 0:  # staying unlabelled has a score of zero
+        tops, bottoms = np.maximum(size.tops, 0), np.minimum(size.bottoms, 0)
+        wide = np.where(size.is_open, tops - bottoms, tops)
+        rows, (extent,) = rows.over(WithColumn(rows.source)), rows.max("extents", wide.max(initial=0.0))
+        spread = rows.median("spread of all", wide)
+    problem = Problem(
+        rows=rows,
+        rule=rule,
+        n_units=n_units,
+        spread=spread,
+        extent=extent,
+        magnitude=size.magnitude,
+        top=max(top, 0.0) if abstain > 0 else top,
+        sampled=sampled,
+        weights=weights,
+        row_rho=demand.samples.rho if isinstance(demand.samples, KL) else math.inf,
+        for_new=for_new,
+        weighted=weights is not None,
+        stored_magnitude=stored_magnitude,
+        lowered=size.lowered,
+    )
+    return problem, inspection.hashes
+
+
+def _inspected(rows: RowSet, sampled: np.ndarray, epsilon: float, monitor: Monitor) -> tuple[RowSet, sweep.Inspection]:
+    """Rows whose numbers are fine enough for epsilon, and what they show; InvalidScoresError where one is none."""
+    inspection = sweep.inspect(rows)
+    monitor.saw("inspect", rows.n_rows)
+    if _too_coarse(rows, inspection, epsilon):
+        rows = rows.over(_sampled_from(rows.source.fine, rows, sampled))
+        inspection = sweep.inspect(rows)
+        monitor.saw("inspect", rows.n_rows)
+    check_finite(rows, inspection)
+    return rows, inspection
+
+
+def _sampled_from(source: Source, rows: RowSet, sampled: np.ndarray) -> Source:
+    """Another form of the rows, the ones that samples are taken from in memory."""
+    return KeptRows(source, rows.local(sampled)) if source.on_cpu else source
+
+
+def _measured(rows: RowSet, inspection: sweep.Inspection) -> tuple[_Size, float, float]:
+    """How large scores are, the largest of all, and minus the smallest."""
+    tops, bottoms = inspection.tops.astype(np.float64), inspection.bottoms.astype(np.float64)
+    is_open = tops > -np.inf
+    with np.errstate(over="ignore"):  # what is beyond numbers is refused below
+        extents = np.where(is_open, tops - bottoms, 0.0)
+    magnitude, extent, top, below = rows.max(
+        "extents",
+        np.abs(tops[is_open]).max(initial=0.0),
+        extents.max(initial=0.0),
+        tops.max(initial=-np.inf),
+        -bottoms.min(initial=np.inf),
+    )
+    check_reach(max(magnitude, extent))
+    return _Size(tops, bottoms, extents, magnitude, extent, rows.median("spread", extents)), top, below
+
+
+def _moved_together(rows: RowSet, size: _Size) -> tuple[RowSet, _Size]:
+    """All scores less one number, so that most of the largest are near zero."""
+    is_open = size.is_open
+    lowered = middle(rows, size.tops[is_open])
+    tops = np.where(is_open, size.tops - lowered, size.tops)
+    (magnitude,) = rows.max("far", np.abs(tops[is_open]).max(initial=0.0))
+    moved = replace(size, tops=tops, bottoms=tops - size.extents, magnitude=magnitude, lowered=lowered)
+    return rows.over(MovedScores(rows.source, lowered)), moved
+
+
+def _moved_one_by_one(
+    rows: RowSet, size: _Size, weights: np.ndarray | None, sampled: np.ndarray, monitor: Monitor
+) -> tuple[RowSet, _Size]:
+    """Each row less its largest score; of a head, the products without what normalises them."""
+    before, is_open = size.tops, size.is_open
+    if rows.source.fine.bare is not rows.source:
+        before = sweep.inspect(rows.fine).tops
+        monitor.saw("inspect", rows.n_rows)
+        rows = rows.over(_sampled_from(rows.source.fine.bare, rows, sampled))
+    rows = rows.over(MovedScores(rows.source))
+    moved = sweep.inspect(rows)
+    monitor.saw("inspect", rows.n_rows)
+    units = is_open.astype(np.float64) if weights is None else np.where(is_open, weights, 0.0)
+    by = np.where(is_open, before, 0.0) - np.where(is_open, moved.tops, 0.0)
+    total, of_all = rows.sum("far", by @ units, units.sum())
+    lowered = float(total) / max(float(of_all), 1.0)
+    tops, bottoms = moved.tops, moved.bottoms
+    extents = np.where(is_open, np.where(is_open, tops, 0.0) - bottoms, 0.0)
+    (extent,) = rows.max("extents", extents.max(initial=0.0))
+    spread = rows.median("spread", extents)
+    (magnitude,) = rows.max("far", np.abs(tops[is_open]).max(initial=0.0))
+    return rows, _Size(tops, bottoms, extents, magnitude, extent, spread, lowered)
+
+
+def _too_coarse(rows: RowSet, inspection: sweep.Inspection, epsilon: float) -> bool:
+    """Whether float32 does not tell apart what epsilon does, or has scores that overflow or vanish."""
+    if rows.fine is rows:
+        return False
+    is_open = inspection.tops > -np.inf
+    tops = inspection.tops[is_open].astype(np.float64)
+    largest, widest = rows.max(
+        "coarse", np.abs(tops).max(initial=0.0), (tops - inspection.bottoms[is_open]).max(initial=0.0)
+    )
+    return bool(inspection.n_bad) or not (SMALLEST < largest < min(LARGEST, RESOLVED * epsilon) and widest)
+
+
+def _sizes(rule: Rule, classes: Exact | KL | Range, n_units: int, *, weighted: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Fewest and most units of each class, before anything long begins; raises where no sizes will do."""
+    try:
+        return rule.unit_bounds(n_units, weighted=weighted)
+    except InfeasibleError as error:
+        if isinstance(classes, Range) and classes.hi_is_one_sample:
+            raise InfeasibleError(f"{error} (hi is the integer 1, which is one sample: {ONE_SAMPLE})") from None
+        raise
+
+
+def middle(rows: RowSet, values: np.ndarray) -> float:
+    """The median of values of all ranks: where most are, which a mean that follows a few far away is not."""
+    return rows.median("middle", np.maximum(values, 0.0)) - rows.median("middle", np.maximum(-values, 0.0))
+
+
+def check_reach(size: float) -> None:
+    """Refuse scores that are too large, or too far apart, for their sums to be numbers."""
+    if size > LARGEST_SCORE:
+        raise InvalidScoresError(
+            f"scores reach {size:.3g}, or lie as far apart, above {LARGEST_SCORE:g}: their sums may be beyond what "
+            "float64 can hold; divide them by a constant, or use -inf to forbid a pair"
+        )
+
+
+def _check_forbidden(
+    rows: RowSet,
+    inspection: sweep.Inspection,
+    rule: Rule,
+    sizes: tuple[np.ndarray, np.ndarray] | None,
+    weights: np.ndarray | None,
+    n_units: int,
+    n_unlabelled: int,
+    monitor: Monitor,
+) -> Rule:
+    """Refuse rows without any class, and classes that must have samples but may have none; others of these are shut.
+
+    Which classes must or may take any is told by their sizes, fewest and most, or by shares where there are none.
+    """
+    source, n_classes = rows.source, rows.shape[1]
+    fewest, most = (rule.lo, np.where(rule.wanted, rule.hi, 0.0)) if sizes is None else sizes
+    _check_closed(
+        inspection.tops == -np.inf, rows, weights, n_unlabelled, "have no class allowed (all scores are -inf)",
+        "leave these rows out or allow at least one class",
+    )  # fmt: skip
+    takers = (most > 0)[:n_classes]
+    if not takers.all():
+        check_open_rows(rows, takers, weights, n_unlabelled, by_size=sizes is not None)
+        monitor.saw("inspect", rows.n_rows)
+    allowed, n_read = np.zeros(n_classes, bool), 0
+    for start, stop in source.blocks():
+        allowed |= (as_float(source.read(start, stop), source.dtype) > -np.inf).any(0)
+        n_read = stop
+        if allowed.all():
+            break
+    n_allowing, read = rows.sum("allowed", allowed.astype(np.int64), np.array(n_read))
+    monitor.saw("inspect", int(read))
+    shut = np.zeros(len(rule.mass), bool)  # staying unlabelled is open to all
+    shut[:n_classes] = n_allowing == 0
+    closed = np.flatnonzero(shut & (fewest > 0))
+    if len(closed):
+        least = float(fewest[closed[0]]) / (1 if sizes is None else n_units)
+        told = f"{counted(least * rows.n_rows)} samples" if weights is None else f"{least:.6g} of the sample mass"
+        raise InfeasibleError(
+            f"class {closed[0]} is to take {told}, but its scores are all -inf ({len(closed)} such classes); give it "
+            "mass 0 or allow some pairs"
+        )
+    return rule.without(shut, sizes[0]) if sizes is not None else replace(rule, hi=np.where(shut, 0.0, rule.hi))
+
+
+def check_open_rows(
+    rows: RowSet,
+    takers: np.ndarray,
+    weights: np.ndarray | None = None,
+    n_unlabelled: int = 0,
+    *,
+    by_size: bool = False,
+) -> None:
+    """Refuse rows whose allowed classes are all among those that take nothing; `takers` (K,) says which take some.
+
+    So many units may stay unlabelled.
+    """
+    if takers.all():
+        return
+    _, best, _ = sweep.label(rows, np.where(takers, 0.0, -np.inf))
+    shut = np.flatnonzero(~takers)
+    shown = ", ".join(map(str, shut[:10])) + (", ..." if len(shut) > 10 else "")
+    why = "whose size is 0, by their mass or because their share rounds to it" if by_size else "which take nothing"
+    mass = "mass (whole sizes as class_mass, or classes=Range(0.0, 1.0))" if by_size else "mass"
+    _check_closed(
+        best == -np.inf, rows, weights, n_unlabelled, f"are only allowed classes among {shown}, {why}",
+        f"give those classes {mass} or allow other pairs",
+    )  # fmt: skip
+
+
+def _check_closed(
+    closed: np.ndarray, rows: RowSet, weights: np.ndarray | None, n_unlabelled: int, finding: str, remedy: str
+) -> None:
+    """Refuse rows of no class, unless all of them may stay unlabelled."""
+    n_closed, first = _counted(closed, rows)
+    if not n_closed:
+        return
+    n_units, in_all = n_closed, rows.n_rows
+    if weights is not None:
+        n_units, in_all = (int(units) for units in rows.sum("closed", weights[closed].sum(), weights.sum()))
+    if n_units == in_all:
+        raise InfeasibleError(f"{n_closed} rows {finding}, the first is row {first}; {remedy}")
+    if not n_unlabelled:
+        raise InfeasibleError(
+            f"{n_closed} rows {finding}, the first is row {first}; {remedy}, or leave them unlabelled by "
+            f"abstain={n_units / in_all!r}"
+        )
+    if n_units > n_unlabelled:
+        left = f"room for {n_unlabelled} of them" if weights is None else "less mass than theirs"
+        raise InfeasibleError(
+            f"{n_closed} rows {finding}, the first is row {first}; abstain leaves {left}: raise it to "
+            f"abstain={n_units / in_all!r}, or {remedy}"
+        )
+
+
+def _counted(chosen: np.ndarray, rows: RowSet) -> tuple[int, int]:
+    """How many rows of all ranks are chosen, and the first of them."""
+    here = np.flatnonzero(chosen) + rows.first
+    (number,) = rows.sum("rows", np.array(len(here)))
+    first = -rows.max("rows", -float(here[0]) if len(here) else -math.inf)[0]
+    return int(number), int(first) if number else -1
+
+
+def _warn_of_probabilities(rows: RowSet, sampled: np.ndarray) -> None:
+    """Say so if a few rows, all within [0, 1], sum to 1; of votes, one class a row, there is nothing to say."""
+    chosen = sampled[draw_rows(len(sampled), LOOK_ROWS, np.random.default_rng(0))]
+    dtype, sample = rows.source.dtype, rows.taken(chosen).source
+    near = 1e-3 if dtype in ("float32", "float64") else 2e-2
+    farthest, any_zero, any_share = 0.0, 0.0, 0.0
+    for block in sample.blocks():
+        numbers = as_float(sample.read(*block), dtype).astype(np.float64)
+        farthest = max(farthest, float(np.abs(numbers.sum(1) - 1).max()))
+        any_zero = max(any_zero, float((numbers == 0).any()))
+        any_share = max(any_share, float(((numbers > 0) & (numbers < 1)).any()))
+    farthest, any_zero, any_share = rows.max("look", farthest, any_zero, any_share)
+    if farthest >= near or not any_share:
+        return
+    told = "rows are in [0, 1] and sum to 1, like probabilities: pass the logarithm of them"
+    if any_zero:
+        told += ", np.log(np.maximum(p, 1e-9)), as some are 0: without a least value those pairs would be forbidden"
+    warn(DegenerateScoresWarning, told)

@@ -1,0 +1,94 @@
+"""Value and bound of labels of a problem, by one pass in float64, and prices for classes that take none of its rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from otlabel import sweep
+from otlabel.monitor import Monitor
+from otlabel.problem import Problem
+from otlabel.result import Certificate
+from otlabel.solver.rounding import rounding_of
+from otlabel.sources import as_float
+
+PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
+
+
+def certified(
+    problem: Problem, labels: np.ndarray | None, potentials: np.ndarray, monitor: Monitor, *, by_rule: bool
+) -> tuple[np.ndarray, Certificate, np.ndarray, np.ndarray]:
+    """Labels (the argmax where none are given), value and bound from one pass in float64, and units of each class.
+
+    The bound holds for all labels that the problem's rule allows, or for all of the same class sizes. Last come the
+    potentials, with those of classes that take no sample here but may take new ones.
+    """
+    labels, best, own = sweep.label(problem.rows, potentials, labels)
+    n_classes, n_units = problem.n_classes, problem.n_units
+    monitor.saw("certify", problem.n_rows)
+    g, weights = potentials[labels], np.ones(1) if problem.weights is None else problem.weights
+    short, known = shortfall(best, own, g, potentials)
+    here = (np.stack([short, own - g, np.minimum(short, known)]) * weights).sum(1)
+    totals, sizes, counts, known = problem.rows.sum(
+        "certify",
+        here,
+        np.bincount(labels, problem.weights, n_classes),
+        np.bincount(labels, minlength=n_classes),
+        np.bincount(labels, known * weights, n_classes),
+    )
+    fell_short, scored, rounded = totals.tolist()
+    size_error, n_given = 0.0, len(problem.for_new)
+    labelled = int(sizes[:n_given].sum())
+    scored += problem.lowered * labelled
+    if by_rule:
+        of_classes = problem.rule.shortfall(potentials, sizes, n_units)
+        fell_short += float(of_classes.sum())
+        rounded += float(np.minimum(of_classes, known).sum())
+        if n_given < n_classes:  # weighted samples may be too large to leave just so much unlabelled
+            fell_short += problem.lowered * (n_units - int(problem.bounds[0][-1]) - labelled)
+        lo, hi = problem.bounds
+        soft = np.isfinite(problem.rule.rho)
+        off = np.maximum(lo - sizes, 0), np.where(soft, 0, np.maximum(sizes - hi, 0))
+        size_error = float(max(part.sum() for part in off)) / n_units
+    gap, value = fell_short / n_units, scored / n_units
+    proof = Certificate(value, value + gap, counts, gap, rounded / n_units, size_error)
+    return labels, proof, sizes, _priced(problem, potentials, best, monitor)
+
+
+def shortfall(
+    best: np.ndarray, own: np.ndarray, own_potentials: np.ndarray, potentials: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """By how much each row's label falls short of its best class, inf on a forbidden pair, and what may be rounding."""
+    fits = own > -np.inf
+    if fits.all():
+        return best - own, rounding_of(best, own, own_potentials, potentials)
+    short, known = np.full(len(own), np.inf), np.zeros(len(own))
+    short[fits] = best[fits] - own[fits]
+    known[fits] = rounding_of(best[fits], own[fits], own_potentials[fits], potentials)
+    return short, known
+
+
+def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor: Monitor) -> np.ndarray:
+    """Potentials with those of classes that take no sample here, but may take new ones, in place of -inf.
+
+    They are the largest at which no sample here would enter, g_k = min_i (best_i - s_ik), where best_i is the largest
+    score + potential of the row. A class that is forbidden to all samples tells nothing: it gets the least of others.
+    """
+    classes = np.flatnonzero(problem.for_new & np.isneginf(potentials[: len(problem.for_new)]))
+    finite = potentials[np.isfinite(potentials)]
+    if not len(classes) or not len(finite):
+        return potentials
+    scores = problem.rows.source.fine
+    room = np.full(len(classes), np.inf)
+    with scores.reading():
+        for batch in scores.batches():
+            for (start, stop), block in zip(batch, scores.read_blocks(batch), strict=True):
+                some = as_float(block[:, classes], scores.dtype).astype(np.float64)
+                room = np.minimum(room, (best[start:stop, None] - some).min(0))
+    monitor.saw("prices", problem.n_rows)
+    room = problem.rows.min("prices", room)
+    room = np.where(room < np.inf, room, finite.min())
+    size = problem.stored_magnitude + np.abs(room) + float(np.abs(finite).max())
+    below = PRICE_ROOM * size  # so that none ties either
+    priced = potentials.copy()
+    priced[classes] = room - below
+    return priced

@@ -1,0 +1,48 @@
+"""Samples of the rows: ever larger ones, on which a solve begins before it looks at all rows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from otlabel.problem import Problem
+from otlabel.sources import draw_rows
+
+COARSE_ROWS = 20  # rows a class in the first sample; its class masses are then off by about 1 / sqrt(20)
+FEWEST_ROWS = 4096  # a smaller sample saves no time
+GROWTH = 6  # how much larger each further sample is
+SAMPLE_ENTRIES = 1 << 29  # scores of the largest sample: all of it is in memory
+
+
+def sample_sizes(n_rows: int, n_classes: int) -> list[int]:
+    """Sizes of ever larger samples of the rows, while they are well below all rows."""
+    size, most, much_less = max(FEWEST_ROWS, COARSE_ROWS * n_classes), SAMPLE_ENTRIES // n_classes, 2
+    size, sizes = min(size, max(most, FEWEST_ROWS)), list[int]()
+    while much_less * size < n_rows and (not sizes or size <= most):
+        sizes.append(size)
+        size, much_less = GROWTH * size, GROWTH  # a further sample must save passes enough to pay for its copy
+    return sizes
+
+
+def draw_sampled(n_rows: int, n_classes: int, seed: int) -> np.ndarray:
+    """The rows from which all samples are taken."""
+    sizes = sample_sizes(n_rows, n_classes) or sample_sizes(sys.maxsize, n_classes)[:1]
+    return draw_rows(n_rows, sizes[-1], np.random.default_rng(seed))
+
+
+def samples_of(problem: Problem, rng: np.random.Generator) -> Iterator[Problem]:
+    """Ever larger samples of the rows."""
+    for size in sample_sizes(problem.n_rows, problem.n_classes):
+        yield _restricted(problem, problem.sampled[draw_rows(len(problem.sampled), size, rng)])
+
+
+def _restricted(problem: Problem, chosen: np.ndarray) -> Problem:
+    """The same problem on some of the rows (sorted)."""
+    rows, weights = problem.rows.subset(chosen), problem.weights
+    if weights is not None:
+        (taken,) = problem.rows.concat("sample", weights[problem.rows.local(chosen)])
+        weights = taken[rows.first : rows.stop]
+    return replace(problem, rows=rows, weights=weights, sampled=np.arange(len(chosen)))

@@ -1,0 +1,52 @@
+"""Between the plan and the labels: potentials whose best classes come near the sizes, so that little is to be moved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from otlabel import sweep
+from otlabel.monitor import Monitor
+from otlabel.problem import Problem, Solver
+from otlabel.solver.continuation import EPSILON_STEP, sharpen
+from otlabel.solver.objective import Point
+
+EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon is tried before moving them one by one
+SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
+SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer
+WORTHWHILE = 0.7  # share of the excess that may be left after such a step, or it was the last
+SHARPENING_PASSES = 24  # that all of these steps may take: what is left over is for the repair
+
+
+def near_integer(problem: Problem, solver: Solver, point: Point, monitor: Monitor) -> Point:
+    """Potentials whose argmax comes near the class sizes: at a large epsilon that takes a smaller one first."""
+    takers = problem.bounds[1] > 0
+    integer = replace(problem, rule=problem.rule.with_units(problem.n_units))
+    excess = _excess(point, integer)
+    # Above the spread scores hardly matter: potentials are epsilon times the logarithms of what classes ask for.
+    epsilon = min(solver.epsilon, problem.spread or solver.epsilon)
+    g = point.potentials * (epsilon / solver.epsilon)
+    enough = max(EXCESS_SHARE, np.count_nonzero(takers) / problem.n_rows)
+    best, least = point, excess
+    solver = replace(solver, max_sweeps=monitor.n_sweeps + SHARPENING_PASSES)
+    while excess > enough and epsilon > SMALLEST_EPSILON * problem.spread > 0 and monitor.n_sweeps < solver.max_sweeps:
+        epsilon /= EPSILON_STEP
+        point = sharpen(integer, solver, epsilon, np.where(takers, g, -np.inf), monitor)
+        g = point.potentials
+        before, excess = excess, _excess(point, integer)
+        if excess < least:
+            best, least = point, excess
+        if excess > WORTHWHILE * before and epsilon < SHARP_EPSILON * problem.spread:
+            break  # equal rows move together: their classes stay uneven at any epsilon
+    return best
+
+
+def _excess(point: Point, problem: Problem) -> float:
+    """Share of the units that would have to leave their argmax label, or come to one."""
+    counts = point.sweep.counts
+    if not len(counts):  # a device has not looked for them
+        counts = sweep.sweep(problem.rows, point.plan_potentials, 1.0, problem.weights, point.precision).counts
+    shares = counts / problem.n_units
+    missing = problem.rule.demand(point.potentials, shares) - shares
+    return float(max(np.maximum(missing, 0).sum(), np.maximum(-missing, 0).sum()))
