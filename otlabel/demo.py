@@ -302,8 +302,8 @@ def _without_truth(findings: Findings) -> str:
     )
     warned = [run for run in ranked if run.alarms]
     if warned:
-        alarm = f"of seed {warned[0].seed}: {warned[0].alarms[0]}"
-        told += f" otlabel warned in {len(warned)} of {len(ranked)} runs, as {alarm}."
+        alarm = f'with seed {warned[0].seed}: "{warned[0].alarms[0]}"'
+        told += f" otlabel warned in {len(warned)} of {len(ranked)} runs, {alarm}."
     return told
 
 

@@ -136,7 +136,7 @@ def test_words_on_quality_warnings_and_other_data(run: Run) -> None:
     findings = replace(run.findings, runs=run.findings.runs | {"self-labelled": own})
     told = " ".join(demo.conclusion(findings).split())
     assert "0.31 to 0.42 here. The run that it prefers has accuracy 0.93, the one that it likes least 0.84." in told
-    assert "warned in 1 of 2 runs, as of seed 1: labels have stopped changing." in told
+    assert 'warned in 1 of 2 runs, with seed 1: "labels have stopped changing".' in told
     assert "dataset-fashion-mnist" in told
     clothes = (replace(own[0], accuracy=0.51, nmi=0.5), replace(own[1], accuracy=0.62, nmi=0.6, quality=0.66))
     lines = demo.conclusion(replace(findings, clothes=clothes))

@@ -76,6 +76,27 @@ def test_the_best_of_the_settings_trains_on_all_data_after_an_interrupt_too(
         search(given, images, 500, tmp_path / "run")
 
 
+def test_whoever_interrupts_is_told_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(searching, "PART", 60)
+    monkeypatch.setattr(searching, "TRIAL_EPOCHS", (1, 1))
+    make_images(tmp_path)
+    trained = searching.train
+
+    def interrupted(*given: Any, **named: Any) -> Any:
+        trained(*given, **named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(searching, "train", interrupted)
+    command = ["train", str(tmp_path / "x.npy"), "-k", "3", "-o", str(tmp_path / "run"), "--time", "5m"]
+    assert main(command) == 130
+    said = capsys.readouterr()
+    assert said.err.splitlines() == ["Stopped; the same command goes on from here.", "otlabel: error: interrupted"]
+    assert "240 vectors of 18 numbers, in 3 classes" in said.out
+    assert "epochs, " not in said.out.splitlines()[1]
+
+
 def test_too_little_time_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_images(tmp_path)
     command = ["train", str(tmp_path / "x.npy"), "-k", "3", "-o", str(tmp_path / "run")]

@@ -29,6 +29,7 @@ from otlabel.selflabel import load_labels, save_labels
 from otlabel.selflabel.quality import common_view
 from otlabel.training import run as run_module
 from otlabel.training.augment import plain
+from otlabel.training.command import _Table
 from otlabel.training.config import Config, config_of, read_config
 from otlabel.training.data import Images, load_images
 from otlabel.training.evaluate import features_of
@@ -534,6 +535,17 @@ def test_labels_of_views_are_of_sinkhorn_and_images(tmp_path: Path) -> None:
     given = {"data": {"name": str(tmp_path / "vectors.npy")}, "labels": {"augmented": True}}
     with pytest.raises(FileFormatError, match="augmented is for images; these data are feature vectors"):
         train(config_of(given), None)
+
+
+def test_time_to_go_is_told_once_by_an_epoch_that_labels_as_the_others_do(capsys: pytest.CaptureFixture[str]) -> None:
+    table = _Table(config(train__epochs=50, labels__n_relabels=50))
+    for epoch, relabellings, seconds in ((1, 7, 40.0), (2, 3, 20.0), (3, 1, 10.0), (4, 1, 10.0)):
+        line = {"epoch": epoch, "loss": 1.0, "lr": 0.1, "relabellings": relabellings, "seconds": seconds}
+        table(line)
+    lines = capsys.readouterr().out.splitlines()
+    assert [number for number, text in enumerate(lines) if "to go" in text] == [4]
+    assert lines[4] == "About 8 min to go: 50 epochs."
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_rate_that_falls_linearly() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
 import textwrap
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +98,7 @@ def _train_suited(arguments: argparse.Namespace) -> int:
     given = suited(tuple(images.train.shape), arguments.classes)
     config = _changed(config_of({"data": _without_none(data.to_dict())["data"]} | given), arguments.set)
     if not arguments.json:
-        print(told(tuple(images.train.shape), config))
+        print(told(tuple(images.train.shape), config, timed=arguments.time is not None))
     if arguments.time is not None:
         return _search(arguments, config, images)
     return _run(arguments, config, images)
@@ -107,7 +110,8 @@ def _search(arguments: argparse.Namespace, config: Config, images: Images) -> in
     report = None if arguments.json else _Table()
     options: dict[str, Any] = {} if arguments.json else {"say": _say}
     seconds = seconds_of(arguments.time)
-    run = search(_without_none(config.to_dict()), images, seconds, arguments.output, report=report, **options)
+    with _told_how_to_go_on(arguments.output / "search.json"):
+        run = search(_without_none(config.to_dict()), images, seconds, arguments.output, report=report, **options)
     return _end(arguments, run.result)
 
 
@@ -132,8 +136,20 @@ def _run(arguments: argparse.Namespace, config: Config, images: Images | None = 
     if Path(arguments.config).is_file():  # else a recipe
         check_apart({f"the run's {name}": arguments.output / name for name in FILES}, {"CONFIG": arguments.config})
     report = None if arguments.json else _Table(config)
-    run = train(config, arguments.output, report=report, allow_code=arguments.allow_code, images=images)
+    with _told_how_to_go_on(arguments.output / "checkpoint.pt"):
+        run = train(config, arguments.output, report=report, allow_code=arguments.allow_code, images=images)
     return _end(arguments, run.result)
+
+
+@contextlib.contextmanager
+def _told_how_to_go_on(kept: Path) -> Iterator[None]:
+    """Say to whoever interrupts that nothing is lost, once there is a file to go on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if kept.exists():
+            print("Stopped; the same command goes on from here.", file=sys.stderr)
+        raise
 
 
 def _end(arguments: argparse.Namespace, result: dict[str, Any]) -> int:

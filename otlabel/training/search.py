@@ -108,7 +108,7 @@ def search(
                 continue
             left = seconds - (time.monotonic() - started)
             say(f"trying {name}: {epochs} epochs on {len(part.train):,} samples, {left:.0f} s left")
-            place = folder / "tried" / f"{rung}-{list(SETTINGS).index(name)}"
+            place = _place(folder, rung, name)
             place.mkdir(parents=True, exist_ok=True)
             run = train(_config(given, name, epochs, is_trial=True), place, images=part)
             quality = run.labeler.best_quality
@@ -125,6 +125,8 @@ def search(
         names = sorted(names, key=lambda name: -ranked[name])[: max(1, len(names) // 2)]
     if state["last"] is None:
         left = KEPT_BACK * (seconds - (time.monotonic() - started))
+        # By the epochs of its own trial: some settings take longer than those that suit, on which the plan was made.
+        last_epoch = _epoch_seconds(_place(folder, len(RUNGS) - 1, names[0])) * len(images.train) / len(part.train)
         epochs = min(max(int(left / last_epoch), LAST_EPOCHS[0]), LAST_EPOCHS[1])
         save(last={"name": names[0], "epochs": epochs})
     last = state["last"]
@@ -137,6 +139,17 @@ def told(state: dict[str, Any]) -> list[str]:
     """A sentence on what was tried."""
     tried = [f"{one['name']} {one['quality']:.3f} ({one['epochs']} epochs)" for one in state["tried"]]
     return [f"Tried on a part of the data, by quality: {'; '.join(tried)}."] if tried else []
+
+
+def _place(folder: Path, rung: int, name: str) -> Path:
+    """The folder of a trial."""
+    return folder / "tried" / f"{rung}-{list(SETTINGS).index(name)}"
+
+
+def _epoch_seconds(place: Path) -> float:
+    """The mean over the epochs of a trial, however often it was interrupted."""
+    lines = (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return sum(json.loads(line)["seconds"] for line in lines) / len(lines)
 
 
 def _read(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:

@@ -73,8 +73,8 @@ def _views(channels: int) -> dict[str, Any]:
     return {"rotate": 15, "zoom": [0.8, 1.25], "shift": 0.1, "jitter": 0.3}
 
 
-def told(shape: tuple[int, ...], config: Config) -> str:
-    """What is assumed of the data, in a few lines."""
+def told(shape: tuple[int, ...], config: Config, *, timed: bool = False) -> str:
+    """What is assumed of the data, in a few lines; if the run is timed, the epochs are not known yet."""
     model, n_relabels, epochs = config.model, config.labels.n_relabels, config.train.epochs
     vectors = len(shape) == 2
     if vectors:
@@ -82,10 +82,8 @@ def told(shape: tuple[int, ...], config: Config) -> str:
     else:
         kind = {1: "in grey", 3: "in colour"}.get(shape[1], f"of {shape[1]} channels")
         data = f"{shape[0]:,} images of {shape[2]} x {shape[3]} pixels, {kind}"
-    lines = [
-        f"{data}, in {model.heads[0]} classes: {model.backbone} {model.options}, {len(model.heads)} heads, {epochs} "
-        f"epochs, {n_relabels} relabellings."
-    ]
+    lines = [f"{data}, in {model.heads[0]} classes: {model.backbone} {model.options}, {len(model.heads)} heads"]
+    lines[0] += "." if timed else f", {epochs} epochs, {n_relabels} relabellings."
     if not vectors:
         mirrored, other = ("are mirrored", "false") if config.augment.flip else ("are not mirrored", "true")
         lines.append(f"Images {mirrored}; if that does not suit them, --set augment.flip={other}.")
