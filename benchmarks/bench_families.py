@@ -70,16 +70,16 @@ def small_table(cells: dict[tuple[str, str], Cell], usual: float) -> list[str]:
 
 def run_large(arguments: argparse.Namespace, size: tuple[int, int]) -> list[dict]:
     """The time of every family under every rule at one size, least of a few where it stands out."""
-    cases = list(itertools.product(arguments.families, arguments.rules, EXTRAS))
-    problems = [draw_large(family, rule, arguments.seed, *size, **extra) for family, rule, extra in cases]
     found = []
-    for (family, rule, extra), drawn in zip(cases, problems, strict=True):
-        _, error, _, seconds = solve(drawn)
+    for family, rule, extra in itertools.product(arguments.families, arguments.rules, EXTRAS):
+        _, error, _, seconds = solve(draw_large(family, rule, arguments.seed, *size, **extra))
         found.append({"family": family, "rule": rule, **extra, "seconds": seconds, "error": str(error or "")})
     usual = float(np.median([row["seconds"] for row in found]))
-    for row, drawn in zip(found, problems, strict=True):
-        for _ in range(RETRIES if row["seconds"] > OUTLIER * usual else 0):
-            row["seconds"] = min(row["seconds"], solve(drawn)[3])
+    for row in found:
+        if row["seconds"] > OUTLIER * usual:
+            extra = {key: row[key] for key in ("abstain", "weigh") if key in row}
+            drawn = draw_large(row["family"], row["rule"], arguments.seed, *size, **extra)
+            row["seconds"] = min([row["seconds"], *(solve(drawn)[3] for _ in range(RETRIES))])
         row["over_usual"] = row["seconds"] / usual
     return found
 
@@ -106,17 +106,18 @@ def main() -> None:
     if cells:
         print(*small_table(cells, usual), sep="\n")
         print(f"{arguments.problems} problems in {seconds:.0f} s, usually {1e3 * usual:.1f} ms each: {n_wrong} wrong")
-    times = {name: run_large(arguments, parse_size(name)) for name in arguments.sizes}
-    outliers = []
-    for name, rows in times.items():
-        rows.sort(key=lambda row: -row["seconds"])
-        usual_there = rows[0]["seconds"] / rows[0]["over_usual"]
+    times, outliers = {}, []
+    for name in arguments.sizes:
+        rows = sorted(run_large(arguments, parse_size(name)), key=lambda row: -row["seconds"])
+        times[name] = rows
         header, lines = ["family", "rule", "beside it", "seconds", "times usual"], []
         for row in rows[:8]:
             beside = ", ".join(f"{key} {row[key]}" for key in ("abstain", "weigh") if key in row)
             lines.append([row["family"], row["rule"], beside, f"{row['seconds']:.3f}", f"{row['over_usual']:.1f}"])
+        usual_there = rows[0]["seconds"] / rows[0]["over_usual"]
         print(f"\n{name}: usually {usual_there:.3f} s; the slowest of {len(rows)}:", *table(header, lines), sep="\n")
         outliers += [row for row in rows if row["over_usual"] > OUTLIER]
+        sys.stdout.flush()
     print(f"{len(outliers)} above {OUTLIER:.0f} times the usual time of their size")
     if arguments.out:
         small = [dict(zip(("family", "rule"), key, strict=True), wrong=cell.wrong) for key, cell in cells.items()]

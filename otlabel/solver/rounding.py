@@ -38,7 +38,7 @@ FEW_MORE = 1.5  # times as many candidates: where so few come, the slack widens 
 STARVED = 0.1  # share of the fewest units of a class under which it is brought in before anything moves
 LEAST_STARVED = 8  # samples that it is to have: of fewer, some classes have none by chance
 COLUMNS_AT_ONCE = 64  # of classes that are brought in: of all rows of a sample
-MUCH_WIDER = 8  # candidates, all classes of all rows, that are taken once as many have been read in vain
+MUCH_WIDER = 8  # times as many candidates, all there are, are taken for the last units once as many have been read
 LOOKS_AN_ENTRY = 10.0  # moves that a repair looks at while a pass finds one candidate
 JUMP = 1e6  # from a usual potential to one that is not: what is then taken for rounding is below 2e-8 of the usual
 FINER = 1e-6  # times what counts as nothing for most rows: in passes for those that it is much for
@@ -143,7 +143,8 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         step = 2.0 * step if n_entries < FEW_MORE * n_before else SLACK_STEP
         n_before, left = n_entries, min(left, surplus)
         slack = max(step * slack, coarsest)  # scores may be far smaller than the prices of places
-        if slack > widest or n_read > n_all <= MUCH_WIDER * n_entries:
+        few_left = surplus <= n_classes and n_read > n_all <= MUCH_WIDER * n_entries
+        if slack > widest or few_left:
             slack = np.inf
 
 
@@ -185,9 +186,9 @@ def _first_slack(problem: Problem, g: np.ndarray, rng: np.random.Generator) -> f
     slack = max((problem.spread or widest) * FIRST_SLACK, 1e-300)
     while True:
         found = sweep.candidates(sample, g, np.full(sample.shape[0], -1, np.int32), slack, 0.0)
-        u = found.scores + g[found.classes]
+        u, sizes = _totals(found, g)
         costs = np.repeat(_row_tops(found, u), found.sizes) - u if len(u) else u
-        costs = np.sort(problem.rows.concat("slack", costs[costs > 0])[0])
+        costs = np.sort(problem.rows.concat("slack", costs[costs > TIE * sizes])[0])  # what is less is rounding
         if len(costs) >= wanted:
             return min(float(costs[wanted - 1]), most)
         if slack > widest:
