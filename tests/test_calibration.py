@@ -289,6 +289,23 @@ def on_two(group: Any, how: str) -> tuple[list[Any], list[float]]:
     return labeler.labels.tolist(), seen[-1].tolist()
 
 
+def on_two_one_ahead(group: Any) -> tuple[list[Any], bool]:
+    import torch.distributed as dist
+
+    rank, model = dist.get_rank(group), make_model(batches=calibration.UNTRAINED - 1 + dist.get_rank(group))
+    own, seen = model.backbone[1].running_mean.clone(), list[Tensor]()
+    model.backbone[1].register_forward_hook(lambda layer, *_: seen.append(layer.running_mean.clone()))
+    labeler = SelfLabeler(N, [K, K])
+    labeler.update(model, in_lists(make_inputs())[rank::2])
+    return labeler.labels.tolist(), bool((seen[-1] != own).all())
+
+
+def test_processes_agree_on_what_is_trained_though_one_is_a_batch_ahead() -> None:
+    one, other = on_ranks(on_two_one_ahead, 2)
+    assert tuple(one) == tuple(other)
+    assert one[1]
+
+
 @pytest.mark.parametrize("how", ["sampler", "parts"])
 def test_processes_have_the_averages_of_all(how: str) -> None:
     (labels, mean), other = on_ranks(on_two, 2, how)

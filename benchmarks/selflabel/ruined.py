@@ -97,7 +97,7 @@ def tables(lines: list[dict[str, Any]]) -> str:
                 rows.append(f"| {data} | {setting} | - | {line['course'][-1]['nmi']:.2f} | |")
                 continue
             nmi = f"{alarm['nmi']:.2f}" if "nmi" in alarm else "-"
-            said = alarm["alarms"][0].partition(":")[0]
+            said = "; ".join(text.partition(":")[0] for text in alarm["alarms"])
             rows.append(f"| {data} | {setting} | {alarm['epochs_trained']:.1f} | {nmi} | {said} |")
     return "\n".join(rows)
 

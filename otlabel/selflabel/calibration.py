@@ -73,7 +73,7 @@ def calibrated(
     Yields:
         The loader to extract with: an iterator is given back whole.
     """
-    layers = [layer for layer in _layers(seen.model) if not _is_untrained(layer)]
+    layers = [layer for layer, untrained in _with_age(seen.model, team) if not untrained]
     if not layers:
         yield loader
         return
@@ -92,9 +92,9 @@ def calibrated(
             _put_back(layer, state)
 
 
-def has_untrained(model: nn.Module) -> bool:
+def has_untrained(model: nn.Module, team: Alone = ALONE) -> bool:
     """Whether the model has layers whose averages are those of an untrained one, and will be others soon."""
-    return any(map(_is_untrained, _layers(model)))
+    return any(untrained for _, untrained in _with_age(model, team))
 
 
 @contextlib.contextmanager
@@ -126,8 +126,11 @@ def _layers(model: nn.Module) -> list[Any]:
     ]
 
 
-def _is_untrained(layer: Any) -> bool:
-    return int(layer.num_batches_tracked) < UNTRAINED
+def _with_age(model: nn.Module, team: Alone) -> list[tuple[Any, bool]]:
+    """Each layer, and whether it is untrained: the same on all processes, one of which may be a batch ahead."""
+    layers = _layers(model)
+    batches = team.largest("batches trained", *(float(layer.num_batches_tracked) for layer in layers))
+    return [(layer, count < UNTRAINED) for layer, count in zip(layers, batches, strict=True)]
 
 
 def _state(layer: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -360,11 +360,11 @@ class SelfLabeler:
         group = training_group(self._ranks_group)
         with communicator_of(group) as communicator, contextlib.ExitStack() as calibration:
             seen = view(model, self.n_classes, self._features_of, self._heads_of)
-            settled = not has_untrained(seen.model)  # else features will change, whether weights learn or not
             communicator.check_alike(
                 n_samples=self.n_samples, n_classes=self.n_classes, n_updates=self._n_updates, seed=self.seed,
                 labeling=type(self.labeling).__name__, heads=communicator.world_size > 1 and _heads_hash(seen),
             )  # fmt: skip
+            settled = not has_untrained(seen.model, communicator)  # else features will change, whether weights learn or not
             store, over_ranks = self._store_of(communicator)
             started = time.perf_counter()
             holders = looks = None
