@@ -44,6 +44,7 @@ from otlabel import sweep  # noqa: E402
 from otlabel.ranks.rowset import RowSet  # noqa: E402
 from otlabel.sources import TensorSource  # noqa: E402
 from otlabel.sweep import reference  # noqa: E402
+from otlabel.sweep.contract import Immediate  # noqa: E402
 
 PACKAGES = ["torch", "triton", "numba", "numpy", "scipy", "scikit-learn", "jax", "ott-jax", "flash-sinkhorn"]
 EPSILON, TOL = 0.04, 1e-2
@@ -273,7 +274,7 @@ def _check_passes(found: dict, key: str, scores: torch.Tensor, g: np.ndarray) ->
     chosen = sweep._backend
     for name, call in calls.items():
         there = call()
-        sweep._backend = lambda _: reference
+        sweep._backend = lambda _: Immediate(reference)
         try:
             expected = call()
         finally:

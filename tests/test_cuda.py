@@ -22,6 +22,7 @@ from otlabel import certify, linear_scores, sinkhorn_assign, sweep
 from otlabel.ranks.rowset import RowSet
 from otlabel.sources import DeviceSource, TensorSource, open_scores
 from otlabel.sweep import reference
+from otlabel.sweep.contract import Immediate
 
 HAS_CARD = torch.cuda.is_available()
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -75,10 +76,10 @@ class Found:
         self.labels, self.counts = np.full(n_rows, -7, np.int32), np.zeros(n_classes, np.int64)
         self.mass, self.row_mass = np.zeros(n_classes), np.full(n_rows if row_exponent else 0, np.nan)
         inverse = potentials.dtype.type(1 / epsilon)
-        finish = cuda_module().sweep_block(
+        handle = cuda_module().sweep_block(
             scores, potentials, inverse, weights, row_exponent, self.labels, self.row_mass, self.mass, self.counts
         )
-        self.linear, self.entropic = finish()
+        self.linear, self.entropic = handle.result()
 
     def assert_is_formula(self, scores, potentials, epsilon, weights=NO_WEIGHTS, row_exponent=0.0):
         """The definition in float64; float32 rounds u three times, and divides that by epsilon."""
@@ -194,7 +195,7 @@ def test_same_bits_from_run_to_run_and_labels_only_where_asked_for() -> None:
     assert first.mass.tobytes() == second.mass.tobytes()
     assert (first.linear, first.entropic) == (second.linear, second.entropic)
     mass, counts, none = np.zeros(20), np.zeros(20, np.int64), np.empty(0)
-    cuda_module().sweep_block(scores, g, np.float32(10), none, 0.0, np.empty(0, np.int32), none, mass, counts)()
+    cuda_module().sweep_block(scores, g, np.float32(10), none, 0.0, np.empty(0, np.int32), none, mass, counts).result()
     assert mass.tobytes() == first.mass.tobytes()
     np.testing.assert_array_equal(counts, first.counts)
 
@@ -210,10 +211,10 @@ def test_sums_without_labels_are_those_with_labels(fused: bool, weighted: bool, 
     full = Found(scores, g, 0.1, weights)
     full.assert_is_formula(scores, g, 0.1, weights)
     mass, none = np.zeros(20), np.empty(0, np.int64)
-    finish = cuda_module().sweep_block(
+    handle = cuda_module().sweep_block(
         scores, g, np.float32(10), weights, 0.0, none.astype(np.int32), none.astype(float), mass, none
     )
-    assert finish() == (full.linear, full.entropic)
+    assert handle.result() == (full.linear, full.entropic)
     assert mass.tobytes() == full.mass.tobytes()
 
 
@@ -249,7 +250,7 @@ def test_who_waits_for_a_sweep_does_not_keep_its_scores() -> None:
     """Else all blocks that stream to a device would stay there until the last of them."""
     scores = stored((60, 20), torch.float16).clone()
     seen, none = weakref.ref(scores), np.empty(0)
-    finish = cuda_module().sweep_block(
+    handle = cuda_module().sweep_block(
         scores,
         np.zeros(20),
         np.float64(1),
@@ -263,7 +264,7 @@ def test_who_waits_for_a_sweep_does_not_keep_its_scores() -> None:
     del scores
     gc.collect()
     assert seen() is None
-    finish()
+    handle.result()
 
 
 @kernels
@@ -291,15 +292,15 @@ def test_labels_and_candidates_as_the_reference(shape, dtype, monkeypatch) -> No
     open_class = (scores > -torch.inf).int().argmax(1).int().cpu().numpy()
     given = np.where(np.arange(shape[0]) % 3 == 0, -1, open_class).astype(np.int32)
     labels = [(given.copy(), np.empty(shape[0]), np.empty(shape[0])) for _ in range(2)]
-    cuda_module().label_block(scores, g, *labels[0])()
+    cuda_module().label_block(scores, g, *labels[0]).result()
     reference.label_block(scores, g, *labels[1])
     for found, exact in zip(*labels, strict=True):
         np.testing.assert_array_equal(found, exact)
     for slack, tie in ((0.0, 0.0), (0.7, 0.25), (np.inf, 1e-9)):
         both = [given.copy(), given.copy()]
         pairs = [
-            module.candidates_block(scores, g, chosen, slack, tie)
-            for module, chosen in zip((cuda_module(), reference), both, strict=True)
+            module.candidates_block(scores, g, chosen, slack, tie).result()
+            for module, chosen in zip((cuda_module(), Immediate(reference)), both, strict=True)
         ]
         np.testing.assert_array_equal(*both)
         for found, exact in zip(*pairs, strict=True):
@@ -319,15 +320,15 @@ def test_inspection_as_the_reference(dtype, step: int, monkeypatch) -> None:
         multipliers = np.random.default_rng(9).integers(0, 2**64, shape[1], dtype=np.uint64) | np.uint64(1)
         number = np.float64 if dtype == torch.float64 else np.float32
         looks = []
-        for module in (cuda_module(), reference):
+        for module in (cuda_module(), Immediate(reference)):
             arrays = np.empty(shape[0], np.uint64), np.empty(shape[0], number), np.empty(shape[0], number)
-            counts = module.inspect_block(scores, multipliers, step, *arrays)
-            looks.append((*(counts() if callable(counts) else counts), *arrays))
+            counts = module.inspect_block(scores, multipliers, step, *arrays).result()
+            looks.append((*counts, *arrays))
         for found, exact in zip(*looks, strict=True):
             np.testing.assert_array_equal(found, exact)
         scores[0, 0], scores[1, -1], scores[2, 0] = torch.nan, torch.inf, -torch.nan
         arrays = np.empty(shape[0], np.uint64), np.empty(shape[0], number), np.empty(shape[0], number)
-        assert cuda_module().inspect_block(scores, multipliers, step, *arrays)()[0] == 3
+        assert cuda_module().inspect_block(scores, multipliers, step, *arrays).result()[0] == 3
 
 
 @kernels
@@ -362,7 +363,10 @@ def test_plans_are_made_some_rows_at_a_time(monkeypatch) -> None:
         module.plan_block(scores, g, inverse, plan)
     np.testing.assert_array_equal(*plans)
     for rows in (np.arange(0, 37, 2), np.empty(0, np.int64)):
-        found, exact = (m.sparse_plan_block(scores, rows, g, inverse, 0.1) for m in (cuda_module(), reference))
+        found, exact = (
+            module.sparse_plan_block(scores, rows, g, inverse, 0.1).result()
+            for module in (cuda_module(), Immediate(reference))
+        )
         for part, other in zip(found, exact, strict=True):
             np.testing.assert_array_equal(part, other)
 
@@ -385,7 +389,7 @@ def sinkhorn_on_cpu(drawn: Any, monkeypatch: Any) -> Any:
     with monkeypatch.context() as patch:
         from otlabel.sweep import cpu
 
-        patch.setattr("otlabel.sweep._backend", lambda scores: cpu)
+        patch.setattr("otlabel.sweep._backend", lambda scores: Immediate(cpu))
         return sinkhorn_assign(drawn.scores, class_mass=drawn.class_mass)
 
 
@@ -426,13 +430,13 @@ def test_a_sweep_waits_once() -> None:
     module = cuda_module()
     scores, g = torch.randn(5000, 300, device="cuda").half(), potentials_of(300, np.float32)
     arrays = np.empty(0, np.int32), np.empty(0), np.zeros(300), np.zeros(300, np.int64)
-    module.sweep_block(scores, g, np.float32(10), NO_WEIGHTS, 0.0, *arrays)()  # compiled
+    module.sweep_block(scores, g, np.float32(10), NO_WEIGHTS, 0.0, *arrays).result()  # compiled
     torch.cuda.set_sync_debug_mode("error")
     try:
-        finish = module.sweep_block(scores, g, np.float32(10), NO_WEIGHTS, 0.0, *arrays)
+        handle = module.sweep_block(scores, g, np.float32(10), NO_WEIGHTS, 0.0, *arrays)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    finish()
+    handle.result()
 
 
 @pytest.mark.gpu

@@ -23,6 +23,7 @@ from otlabel.solver.curvature import DenseCurvature, DeviceCurvature
 from otlabel.sources import DeviceSource, TensorSource, cached, device, on_device, open_scores
 from otlabel.sources.linear import LinearScores
 from otlabel.sweep import reference
+from otlabel.sweep.contract import Ready
 
 CPU = torch.device("cpu")
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
@@ -221,7 +222,7 @@ class Short:
                 self.n_refused += 1
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
             self.longest = max(self.longest, len(block))
-            return function(block, *rest)
+            return Ready(function(block, *rest))
 
         return reduce
 

@@ -79,10 +79,8 @@ def pose(
             rows, size = _moved_one_by_one(rows, size, weights, sampled, monitor)
     if n_rows < n_classes and demand.class_mass is None and isinstance(demand.classes, Exact):
         warn(FewSamplesWarning, f"{n_rows} samples for {n_classes} classes: sizes are 0 or 1")
-    if n_classes > 1 and not inspection.n_forbidden and not size.extent:
-        warn(DegenerateScoresWarning, "every row's scores are all equal: they carry no information, labels are random")
-    elif n_classes > 1 and top <= 1 and below <= 0:
-        _warn_of_probabilities(rows, sampled)
+    if n_classes > 1:
+        _warn_of_scores(rows, sampled, all_equal=not inspection.n_forbidden and not size.extent, top=top, below=below)
     extent, spread = size.extent, size.spread
     if abstain > 0:  # staying unlabelled has a score of zero
         tops, bottoms = np.maximum(size.tops, 0), np.minimum(size.bottoms, 0)
@@ -313,6 +311,14 @@ def _counted(chosen: np.ndarray, rows: RowSet) -> tuple[int, int]:
     (number,) = rows.sum("rows", np.array(len(here)))
     first = -rows.max("rows", -float(here[0]) if len(here) else -math.inf)[0]
     return int(number), int(first) if number else -1
+
+
+def _warn_of_scores(rows: RowSet, sampled: np.ndarray, *, all_equal: bool, top: float, below: float) -> None:
+    """Say so where scores carry no information, or are within [0, 1] and look like probabilities."""
+    if all_equal:
+        warn(DegenerateScoresWarning, "every row's scores are all equal: they carry no information, labels are random")
+    elif top <= 1 and below <= 0:
+        _warn_of_probabilities(rows, sampled)
 
 
 def _warn_of_probabilities(rows: RowSet, sampled: np.ndarray) -> None:

@@ -14,14 +14,14 @@ import itertools
 import re
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.sparse import csr_array
 
+from otlabel.sweep.contract import Backend, Handle, Immediate, Ready, Waiting
 from otlabel.sweep.pool import run_tasks
 
 if TYPE_CHECKING:
@@ -76,18 +76,18 @@ class Candidates:
     scores: np.ndarray  # (E,) float64
 
 
-def _backend(scores: Source) -> ModuleType:
+def _backend(scores: Source) -> Backend:
     if scores.on_cpu:
         from otlabel.sweep import cpu
 
-        return cpu
+        return Immediate(cpu)
     if scores.device.type == "cuda" and has_triton():
         from otlabel.sweep import cuda
 
         return cuda
     from otlabel.sweep import reference
 
-    return reference
+    return Immediate(reference)
 
 
 @functools.cache
@@ -102,8 +102,8 @@ def has_triton() -> bool:
     return False
 
 
-def _run_blocks(scores: Source, reduce_block: Any) -> list[Any]:
-    """reduce_block(backend, block, start, stop) for every block of rows; results in block order."""
+def _run_blocks(scores: Source, reduce_block: Callable[[Backend, Any, int, int], Handle[Any]]) -> list[Any]:
+    """What the handles of reduce_block(backend, block, start, stop) give, in the order of the blocks of rows."""
     backend = _backend(scores)
     if not scores.on_cpu:
         with scores.reading():
@@ -114,40 +114,45 @@ def _run_blocks(scores: Source, reduce_block: Any) -> list[Any]:
     def task(number: int) -> None:
         batch = batches[number]
         for (start, stop), block in zip(batch, scores.read_blocks(batch), strict=True):
-            results[number].append(reduce_block(backend, block, start, stop))
+            results[number].append(reduce_block(backend, block, start, stop).result())
 
     with scores.reading():
         run_tasks(task, len(batches), READERS if scores.reads_files else 0)
     return list(itertools.chain.from_iterable(results))
 
 
-def _run_on_device(scores: Source, reduce_block: Any) -> list[Any]:
-    """Blocks one after the other, of half as many rows from where the device's memory does not suffice."""
+def _run_on_device(scores: Source, reduce_block: Callable[[Any, int, int], Handle[Any]]) -> list[Any]:
+    """Blocks one after the other, of half as many rows from where the device's memory does not suffice.
+
+    A block is waited for once the device has much more to do.
+    """
     import torch
 
-    waiting, results = deque(_no_longer_than(scores.most_rows, scores.device_batches())), list[Any]()
+    waiting, handles = deque(_no_longer_than(scores.most_rows, scores.device_batches())), deque[Handle[Any]]()
+    results = list[Any]()
     asked = _Asked(scores.device)
     while waiting:
-        batch = waiting.popleft()
-        done = list[Any]()
+        batch, n_done = waiting.popleft(), 0
         try:
             for (start, stop), block in zip(batch, scores.read_blocks(batch), strict=True):
-                done.append(reduce_block(block, start, stop))
+                handles.append(reduce_block(block, start, stop))
+                n_done += 1
                 asked.add()
+                if len(handles) > WAITING_PARTS:
+                    results.append(handles.popleft().result())
         except RuntimeError as error:
             longest = max(stop - start for start, stop in batch)
             if longest == 1 or not is_out_of_memory(error):
                 raise
         else:
             longest = 0
-        results += done
         if longest:  # outside of the handler, which would keep alive what takes the memory
             block = None
             scores.most_rows = -(-longest // 2)
             torch.cuda.empty_cache()
-            left = [batch[len(done) :], *waiting]
+            left = [batch[n_done:], *waiting]
             waiting = deque(_no_longer_than(scores.most_rows, left))
-    return results
+    return results + [handle.result() for handle in handles]
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -214,35 +219,27 @@ def sweep(
     no_weights = np.empty(0)
     row_mass = np.empty(n_rows if row_exponent else 0)
     n_counted = n_classes if with_labels or scores.on_cpu else 0
-    added, waiting = _Sums(n_classes + 3, n_counted), deque[Any]()
+    added = _Sums(n_classes + 3, n_counted)
 
-    def reduce_block(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
+    def reduce_block(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
         counted, counts = np.zeros(n_classes + 3), np.zeros(n_counted, np.int64)
         block_weights = no_weights if weights is None else weights[start:stop]
         here = slice(start, stop)
         sums = backend.sweep_block(
             block, g, inverse, block_weights, row_exponent, labels[here], row_mass[here], counted[3:], counts
         )
-        plan = None
+        plan: Handle[Any] = Ready(None)
         if plan_rows is not None:
             plan = backend.sparse_plan_block(block, _within(plan_rows, start, stop), g, inverse, plan_share)
-        if callable(sums):  # a device is to have more to do when it is waited for
-            waiting.append((sums, counted, counts))
-        else:
-            counted[:2] = sums
-            added.add(counted, counts)
-        if len(waiting) > WAITING_PARTS:
-            add_first()
-        return plan
 
-    def add_first() -> None:
-        sums, counted, counts = waiting.popleft()
-        counted[:2] = sums()
-        added.add(counted, counts)
+        def finish() -> Any:  # which must not keep the block
+            counted[:2] = sums.result()
+            added.add(counted, counts)
+            return plan.result()
+
+        return Waiting(finish)
 
     plans = _run_blocks(scores, reduce_block)
-    while waiting:
-        add_first()
     of_weights = np.zeros(n_classes + 3)
     of_weights[2] = n_rows if weights is None else weights.sum()
     added.add(of_weights, np.zeros(n_counted, np.int64))
@@ -250,32 +247,6 @@ def sweep(
     linear, entropic, total = sums[:3].tolist()
     plan = None if plan_rows is None else _joined(plans, n_classes)
     return Sweep(sums[3:] / total, linear / total, entropic / total, labels, counts, row_mass, plan)
-
-
-class _Later:
-    """What blocks give, of which a device's is waited for once it has more to do: it comes as a function that waits."""
-
-    def __init__(self) -> None:
-        self._waiting = deque[list[Any]]()
-
-    def of(self, given: Any) -> list[Any]:
-        """What a block gives, in a list that is complete when all were told."""
-        held = [given]
-        if callable(given):
-            self._waiting.append(held)
-            if len(self._waiting) > WAITING_PARTS:
-                self._wait()
-        return held
-
-    def told(self, held: list[list[Any]]) -> list[Any]:
-        """What all blocks have given."""
-        while self._waiting:
-            self._wait()
-        return [one for (one,) in held]
-
-    def _wait(self) -> None:
-        first = self._waiting.popleft()
-        first[0] = first[0]()
 
 
 class _Sums:
@@ -329,13 +300,11 @@ def inspect(rows: RowSet, *, every_score: bool = False) -> Inspection:
     step = 1 if every_score else max(1, n_classes // HASHED_SCORES)
     hashes, tops, bottoms = np.empty(n_rows, np.uint64), np.empty(n_rows, number), np.empty(n_rows, number)
 
-    later = _Later()
-
-    def look(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
+    def look(backend: Backend, block: Any, start: int, stop: int) -> Handle[tuple[int, int]]:
         here = slice(start, stop)
-        return later.of(backend.inspect_block(block, multipliers, step, hashes[here], tops[here], bottoms[here]))
+        return backend.inspect_block(block, multipliers, step, hashes[here], tops[here], bottoms[here])
 
-    counts = np.array(later.told(_run_blocks(scores, look)), np.int64).reshape(-1, 2).sum(0)
+    counts = np.array(_run_blocks(scores, look), np.int64).reshape(-1, 2).sum(0)
     (found,) = rows.sum("inspect", counts)
     if found[0] and rows.fine is not rows:  # float32 may have overflowed
         return inspect(rows.fine, every_score=every_score)
@@ -350,21 +319,24 @@ def label(
     labels = np.full(n_rows, -1, np.int32) if labels is None else labels.astype(np.int32)
     best, own = np.empty(n_rows), np.empty(n_rows)
 
-    later = _Later()
+    def label_rows(backend: Backend, block: Any, start: int, stop: int) -> Handle[None]:
+        return backend.label_block(block, potentials, labels[start:stop], best[start:stop], own[start:stop])
 
-    def label_rows(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
-        return later.of(backend.label_block(block, potentials, labels[start:stop], best[start:stop], own[start:stop]))
-
-    later.told(_run_blocks(rows.source.fine, label_rows))
+    _run_blocks(rows.source.fine, label_rows)
     return labels, best, own
 
 
 def candidates(rows: RowSet, potentials: np.ndarray, labels: np.ndarray, slack: float, tie: float) -> Candidates:
     """The rows here with more than one class within `slack` of their label; labels that fall short are replaced."""
 
-    def find(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
-        movable, *rest = backend.candidates_block(block, potentials, labels[start:stop], slack, tie)
-        return movable + start, *rest
+    def find(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
+        near = backend.candidates_block(block, potentials, labels[start:stop], slack, tie)
+
+        def from_start() -> Any:
+            movable, *rest = near.result()
+            return movable + start, *rest
+
+        return Waiting(from_start)
 
     found = _run_blocks(rows.source.fine, find) or [(np.empty(0, np.int64),) * 2 + (np.empty(0, np.int32), np.empty(0))]
     return Candidates(*(np.concatenate(part) for part in zip(*found, strict=True)))
@@ -376,8 +348,8 @@ def plan(rows: RowSet, potentials: np.ndarray, epsilon: float, precision: type =
     g: np.ndarray = potentials.astype(precision)
     inverse = precision(1.0 / epsilon)
 
-    def fill(backend: ModuleType, block: Any, start: int, stop: int) -> None:
-        backend.plan_block(block, g, inverse, out[start:stop])
+    def fill(backend: Backend, block: Any, start: int, stop: int) -> Handle[None]:
+        return backend.plan_block(block, g, inverse, out[start:stop])
 
     _run_blocks(rows.source, fill)
     return out
@@ -390,7 +362,7 @@ def sparse_plan(
     g: np.ndarray = potentials.astype(precision)
     inverse = precision(1.0 / epsilon)
 
-    def keep(backend: ModuleType, block: Any, start: int, stop: int) -> Any:
+    def keep(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
         return backend.sparse_plan_block(block, _within(chosen, start, stop), g, inverse, share)
 
     return _joined(_run_blocks(rows.source, keep), rows.shape[1])

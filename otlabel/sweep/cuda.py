@@ -1,4 +1,4 @@
-"""One block of rows on a CUDA device, by Triton: the functions of reference.py without temporaries of the block's size.
+"""One block of rows on a CUDA device, by Triton: the backend of contract.py without temporaries of the block's size.
 
 Up to FUSED_CLASSES classes a sweep reads each score once: a program holds whole rows in registers, and the sums of
 its columns beside them. Beyond that, or where rows may leave their mass, a first kernel reads a row tile by tile with a
@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 
 from otlabel.sweep import reference
+from otlabel.sweep.contract import Ready, Waiting
 
 FUSED_CLASSES = {torch.float32: 8192, torch.float64: 4096}  # by precision: what registers hold beside the column sums
 TILE = 2048  # scores that a program of four warps works on at a time
@@ -58,11 +59,7 @@ class _Block(NamedTuple):
 
 
 def sweep_block(block, potentials, inverse_epsilon, weights, row_exponent, labels, row_mass, mass, counts):
-    """As reference.sweep_block, but it does not wait: it returns a function that does, and then gives the two sums.
-
-    That function also writes to the arrays. Where `counts` is empty no row's best class is looked for; where `labels`
-    is empty they stay on the device.
-    """
+    """Where `counts` is empty no row's best class is looked for; where `labels` is empty they stay on the device."""
     device, precision = block.device, _torch_type(potentials.dtype)
     with _on(device):
         view = _view(block)
@@ -95,11 +92,11 @@ def sweep_block(block, potentials, inverse_epsilon, weights, row_exponent, label
             array[:] = values
         return float(packed[-2]), float(packed[-1])
 
-    return finish
+    return Waiting(finish)
 
 
 def label_block(block, potentials, labels, best, own):
-    """As reference.label_block, but it does not wait: it returns a function that does, and then fills the arrays."""
+    """The kernel is that of candidates, which corrects no label here."""
     with _on(block.device):
         constants = np.append(potentials.astype(np.float64), [0.0, 0.0])
         found = _find_labels(_view(block), constants, labels, may_correct=False)[:3]
@@ -107,7 +104,7 @@ def label_block(block, potentials, labels, best, own):
 
 
 def candidates_block(block, potentials, labels, slack, tie):
-    """As reference.candidates_block: one kernel counts classes, another one writes those of rows with several."""
+    """One kernel counts classes, another one writes those of rows with several; between them it waits."""
     with _on(block.device):
         view = _view(block)
         constants = np.append(potentials.astype(np.float64), [slack, tie])
@@ -125,11 +122,11 @@ def candidates_block(block, potentials, labels, slack, tie):
                 *view.sizes[1:], VECTOR=view.vector, ROWS=at_once, WIDTH=width,
             )  # fmt: skip
         labels[:], *found = _Fetched([chosen, rows, sizes, classes, values]).arrays()
-    return tuple(found)
+    return Ready(tuple(found))
 
 
 def inspect_block(block, multipliers, step, hashes, tops, bottoms):
-    """As reference.inspect_block, but it does not wait: it returns a function that does, and then gives the counts."""
+    """One kernel; the counts of its programs are added up by torch."""
     with _on(block.device):
         view = _view(block)
         device, number = block.device, _torch_type(tops.dtype)
@@ -148,39 +145,40 @@ def inspect_block(block, multipliers, step, hashes, tops, bottoms):
         fill = _filling(fetched, (hashes.view(np.int64), tops, bottoms))
 
     def finish() -> tuple[int, int]:
-        fill()
+        fill.result()
         n_bad, n_forbidden = fetched.arrays()[-1].tolist()
         return n_bad, n_forbidden
 
-    return finish
+    return Waiting(finish)
 
 
 def _filling(fetched, arrays):
-    """A function that waits for tensors and copies the first of them to arrays."""
+    """A handle of tensors, the first of which are copied to arrays."""
 
     def fill() -> None:
         for array, values in zip(arrays, fetched.arrays(), strict=False):
             array[:] = values
 
-    return fill
+    return Waiting(fill)
 
 
 def plan_block(block, potentials, inverse_epsilon, plan):
-    """As reference.plan_block, some rows at a time."""
+    """By the reference, some rows at a time."""
     size = max(1, CHUNK_ENTRIES // block.shape[1])
     for start in range(0, len(block), size):
         part = slice(start, start + size)
         reference.plan_block(block[part], potentials, inverse_epsilon, plan[part])
+    return Ready(None)
 
 
 def sparse_plan_block(block, rows, potentials, inverse_epsilon, share):
-    """As reference.sparse_plan_block, some rows at a time."""
+    """By the reference, some rows at a time."""
     size = max(1, CHUNK_ENTRIES // block.shape[1])
     parts = [
         reference.sparse_plan_block(block, rows[start : start + size], potentials, inverse_epsilon, share)
         for start in range(0, max(len(rows), 1), size)
     ]
-    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+    return Ready(tuple(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 class _Fetched:

@@ -1,6 +1,6 @@
 """One block of rows in plain torch, on any device: the definition that compiled sweeps are tested against.
 
-The same functions with the same meaning as in cpu.py; blocks are tensors, results are written to NumPy arrays.
+What contract.py says, done when a function returns; blocks are tensors, results are written to NumPy arrays.
 """
 
 from __future__ import annotations
