@@ -73,7 +73,7 @@ def calibrated(
     Yields:
         The loader to extract with: an iterator is given back whole.
     """
-    layers = [layer for layer, untrained in _with_age(seen.model, team) if not untrained]
+    layers = [layer for layer, untrained in _with_age(seen.model, communicator) if not untrained]
     if not layers:
         yield loader
         return
@@ -92,9 +92,9 @@ def calibrated(
             _put_back(layer, state)
 
 
-def has_untrained(model: nn.Module, team: Alone = ALONE) -> bool:
+def has_untrained(model: nn.Module, communicator: Communicator = SINGLE_PROCESS) -> bool:
     """Whether the model has layers whose averages are those of an untrained one, and will be others soon."""
-    return any(untrained for _, untrained in _with_age(model, team))
+    return any(untrained for _, untrained in _with_age(model, communicator))
 
 
 @contextlib.contextmanager
@@ -126,10 +126,10 @@ def _layers(model: nn.Module) -> list[Any]:
     ]
 
 
-def _with_age(model: nn.Module, team: Alone) -> list[tuple[Any, bool]]:
+def _with_age(model: nn.Module, communicator: Communicator) -> list[tuple[Any, bool]]:
     """Each layer, and whether it is untrained: the same on all processes, one of which may be a batch ahead."""
     layers = _layers(model)
-    batches = team.largest("batches trained", *(float(layer.num_batches_tracked) for layer in layers))
+    batches = communicator.allreduce_max("batches trained", *(float(layer.num_batches_tracked) for layer in layers))
     return [(layer, count < UNTRAINED) for layer, count in zip(layers, batches, strict=True)]
 
 
