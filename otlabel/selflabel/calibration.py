@@ -92,7 +92,7 @@ def calibrated(
             _put_back(layer, state)
 
 
-def has_untrained(model: nn.Module, communicator: Communicator = SINGLE_PROCESS) -> bool:
+def has_untrained(model: nn.Module, communicator: Communicator) -> bool:
     """Whether the model has layers whose averages are those of an untrained one, and will be others soon."""
     return any(untrained for _, untrained in _with_age(model, communicator))
 

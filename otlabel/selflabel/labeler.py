@@ -364,9 +364,8 @@ class SelfLabeler:
                 n_samples=self.n_samples, n_classes=self.n_classes, n_updates=self._n_updates, seed=self.seed,
                 labeling=type(self.labeling).__name__, heads=communicator.world_size > 1 and _heads_hash(seen),
             )  # fmt: skip
-            settled = not has_untrained(
-                seen.model, communicator
-            )  # else features will change, whether weights learn or not
+            # Else features will change, whether weights learn or not.
+            settled = not has_untrained(seen.model, communicator)
             store, over_ranks = self._store_of(communicator)
             started = time.perf_counter()
             holders = looks = None

@@ -91,10 +91,11 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
     n_here, no_rows = problem.rows.shape[0], np.empty(0, np.int64)
     weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
     unlabelled = Placement(np.full(n_here, -1, np.int32), no_rows, no_rows.astype(np.int32), no_rows)
-    placement, slack = unlabelled, _first_slack(problem, g, rng)
+    placement = unlabelled
     n_paths, n_before, left, step, n_refined = 0, 0, problem.n_units + 1, SLACK_STEP, 0
     first, may_lift, n_read, n_all = True, True, 0, problem.n_rows * n_classes
-    first_slack, widest = slack, _widest(problem, g)  # potentials that fall by slack must not move these
+    first_slack, widest = _first_slack(problem, g, rng)  # potentials that fall by slack must not move these
+    slack = first_slack
     while True:
         movable = _movable(problem, g, placement.labels, weights, slack, tie)
         monitor.saw("round", problem.n_rows)
@@ -104,8 +105,8 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
             may_lift, starved = False, _starved(problem, counts)
             if len(starved):
                 g = _less(_lifted(problem, g, starved, rng), np.zeros(n_classes), problem.rule)
-                placement, slack = unlabelled, _first_slack(problem, g, rng)
-                first_slack, widest = slack, _widest(problem, g)
+                first_slack, widest = _first_slack(problem, g, rng)
+                placement, slack = unlabelled, first_slack
                 continue
         below, tie = _below_best(movable, g)
         spare = spare_room(problem, g, counts, slack, tie)
@@ -136,7 +137,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
             return Rounded(placement, g, n_paths)
         n_entries, surplus = len(units), int(np.maximum(board.counts - board.targets, 0).sum())
         n_read += n_entries
-        many_looks = done.n_looked > problem.n_rows * n_classes + LOOKS_AN_ENTRY * n_entries
+        many_looks = done.n_looked > n_all + LOOKS_AN_ENTRY * n_entries
         if many_looks and surplus < left:  # these grow with the candidates, so another pass is cheaper
             left = surplus
             continue
@@ -176,13 +177,16 @@ def _repair(board: Board, slack: float, tie: float) -> Done:
             raise
 
 
-def _first_slack(problem: Problem, g: np.ndarray, rng: np.random.Generator) -> float:
-    """How far below its label a class may be to count as a candidate: judged by a sample, so that they stay few."""
+def _first_slack(problem: Problem, g: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """How far below its label a class may be to count as a candidate, and how far two can be for any row.
+
+    The first is judged by a sample, so that candidates stay few.
+    """
     n_takers = int(np.count_nonzero(problem.bounds[1]))
     rows = _sampled(problem, rng)
     sample = problem.rows.taken(rows)
     wanted = int(len(rows) * max(MOVES_A_ROW, MOVES_A_CLASS * n_takers / problem.n_rows)) + 1
-    most, widest = SOFT_SLACK * float(problem.rule.rho.min()), _widest(problem, g)
+    most, widest = SOFT_SLACK * float(problem.rule.rho.min()), problem.extent + float(np.ptp(g[np.isfinite(g)]))
     slack = max((problem.spread or widest) * FIRST_SLACK, 1e-300)
     while True:
         found = sweep.candidates(sample, g, np.full(sample.shape[0], -1, np.int32), slack, 0.0)
@@ -190,15 +194,10 @@ def _first_slack(problem: Problem, g: np.ndarray, rng: np.random.Generator) -> f
         costs = np.repeat(_row_tops(found, u), found.sizes) - u if len(u) else u
         costs = np.sort(problem.rows.concat("slack", costs[costs > TIE * sizes])[0])  # what is less is rounding
         if len(costs) >= wanted:
-            return min(float(costs[wanted - 1]), most)
+            return min(float(costs[wanted - 1]), most), widest
         if slack > widest:
-            return min(slack, most)
+            return min(slack, most), widest
         slack *= SLACK_STEP
-
-
-def _widest(problem: Problem, g: np.ndarray) -> float:
-    """How far apart two classes can be for a row at the potentials g."""
-    return problem.extent + float(np.ptp(g[np.isfinite(g)]))
 
 
 def _sampled(problem: Problem, rng: np.random.Generator) -> np.ndarray:
