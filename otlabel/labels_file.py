@@ -35,7 +35,8 @@ import numpy as np
 from otlabel.errors import FileFormatError, OtlabelWarning
 from otlabel.files import replacing, save_array
 from otlabel.sources import Source, load_array, matches
-from otlabel.sources.hdf5 import (
+from otlabel.sources.hdf5 import stored_shape
+from otlabel.sources.hdf5_guard import (
     DAMAGE,
     LIBVER,
     check_complete,
@@ -47,7 +48,6 @@ from otlabel.sources.hdf5 import (
     read_attributes,
     reading_hdf5,
     said,
-    stored_shape,
     write_attributes,
 )
 from otlabel.sources.npy import read_header

@@ -33,10 +33,10 @@ LAYERS = (
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 ONLY_IN = {
-    "h5py": {"sources/hdf5.py", "labels_file.py", "selflabel/store.py", "selflabel/labels.py"},
+    "h5py": {"sources/hdf5.py", "sources/hdf5_guard.py", "labels_file.py", "selflabel/store.py", "selflabel/labels.py"},
     "numba": {"compiling.py", "sweep/cpu.py"},
     "llvmlite": {"compiling.py", "sweep/cpu.py"},
-    "triton": {"sweep/cuda.py", "sweep/batch.py"},
+    "triton": {"sweep/cuda.py", "sweep/cuda_kernels.py", "sweep/batch.py"},
     "ot": {"lp.py"},
 }
 EAGER = {

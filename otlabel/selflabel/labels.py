@@ -27,7 +27,7 @@ import numpy as np
 from otlabel.errors import FileFormatError
 from otlabel.files import replacing
 from otlabel.labels_file import create_labels, hdf5_image, read_dataset
-from otlabel.sources.hdf5 import (
+from otlabel.sources.hdf5_guard import (
     DAMAGE,
     check_complete,
     check_texts,

@@ -46,7 +46,7 @@ import numpy as np
 
 from otlabel.errors import ExtractionError, FileFormatError, FingerprintError, InvalidScoresError, SelfLabelWarning
 from otlabel.files import check_writable, clear_leftovers, replacing
-from otlabel.sources.hdf5 import (
+from otlabel.sources.hdf5_guard import (
     DAMAGE,
     LIBVER,
     check_stored,

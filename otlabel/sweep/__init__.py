@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -80,14 +80,14 @@ def _backend(scores: Source) -> Backend:
     if scores.on_cpu:
         from otlabel.sweep import cpu
 
-        return Immediate(cpu)
+        return cast(Backend, Immediate(cpu))
     if scores.device.type == "cuda" and has_triton():
         from otlabel.sweep import cuda
 
         return cuda
     from otlabel.sweep import reference
 
-    return Immediate(reference)
+    return cast(Backend, Immediate(reference))
 
 
 @functools.cache

@@ -129,26 +129,6 @@ class Immediate:
     def __init__(self, functions: ModuleType) -> None:
         self._functions = functions
 
-    def sweep_block(self, *arguments: Any) -> Handle[tuple[float, float]]:
-        """As the contract says, like all below."""
-        return Ready(self._functions.sweep_block(*arguments))
-
-    def inspect_block(self, *arguments: Any) -> Handle[tuple[int, int]]:
-        """Counts of unusable scores."""
-        return Ready(self._functions.inspect_block(*arguments))
-
-    def label_block(self, *arguments: Any) -> Handle[None]:
-        """Labels, and u there."""
-        return Ready(self._functions.label_block(*arguments))
-
-    def candidates_block(self, *arguments: Any) -> Handle[Arrays]:
-        """Rows that may move."""
-        return Ready(self._functions.candidates_block(*arguments))
-
-    def plan_block(self, *arguments: Any) -> Handle[None]:
-        """Rows of the plan."""
-        return Ready(self._functions.plan_block(*arguments))
-
-    def sparse_plan_block(self, *arguments: Any) -> Handle[Arrays]:
-        """Large entries of some rows of the plan."""
-        return Ready(self._functions.sparse_plan_block(*arguments))
+    def __getattr__(self, name: str) -> Callable[..., Handle[Any]]:
+        function = getattr(self._functions, name)
+        return lambda *arguments: Ready(function(*arguments))
