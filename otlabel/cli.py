@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from otlabel import Assignment
     from otlabel.labels_file import Receipt
     from otlabel.ranks.communicator import Communicator
-    from otlabel.sources import Source
+    from otlabel.sources import Opened
 
 USAGE, FAILURE, BROKEN_PIPE = 2, 1, 141  # the last as a shell reports SIGPIPE
 SIGNALLED, SIGNALS = 128, {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
@@ -419,7 +419,7 @@ def _check_not_transposed(arguments: argparse.Namespace, n_rows: int, n_classes:
         )
 
 
-def _check_assign_space(arguments: argparse.Namespace, scores: Source) -> None:
+def _check_assign_space(arguments: argparse.Namespace, scores: Opened) -> None:
     from otlabel.labels_file import stored_bytes
 
     n_rows, n_classes = scores.shape

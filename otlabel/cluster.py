@@ -27,8 +27,9 @@ from otlabel.ranks.communicator import Communicator, communicator_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, Certificate, predict
 from otlabel.sources import (
+    LinearScores,
+    Opened,
     Source,
-    UnitRows,
     as_array,
     as_float,
     by_class,
@@ -43,9 +44,10 @@ from otlabel.sources import (
     is_stored,
     is_tensor,
     open_scores,
-    row_blocks,
+    read_rows,
+    unit_rows,
 )
-from otlabel.sweep.pool import blas_on_one_thread, run_tasks
+from otlabel.sweep.pool import run_tasks
 from otlabel.validate import LARGEST_SCORE, LEAST_EPSILON
 
 try:
@@ -244,11 +246,11 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         Args:
             X: (M, D) features, as for `fit`.
         """
-        source = self._opened(X).fine
-        out = np.empty((source.shape[0], len(self.cluster_centers_)), self.cluster_centers_.dtype)
+        rows_given = RowSet(self._opened(X)).fine
+        out = np.empty((rows_given.shape[0], len(self.cluster_centers_)), self.cluster_centers_.dtype)
         centres = self.cluster_centers_.astype(np.float64)
         middle = np.median(centres, axis=0)
-        for (start, stop), block in row_blocks(source):
+        for (start, stop), block in rows_given.blocks():
             rows = block.astype(np.float64)
             # Numbers are small near the middle, and squares of small numbers cancel little.
             distances = euclidean_distances(rows - middle, centres - middle, squared=self.metric == "cosine")
@@ -266,9 +268,9 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             X: (M, D) features, as for `fit`.
             y: ignored.
         """
-        source = self._opened(X)
-        labels = self._predicted(source)
-        _, squares = _moments(RowSet(source), labels, self.cluster_centers_)
+        opened = self._opened(X)
+        labels = self._predicted(opened)
+        _, squares = _moments(RowSet(opened), labels, self.cluster_centers_)
         counts = np.bincount(labels, minlength=len(self.cluster_centers_))
         return -_inertia(squares, self.cluster_centers_, counts, self.metric == "cosine")
 
@@ -276,24 +278,24 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
     def _n_features_out(self) -> int:
         return len(self.cluster_centers_)
 
-    def _predicted(self, source: Source) -> np.ndarray:
-        scores = _scores(source, self.cluster_centers_, self.metric == "cosine")
+    def _predicted(self, opened: Opened) -> np.ndarray:
+        scores = _scores(opened, self.cluster_centers_, self.metric == "cosine")
         return as_array(predict(scores, self.potentials_))
 
-    def _opened(self, X: Any, reset: bool = False, may_be_empty: bool = False) -> Source:
-        """Features as a source, of length 1 for "cosine"; what scikit-learn knows about is checked by it."""
+    def _opened(self, X: Any, reset: bool = False, may_be_empty: bool = False) -> Opened:
+        """Features, of length 1 for "cosine"; what scikit-learn knows about is checked by it."""
         if not reset:
             check_is_fitted(self)
         if is_tensor(X) or is_stored(X) or is_list_of_parts(X):
             given = os.fspath(X) if isinstance(X, os.PathLike) else X
-            source = open_scores(given, device=self.device, what="features", may_be_empty=may_be_empty)
+            opened = open_scores(given, device=self.device, what="features", may_be_empty=may_be_empty)
             if reset:
-                self.n_features_in_ = source.shape[1]
+                self.n_features_in_ = opened.shape[1]
                 with contextlib.suppress(AttributeError):  # of an earlier fit to a data frame
                     del self.feature_names_in_
-            elif source.shape[1] != self.n_features_in_:
+            elif opened.shape[1] != self.n_features_in_:
                 raise ValueError(
-                    f"X has {source.shape[1]} features, but {type(self).__name__} was fitted to {self.n_features_in_}"
+                    f"X has {opened.shape[1]} features, but {type(self).__name__} was fitted to {self.n_features_in_}"
                 )
         else:
             least = 0 if may_be_empty else 1
@@ -301,9 +303,9 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             if isinstance(X, np.ma.MaskedArray) or is_foreign(X):  # of which scikit-learn sees no mask, or no numbers
                 X = as_array(X, "features", InvalidScoresError)
             checked = validate_data(self, X, reset=reset, dtype=NUMBERS, ensure_min_samples=least)
-            source = open_scores(checked, device=self.device, what="features", may_be_empty=True)
-        source = cached(source)
-        return UnitRows(source) if self.metric == "cosine" else source
+            opened = open_scores(checked, device=self.device, what="features", may_be_empty=True)
+        opened = cached(opened)
+        return unit_rows(opened) if self.metric == "cosine" else opened
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,12 +378,12 @@ def _farthest(fit: _Fit, labels: np.ndarray, centres: np.ndarray, number: int) -
     """
     source, wide = fit.rows.source, centres.astype(np.float64)
     distances = np.empty(source.shape[0])
-    with source.reading():
-        for (start, stop), block in row_blocks(source):
+    with fit.rows.reading():
+        for (start, stop), block in fit.rows.blocks():
             distances[start:stop] = np.square(block - wide[labels[start:stop]]).sum(1)
     away = np.flatnonzero(distances > DISTINCT * fit.variance)
     chosen = np.sort(away[np.argsort(-distances[away], kind="stable")[:number]])
-    taken = as_float(source.take(chosen).read(0, len(chosen)), source.dtype).astype(np.float64)
+    taken = as_float(read_rows(source.take(chosen), 0, len(chosen)), source.dtype).astype(np.float64)
     distances, found = fit.rows.concat("farthest", distances[chosen], taken)
     return found[np.argsort(-distances, kind="stable")[:number]]
 
@@ -391,7 +393,7 @@ def _assigned(fit: _Fit, centres: np.ndarray, seed: int, start: Assignment | Non
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OtlabelWarning)
         return sinkhorn_assign(
-            _scores(fit.rows.source, centres, fit.cosine),
+            _scores(fit.rows.opened, centres, fit.cosine),
             **fit.demand,
             epsilon=fit.epsilon,
             tol=PLAN_TOLERANCE,
@@ -401,9 +403,9 @@ def _assigned(fit: _Fit, centres: np.ndarray, seed: int, start: Assignment | Non
         )
 
 
-def _scores(source: Source, centres: np.ndarray, cosine: bool) -> Source:
+def _scores(features: Opened, centres: np.ndarray, cosine: bool) -> LinearScores:
     """-||x - mu_k||^2, or half of it, up to a constant in each row, which changes nothing."""
-    return cosines(source, centres) if cosine else closeness(source, centres)
+    return cosines(features, centres) if cosine else closeness(features, centres)
 
 
 def _moments(rows: RowSet, labels: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
@@ -411,8 +413,8 @@ def _moments(rows: RowSet, labels: np.ndarray, centres: np.ndarray) -> tuple[np.
 
     Differences instead of the rows themselves: nothing cancels where the data is far from zero.
     """
-    source = rows.source.fine
-    batches = source.batches()
+    fine = rows.fine
+    source, batches = fine.source, fine.batches
     n_tasks = max(1, min(STRETCHES, len(batches)))
     ends = [number * len(batches) // n_tasks for number in range(n_tasks + 1)]
     sums = np.zeros((n_tasks, *centres.shape))
@@ -421,7 +423,7 @@ def _moments(rows: RowSet, labels: np.ndarray, centres: np.ndarray) -> tuple[np.
 
     def add(number: int) -> None:
         room = np.empty((max(1, CACHED_ENTRIES // centres.shape[1]), centres.shape[1]))
-        for (start, stop), block in row_blocks(source, batches[ends[number] : ends[number + 1]]):
+        for (start, stop), block in fine.blocks(batches[ends[number] : ends[number + 1]]):
             for first in range(start, stop, len(room)):
                 last = min(first + len(room), stop)
                 chosen, differences = labels[first:last], room[: last - first]
@@ -431,8 +433,8 @@ def _moments(rows: RowSet, labels: np.ndarray, centres: np.ndarray) -> tuple[np.
                 sums[number] += csc_array(one_each, shape=(len(wide), last - first)) @ differences
                 squares[number] += np.vdot(differences, differences)
 
-    with source.reading(), blas_on_one_thread():
-        if source.on_cpu:
+    with fine.reading():
+        if source.device is None:
             run_tasks(add, n_tasks, int(source.reads_files))
             of_rows = sums.sum(0), squares.sum()
         else:
@@ -445,19 +447,18 @@ def _moments_on_device(source: Source, labels: np.ndarray, centres: np.ndarray) 
     """The same where the rows are: sums over clusters are products, whose order of adding is the same in every run."""
     import torch
 
-    n_clusters, device = len(centres), source.device
+    n_clusters, device, blocks = len(centres), source.device, sweep.device_blocks(source)
     size = max(1, DEVICE_ENTRIES // max(centres.shape))
     wide, chosen = (torch.from_numpy(array).to(device) for array in (centres, labels.astype(np.int64)))
     sums, squares = torch.zeros_like(wide), 0.0
-    for batch in source.device_batches():
-        for (start, stop), block in zip(batch, source.read_blocks(batch), strict=True):
-            for first in range(start, stop, size):
-                last = min(first + size, stop)
-                of_rows = chosen[first:last]
-                differences = block[first - start : last - start].double() - wide[of_rows]
-                belongs = wide.new_zeros((n_clusters, last - first)).scatter_(0, of_rows[None], 1.0)
-                sums.addmm_(belongs, differences)
-                squares += float(differences.square().sum())  # which waits, so that no blocks pile up
+    for (start, stop), block in zip(blocks, source.read(blocks), strict=True):
+        for first in range(start, stop, size):
+            last = min(first + size, stop)
+            of_rows = chosen[first:last]
+            differences = block[first - start : last - start].double() - wide[of_rows]
+            belongs = wide.new_zeros((n_clusters, last - first)).scatter_(0, of_rows[None], 1.0)
+            sums.addmm_(belongs, differences)
+            squares += float(differences.square().sum())  # which waits, so that no blocks pile up
     return sums.cpu().numpy(), np.array(squares)
 
 
@@ -476,7 +477,7 @@ def _mean_and_variance(rows: RowSet, cosine: bool) -> tuple[np.ndarray, float]:
     InvalidScoresError where they are not finite, or their squares beyond what float64 holds.
     """
     source, n_here, n_rows = rows.source, rows.shape[0], rows.n_rows
-    head = as_float(source.read(0, min(1, n_here)), source.dtype).astype(np.float64)
+    head = as_float(read_rows(source, 0, min(1, n_here)), source.dtype).astype(np.float64)
     first = rows.concat("first", head)[0][:1]
     with np.errstate(invalid="ignore", over="ignore"):
         sums, squares = _moments(rows, np.zeros(n_here, np.int64), first)
@@ -490,11 +491,11 @@ def _mean_and_variance(rows: RowSet, cosine: bool) -> tuple[np.ndarray, float]:
             )
         return first[0] + sums[0] / n_rows, variance
     found = ""
-    for (start, _), block in row_blocks(source):
+    for (start, _), block in rows.blocks():
         bad = np.argwhere(~np.isfinite(block))
         if len(bad):
             row, feature = bad[0]
-            found = f"{source.place(start + int(row))}, feature {feature}"
+            found = f"{rows.opened.place(start + int(row))}, feature {feature}"
             break
     if where := rows.communicator.first_text("bad features", found):
         raise InvalidScoresError(f"features hold NaN or infinity, the first at {where}")
@@ -503,9 +504,9 @@ def _mean_and_variance(rows: RowSet, cosine: bool) -> tuple[np.ndarray, float]:
 
 def _widest(rows: RowSet, first: np.ndarray) -> float:
     """The largest difference of a feature from that of the first row."""
-    source, most = rows.source.fine, 0.0
-    with source.reading():
-        for _, block in row_blocks(source):
+    fine, most = rows.fine, 0.0
+    with fine.reading():
+        for _, block in fine.blocks():
             most = max(most, float(np.abs(block - first).max(initial=0)))
     return rows.max("widest", most)[0]
 
@@ -541,8 +542,11 @@ def _centred_potentials(fit: _Fit, found: _Clustering) -> np.ndarray:
     """
     assignment, slack = found.assignment, fit.epsilon
     labels, g = as_array(assignment.labels), as_array(assignment.potentials)
-    scores = _scores(fit.rows.source, found.centres, fit.cosine)
-    near = sweep.candidates(fit.rows.over(scores), g, labels.astype(np.int32), slack, 0.0)
+    rows = fit.rows
+    scores = _scores(rows.opened, found.centres, fit.cosine)
+    scores = scores.reading(scores.features, rows.n_rows)
+    rows = RowSet(scores, rows.communicator, rows.first, rows.n_rows)
+    near = sweep.candidates(rows, g, labels.astype(np.int32), slack, 0.0)
     row_of = np.repeat(np.arange(len(near.rows)), near.sizes)
     classes, own_classes = near.classes, labels[near.rows][row_of]
     totals, own = near.scores + g[near.classes], np.zeros(len(near.rows))

@@ -34,7 +34,7 @@ import numpy as np
 
 from otlabel.errors import FileFormatError, OtlabelWarning
 from otlabel.files import replacing, save_array
-from otlabel.sources import Source, load_array, matches
+from otlabel.sources import Opened, load_array, matches, read_rows
 from otlabel.sources.hdf5 import stored_shape
 from otlabel.sources.hdf5_guard import (
     DAMAGE,
@@ -98,7 +98,7 @@ class StoredLabels:
     threshold: float = -math.inf  # a sample whose best score + potential is below it is left unlabelled
 
 
-def fingerprint(scores: Source, source: str) -> dict[str, Any]:
+def fingerprint(scores: Opened, source: str) -> dict[str, Any]:
     """What tells one input from another: shape, dtype, size and time of its files, and a hash of some of its rows.
 
     The hash is SHA-256 over the stored bytes of 64 rows (fewer if there are no more), evenly spaced from the first
@@ -108,7 +108,7 @@ def fingerprint(scores: Source, source: str) -> dict[str, Any]:
     rows = np.unique(np.linspace(0, n_rows - 1, FINGERPRINT_ROWS).astype(np.int64))
     digest = hashlib.sha256()
     for row in rows.tolist():
-        stored = scores.read(row, row + 1)
+        stored = read_rows(scores.source, row, row + 1)
         digest.update((stored if isinstance(stored, np.ndarray) else stored.double().cpu().numpy()).tobytes())
     files = [file.stat() for file in matches(source.partition("::")[0]) if file.exists()]
     return {

@@ -27,7 +27,7 @@ from otlabel.marginals import (
 )
 from otlabel.problem import Demand, Method, Rounding, Solver
 from otlabel.ranks.rowset import RowSet
-from otlabel.sources import Source, as_array, as_float, by_class, class_mass_of, sample_mass_of
+from otlabel.sources import Opened, as_array, by_class, class_mass_of, sample_mass_of
 
 FAR = 1e3  # times the usual spread of a row: scores as large hide from sums what tells classes apart
 LARGEST_SCORE, LEAST_EPSILON = 1e200, 1e-200  # sums and quotients of what lies between are numbers
@@ -49,7 +49,7 @@ def check_solver(epsilon: Any, rounding: Rounding, tol: Any, max_sweeps: Any, me
 
 
 def check_demand(
-    scores: Source, class_mass: Any, sample_mass: Any, classes: Exact | KL | Range, samples: Exact | KL, abstain: Any
+    scores: Opened, class_mass: Any, sample_mass: Any, classes: Exact | KL | Range, samples: Exact | KL, abstain: Any
 ) -> Demand:
     """What is asked for, with names put in the order of the classes and rows; sums are looked at when it is posed."""
     abstain = one_number(abstain, "abstain")
@@ -95,20 +95,18 @@ def check_finite(rows: RowSet, inspection: sweep.Inspection, what: str = "scores
     """Raise InvalidScoresError that names the first NaN or +inf, if there is one."""
     if not inspection.n_bad:
         return
-    scores, found = rows.source.fine, ""
-    for start, stop in scores.blocks():
-        block = scores.read(start, stop)
-        values = as_float(block, scores.dtype)
+    rows, found = rows.fine, ""
+    for (start, _), values in rows.blocks([span] for span in rows.fine.spans):
         bad = np.isnan(values) | (values == np.inf)
         if bad.any():
             row, cls = np.argwhere(bad)[0]
             column = "class" if what == "scores" else "column"
-            found = f"{scores.place(start + int(row))}, {column} {cls} ({values[row, cls]})"
+            found = f"{rows.opened.place(start + int(row))}, {column} {cls} ({values[row, cls]})"
             break
     where = rows.communicator.first_text("bad scores", found)
     remedy = "mend them, or use -inf to forbid a pair" if what == "scores" else "mend them, or leave these rows out"
     raise InvalidScoresError(
-        f"{inspection.n_bad} of {rows.n_rows * scores.shape[1]} {what} are NaN or +inf, the first at {where}; {remedy}"
+        f"{inspection.n_bad} of {rows.n_rows * rows.shape[1]} {what} are NaN or +inf, the first at {where}; {remedy}"
     )
 
 

@@ -37,7 +37,7 @@ def drawn(shape: tuple[int, int], dtype: str = "float32", seed: int = 0) -> torc
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a few rows, of sources as on devices."""
-    monkeypatch.setattr("otlabel.sources.base.BLOCK_ENTRIES", (64, 256))
+    monkeypatch.setattr("otlabel.sweep.blocks.BLOCK_ENTRIES", (64, 256))
     monkeypatch.setattr("otlabel.sources.device.BLOCK_BYTES", 1000)
 
 

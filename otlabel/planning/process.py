@@ -19,8 +19,9 @@ from otlabel.result import bytes_text
 from otlabel.solver.curvature import DENSE_CLASSES
 from otlabel.solver.objective import CURVATURE_ENTRIES
 from otlabel.solver.samples import sample_sizes
-from otlabel.sources import ITEM_BYTES, block_rows, default_limit
+from otlabel.sources import ITEM_BYTES, default_limit
 from otlabel.sweep import WAITING_PARTS
+from otlabel.sweep.blocks import block_rows
 from otlabel.sweep.pool import thread_count
 
 PASSES: dict[Rounding, tuple[int, int]] = {"argmax": (6, 12), "exact": (7, 20)}  # the usual number, the largest

@@ -13,7 +13,7 @@ from otlabel.marginals import KL, ONE_SAMPLE, Exact, Range, Rule, counted, rule_
 from otlabel.monitor import Monitor
 from otlabel.problem import Demand, Problem, Solver
 from otlabel.ranks.rowset import RowSet
-from otlabel.sources import KeptRows, MovedScores, Source, WithColumn, as_float, draw_rows
+from otlabel.sources import Opened, cached, draw_rows, moved, with_column
 from otlabel.validate import FAR, LARGEST_SCORE, check_finite, check_mass, check_sample_mass, warn
 
 LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities
@@ -85,7 +85,7 @@ def pose(
     if abstain > 0:  # staying unlabelled has a score of zero
         tops, bottoms = np.maximum(size.tops, 0), np.minimum(size.bottoms, 0)
         wide = np.where(size.is_open, tops - bottoms, tops)
-        rows, (extent,) = rows.over(WithColumn(rows.source)), rows.max("extents", wide.max(initial=0.0))
+        rows, (extent,) = rows.over(with_column(rows.opened)), rows.max("extents", wide.max(initial=0.0))
         spread = rows.median("spread of all", wide)
     problem = Problem(
         rows=rows,
@@ -111,16 +111,16 @@ def _inspected(rows: RowSet, sampled: np.ndarray, epsilon: float, monitor: Monit
     inspection = sweep.inspect(rows)
     monitor.saw("inspect", rows.n_rows)
     if _too_coarse(rows, inspection, epsilon):
-        rows = rows.over(_sampled_from(rows.source.fine, rows, sampled))
+        rows = _sampling_from(rows, rows.opened.refined, sampled)
         inspection = sweep.inspect(rows)
         monitor.saw("inspect", rows.n_rows)
     check_finite(rows, inspection)
     return rows, inspection
 
 
-def _sampled_from(source: Source, rows: RowSet, sampled: np.ndarray) -> Source:
-    """Another form of the rows, the ones that samples are taken from in memory."""
-    return KeptRows(source, rows.local(sampled)) if source.on_cpu else source
+def _sampling_from(rows: RowSet, form: Opened, sampled: np.ndarray) -> RowSet:
+    """The rows in another form, the ones that samples are taken from in memory."""
+    return rows.over(cached(form, 0, rows.local(sampled)))
 
 
 def _measured(rows: RowSet, inspection: sweep.Inspection) -> tuple[_Size, float, float]:
@@ -146,8 +146,8 @@ def _moved_together(rows: RowSet, size: _Size) -> tuple[RowSet, _Size]:
     lowered = middle(rows, size.tops[is_open])
     tops = np.where(is_open, size.tops - lowered, size.tops)
     (magnitude,) = rows.max("far", np.abs(tops[is_open]).max(initial=0.0))
-    moved = replace(size, tops=tops, bottoms=tops - size.extents, magnitude=magnitude, lowered=lowered)
-    return rows.over(MovedScores(rows.source, lowered)), moved
+    resized = replace(size, tops=tops, bottoms=tops - size.extents, magnitude=magnitude, lowered=lowered)
+    return rows.over(moved(rows.opened, lowered)), resized
 
 
 def _moved_one_by_one(
@@ -155,18 +155,18 @@ def _moved_one_by_one(
 ) -> tuple[RowSet, _Size]:
     """Each row less its largest score; of a head, the products without what normalises them."""
     before, is_open = size.tops, size.is_open
-    if rows.source.fine.bare is not rows.source:
+    if rows.opened.bare is not rows.source:
         before = sweep.inspect(rows.fine).tops
         monitor.saw("inspect", rows.n_rows)
-        rows = rows.over(_sampled_from(rows.source.fine.bare, rows, sampled))
-    rows = rows.over(MovedScores(rows.source))
-    moved = sweep.inspect(rows)
+        rows = _sampling_from(rows, rows.opened.stripped, sampled)
+    rows = rows.over(moved(rows.opened))
+    shown = sweep.inspect(rows)
     monitor.saw("inspect", rows.n_rows)
     units = is_open.astype(np.float64) if weights is None else np.where(is_open, weights, 0.0)
-    by = np.where(is_open, before, 0.0) - np.where(is_open, moved.tops, 0.0)
+    by = np.where(is_open, before, 0.0) - np.where(is_open, shown.tops, 0.0)
     total, of_all = rows.sum("far", by @ units, units.sum())
     lowered = float(total) / max(float(of_all), 1.0)
-    tops, bottoms = moved.tops, moved.bottoms
+    tops, bottoms = shown.tops, shown.bottoms
     extents = np.where(is_open, np.where(is_open, tops, 0.0) - bottoms, 0.0)
     (extent,) = rows.max("extents", extents.max(initial=0.0))
     spread = rows.median("spread", extents)
@@ -224,7 +224,7 @@ def _check_forbidden(
 
     Which classes must or may take any is told by their sizes, fewest and most, or by shares where there are none.
     """
-    source, n_classes = rows.source, rows.shape[1]
+    n_classes = rows.shape[1]
     fewest, most = (rule.lo, np.where(rule.wanted, rule.hi, 0.0)) if sizes is None else sizes
     _check_closed(
         inspection.tops == -np.inf, rows, weights, n_unlabelled, "have no class allowed (all scores are -inf)",
@@ -235,8 +235,8 @@ def _check_forbidden(
         check_open_rows(rows, takers, weights, n_unlabelled, by_size=sizes is not None)
         monitor.saw("inspect", rows.n_rows)
     allowed, n_read = np.zeros(n_classes, bool), 0
-    for start, stop in source.blocks():
-        allowed |= (as_float(source.read(start, stop), source.dtype) > -np.inf).any(0)
+    for (_, stop), block in rows.blocks([span] for span in rows.spans):
+        allowed |= (block > -np.inf).any(0)
         n_read = stop
         if allowed.all():
             break
@@ -324,11 +324,11 @@ def _warn_of_scores(rows: RowSet, sampled: np.ndarray, *, all_equal: bool, top: 
 def _warn_of_probabilities(rows: RowSet, sampled: np.ndarray) -> None:
     """Say so if a few rows, all within [0, 1], sum to 1; of votes, one class a row, there is nothing to say."""
     chosen = sampled[draw_rows(len(sampled), LOOK_ROWS, np.random.default_rng(0))]
-    dtype, sample = rows.source.dtype, rows.taken(chosen).source
+    dtype, sample = rows.source.dtype, rows.taken(chosen)
     near = 1e-3 if dtype in ("float32", "float64") else 2e-2
     farthest, any_zero, any_share = 0.0, 0.0, 0.0
-    for block in sample.blocks():
-        numbers = as_float(sample.read(*block), dtype).astype(np.float64)
+    for _, block in sample.blocks():
+        numbers = block.astype(np.float64)
         farthest = max(farthest, float(np.abs(numbers.sum(1) - 1).max()))
         any_zero = max(any_zero, float((numbers == 0).any()))
         any_share = max(any_share, float(((numbers > 0) & (numbers < 1)).any()))

@@ -6,10 +6,8 @@ does one thing at a time, so reads take turns; while one thread reads, the other
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -75,22 +73,10 @@ class HDF5Source(FileSource):
         self.__dict__.update(state)
         self._start_over(None)
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """What is left over is of use within a pass only."""
-        self._forget()
-        try:
-            yield
-        finally:
-            self._forget()
-
-    def _forget(self) -> None:
+    def close(self) -> None:
+        """Forget what is left over, and close the file unless it is the caller's."""
         with self._lock:
             self._leftovers.clear()
-
-    def close(self) -> None:
-        """Close the file unless it is the caller's."""
-        with self._lock:
             if self._path is not None and self._opened is not None and self._opened[0] == os.getpid():
                 self._opened[1].file.close()
                 self._opened = None
