@@ -470,7 +470,7 @@ def test_streamed_scores_give_what_whole_ones_give(monkeypatch) -> None:
     whole = sinkhorn_assign(scores, device="cuda")
     monkeypatch.setattr("otlabel.sources.device.MEMORY_SHARE", 0.0)
     monkeypatch.setattr("otlabel.sources.device.BLOCK_BYTES", 1 << 19)
-    assert not open_scores(scores, device="cuda").random_access
+    assert isinstance(open_scores(scores, device="cuda").source, DeviceSource)
     streamed = sinkhorn_assign(scores, device="cuda")
     assert abs(streamed.value - whole.value) <= max(streamed.gap, 0) + max(whole.gap, 0) + 1e-12
 
@@ -481,8 +481,9 @@ def test_streaming_takes_a_few_blocks_of_the_card(monkeypatch) -> None:
     """However many there are: one in use, one on its way, one that the allocator has not yet seen leave."""
     scores = np.random.default_rng(0).standard_normal((200_000, 64)).astype(np.float16)
     monkeypatch.setattr("otlabel.sources.device.BLOCK_BYTES", 1 << 20)
-    source, g = DeviceSource(open_scores(scores), torch.device("cuda", torch.cuda.current_device())), np.zeros(64)
-    assert len(source.blocks()) > 20
+    device, g = torch.device("cuda", torch.cuda.current_device()), np.zeros(64)
+    source = DeviceSource(open_scores(scores).source, device)
+    assert len(sweep.device_blocks(source)) > 20
     sweep.sweep(RowSet(source), g, 0.1, with_labels=False)  # compiled
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -306,9 +307,9 @@ class Watched(ArraySource):
 
     rows_read = 0
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        self.rows_read += stop - start
-        return super().read(start, stop)
+    def read(self, spans: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+        self.rows_read += spans[-1][1] - spans[0][0]
+        return super().read(spans)
 
 
 def test_read_rate_reads_a_small_part_of_the_file(tmp_path) -> None:

@@ -201,8 +201,9 @@ def test_a_caller_s_scores_on_a_device_do_not_learn_of_other_ranks() -> None:
 
     source = TensorSource(torch.zeros(5, 3))
     rows = RowSet.in_blocks(source, Two())
-    assert rows.n_rows == rows.source.partitioned_rows == 10
-    assert source.partitioned_rows == 5
+    assert rows.n_rows == 10
+    assert rows.source is source
+    assert RowSet(source).n_rows == 5
 
 
 def test_without_a_group_nothing_is_asked_of_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -377,9 +377,9 @@ def test_reference_on_the_device(dtype) -> None:
 def test_any_number_of_blocks_adds_up(n_blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("otlabel.sweep.blocks.BLOCK_ENTRIES", (5, 5))
     scores = np.random.default_rng(n_blocks).standard_normal((n_blocks, 5))
-    source = open_scores(scores)
-    assert len(source.blocks()) == n_blocks
-    found = sweep.sweep(RowSet(source), np.zeros(5), 0.5)
+    rows = RowSet(open_scores(scores))
+    assert len(rows.spans) == n_blocks
+    found = sweep.sweep(rows, np.zeros(5), 0.5)
     plan = softmax(scores / 0.5, axis=1)
     expected = [math.fsum(column) / n_blocks for column in plan.T]
     np.testing.assert_allclose(found.mass, expected, rtol=1e-15)

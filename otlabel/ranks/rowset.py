@@ -129,10 +129,11 @@ class RowSet:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """To be entered around a pass.
+        """To be entered around a pass: what a source holds for the next read is of use within one only.
 
         Products are on one thread each: blocks are what threads share, and sums then have the same bits everywhere.
         """
+        self.source.close()
         with contextlib.closing(self.source), blas_on_one_thread():
             yield
 

@@ -17,7 +17,7 @@ from otlabel.sources.device import has_room, on_device
 from otlabel.sources.given import as_array, is_frame
 from otlabel.sources.memory import ArraySource, TensorSource
 from otlabel.sources.names import by_class, by_column
-from otlabel.sources.opened import Opened
+from otlabel.sources.opened import Opened, as_opened
 from otlabel.sweep import cpu, is_out_of_memory
 from otlabel.sweep.blocks import block_rows, cut, grouped
 from otlabel.sweep.pool import blas_on_one_thread
@@ -156,24 +156,25 @@ class Products(Source):
         rows = np.ones((high - low, len(self._factor)), self.dtype)
         cpu.centre_block(read_rows(self._stored, low, high), self._centre.astype(self.dtype), rows)
         room = np.empty((min(size, high - low), self.shape[1]), self.dtype)
-        for start, stop in spans:
-            whole = [(begin, min(begin + size, n_rows)) for begin in range(start // size * size, stop, size)]
-            if whole == [(start, stop)]:
-                yield self._product(rows[start - low : stop - low], start, stop, room[: stop - start])
-                continue
-            out = np.empty((stop - start, self.shape[1]), self.dtype)
-            for begin, end in whole:
-                made = self._product(rows[begin - low : end - low], begin, end, room[: end - begin])
-                first, last = max(begin, start), min(end, stop)
-                out[first - start : last - start] = made[first - begin : last - begin]
-            yield out
+        with blas_on_one_thread():
+            for start, stop in spans:
+                products = [(begin, min(begin + size, n_rows)) for begin in range(start // size * size, stop, size)]
+                if products == [(start, stop)]:
+                    yield self._product(rows[start - low : stop - low], start, stop, room[: stop - start])
+                    continue
+                out = np.empty((stop - start, self.shape[1]), self.dtype)
+                for begin, end in products:
+                    made = self._product(rows[begin - low : end - low], begin, end, room[: end - begin])
+                    first, last = max(begin, start), min(end, stop)
+                    out[first - start : last - start] = made[first - begin : last - begin]
+                yield out
 
     def take(self, rows: np.ndarray) -> Source:
         """Scores of the given rows, as a matrix in memory."""
         if self.device is not None:
             return TensorSource(self._on_device(read_rows(self._stored.take(rows), 0, len(rows))))
         out = np.empty((len(rows), self.shape[1]), self.dtype)
-        with contextlib.closing(self), blas_on_one_thread():
+        with contextlib.closing(self):
             for batch in grouped(cut(self.shape[0], self._rows), self.grain):
                 ends = np.searchsorted(rows, [batch[0][0], *(stop for _, stop in batch)])
                 if ends[0] == ends[-1]:
@@ -269,7 +270,7 @@ def _of_features(place: Callable[[int], str], row: int) -> str:
     return f"{place(row)} (of the features)"
 
 
-def closeness(features: Opened, centres: np.ndarray, unit: float = 1.0) -> LinearScores:
+def closeness(features: Opened | Source, centres: np.ndarray, unit: float = 1.0) -> LinearScores:
     """-||x - mu_k||^2 + ||x - m||^2 = <x - m, 2 (mu_k - m)> - ||mu_k - m||^2 with m, in the middle of the centres mu.
 
     A median, for a mean would follow one centre far away, from where the others can hardly be told apart. All is
@@ -279,10 +280,10 @@ def closeness(features: Opened, centres: np.ndarray, unit: float = 1.0) -> Linea
     middle = np.median(wide, axis=0)
     wide -= middle
     head = Head(wide / unit * 2, -(wide * (wide / unit)).sum(1), normalize=False, centre=middle)
-    return LinearScores.made_of(Features(features), head)
+    return LinearScores.made_of(Features(as_opened(features)), head)
 
 
-def cosines(features: Opened, centres: np.ndarray) -> LinearScores:
+def cosines(features: Opened | Source, centres: np.ndarray) -> LinearScores:
     """<x, mu_k> of unit rows and centres of length 1 or 0, up to a constant in each row: -||x - mu_k||^2 / 2.
 
     A centre that rounding has made longer than 1 would gain by it in all products alike, which may be more than what
@@ -293,7 +294,7 @@ def cosines(features: Opened, centres: np.ndarray) -> LinearScores:
     lengths = np.where(wide.any(1), 0.0, 1.0)  # what a centre at zero lacks: its distance is 1, its cosine is 0
     wide -= middle
     head = Head(wide, -(np.square(wide).sum(1) + lengths) / 2, normalize=False, centre=middle)
-    return LinearScores.made_of(Features(features), head)
+    return LinearScores.made_of(Features(as_opened(features)), head)
 
 
 def read_stretches(source: Source, rows: np.ndarray) -> np.ndarray:
