@@ -20,7 +20,7 @@ from scipy.special import logsumexp, softmax
 
 from otlabel import certify, linear_scores, sinkhorn_assign, sweep
 from otlabel.ranks.rowset import RowSet
-from otlabel.sources import DeviceSource, TensorSource, open_scores
+from otlabel.sources import DeviceSource, Opened, TensorSource, open_scores
 from otlabel.sweep import reference
 from otlabel.sweep.contract import Immediate
 
@@ -381,7 +381,7 @@ def test_problems_are_solved_through_the_kernels(kind: str, monkeypatch) -> None
     drawn = draw(kind, 0)
     expected = sinkhorn_on_cpu(drawn, monkeypatch)
     tensor = torch.as_tensor(drawn.scores).to(DEVICE)
-    monkeypatch.setattr(assign, "open_scores", lambda scores, **options: TensorSource(scores))
+    monkeypatch.setattr(assign, "open_scores", lambda scores, **options: Opened.of(TensorSource(scores)))
     assert_same_answer(sinkhorn_assign(tensor, class_mass=drawn.class_mass), expected, drawn)
 
 

@@ -7,19 +7,23 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from numba import njit
+from scipy.sparse import csr_array
 from scipy.special import logsumexp, softmax
 
 from otlabel import sweep
 from otlabel.ranks.rowset import RowSet
-from otlabel.sources import open_scores, read_rows
+from otlabel.sources import Source, open_scores, read_rows
 from otlabel.sweep import cpu, reference
 from otlabel.sweep.blocks import partition
+from otlabel.sweep.contract import Immediate
 from otlabel.sweep.pool import run_tasks, thread_count
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -295,6 +299,53 @@ def test_blocks_cover_every_row_once(shape: tuple[int, int]) -> None:
     assert blocks[-1][1] == shape[0]
     assert all(left[1] == right[0] for left, right in itertools.pairwise(blocks))
     assert all(start < stop for start, stop in blocks)
+
+
+class Listed(Source):
+    """Scores of some classes of each row, in CSR; those of all others are -inf."""
+
+    dtype = "float64"
+
+    def __init__(self, scores: csr_array) -> None:
+        self.scores, self.shape = scores, scores.shape
+
+    def read(self, spans: Sequence[tuple[int, int]]) -> Iterator[csr_array]:
+        return (self.scores[start:stop] for start, stop in spans)
+
+    def take(self, rows: np.ndarray) -> Listed:
+        return Listed(self.scores[rows])
+
+
+def in_full(function: Any) -> Any:
+    """A function of the compiled backend, of a block in CSR."""
+
+    def of_listed(block: csr_array, *rest: Any) -> Any:
+        full = np.full(block.shape, -np.inf)
+        full[np.repeat(np.arange(len(full)), np.diff(block.indptr)), block.indices] = block.data
+        return function(full, *rest)
+
+    return of_listed
+
+
+def test_blocks_may_be_sparse(monkeypatch) -> None:
+    """A sweep only hands blocks on to the backend; they are cut by as many columns as a row lists."""
+    scores, potentials = stored((600, 40), torch.float64, forbidden=0.8).numpy(), np.linspace(0, 1, 40)
+    monkeypatch.setattr("otlabel.sweep.blocks.BLOCK_ENTRIES", (320, 320))
+    dense = RowSet(open_scores(scores))
+    expected, (labels, best, _) = sweep.sweep(dense, potentials, 0.3), sweep.label(dense, potentials)
+    is_listed = scores > -np.inf
+    ends = np.concatenate([[0], np.cumsum(is_listed.sum(1))])
+    listed = csr_array((scores[is_listed], np.nonzero(is_listed)[1], ends), scores.shape)
+    backend = SimpleNamespace(sweep_block=in_full(cpu.sweep_block), label_block=in_full(cpu.label_block))
+    monkeypatch.setattr(sweep, "_backend", lambda source: Immediate(backend))
+    rows = RowSet(Listed(listed), columns=8)
+    assert (len(rows.spans), len(dense.spans)) == (15, 75)
+    found = sweep.sweep(rows, potentials, 0.3)
+    np.testing.assert_allclose(found.mass, expected.mass, rtol=1e-13)
+    assert (found.linear, found.entropic) == pytest.approx((expected.linear, expected.entropic), rel=1e-13)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    for array, known in zip(sweep.label(rows.taken(np.arange(3, 50)), potentials), (labels, best), strict=False):
+        np.testing.assert_array_equal(array, known[3:50])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -36,7 +36,8 @@ class Source(ABC):
     def read(self, spans: Sequence[Span]) -> Iterator[Any]:
         """The rows of each of several consecutive spans; each is to be used before the next one is asked for.
 
-        In storage form: float16 as uint16 bits, bfloat16 as int16 bits; a row has the same bits in every span.
+        In storage form, (n, K): float16 as uint16 bits, bfloat16 as int16 bits; a row has the same bits in every span.
+        A source that has a backend of its own may give anything else that this one takes.
         """
 
     @abstractmethod
@@ -44,7 +45,7 @@ class Source(ABC):
         """The given rows (sorted) as a source of their own, in memory."""
 
     def close(self) -> None:  # noqa: B027  # nothing, where nothing is held
-        """Give back what is held for the next read; a pass ends so."""
+        """Give back what is held for the next read; a pass begins and ends so."""
 
 
 def read_rows(source: Source, start: int, stop: int) -> Any:
