@@ -22,7 +22,8 @@ from otlabel.marginals import Rule
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem
 from otlabel.ranks.rowset import RowSet
-from otlabel.solver.repair import Board, Done, repair, spread_ties
+from otlabel.solver.board import Board
+from otlabel.solver.repair import Done, repair, spread_ties
 from otlabel.sources import draw_rows, row_blocks
 
 ROUNDED = 64 * float(np.finfo(np.float64).eps)  # of the size of what is added: a gap up to this is rounding
@@ -34,7 +35,8 @@ FIRST_SLACK = 1 / 64  # of a row's spread: where that search begins
 SOFT_SLACK = 2.0  # times rho: how far around its price places of soft classes count at first; they grow as its exp
 MOST_LEVELS = 1 << 18  # of all soft classes: beyond, as with real sample masses, neighbouring ones count as alike
 SLACK_STEP = 2.0  # how much wider the next pass looks where the candidates did not suffice
-FEW_MORE = 1.5  # times as many candidates: where so few come, the slack widens faster
+FEW_MORE = 1.5  # times as many candidates: where so few come, the slack widens faster ...
+STILL_LEFT = 0.8  # ... as where so much of the surplus stays
 STARVED = 0.1  # share of the fewest units of a class under which it is brought in before anything moves
 LEAST_STARVED = 8  # samples that it is to have: of fewer, some classes have none by chance
 COLUMNS_AT_ONCE = 64  # of classes that are brought in: of all rows of a sample
@@ -141,10 +143,12 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         if many_looks and surplus < left:  # these grow with the candidates, so another pass is cheaper
             left = surplus
             continue
-        step = 2.0 * step if n_entries < FEW_MORE * n_before else SLACK_STEP
+        in_vain = n_entries < FEW_MORE * n_before or surplus > STILL_LEFT * left
+        step = 2.0 * step if in_vain else SLACK_STEP
         n_before, left = n_entries, min(left, surplus)
         slack = max(step * slack, coarsest)  # scores may be far smaller than the prices of places
-        few_left = surplus <= n_classes and n_read > n_all <= MUCH_WIDER * n_entries
+        few_left = surplus <= max(n_classes, LOOKS_AN_ENTRY * n_all / n_classes**2)
+        few_left = few_left and n_read > n_all <= MUCH_WIDER * n_entries
         if slack > widest or few_left:
             slack = np.inf
 
