@@ -50,9 +50,11 @@ def test_problems_that_did_not_end(family: str, rule: str, seed: int) -> None:
     assert not check(draw(family, rule, seed)).wrong
 
 
-def _board(rng: np.random.Generator, n_rows: int, n_classes: int, weights: np.ndarray, levels: int) -> Board:
-    """All rows may take all classes, at scores of a few levels; each has its best one."""
-    scores = rng.integers(0, levels, (n_rows, n_classes)) / levels
+def _board(
+    rng: np.random.Generator, n_rows: int, n_classes: int, weights: np.ndarray, levels: int, bias: float = 0.0
+) -> Board:
+    """All rows may take all classes, at scores of a few levels, the later the better; each has its best one."""
+    scores = rng.integers(0, levels, (n_rows, n_classes)) / levels + np.linspace(0, bias, n_classes)
     labels = scores.argmax(1)
     units = np.where(labels[:, None] == np.arange(n_classes), weights[:, None], 0)
     share, rest = divmod(int(weights.sum()), n_classes)
@@ -103,14 +105,15 @@ def test_no_potential_falls_further_than_the_slack(patience: float) -> None:
     assert -0.01 <= board.potentials.min() < 0
 
 
+@pytest.mark.parametrize("places", [0.5, 1.3, 2.0], ids=["too few places", "few places", "places"])
 @pytest.mark.parametrize("n_classes", [2, 5, 20])
-def test_heaps_move_units_as_well_as_hungarian(n_classes: int) -> None:
+def test_heaps_move_units_as_well_as_hungarian(n_classes: int, places: float) -> None:
     """Many paths with units of one, so that moves come, go and come back: the value of an independent solver."""
     for seed in range(20):
         rng = np.random.default_rng([seed, n_classes])
         n_rows = 12 * n_classes
-        board = _board(rng, n_rows, n_classes, np.ones(n_rows, np.int64), 10**6)
-        repair(board, np.inf, 1e-15, np.zeros(1, bool), 0)
+        board = _board(rng, n_rows, n_classes, np.ones(n_rows, np.int64), 10**6, bias=3.0)
+        repair(board, np.inf, 1e-15, np.zeros(1, bool), 0, places)
         scores = board.scores.reshape(n_rows, n_classes)
         rows, seats = linear_sum_assignment(np.repeat(scores, board.targets, 1), maximize=True)
         best = np.repeat(scores, board.targets, 1)[rows, seats].sum()

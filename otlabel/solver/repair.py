@@ -48,7 +48,8 @@ EPS = float(np.finfo(np.float64).eps)
 SCALE = 8  # by which `least` falls
 MOST_PAIRED = 1024  # classes whose pairs may have heaps
 LOOKS_BEFORE_PAIRS = 8  # times all entries that searches in lists look at first: heaps take about as long to fill
-PLACES_AN_ENTRY = 2  # of the heaps: as a rule a move for each entry, and as many again that came since
+PLACES_AN_ENTRY = 2.0  # of the heaps: as a rule a move for each entry, and as many again that came since
+FULL = 0.75  # share of the places that moves may take when heaps are filled anew
 LOOKS_A_PAIR = 4.0  # times all pairs that such a search has looked at: then heaps are worth it
 
 
@@ -59,12 +60,19 @@ class Done(NamedTuple):
     n_looked: int  # moves looked at by searches
 
 
-def repair(board: Board, slack: float, tie: float, stop: np.ndarray, patience: float = 1.0) -> Done:
+def repair(
+    board: Board,
+    slack: float,
+    tie: float,
+    stop: np.ndarray,
+    patience: float = 1.0,
+    places: float = PLACES_AN_ENTRY,
+) -> Done:
     """Move units along shortest paths until every class has its target, no path is short enough, or stop[0] is set.
 
     No potential falls by more than `slack`, so that a class further than that below a row's own, which is no entry,
     cannot have become the better one. `patience` is how much longer lists are kept to than seems best: 0 takes heaps
-    after one search, infinity never.
+    after one search, infinity never; heaps have so many `places` an entry.
     """
     if np.array_equal(board.counts, board.targets):
         return Done(0, 0)
@@ -82,11 +90,11 @@ def repair(board: Board, slack: float, tie: float, stop: np.ndarray, patience: f
         np.zeros(n_classes),
     )
     work.nodes[: FRESH + 1] = NONE
-    if n_classes > MOST_PAIRED or n_entries > np.iinfo(np.int32).max // PLACES_AN_ENTRY:
+    if n_classes > MOST_PAIRED or n_entries > np.iinfo(np.int32).max / places:
         patience = np.inf
     n_paths, n_looked, pays, least = _repair(board, work, slack, tie, step, stop, patience)
     if pays:
-        pairs = no_pairs(n_classes, n_entries, PLACES_AN_ENTRY * n_entries)
+        pairs = no_pairs(n_classes, n_entries, int(places * n_entries))
         n_more, is_full = _repair_by_pairs(board, work, pairs, slack, tie, step, stop, least)
         n_paths += n_more
         if is_full:
@@ -181,7 +189,7 @@ def _repair_by_pairs(board, work, pairs, slack, tie, step, stop, least):
         while n_found != 0 and not stop[0]:
             n_found, radius, _ = search_pairs(board, work, pairs, slack, tie, step, least)
             if n_found < 0:
-                if 2 * empty_out(board, work, pairs) > pairs.losses.size or n_paths == n_before:
+                if empty_out(board, work, pairs) > FULL * pairs.losses.size or n_paths == n_before:
                     return n_paths, True
                 n_before = n_paths
                 continue
