@@ -18,12 +18,11 @@ from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, Status, like
 from otlabel.solver.continuation import solve
 from otlabel.solver.equal_rows import merge_equal_rows, unmerged
+from otlabel.solver.exact import exact_labels
 from otlabel.solver.objective import Point
 from otlabel.solver.posing import pose
 from otlabel.solver.proof import certified
-from otlabel.solver.rounding import round_exact
 from otlabel.solver.samples import draw_sampled
-from otlabel.solver.sharpening import near_integer
 from otlabel.sources import by_class, cached, open_scores, plain_names
 from otlabel.validate import check_demand, check_solver, check_vector, warn
 
@@ -153,17 +152,18 @@ def sinkhorn_assign(
         solution = solve(distinct, solver, start, monitor)
 
         # round
-        labels, potentials = None, solution.point.plan_potentials
+        labels, enough, potentials = None, None, solution.point.plan_potentials
         exact = solver.rounding == "exact" and math.isinf(problem.row_rho)
         if exact:
-            point = near_integer(distinct, solver, solution, monitor)
-            rounded = round_exact(distinct, point.potentials, solver.seed, monitor)
+            rounded, enough = exact_labels(distinct, solver, solution, monitor)
             labels = unmerged(rounded.placement, members, rows, np.random.default_rng(solver.seed))
-            potentials = rounded.potentials
+            potentials, enough = rounded.potentials, enough if members is None else None
 
         # prove
         monitor.n_rows = rows.n_rows
-        labels, proof, label_units, potentials = certified(problem, labels, potentials, monitor, by_rule=exact)
+        labels, proof, label_units, potentials = certified(
+            problem, labels, potentials, monitor, by_rule=exact, enough=enough
+        )
         labels = rows.restore(labels)
 
     # answer

@@ -24,7 +24,8 @@ class Monitor:
     n_rows: int  # a pass over so many rows reads everything
     n_classes: int | None = None  # of which potentials are told
     observer: Observer | None = None
-    n_sweeps: int = 0  # passes that read everything
+    n_sweeps: int = 0  # passes over all rows
+    n_readings: int = 0  # those of them that read all scores, not lists of the best
     history: list[dict[str, Any]] = field(default_factory=list)
     begun: float = field(default_factory=time.perf_counter)
 
@@ -35,9 +36,12 @@ class Monitor:
         epsilon: float | None = None,
         error: float | None = None,
         potentials: np.ndarray | None = None,
+        *,
+        listed: bool = False,
     ) -> None:
         """Record one pass over so many rows; potentials are only told to whoever watches."""
         self.n_sweeps += rows == self.n_rows
+        self.n_readings += rows == self.n_rows and not listed
         record = {"stage": stage, "rows": rows, "epsilon": epsilon, "error": error, "seconds": self.seconds}
         record["n_sweeps"] = self.n_sweeps
         self.history.append(record)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from otlabel.marginals import KL, Exact, Range, Rule
+from otlabel.sources.listed import ListedSource
 
 if TYPE_CHECKING:
     from otlabel.ranks.rowset import RowSet
@@ -59,6 +60,11 @@ class Problem:
     stored_magnitude: float = 0.0  # the same as magnitude, before scores were moved to be near zero
     lowered: float = 0.0  # by how much scores of labelled units were moved to be near zero, in the mean
     top: float = 0.0  # the largest score of all, 0 where staying unlabelled is the best
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether rows are the lists of their best classes, so that passes read none of the scores."""
+        return isinstance(self.rows.source, ListedSource)
 
     @property
     def n_rows(self) -> int:

@@ -16,7 +16,8 @@ from otlabel.problem import Problem, Solver
 from otlabel.result import Status
 from otlabel.solver.newton import Solution, minimise
 from otlabel.solver.objective import Objective, Point
-from otlabel.solver.samples import samples_of
+from otlabel.solver.samples import half_of, samples_of
+from otlabel.solver.shortlist import Shortlist, may_be_listed, shorten, width_for
 
 EPSILON_STEP = 4.0  # how fast epsilon falls; each rung then needs one or two Newton steps
 RUNG_TOLERANCE = 0.1  # class error at which a rung on the way is good enough
@@ -59,6 +60,11 @@ def _descend(problem: Problem, solver: Solver, g: np.ndarray, monitor: Monitor) 
     *ladder, last = _ladder(problem.spread, solver.epsilon, finest)
     for epsilon in ladder:
         g = solve_at_epsilon(samples[0] if samples else problem, solver, epsilon, RUNG_TOLERANCE, g, monitor).potentials
+    if samples and may_be_listed(problem, solver):
+        g = solve_at_epsilon(samples[0], solver, last, LAST_TOLERANCE, g, monitor).potentials
+        shortlist = _shortlist(problem, samples[0], solver, g, monitor)
+        if shortlist is not None:
+            return _on_lists(problem, shortlist, solver, g, monitor)
     for sample in samples:
         g = solve_at_epsilon(sample, solver, last, LAST_TOLERANCE, g, monitor).potentials
     solution = _finish(problem, solver, g, FRESH_PASSES, monitor)
@@ -70,6 +76,28 @@ def _descend(problem: Problem, solver: Solver, g: np.ndarray, monitor: Monitor) 
     for epsilon in ladder:
         g = solve_at_epsilon(problem, solver, epsilon, solver.tol, g, monitor).potentials
     return _finish(problem, solver, g, solver.max_sweeps, monitor)
+
+
+def _shortlist(problem: Problem, sample: Problem, solver: Solver, g: np.ndarray, monitor: Monitor) -> Shortlist | None:
+    """Lists at potentials of a sample; half of it tells how far these may still be from those of all rows.
+
+    Potentials of a half are about as far from those of the whole as these are from those of all.
+    """
+    of_half = solve_at_epsilon(half_of(sample), solver, solver.epsilon, LAST_TOLERANCE, g, monitor).potentials
+    open_classes = np.isfinite(g)
+    moves = float(np.ptp((of_half - g)[open_classes]))
+    shifted = g + solver.epsilon * problem.rule.log_mass
+    return shorten(problem, shifted, width_for(problem, solver, moves), monitor)
+
+
+def _on_lists(problem: Problem, shortlist: Shortlist, solver: Solver, g: np.ndarray, monitor: Monitor) -> Solution:
+    """The last rung on lists; on all scores where these hold too little of the plan."""
+    solution = _finish(shortlist.problem, solver, g, FRESH_PASSES, monitor)
+    point = solution.point
+    error = point.error + 2 * shortlist.left_out(point.plan_potentials, solver.epsilon)
+    if solution.status is Status.CONVERGED and error > solver.tol and monitor.n_sweeps < solver.max_sweeps:
+        return replace(_finish(problem, solver, point.potentials, FRESH_PASSES, monitor), shortlist=shortlist)
+    return replace(solution, point=replace(point, error=error), shortlist=shortlist)
 
 
 def _finish(problem: Problem, solver: Solver, g: np.ndarray, max_passes: int, monitor: Monitor) -> Solution:

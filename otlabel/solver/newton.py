@@ -11,6 +11,7 @@ import numpy as np
 from otlabel.result import Status
 from otlabel.solver.curvature import DENSE_CLASSES, Curvature, DenseCurvature, DeviceCurvature, SparseCurvature
 from otlabel.solver.objective import LONGEST_STEP, Objective, Point
+from otlabel.solver.shortlist import Shortlist
 
 SINKHORN_STEPS = 2  # plain steps that open a rung: they bring in classes far from their mass, where Newton errs
 NEAR = 0.25  # class error from which on Newton needs no such opening
@@ -29,6 +30,7 @@ class Solution:
 
     point: Point
     status: Status
+    shortlist: Shortlist | None = None  # on which it was solved
 
 
 def minimise(objective: Objective, g: np.ndarray, max_passes: int) -> Solution:

@@ -129,7 +129,7 @@ class Objective:
             )
         error = float(np.abs(residual).sum()) / total
         self.n_passes += 1
-        self.monitor.saw("solve", problem.n_rows, self.epsilon, error, shifted)
+        self.monitor.saw("solve", problem.n_rows, self.epsilon, error, shifted, listed=problem.is_listed)
         value = of_rows + rule.term(potentials)
         return Point(potentials, shifted, swept, value, found, residual, error, rows, self.precision)
 
@@ -190,7 +190,7 @@ class Objective:
     def _probe(self) -> RowSet:
         """A few rows, evenly spread."""
         sampled = self.problem.sampled
-        return self.problem.rows.subset(sampled[draw_rows(len(sampled), PROBE_ROWS, np.random.default_rng(0))])
+        return self.problem.rows.taken(sampled[draw_rows(len(sampled), PROBE_ROWS, np.random.default_rng(0))])
 
     def _sparse_plan(self, rows: RowSet, chosen: np.ndarray, potentials: np.ndarray) -> csr_array:
         return sweep.sparse_plan(rows, chosen, potentials, self.epsilon, CURVATURE_SHARE, self.precision)

@@ -14,16 +14,23 @@ PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding
 
 
 def certified(
-    problem: Problem, labels: np.ndarray | None, potentials: np.ndarray, monitor: Monitor, *, by_rule: bool
+    problem: Problem,
+    labels: np.ndarray | None,
+    potentials: np.ndarray,
+    monitor: Monitor,
+    *,
+    by_rule: bool,
+    enough: Problem | None = None,
 ) -> tuple[np.ndarray, Certificate, np.ndarray, np.ndarray]:
     """Labels (the argmax where none are given), value and bound from one pass in float64, and units of each class.
 
     The bound holds for all labels that the problem's rule allows, or for all of the same class sizes. Last come the
-    potentials, with those of classes that take no sample here but may take new ones.
+    potentials, with those of classes that take no sample here but may take new ones. Lists may be `enough` to read.
     """
-    labels, best, own = sweep.label(problem.rows, potentials, labels)
+    within = enough or problem
+    labels, best, own = sweep.label(within.rows, potentials, labels)
     n_classes, n_units = problem.n_classes, problem.n_units
-    monitor.saw("certify", problem.n_rows)
+    monitor.saw("certify", problem.n_rows, listed=within.is_listed)
     g, weights = potentials[labels], np.ones(1) if problem.weights is None else problem.weights
     short, known = shortfall(best, own, g, potentials)
     here = (np.stack([short, own - g, np.minimum(short, known)]) * weights).sum(1)

@@ -65,11 +65,11 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
     n_here = problem.rows.shape[0]
     weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
     placement = unlabelled = Placement.of_nothing(n_here)
-    n_paths, n_refined, is_first, may_lift = 0, 0, True, True
+    n_paths, n_refined, is_first, may_lift = 0, 0, True, not problem.is_listed
     slack = Slack(problem, g, rng)
     while True:
         movable = movable_rows(problem, g, placement.labels, weights, slack.now, tie)
-        monitor.saw("round", problem.n_rows)
+        monitor.saw("round", problem.n_rows, listed=problem.is_listed)
         units = units_of(movable, placement, n_classes)
         counts = movable.fixed + np.bincount(movable.found.classes, units, n_classes).astype(np.int64)
         starved = starved_classes(problem, counts) if may_lift else np.empty(0, np.int64)
@@ -165,7 +165,7 @@ def _settled(
 def _shortfall(problem: Problem, labels: np.ndarray, potentials: np.ndarray, monitor: Monitor) -> float:
     """By how much the labels are below the best ones at some potentials, in total."""
     _, best, own = sweep.label(problem.rows, potentials, labels)
-    monitor.saw("round", problem.n_rows)
+    monitor.saw("round", problem.n_rows, listed=problem.is_listed)
     return float(problem.rows.sum("borders", (best - own)[own > -np.inf].sum())[0])
 
 

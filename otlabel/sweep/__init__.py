@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from otlabel.ranks.rowset import RowSet
     from otlabel.ranks.wire import Arrays
     from otlabel.sources import Source
+    from otlabel.sources.listed import ListedSource
 
 HASH_SEED = 20_200_427  # any constant: equal rows must get equal hashes in every process
 HASHED_SCORES = 32  # of each row, at a first look
@@ -78,6 +79,12 @@ class Candidates:
 
 
 def _backend(scores: Source) -> Backend:
+    from otlabel.sources.listed import ListedSource
+
+    if isinstance(scores, ListedSource):
+        from otlabel.sweep import lists
+
+        return cast(Backend, Immediate(lists))
     if scores.device is None:
         from otlabel.sweep import cpu
 
@@ -338,6 +345,22 @@ def candidates(rows: RowSet, potentials: np.ndarray, labels: np.ndarray, slack: 
 
     found = _run_blocks(rows.fine, find) or [(np.empty(0, np.int64),) * 2 + (np.empty(0, np.int32), np.empty(0))]
     return Candidates(*(np.concatenate(part) for part in zip(*found, strict=True)))
+
+
+def listed(rows: RowSet, potentials: np.ndarray, width: float, quantum: float) -> ListedSource:
+    """Of each row here the classes whose u = scores + potentials, in the potentials' precision, is near its best."""
+    from otlabel.sources.listed import ListedSource, Lists
+    from otlabel.sweep.lists import list_block
+
+    def choose(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
+        return Ready(list_block(block, potentials, width))
+
+    found = _run_blocks(rows, choose)
+    sizes = np.concatenate([sizes for sizes, _, _ in found])
+    starts = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=starts[1:])
+    classes, scores = (np.concatenate([part[at] for part in found]) for at in (1, 2))
+    return ListedSource(Lists(starts, classes, scores, quantum), rows.shape[1], rows.source.dtype)
 
 
 def plan(rows: RowSet, potentials: np.ndarray, epsilon: float, precision: type = np.float64) -> np.ndarray:

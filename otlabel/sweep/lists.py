@@ -1,0 +1,200 @@
+"""Lists of the classes near each row's best, compiled by numba: how they are made, and the backend that reduces them.
+
+What a class takes is rounded to multiples of a quantum before it is added. So sums have the same bits however rows are
+cut into blocks, of which lists may have far fewer than the scores that they come from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from otlabel.compiling import njit
+from otlabel.sources.listed import Lists
+from otlabel.sweep.cpu import FAST, LOWEST, _exp, _grown, _larger, _widen
+
+TILE = 16  # classes whose largest is looked at first
+LOWEST_LISTED = -float(np.finfo(np.float32).max)  # above it everything is a legal score of what is listed in float32
+
+
+def sweep_block(
+    block: Lists,
+    potentials: np.ndarray,
+    inverse_epsilon: Any,
+    weights: np.ndarray,
+    row_exponent: float,
+    labels: np.ndarray,
+    row_mass: np.ndarray,
+    mass: np.ndarray,
+    counts: np.ndarray,
+) -> tuple[float, float]:
+    """As the contract says, of rows that keep their mass."""
+    starts, classes, scores, quantum = block
+    return _sweep(starts, classes, scores, quantum, potentials, inverse_epsilon, weights, labels, mass, counts)
+
+
+def label_block(block: Lists, potentials: np.ndarray, labels: np.ndarray, best: np.ndarray, own: np.ndarray) -> None:
+    """As the contract says; u is -inf at a label that is not listed."""
+    _label(block.starts, block.classes, block.scores, potentials, labels, best, own)
+
+
+def candidates_block(block: Lists, potentials: np.ndarray, labels: np.ndarray, slack: float, tie: float) -> Any:
+    """As the contract says."""
+    return _candidates(block.starts, block.classes, block.scores, potentials, labels, slack, tie)
+
+
+def sparse_plan_block(
+    block: Lists, rows: np.ndarray, potentials: np.ndarray, inverse_epsilon: Any, share: float
+) -> Any:
+    """As the contract says."""
+    return _sparse_plan(block.starts, block.classes, block.scores, rows, potentials, inverse_epsilon, share)
+
+
+@njit(fastmath=FAST, nogil=True, cache=True)
+def list_block(scores, potentials, width):
+    """The classes of each row of a dense block whose u = scores + potentials is within `width` of its best.
+
+    In the precision of the potentials. Returns how many each row has, and, row after row, classes and stored scores.
+    """
+    n_rows, n_classes = scores.shape
+    n_tiles = n_classes // TILE
+    u = np.empty(n_classes, potentials.dtype)
+    tops = np.empty(n_tiles, potentials.dtype)
+    reach = np.empty(1, potentials.dtype)
+    reach[0] = width
+    sizes, n_entries = np.empty(n_rows, np.int32), 0
+    classes, values = np.empty(16 * n_rows + n_classes, np.int32), np.empty(16 * n_rows + n_classes, scores.dtype)
+    for i in range(n_rows):
+        top = np.float32(-np.inf)
+        for k in range(n_classes):
+            value = _widen(scores[i, k]) + potentials[k]
+            u[k] = value
+            top = _larger(top, value)
+        floor = max(top - reach[0], np.float32(LOWEST_LISTED))
+        before = n_entries
+        while n_entries + n_classes > classes.size:
+            classes, values = _grown(classes), _grown(values)
+        for tile in range(n_tiles):
+            largest = u[tile * TILE]
+            for k in range(tile * TILE, tile * TILE + TILE):
+                largest = _larger(largest, u[k])
+            tops[tile] = largest
+        for tile in range(n_tiles):
+            if tops[tile] >= floor:
+                for k in range(tile * TILE, tile * TILE + TILE):
+                    classes[n_entries], values[n_entries] = k, scores[i, k]
+                    n_entries += u[k] >= floor
+        for k in range(n_tiles * TILE, n_classes):
+            classes[n_entries], values[n_entries] = k, scores[i, k]
+            n_entries += u[k] >= floor
+        sizes[i] = n_entries - before
+    return sizes, classes[:n_entries], values[:n_entries]
+
+
+@njit(fastmath=FAST, nogil=True, cache=True)
+def _sweep(starts, classes, scores, quantum, potentials, inverse_epsilon, weights, labels, mass, counts):
+    """Sums over rows, as `cpu.sweep_block`."""
+    n_rows, longest = starts.size - 1, 1
+    for i in range(n_rows):
+        longest = max(longest, starts[i + 1] - starts[i])
+    u = np.empty(longest, potentials.dtype)
+    weighted = weights.size > 0
+    linear, entropic, weight, quanta = 0.0, 0.0, 1.0, 1.0 / quantum
+    for i in range(n_rows):
+        begin, size = starts[i], starts[i + 1] - starts[i]
+        top, best = np.float32(-np.inf), 0
+        for at in range(size):
+            value = _widen(scores[begin + at]) + potentials[classes[begin + at]]
+            u[at] = value
+            best = at if value > top else best
+            top = max(top, value)
+        total = np.float32(0)
+        for at in range(size):
+            e = _exp((u[at] - top) * inverse_epsilon)
+            u[at] = e
+            total += e
+        if weighted:
+            weight = weights[i]
+        factor = weight * quanta / total
+        for at in range(size):
+            mass[classes[begin + at]] += np.rint(u[at] * factor)
+        labels[i] = classes[begin + best]
+        counts[labels[i]] += np.int64(weight)
+        linear += weight * top
+        entropic += weight * np.log(np.float64(total))
+    for k in range(mass.size):
+        mass[k] *= quantum
+    return linear, entropic
+
+
+@njit(fastmath=FAST, nogil=True, cache=True)
+def _label(starts, classes, scores, potentials, labels, best, own):
+    for i in range(starts.size - 1):
+        top, chosen, at_label = -np.inf, np.int32(-1), -np.inf
+        for entry in range(starts[i], starts[i + 1]):
+            k = classes[entry]
+            value = np.float64(_widen(scores[entry])) + potentials[k]
+            if value > top:
+                top, chosen = value, k
+            if k == labels[i]:
+                at_label = value
+        if labels[i] < 0:
+            labels[i], at_label = chosen, top
+        best[i], own[i] = top, at_label
+
+
+@njit(fastmath=FAST, nogil=True, cache=True)
+def _candidates(starts, classes, scores, potentials, labels, slack, tie):
+    n_rows = starts.size - 1
+    rows, sizes, n_found = np.empty(n_rows, np.int64), np.empty(n_rows, np.int64), 0
+    found, values, n_entries = np.empty(4 * n_rows + 64, labels.dtype), np.empty(4 * n_rows + 64, np.float64), 0
+    for i in range(n_rows):
+        top, chosen, at_label = -np.inf, np.int32(-1), -np.inf
+        for entry in range(starts[i], starts[i + 1]):
+            k = classes[entry]
+            value = np.float64(_widen(scores[entry])) + potentials[k]
+            if value > top:
+                top, chosen = value, k
+            if k == labels[i]:
+                at_label = value
+        if labels[i] < 0 or at_label < top - tie:
+            labels[i], at_label = chosen, top
+        floor, before = max(at_label - slack, LOWEST), n_entries
+        while n_entries + starts[i + 1] - starts[i] > found.size:
+            found, values = _grown(found), _grown(values)
+        for entry in range(starts[i], starts[i + 1]):
+            score = np.float64(_widen(scores[entry]))
+            if score + potentials[classes[entry]] >= floor:
+                found[n_entries], values[n_entries] = classes[entry], score
+                n_entries += 1
+        if n_entries - before < 2:
+            n_entries = before
+            continue
+        rows[n_found], sizes[n_found] = i, n_entries - before
+        n_found += 1
+    return rows[:n_found], sizes[:n_found], found[:n_entries], values[:n_entries]
+
+
+@njit(fastmath=FAST, nogil=True, cache=True)
+def _sparse_plan(starts, classes, scores, rows, potentials, inverse_epsilon, share):
+    sizes, n_entries = np.empty(rows.size, np.int64), 0
+    found, values = np.empty(8 * rows.size + 64, np.int32), np.empty(8 * rows.size + 64, np.float32)
+    for number in range(rows.size):
+        begin, end = starts[rows[number]], starts[rows[number] + 1]
+        top = np.float32(-np.inf)
+        for entry in range(begin, end):
+            top = max(top, _widen(scores[entry]) + potentials[classes[entry]])
+        while n_entries + end - begin > found.size:
+            found, values = _grown(found), _grown(values)
+        total, before = np.float32(0), n_entries
+        for entry in range(begin, end):
+            e = _exp((_widen(scores[entry]) + potentials[classes[entry]] - top) * inverse_epsilon)
+            total += e
+            if e > share:
+                found[n_entries], values[n_entries] = classes[entry], e
+                n_entries += 1
+        for entry in range(before, n_entries):
+            values[entry] /= total
+        sizes[number] = n_entries - before
+    return sizes, found[:n_entries], values[:n_entries]
