@@ -27,8 +27,8 @@ FEWEST_SCORES, FEWEST_CLASSES = 1 << 22, 32  # fewer are read again as quickly
 PROBE_ROWS = 1024  # rows that tell how long lists will be
 MOST_LISTED = 0.25  # share of the classes that lists may hold: where plans are flat, all scores are as good
 MEMORY_SHARE = 0.25  # of what is free that they may take
-MARGIN = 2.0  # times the estimate of how far potentials will move
-LEFT_OUT = 0.05  # of the tolerance that the plan's error by what lists leave out is to stay below
+MARGIN, MARGIN_OF_PLAN = 1.6, 1.2  # times the estimate of how far potentials will move: for labels, and where ...
+LEFT_OUT = 0.25  # ... the plan's error by what lists leave out is to stay below this share of the tolerance
 QUANTUM_BITS = 50  # of all mass: what float64 adds up without rounding, with room
 ROUNDING = 4.0  # roundings of the numbers added, by which a class may have been judged wrongly
 
@@ -68,7 +68,8 @@ def may_be_listed(problem: Problem, solver: Solver) -> bool:
 
 def width_for(problem: Problem, solver: Solver, moves: float) -> float:
     """A width for potentials that may move so far, at which lists also hold the plan."""
-    return MARGIN * moves + solver.epsilon * math.log(problem.n_classes / (LEFT_OUT * solver.tol))
+    of_plan = solver.epsilon * math.log(2 * problem.n_classes / (LEFT_OUT * solver.tol))
+    return max(MARGIN * moves, MARGIN_OF_PLAN * moves + of_plan)
 
 
 def shorten(problem: Problem, potentials: np.ndarray, width: float, monitor: Monitor) -> Shortlist | None:

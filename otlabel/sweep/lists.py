@@ -14,7 +14,7 @@ from otlabel.compiling import njit
 from otlabel.sources.listed import Lists
 from otlabel.sweep.cpu import FAST, LOWEST, _exp, _grown, _larger, _widen
 
-TILE = 16  # classes whose largest is looked at first
+FLAGS = 8  # of a byte each, that are looked at together: most rows have none in most of them
 LOWEST_LISTED = -float(np.finfo(np.float32).max)  # above it everything is a legal score of what is listed in float32
 
 
@@ -58,13 +58,13 @@ def list_block(scores, potentials, width):
     In the precision of the potentials. Returns how many each row has, and, row after row, classes and stored scores.
     """
     n_rows, n_classes = scores.shape
-    n_tiles = n_classes // TILE
     u = np.empty(n_classes, potentials.dtype)
-    tops = np.empty(n_tiles, potentials.dtype)
+    near = np.zeros(-(-n_classes // FLAGS) * FLAGS, np.uint8)
+    words = near.view(np.uint64)
     reach = np.empty(1, potentials.dtype)
     reach[0] = width
     sizes, n_entries = np.empty(n_rows, np.int32), 0
-    classes, values = np.empty(16 * n_rows + n_classes, np.int32), np.empty(16 * n_rows + n_classes, scores.dtype)
+    classes, values = np.empty(16 * n_rows + 2 * n_classes, np.int32), np.empty(16 * n_rows + 2 * n_classes, scores.dtype)
     for i in range(n_rows):
         top = np.float32(-np.inf)
         for k in range(n_classes):
@@ -72,22 +72,18 @@ def list_block(scores, potentials, width):
             u[k] = value
             top = _larger(top, value)
         floor = max(top - reach[0], np.float32(LOWEST_LISTED))
+        for k in range(n_classes):
+            near[k] = u[k] >= floor
         before = n_entries
-        while n_entries + n_classes > classes.size:
+        while n_entries + n_classes + FLAGS > classes.size:
             classes, values = _grown(classes), _grown(values)
-        for tile in range(n_tiles):
-            largest = u[tile * TILE]
-            for k in range(tile * TILE, tile * TILE + TILE):
-                largest = _larger(largest, u[k])
-            tops[tile] = largest
-        for tile in range(n_tiles):
-            if tops[tile] >= floor:
-                for k in range(tile * TILE, tile * TILE + TILE):
-                    classes[n_entries], values[n_entries] = k, scores[i, k]
-                    n_entries += u[k] >= floor
-        for k in range(n_tiles * TILE, n_classes):
-            classes[n_entries], values[n_entries] = k, scores[i, k]
-            n_entries += u[k] >= floor
+        for word in range(words.size):
+            if words[word]:
+                for k in range(word * FLAGS, word * FLAGS + FLAGS):
+                    classes[n_entries] = k
+                    n_entries += near[k]
+        for entry in range(before, n_entries):
+            values[entry] = scores[i, classes[entry]]
         sizes[i] = n_entries - before
     return sizes, classes[:n_entries], values[:n_entries]
 
