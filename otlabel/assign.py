@@ -186,6 +186,7 @@ def sinkhorn_assign(
         marginal_error=solution.point.error,
         status=solution.status,
         n_sweeps=monitor.n_sweeps,
+        n_readings=monitor.n_readings,
         history=tuple(monitor.history),
         seconds=monitor.seconds,
         bytes_read=opened.bytes_read - read_before,

@@ -40,7 +40,7 @@ DAMAGED = (  # what a damaged archive may raise, by where the damage is
     zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, TypeError, AttributeError, RuntimeError,
     OverflowError,
 )  # fmt: skip
-WHOLES = ("n_sweeps", "bytes_read", "bytes_sent", "peak_memory", "n_samples")
+WHOLES = ("n_sweeps", "n_readings", "bytes_read", "bytes_sent", "peak_memory", "n_samples")
 
 
 class Status(enum.Enum):
@@ -148,9 +148,10 @@ class Assignment:
     epsilon: float  # of the entropic plan, in the units of the scores
     marginal_error: float  # sum_k |class_mass_k - what class k asks for at these potentials|
     status: Status  # of the entropic solve; exact labels are exact whatever it says
-    n_sweeps: int  # passes over all the scores, the first look and the proof included
+    n_sweeps: int  # passes over all rows, the first look and the proof included
     history: tuple[dict[str, Any], ...]  # one record a pass: stage, rows, epsilon, error, seconds since the start
     seconds: float
+    n_readings: int = 0  # of these, passes that read all scores; others had lists of the classes near each row's best
     bytes_read: int = 0  # from files
     bytes_sent: int = 0  # to other ranks
     peak_memory: int = 0  # the most bytes that the process has held up to the end of the solve
@@ -329,9 +330,12 @@ class Assignment:
         n_samples = self.n_samples or len(self.labels)
         if unlabelled := n_samples - int(sizes.sum()):
             lines[0] += f"; {unlabelled:,} left unlabelled"
+        passes = f"{self.n_sweeps} passes over {n_samples:,} x {len(sizes):,} scores"
+        if 0 < self.n_readings < self.n_sweeps:
+            passes += f" ({self.n_readings} read them all)"
         lines += [
             f"plan      epsilon {self.epsilon:g}, class-mass error {self.marginal_error:.2g}, {self.status.value}",
-            f"work      {self.n_sweeps} passes over {n_samples:,} x {len(sizes):,} scores, {self.seconds:.2f} s",
+            f"work      {passes}, {self.seconds:.2f} s",
             f"memory    {bytes_text(self.peak_memory)} at its peak, {bytes_text(self.bytes_read)} read from files",
         ]
         if n_samples != len(self.labels):

@@ -85,7 +85,7 @@ def _shortlist(problem: Problem, sample: Problem, solver: Solver, g: np.ndarray,
     """
     of_half = solve_at_epsilon(half_of(sample), solver, solver.epsilon, LAST_TOLERANCE, g, monitor).potentials
     open_classes = np.isfinite(g)
-    moves = float(np.ptp((of_half - g)[open_classes]))
+    moves = float(np.ptp(of_half[open_classes] - g[open_classes]))
     shifted = g + solver.epsilon * problem.rule.log_mass
     return shorten(problem, shifted, width_for(problem, solver, moves), monitor)
 

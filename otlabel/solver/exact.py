@@ -11,6 +11,7 @@ from otlabel.solver.sharpening import near_integer
 from otlabel.solver.shortlist import MARGIN, shorten
 
 MOST_LISTS = 2  # that are made before all scores are read in each pass
+WIDER = 4.0  # times as wide, where lists leave no assignment
 
 
 def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: Monitor) -> tuple[Rounded, Problem]:
@@ -18,15 +19,17 @@ def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: 
     shortlist = solution.shortlist
     near = problem if shortlist is None else shortlist.problem
     g = near_integer(near, solver, solution, monitor).potentials
-    for _ in range(MOST_LISTS):
+    for n_made in range(1, MOST_LISTS + 1):
         if shortlist is None:
             break
         try:
             rounded = round_exact(shortlist.problem, g, solver.seed, monitor)
         except InfeasibleError:  # of what lists leave out, some may be the way
-            break
-        if shortlist.covers(rounded.potentials):
-            return rounded, shortlist.problem
-        g = rounded.potentials
-        shortlist = shorten(problem, g, max(shortlist.reach, MARGIN * shortlist.moved(g)), monitor)
+            width = WIDER * shortlist.reach
+        else:
+            if shortlist.covers(rounded.potentials):
+                return rounded, shortlist.problem
+            g = rounded.potentials
+            width = max(shortlist.reach, MARGIN * shortlist.moved(g))
+        shortlist = shorten(problem, g, width, monitor) if n_made < MOST_LISTS else None
     return round_exact(problem, g, solver.seed, monitor), problem

@@ -62,8 +62,11 @@ def may_be_listed(problem: Problem, solver: Solver) -> bool:
     """Whether lists could spare readings: exact labels of rows on the CPU, many scores, all as they are stored."""
     rows = problem.rows
     wanted = solver.rounding == "exact" and solver.method == "auto" and math.isinf(problem.row_rho)
+    if not wanted:
+        return False
+    shut = problem.rule.wanted & (problem.bounds[1] == 0)  # of the plan, but of no label: lists might hold no others
     large = problem.n_classes >= FEWEST_CLASSES and problem.n_rows * problem.n_classes >= FEWEST_SCORES
-    return wanted and large and rows.source.device is None and rows.fine is rows and not problem.is_listed
+    return large and not shut.any() and rows.source.device is None and rows.fine is rows and not problem.is_listed
 
 
 def width_for(problem: Problem, solver: Solver, moves: float) -> float:
@@ -78,7 +81,7 @@ def shorten(problem: Problem, potentials: np.ndarray, width: float, monitor: Mon
     size = problem.magnitude + problem.extent + float(np.abs(potentials[finite]).max(initial=0.0))
     rounding = ROUNDING * float(np.finfo(np.float32).eps) * size
     precision: type = np.float64 if rows.source.dtype == "float64" or rounding > width / 16 else np.float32
-    origin = potentials.astype(precision)
+    origin: np.ndarray = potentials.astype(precision)
     probe = rows.taken(problem.sampled[draw_rows(len(problem.sampled), PROBE_ROWS, np.random.default_rng(0))])
     of_probe = sweep.listed(probe, origin, width, 1.0).n_listed
     n_listed, n_probed = rows.sum("lists", np.array([of_probe, probe.shape[0]]))[0]

@@ -11,7 +11,7 @@ from otlabel.sources.base import Source, Span
 
 
 class Lists(NamedTuple):
-    """Lists of some rows; of those of row i, `starts[i]` is the first entry and `starts[i + 1]` the one after the last."""
+    """Lists of some rows: row i has the entries from `starts[i]` up to `starts[i + 1]`."""
 
     starts: np.ndarray  # (n + 1,) int64
     classes: np.ndarray  # (E,) int32, rising in each row
@@ -33,8 +33,8 @@ class ListedSource(Source):
 
     def read(self, spans: Sequence[Span]) -> Iterator[Lists]:
         """Views."""
-        starts, *rest = self.lists
-        return (Lists(starts[first : last + 1], *rest) for first, last in spans)
+        starts = self.lists.starts
+        return (self.lists._replace(starts=starts[first : last + 1]) for first, last in spans)
 
     def take(self, rows: np.ndarray) -> ListedSource:
         """A copy of the given rows."""

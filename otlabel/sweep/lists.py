@@ -64,7 +64,10 @@ def list_block(scores, potentials, width):
     reach = np.empty(1, potentials.dtype)
     reach[0] = width
     sizes, n_entries = np.empty(n_rows, np.int32), 0
-    classes, values = np.empty(16 * n_rows + 2 * n_classes, np.int32), np.empty(16 * n_rows + 2 * n_classes, scores.dtype)
+    classes, values = (
+        np.empty(16 * n_rows + 2 * n_classes, np.int32),
+        np.empty(16 * n_rows + 2 * n_classes, scores.dtype),
+    )
     for i in range(n_rows):
         top = np.float32(-np.inf)
         for k in range(n_classes):
