@@ -35,10 +35,10 @@ import torch
 from machine import describe_machine, machine_line, table, write_json
 
 from otlabel import Assignment, FeatureStore, load_labels, sinkhorn_assign
-from otlabel.cli import main as command
-from otlabel.labels_file import Receipt, read_labels, write_labels
+from otlabel.commands.main import main as command
 from otlabel.selflabel import save_labels
 from otlabel.sources import load_array, open_scores
+from otlabel.storage.label_files import Receipt, read_labels, write_labels
 from otlabel.training.config import read_config
 
 N, K = 396, 5

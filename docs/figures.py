@@ -24,8 +24,9 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from otlabel import KL, Exact, balance_path, certify, demo, sinkhorn_assign
-from otlabel.files import replacing
+from otlabel import KL, Exact, balance_path, certify, sinkhorn_assign
+from otlabel.commands import demo
+from otlabel.storage.atomic import replacing
 from otlabel.training.augment import Augmentation
 from otlabel.training.config import read_config
 from otlabel.training.run import train

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from otlabel.curation import Curated as Curated
     from otlabel.curation import curate as curate
     from otlabel.doctor import diagnose as diagnose
-    from otlabel.labels_file import read_labels as read_labels
     from otlabel.lp import lp_assign as lp_assign
     from otlabel.marginals import KL as KL
     from otlabel.marginals import Exact as Exact
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from otlabel.selflabel import load_labels as load_labels
     from otlabel.soft import soft_assign as soft_assign
     from otlabel.sources import linear_scores as linear_scores
+    from otlabel.storage.label_files import read_labels as read_labels
 
 __version__ = "0.1.0"
 
@@ -76,7 +76,7 @@ _HOMES = {
     "load_labels": "selflabel",
     "lp_assign": "lp",
     "metrics": "metrics",
-    "read_labels": "labels_file",
+    "read_labels": "storage.label_files",
     "report": "reporting.page",
     "sinkhorn_assign": "assign",
     "soft_assign": "soft",

@@ -11,15 +11,15 @@ import numpy as np
 from otlabel.errors import ConvergenceWarning
 from otlabel.interrupts import interruptible
 from otlabel.marginals import KL, Exact, Range
-from otlabel.monitor import Monitor, observing
-from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.ranks.communicator import communicator_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, Status, like
 from otlabel.solver.continuation import solve
 from otlabel.solver.equal_rows import merge_equal_rows, unmerged
+from otlabel.solver.monitor import Monitor, observing
 from otlabel.solver.objective import Point
 from otlabel.solver.posing import pose
+from otlabel.solver.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.solver.proof import certified
 from otlabel.solver.rounding import round_exact
 from otlabel.solver.samples import draw_sampled

@@ -18,11 +18,11 @@ import numpy as np
 
 from otlabel import sweep
 from otlabel.errors import FileFormatError, InfeasibleError, InvalidScoresError
-from otlabel.files import replacing
 from otlabel.interrupts import interruptible
 from otlabel.ranks.rowset import RowSet
 from otlabel.sources import Source, WithColumn, home_of, in_order_of, open_scores, plain_names, sample_mass_of
 from otlabel.sources.paths import load_archive
+from otlabel.storage.atomic import replacing
 from otlabel.text import printable
 from otlabel.validate import check_finite, check_vector
 

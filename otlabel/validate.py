@@ -25,8 +25,8 @@ from otlabel.marginals import (
     one_number,
     one_whole_number,
 )
-from otlabel.problem import Demand, Method, Rounding, Solver
 from otlabel.ranks.rowset import RowSet
+from otlabel.solver.problem import Demand, Method, Rounding, Solver
 from otlabel.sources import Source, as_array, as_float, by_class, class_mass_of, sample_mass_of
 
 FAR = 1e3  # times the usual spread of a row: scores as large hide from sums what tells classes apart

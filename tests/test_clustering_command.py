@@ -15,7 +15,7 @@ from scipy.spatial.distance import cdist
 pytest.importorskip("sklearn")
 
 from otlabel import BalancedKMeans, certify, read_labels
-from otlabel.cli import build_parser, main
+from otlabel.commands.main import build_parser, main
 
 N, D, K = 300, 5, 7
 

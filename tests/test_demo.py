@@ -19,8 +19,8 @@ pytest.importorskip("matplotlib")
 from matplotlib.image import imread
 from sklearn.metrics import normalized_mutual_info_score
 
-from otlabel import demo
-from otlabel.cli import main
+from otlabel.commands import demo
+from otlabel.commands.main import main
 from otlabel.errors import MissingPackageError
 from otlabel.training import config
 from otlabel.training.config import read_config

@@ -15,7 +15,7 @@ from scipy.special import log_softmax, softmax
 
 import otlabel
 from otlabel import sinkhorn_assign
-from otlabel.cli import main
+from otlabel.commands.main import main
 from otlabel.doctor import Diagnosis, diagnose
 from otlabel.errors import InvalidMassError, InvalidScoresError, MissingPackageError
 

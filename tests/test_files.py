@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 
 import otlabel
-from otlabel import Assignment, FeatureStore, cli, sinkhorn_assign
-from otlabel.cli import main
+from otlabel import Assignment, FeatureStore, sinkhorn_assign
+from otlabel.commands import main as cli
+from otlabel.commands.main import main
 from otlabel.errors import OtlabelError
-from otlabel.files import LOCK, check_apart, destination, replacing, save_array, working_in
-from otlabel.labels_file import read_labels, write_labels
 from otlabel.selflabel.labels import save_labels
+from otlabel.storage.atomic import LOCK, check_apart, destination, replacing, save_array, working_in
+from otlabel.storage.label_files import read_labels, write_labels
 
 N, K = 60, 4
 
@@ -326,17 +327,17 @@ def test_an_interrupt_at_any_moment_leaves_nothing(tmp_path: Path) -> None:
 
 
 WAITING = """
-import signal, sys, time, otlabel.cli
+import signal, sys, time, otlabel.commands.main
 for number in (signal.SIGTERM, signal.SIGHUP):  # that these tests were started to ignore, as by nohup
     signal.signal(number, signal.SIG_DFL)
-from otlabel.files import replacing, working_in
+from otlabel.storage.atomic import replacing, working_in
 def wait(arguments):
     with working_in(arguments.output), replacing(arguments.output / "labels.npy") as file:
         file.write(b"half")
         print("ready", flush=True)
         time.sleep(60)
-otlabel.cli._demo = wait
-sys.exit(otlabel.cli.main(["demo", "-o", sys.argv[1]]))
+otlabel.commands.main._demo = wait
+sys.exit(otlabel.commands.main.main(["demo", "-o", sys.argv[1]]))
 """
 
 
@@ -371,7 +372,7 @@ def test_signals_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
     def own(*_: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("otlabel.cli._demo", look)
+    monkeypatch.setattr("otlabel.commands.main._demo", look)
     usual = {
         signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_IGN),
         signal.SIGTERM: signal.signal(signal.SIGTERM, own),

@@ -18,22 +18,19 @@ PACKAGE = Path(otlabel.__file__).parent
 
 # A module may import its own layer and those before it. The package itself holds the public names: only the last may.
 LAYERS = (
-    {"errors", "files", "compiling", "interrupts", "marginals", "monitor", "problem", "text"},
+    {"errors", "compiling", "interrupts", "marginals", "text"},
     {"sources", "sweep"},
     {"ranks"},
-    {"validate"},
-    {"result", "labels_file"},
-    {"solver"},
+    {"validate", "result", "solver", "storage"},
     {"assign", "certificate"},
     {"lp", "cluster", "curation", "metrics", "selflabel", "doctor", "path", "planning", "soft"},
     {"training"},
-    {"torchrun"},
-    {"arguments", "cli", "clustering_command", "demo", "reporting", "__main__", "__init__"},
+    {"reporting", "commands", "__main__", "__init__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 ONLY_IN = {
-    "h5py": {"sources/hdf5.py", "labels_file.py", "selflabel/store.py", "selflabel/labels.py"},
+    "h5py": {"sources/hdf5.py", "storage/label_files.py", "selflabel/store.py", "selflabel/labels.py"},
     "numba": {"compiling.py", "sweep/cpu.py"},
     "llvmlite": {"compiling.py", "sweep/cpu.py"},
     "triton": {"sweep/cuda.py", "sweep/batch.py"},

@@ -13,9 +13,9 @@ import pytest
 
 from otlabel import FeatureStore, load_labels
 from otlabel.errors import FileFormatError
-from otlabel.labels_file import Receipt, holds_labels, read_labels, write_labels
 from otlabel.selflabel import save_labels
 from otlabel.sources import load_array, open_scores
+from otlabel.storage.label_files import Receipt, holds_labels, read_labels, write_labels
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -24,11 +24,11 @@ import torch
 
 import otlabel
 from otlabel import Assignment, report, sinkhorn_assign
-from otlabel.cli import main
+from otlabel.commands.main import main
 from otlabel.errors import FileFormatError, FingerprintError, OtlabelWarning
-from otlabel.files import replacing
-from otlabel.labels_file import Receipt, fingerprint, read_labels, stored_bytes, write_labels
 from otlabel.sources import open_scores
+from otlabel.storage.atomic import replacing
+from otlabel.storage.label_files import Receipt, fingerprint, read_labels, stored_bytes, write_labels
 
 N_SAMPLES, N_CLASSES = 60, 5
 NOBODY = 65534
@@ -310,16 +310,16 @@ def python(code: str, *words: Any, **settings: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, text=True, env=environment, **pipes, **settings)
 
 
-COMMAND = "import sys; from otlabel.cli import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = "import sys; from otlabel.commands.main import main; sys.exit(main(sys.argv[1:]))"
 # The check before the start is taken out: this is the disk that fills up between it and the end.
-UNCHECKED = f"import otlabel.cli; otlabel.cli._check_space = lambda *_: None; {COMMAND}"
+UNCHECKED = f"import otlabel.commands.main; otlabel.commands.main._check_space = lambda *_: None; {COMMAND}"
 LIMITED = f"""
-import resource, otlabel.labels_file as labels_file
-plain = labels_file.write_labels
+import resource, otlabel.storage.label_files as label_files
+plain = label_files.write_labels
 def limited(*words):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     plain(*words)
-labels_file.write_labels = limited
+label_files.write_labels = limited
 {COMMAND}
 """
 
@@ -382,7 +382,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from otlabel.labels_file import write_labels
+from otlabel.storage.label_files import write_labels
 path = Path(sys.argv[1])
 versions = [np.full(1_000_000, k) for k in range(4)]
 print("ready", flush=True)
@@ -422,7 +422,7 @@ def test_killed_writers_leave_whole_files_and_the_next_run_clears_up(tmp_path, n
 def test_first_write_that_is_killed_leaves_no_file(tmp_path) -> None:
     code = """
 import os, signal, sys
-from otlabel.files import replacing
+from otlabel.storage.atomic import replacing
 with replacing(sys.argv[1]) as file:
     file.write(b"half")
     file.flush()
@@ -493,13 +493,13 @@ LONG_WORK = {
 
 def test_interrupt_that_is_lost_in_a_callback_is_repeated(tmp_path) -> None:
     code = f"""
-import ctypes, os, signal, time, otlabel.cli
+import ctypes, os, signal, time, otlabel.commands.main
 def lose(_):
     callback = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.SIGINT))
     callback()
     print("lost", flush=True)
     time.sleep(60)
-otlabel.cli._demo = lose
+otlabel.commands.main._demo = lose
 {COMMAND}
 """
     process = python(code, "demo")
@@ -513,10 +513,10 @@ otlabel.cli._demo = lose
 def test_exit_code_is_that_of_the_signal_wherever_it_came(number: signal.Signals) -> None:
     """Python takes any end for one by SIGINT after a KeyboardInterrupt in text that is run, as imports have it."""
     code = f"""
-import signal, otlabel.cli
+import signal, otlabel.commands.main as main
 if signal.getsignal({int(number)}) is signal.SIG_IGN:  # as these tests may have been started, by nohup
     signal.signal({int(number)}, signal.SIG_DFL)
-otlabel.cli._demo = lambda _: exec("import os, time; os.kill(os.getpid(), {int(number)}); time.sleep(60)", {{}})
+main._demo = lambda _: exec("import os, time; os.kill(os.getpid(), {int(number)}); time.sleep(60)", {{}})
 {COMMAND}
 """
     process = python(code, "demo")

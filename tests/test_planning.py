@@ -20,7 +20,7 @@ from scipy.special import log_softmax
 
 import otlabel
 from otlabel import sinkhorn_assign
-from otlabel.cli import main
+from otlabel.commands.main import main
 from otlabel.planning import (
     CARDS,
     conversation,
@@ -31,9 +31,9 @@ from otlabel.planning import (
     rates,
 )
 from otlabel.planning.process import PASSES
-from otlabel.problem import Problem, Rounding
 from otlabel.ranks.communicator import ProcessGroup
 from otlabel.solver import samples
+from otlabel.solver.problem import Problem, Rounding
 from otlabel.sources import ITEM_BYTES, ArraySource, free_memory, open_scores
 
 GB = 10**9
@@ -376,7 +376,7 @@ def test_json_holds_the_estimate_and_the_disk(run, file) -> None:
 
 
 def test_too_little_room_is_told(run, file, monkeypatch) -> None:
-    monkeypatch.setattr("otlabel.cli.shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr("otlabel.commands.main.shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
     ran = run(file, "-o", file.with_name("labels.h5"))
     assert ran.code == 0
     assert "TOO LITTLE ROOM" in ran.out

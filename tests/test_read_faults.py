@@ -29,10 +29,10 @@ from test_outputs import COMMAND, NOBODY, names, python
 from test_sources import WAYS, chunked, hdf5_file, npy
 
 from otlabel import certify, linear_scores, lp_assign, sinkhorn_assign
-from otlabel.cli import main
+from otlabel.commands.main import main
 from otlabel.doctor import diagnose
 from otlabel.errors import FileFormatError, InvalidScoresError
-from otlabel.monitor import Monitor
+from otlabel.solver.monitor import Monitor
 from otlabel.sources import load_array, open_scores
 from otlabel.sources.hdf5 import HDF5Source
 

@@ -23,13 +23,13 @@ import torch.nn.functional as F
 pytest.importorskip("sklearn")
 
 from otlabel import metrics
-from otlabel.cli import main
+from otlabel.commands.main import main
+from otlabel.commands.train import _Table
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.selflabel import load_labels, save_labels
 from otlabel.selflabel.quality import common_view
 from otlabel.training import run as run_module
 from otlabel.training.augment import plain
-from otlabel.training.command import _Table
 from otlabel.training.config import Config, config_of, read_config
 from otlabel.training.data import Images, load_images
 from otlabel.training.evaluate import features_of

@@ -14,10 +14,10 @@ import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from otlabel.problem import Rounding
 from otlabel.result import bytes_text
 from otlabel.solver.curvature import DENSE_CLASSES
 from otlabel.solver.objective import CURVATURE_ENTRIES
+from otlabel.solver.problem import Rounding
 from otlabel.solver.samples import sample_sizes
 from otlabel.sources import ITEM_BYTES, block_rows, default_limit
 from otlabel.sweep import WAITING_PARTS

@@ -24,12 +24,12 @@ from otlabel.planning.process import (
     memory_parts,
     plain,
 )
-from otlabel.problem import Rounding
 from otlabel.ranks.communicator import DIGIT_BITS, FEW_NUMBERS
 from otlabel.ranks.wire import FRAME
 from otlabel.result import bytes_text
 from otlabel.solver.equal_rows import HASHES
 from otlabel.solver.objective import CURVATURE_ENTRIES, CURVATURE_ROWS, DEVICE_CLASSES
+from otlabel.solver.problem import Rounding
 from otlabel.solver.rounding import MOVES_A_CLASS, MOVES_A_ROW, SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS
 from otlabel.solver.samples import COARSE_ROWS, FEWEST_ROWS, sample_sizes
 from otlabel.sources import ITEM_BYTES, default_limit, free_memory

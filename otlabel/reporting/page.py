@@ -13,13 +13,13 @@ import numpy as np
 
 from otlabel import __version__
 from otlabel.errors import MissingPackageError
-from otlabel.files import check_apart, replacing
 from otlabel.interrupts import interruptible
 from otlabel.reporting import figures
 from otlabel.reporting.montage import montage
 from otlabel.reporting.sources import find, number_of, opened
 from otlabel.reporting.summary import Summary, summarise
 from otlabel.reporting.words import NAME_LENGTH, TITLE_LENGTH, shown
+from otlabel.storage.atomic import check_apart, replacing
 
 if TYPE_CHECKING:
     from otlabel.result import Assignment, Certificate

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otlabel import labels_file
 from otlabel.errors import FileFormatError, FingerprintError
-from otlabel.labels_file import CLUSTERED
 from otlabel.result import Assignment, Certificate
 from otlabel.sources import as_array, load_array, open_scores
 from otlabel.sources.npy import read_header
 from otlabel.sources.paths import load_plain
+from otlabel.storage import label_files
+from otlabel.storage.label_files import CLUSTERED
 from otlabel.text import one_line
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def opened(n_samples: int | None, **given: Any) -> dict[str, Any]:
 
     def truth(text: str) -> np.ndarray:
         if n_samples is not None:
-            labels_file.check_number(text, n_samples)
+            label_files.check_number(text, n_samples)
         return load_array(text)
 
     readers: dict[str, Callable[[str], Any]] = {
@@ -125,23 +125,23 @@ def _of_assignment(result: Assignment, title: str = "Labels") -> Subject:
 def _of_path(text: str, head: int, n_samples: int | None) -> Subject:
     path = Path(text)
     if n_samples is not None:
-        labels_file.check_number(text, n_samples)
+        label_files.check_number(text, n_samples)
     if path.is_dir():
-        is_run = not labels_file.holds_labels(path)
-        return _of_run(path, head, n_samples) if is_run else _of_stored(labels_file.read_labels(path), path.name)
+        is_run = not label_files.holds_labels(path)
+        return _of_run(path, head, n_samples) if is_run else _of_stored(label_files.read_labels(path), path.name)
     match path.suffix.lower() if "::" not in text else "":
         case ".npz":
             return _of_assignment(Assignment.load(path), path.name)
         case ".npy":
-            return _of_stored(labels_file.read_labels(path), path.name)
+            return _of_stored(label_files.read_labels(path), path.name)
         case ".h5" | ".hdf5":
-            if path.exists() and labels_file.holds_labels(path):
-                return _of_stored(labels_file.read_labels(path), path.name)
+            if path.exists() and label_files.holds_labels(path):
+                return _of_stored(label_files.read_labels(path), path.name)
             return _of_head(_heads(path, n_samples), head, path.name)
     return Subject(load_array(text), path.name)
 
 
-def _of_stored(stored: labels_file.StoredLabels, title: str) -> Subject:
+def _of_stored(stored: label_files.StoredLabels, title: str) -> Subject:
     receipt, about = stored.receipt, []
     if receipt is not None and receipt.status == CLUSTERED:
         about.append("Scores are minus the distances of k-means; the bound is for the centres that k-means came to.")
@@ -155,7 +155,7 @@ def _of_stored(stored: labels_file.StoredLabels, title: str) -> Subject:
     )
 
 
-def _stated(stored: labels_file.StoredLabels) -> Certificate | None:
+def _stated(stored: label_files.StoredLabels) -> Certificate | None:
     """What a receipt says of the labels that it lies beside."""
     receipt = stored.receipt
     if receipt is None or receipt.value is None or receipt.bound is None:
@@ -169,7 +169,7 @@ def _heads(path: Path, n_samples: int | None) -> HeadLabels:
     from otlabel.selflabel import load_labels
 
     if n_samples is not None:
-        labels_file.check_number(f"{path}::heads/0/labels", n_samples)
+        label_files.check_number(f"{path}::heads/0/labels", n_samples)
     return load_labels(path)
 
 

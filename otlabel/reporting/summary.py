@@ -15,7 +15,6 @@ from otlabel import metrics, sweep
 from otlabel.certificate import certify
 from otlabel.curation import k_means, nearest
 from otlabel.errors import OtlabelWarning
-from otlabel.labels_file import check_not_absurd
 from otlabel.path import BalancePath, balance_path
 from otlabel.ranks.rowset import RowSet
 from otlabel.reporting.sources import Subject
@@ -29,6 +28,7 @@ from otlabel.sources import (
     open_scores,
     row_blocks,
 )
+from otlabel.storage.label_files import check_not_absurd
 from otlabel.validate import check_finite, class_numbers
 
 PATH_ENTRIES = 10_000_000  # scores up to which the price of balance is drawn: ten solves

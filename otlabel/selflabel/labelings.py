@@ -26,10 +26,10 @@ import numpy as np
 
 from otlabel.assign import sinkhorn_assign
 from otlabel.marginals import KL, Exact, Range
-from otlabel.problem import EXACT, Method, Rounding
 from otlabel.result import predict
 from otlabel.selflabel.kmeans import k_means
 from otlabel.selflabel.ranks import Holders
+from otlabel.solver.problem import EXACT, Method, Rounding
 from otlabel.sources import Source, as_array, open_scores, row_blocks
 from otlabel.validate import check_vector
 

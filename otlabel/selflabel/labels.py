@@ -25,8 +25,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import FileFormatError
-from otlabel.files import replacing
-from otlabel.labels_file import create_labels, hdf5_image, read_dataset
 from otlabel.sources.hdf5 import (
     DAMAGE,
     check_complete,
@@ -37,6 +35,8 @@ from otlabel.sources.hdf5 import (
     said,
     write_attributes,
 )
+from otlabel.storage.atomic import replacing
+from otlabel.storage.label_files import create_labels, hdf5_image, read_dataset
 
 if TYPE_CHECKING:
     import h5py

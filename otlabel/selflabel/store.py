@@ -45,7 +45,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from otlabel.errors import ExtractionError, FileFormatError, FingerprintError, InvalidScoresError, SelfLabelWarning
-from otlabel.files import check_writable, clear_leftovers, replacing
 from otlabel.sources.hdf5 import (
     DAMAGE,
     LIBVER,
@@ -57,6 +56,7 @@ from otlabel.sources.hdf5 import (
     reading_hdf5,
     write_attributes,
 )
+from otlabel.storage.atomic import check_writable, clear_leftovers, replacing
 
 if TYPE_CHECKING:
     import h5py

@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from otlabel.monitor import Monitor
-from otlabel.problem import Problem, Solver
 from otlabel.result import Status
+from otlabel.solver.monitor import Monitor
 from otlabel.solver.newton import Solution, minimise
 from otlabel.solver.objective import Objective, Point
+from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.samples import samples_of
 
 EPSILON_STEP = 4.0  # how fast epsilon falls; each rung then needs one or two Newton steps

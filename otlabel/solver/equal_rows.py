@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from otlabel import sweep
-from otlabel.monitor import Monitor
-from otlabel.problem import Problem
 from otlabel.ranks.rowset import RowSet
+from otlabel.solver.monitor import Monitor
+from otlabel.solver.problem import Problem
 from otlabel.solver.rounding import Placement
 from otlabel.solver.samples import SAMPLE_ENTRIES, draw_sampled
 

@@ -10,9 +10,9 @@ import numpy as np
 from otlabel import sweep
 from otlabel.errors import DegenerateScoresWarning, FewSamplesWarning, InfeasibleError, InvalidScoresError
 from otlabel.marginals import KL, ONE_SAMPLE, Exact, Range, Rule, counted, rule_of, with_abstention
-from otlabel.monitor import Monitor
-from otlabel.problem import Demand, Problem, Solver
 from otlabel.ranks.rowset import RowSet
+from otlabel.solver.monitor import Monitor
+from otlabel.solver.problem import Demand, Problem, Solver
 from otlabel.sources import KeptRows, MovedScores, Source, WithColumn, as_float, draw_rows
 from otlabel.validate import FAR, LARGEST_SCORE, check_finite, check_mass, check_sample_mass, warn
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from otlabel import sweep
-from otlabel.monitor import Monitor
-from otlabel.problem import Problem
 from otlabel.result import Certificate
+from otlabel.solver.monitor import Monitor
+from otlabel.solver.problem import Problem
 from otlabel.solver.rounding import rounding_of
 from otlabel.sources import as_float
 

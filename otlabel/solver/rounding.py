@@ -19,9 +19,9 @@ import numpy as np
 from otlabel import sweep
 from otlabel.errors import InfeasibleError
 from otlabel.marginals import Rule
-from otlabel.monitor import Monitor
-from otlabel.problem import Problem
 from otlabel.ranks.rowset import RowSet
+from otlabel.solver.monitor import Monitor
+from otlabel.solver.problem import Problem
 from otlabel.solver.repair import Board, Done, repair, spread_ties
 from otlabel.sources import draw_rows, row_blocks
 

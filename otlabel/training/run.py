@@ -33,7 +33,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
-from otlabel.files import check_apart, replacing, working_in
 from otlabel.interrupts import interruptible
 from otlabel.marginals import KL, Range
 from otlabel.selflabel import (
@@ -52,6 +51,7 @@ from otlabel.selflabel import (
 from otlabel.selflabel.model import forward_only
 from otlabel.selflabel.quality import common_view
 from otlabel.sources.paths import load_plain
+from otlabel.storage.atomic import check_apart, replacing, working_in
 from otlabel.text import one_line
 from otlabel.training.augment import Augmentation, four_turns, plain, with_channels
 from otlabel.training.config import Config

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from otlabel.errors import FileFormatError, FingerprintError
-from otlabel.files import replacing
+from otlabel.storage.atomic import replacing
 from otlabel.training.config import Config, config_of
 from otlabel.training.data import Images, part_of
 from otlabel.training.run import Report, Run, train

@@ -23,22 +23,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from otlabel import __version__
-from otlabel.arguments import seed_below
-from otlabel.clustering_command import add_cluster
+from otlabel.commands.arguments import seed_below
+from otlabel.commands.cluster import add_cluster
+from otlabel.commands.report import add_report
+from otlabel.commands.train import add_train, add_transfer
 from otlabel.errors import FileFormatError, InvalidMassError, OtlabelWarning, RankError
-from otlabel.files import Output, check_apart, check_outputs, destination, replacing, save_array
 from otlabel.interrupts import interruptible
-from otlabel.reporting.command import add_report
+from otlabel.storage.atomic import Output, check_apart, check_outputs, destination, replacing, save_array
 from otlabel.text import one_line
-from otlabel.training.command import add_train, add_transfer
 
 if TYPE_CHECKING:
     import numpy as np
 
     from otlabel import Assignment
-    from otlabel.labels_file import Receipt
     from otlabel.ranks.communicator import Communicator
     from otlabel.sources import Source
+    from otlabel.storage.label_files import Receipt
 
 USAGE, FAILURE, BROKEN_PIPE = 2, 1, 141  # the last as a shell reports SIGPIPE
 SIGNALLED, SIGNALS = 128, {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
@@ -102,7 +102,7 @@ def _run(argv: Sequence[str] | None) -> int:
         parser.print_help(sys.stderr)
         return USAGE
     if not arguments.is_shared:
-        from otlabel.torchrun import check_alone
+        from otlabel.commands.torchrun import check_alone
 
         check_alone()
     return command(arguments)
@@ -298,7 +298,7 @@ def _add_curate(commands: Any) -> None:
 
 def _assign(arguments: argparse.Namespace) -> int:
     """Label, then write: every path is tried before the work starts. Under torchrun, each process does its share."""
-    from otlabel.torchrun import process_group
+    from otlabel.commands.torchrun import process_group
 
     with process_group(arguments.device) as group:
         return _assign_share(arguments, group)
@@ -316,9 +316,10 @@ def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
             if arguments.checkpoint is not None:
                 _read_checkpoint(arguments.checkpoint)  # refuses what is none
 
-        from otlabel import KL, Exact, Range, labels_file, sinkhorn_assign
+        from otlabel import KL, Exact, Range, sinkhorn_assign
+        from otlabel.commands.torchrun import own_device, rows_of_rank, write_part
         from otlabel.sources import open_scores, rows_between
-        from otlabel.torchrun import own_device, rows_of_rank, write_part
+        from otlabel.storage import label_files
 
         rule: Exact | KL | Range = Exact()
         if arguments.range is not None:
@@ -332,7 +333,7 @@ def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
         _check_not_transposed(arguments, n_rows, n_classes)
         if communicator.rank == 0:
             _check_assign_space(arguments, scores)
-        origin = labels_file.fingerprint(scores, arguments.scores)
+        origin = label_files.fingerprint(scores, arguments.scores)
         if communicator.world_size > 1:
             first, stop = rows_of_rank(scores, communicator)
             scores = rows_between(scores, first, stop)
@@ -356,7 +357,7 @@ def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
                 group=group,
             )
         names = ("class_mass", "range", "kl", "abstain", "epsilon", "rounding", "tol", "max_sweeps", "method", "device")
-        receipt = labels_file.Receipt(
+        receipt = label_files.Receipt(
             input=origin,
             parameters={name: getattr(arguments, name) for name in names},
             versions=_versions(),
@@ -371,8 +372,8 @@ def _assign_share(arguments: argparse.Namespace, group: Any) -> int:
         if in_parts:
 
             def write(path: Path, meet: Callable[[], None]) -> None:
-                own = labels_file.sizes_of(labels, n_classes)
-                labels_file.write_labels(path, labels, own, potentials, receipt, result.threshold, meet)
+                own = label_files.sizes_of(labels, n_classes)
+                label_files.write_labels(path, labels, own, potentials, receipt, result.threshold, meet)
 
             write_part(arguments.output, communicator, write)
         else:
@@ -400,7 +401,7 @@ def _check_assign_outputs(arguments: argparse.Namespace, n_parts: int) -> None:
     if not n_parts:
         check_outputs([*_labels_outputs(arguments), *others], inputs, force=arguments.force)
         return
-    from otlabel.torchrun import check_folder, parts_of
+    from otlabel.commands.torchrun import check_folder, parts_of
 
     parts = {f"the part of --output {path.name}": path for path in parts_of(arguments.output, n_parts)}
     check_apart(parts | {output.name: output.path for output in others}, inputs)
@@ -420,7 +421,7 @@ def _check_not_transposed(arguments: argparse.Namespace, n_rows: int, n_classes:
 
 
 def _check_assign_space(arguments: argparse.Namespace, scores: Source) -> None:
-    from otlabel.labels_file import stored_bytes
+    from otlabel.storage.label_files import stored_bytes
 
     n_rows, n_classes = scores.shape
     size = stored_bytes(arguments.output, n_rows, n_classes)
@@ -459,7 +460,7 @@ def _watched(
     """Where to start from, and who is told of each pass: a bar, and a checkpoint that is kept."""
     import numpy as np
 
-    from otlabel.monitor import observing
+    from otlabel.solver.monitor import observing
 
     path, last_saved = arguments.checkpoint, -math.inf
     start = None if path is None else _read_checkpoint(path)
@@ -514,15 +515,15 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from otlabel import labels_file
     from otlabel.result import predict
     from otlabel.sources import open_scores
+    from otlabel.storage import label_files
 
     potentials, threshold = _read_potentials(arguments.potentials)
     scores = open_scores(arguments.scores)
-    _check_space(arguments.output, labels_file.stored_bytes(arguments.output, *scores.shape))
-    receipt = labels_file.Receipt(
-        input=labels_file.fingerprint(scores, arguments.scores),
+    _check_space(arguments.output, label_files.stored_bytes(arguments.output, *scores.shape))
+    receipt = label_files.Receipt(
+        input=label_files.fingerprint(scores, arguments.scores),
         parameters={"potentials": str(arguments.potentials)},
         versions=_versions(),
         status="predicted",
@@ -540,8 +541,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _certify(arguments: argparse.Namespace) -> int:
     from otlabel import certify
-    from otlabel.labels_file import check_number
     from otlabel.sources import open_scores
+    from otlabel.storage.label_files import check_number
 
     potentials = None if arguments.potentials is None else _read_potentials(arguments.potentials)[0]
     scores = open_scores(arguments.scores)
@@ -570,8 +571,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         raise ValueError("--dim and --dtype are for sizes stated by --rows and --classes; a file says them itself")
 
     from otlabel import planning
-    from otlabel.labels_file import stored_bytes
     from otlabel.sources import open_scores
+    from otlabel.storage.label_files import stored_bytes
 
     if arguments.output is not None:
         check_outputs([Output("--output", arguments.output, _LABELS_ENDINGS)], {"SCORES": arguments.scores}, force=True)
@@ -632,7 +633,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from otlabel.demo import run_demo
+    from otlabel.commands.demo import run_demo
 
     run_demo(arguments.output)
     return 0
@@ -700,7 +701,7 @@ def _read_potentials(path: Path) -> tuple[np.ndarray, float]:
 
         saved = Assignment.load(path)
         return _as_numpy(saved.potentials), saved.threshold
-    from otlabel.labels_file import read_labels
+    from otlabel.storage.label_files import read_labels
 
     stored = read_labels(path)
     assert stored.potentials is not None  # HDF5 always holds them
@@ -709,12 +710,12 @@ def _read_potentials(path: Path) -> tuple[np.ndarray, float]:
 
 def _read_labels(text: str) -> np.ndarray:
     """Labels from a file or folder of our own, or any array in a file of the kinds that scores may be in."""
-    from otlabel import labels_file
+    from otlabel.storage import label_files
 
-    if Path(text).is_dir() or (text.lower().endswith((".h5", ".hdf5")) and labels_file.holds_labels(text)):
-        return labels_file.read_labels(text).labels
-    if text.lower().endswith(".npy") and labels_file.receipt_path(Path(text)).exists():
-        return labels_file.read_labels(text).labels  # which tells where labels are not those of the receipt
+    if Path(text).is_dir() or (text.lower().endswith((".h5", ".hdf5")) and label_files.holds_labels(text)):
+        return label_files.read_labels(text).labels
+    if text.lower().endswith(".npy") and label_files.receipt_path(Path(text)).exists():
+        return label_files.read_labels(text).labels  # which tells where labels are not those of the receipt
     from otlabel.sources import load_array
 
     return load_array(text)
@@ -729,7 +730,7 @@ def _write(
     receipt: Receipt,
 ) -> None:
     """Labels to the output; a receipt of .npy only where it was asked for."""
-    from otlabel.labels_file import write_labels
+    from otlabel.storage.label_files import write_labels
 
     alone = arguments.output.suffix.lower() == ".npy" and not arguments.receipt
     write_labels(arguments.output, labels, counts, potentials, None if alone else receipt, threshold)

@@ -2,7 +2,7 @@
 
     labels/part-00000-of-00002.h5    the first rows' labels, and the potentials that prove all of them
 
-`labels_file.read_labels` takes the folder for one file.
+`label_files.read_labels` takes the folder for one file.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otlabel.errors import OtlabelWarning, RankError
-from otlabel.files import check_writable
-from otlabel.labels_file import PART_NAME, part_path
+from otlabel.storage.atomic import check_writable
+from otlabel.storage.label_files import PART_NAME, part_path
 
 if TYPE_CHECKING:
     from otlabel.ranks.communicator import Communicator

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otlabel.files import check_apart
+from otlabel.storage.atomic import check_apart
 
 if TYPE_CHECKING:
     from otlabel.training.config import Config

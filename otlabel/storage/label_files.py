@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import FileFormatError, OtlabelWarning
-from otlabel.files import replacing, save_array
 from otlabel.sources import Source, load_array, matches
 from otlabel.sources.hdf5 import (
     DAMAGE,
@@ -51,6 +50,7 @@ from otlabel.sources.hdf5 import (
     write_attributes,
 )
 from otlabel.sources.npy import read_header
+from otlabel.storage.atomic import replacing, save_array
 from otlabel.text import printable
 from otlabel.validate import check_vector, class_numbers
 

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from otlabel.arguments import seed_below
-from otlabel.files import Output, check_outputs
+from otlabel.commands.arguments import seed_below
+from otlabel.storage.atomic import Output, check_outputs
 
 
 def add_report(commands: Any) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from otlabel import report
 from otlabel.errors import FileFormatError, MissingPackageError, SelfLabelWarning
-from otlabel.files import replacing
+from otlabel.storage.atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

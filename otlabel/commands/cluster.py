@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otlabel import __version__
-from otlabel.arguments import seed_below
-from otlabel.files import Output, check_outputs, replacing
+from otlabel.commands.arguments import seed_below
+from otlabel.storage.atomic import Output, check_outputs, replacing
 
 if TYPE_CHECKING:
-    from otlabel.labels_file import Receipt
     from otlabel.ranks.communicator import Communicator
     from otlabel.result import Certificate
+    from otlabel.storage.label_files import Receipt
 
 _SETTINGS = ("clusters", "size_min", "size_max", "metric", "starts", "max_iter")
 _SCORES = {"euclidean": "minus squared distances to centres", "cosine": "cosines with the centres, less 1"}
@@ -49,8 +49,8 @@ def add_cluster(commands: Any) -> None:
 
 def _cluster(arguments: argparse.Namespace) -> int:
     """Label, then write: every path is tried before the work starts. Under torchrun, each process does its share."""
+    from otlabel.commands.torchrun import process_group
     from otlabel.ranks.communicator import communicator_of
-    from otlabel.torchrun import process_group
 
     with process_group("auto") as group, communicator_of(group) as communicator:
         if communicator.rank:
@@ -66,9 +66,9 @@ def _cluster_share(arguments: argparse.Namespace, communicator: Communicator, gr
     import numpy as np
 
     from otlabel.cluster import BalancedKMeans
-    from otlabel.labels_file import write_labels
+    from otlabel.commands.torchrun import rows_of_rank
     from otlabel.sources import open_scores, rows_between
-    from otlabel.torchrun import rows_of_rank
+    from otlabel.storage.label_files import write_labels
 
     features = open_scores(arguments.features)
     if communicator.world_size > 1:
@@ -104,7 +104,7 @@ def _cluster_share(arguments: argparse.Namespace, communicator: Communicator, gr
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
-    from otlabel.labels_file import ENDINGS
+    from otlabel.storage.label_files import ENDINGS
 
     outputs = [Output("--output", arguments.output, ENDINGS)]
     if arguments.centres is not None:
@@ -115,8 +115,8 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
 def _receipt(arguments: argparse.Namespace, proof: Certificate) -> Receipt:
     import numpy as np
 
-    from otlabel.labels_file import CLUSTERED, Receipt, fingerprint
     from otlabel.sources import open_scores
+    from otlabel.storage.label_files import CLUSTERED, Receipt, fingerprint
 
     return Receipt(
         input=fingerprint(open_scores(arguments.features), arguments.features),
