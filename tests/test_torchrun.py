@@ -257,7 +257,10 @@ def test_one_process_of_torchrun_works_alone(folder: Path, monkeypatch, capsys) 
 
 
 def test_process_that_waits_for_others_says_so_and_can_be_interrupted(folder: Path) -> None:
-    code = "import sys; from otlabel.commands import main as m, torchrun as t; t.PATIENCE = .3; sys.exit(m.main(sys.argv[1:]))"
+    code = (
+        "import sys; from otlabel.commands import main as m, torchrun as t; t.PATIENCE = .3; "
+        "sys.exit(m.main(sys.argv[1:]))"
+    )
     told = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     environment = os.environ | told | {"PYTHONPATH": str(Path(torchrun.__file__).parents[2])}
     words = [sys.executable, "-c", code, "assign", "whole.npy", "-o", "labels.npy"]
