@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from otlabel.path import balance_path as balance_path
     from otlabel.reporting.page import report as report
     from otlabel.result import Assignment as Assignment
-    from otlabel.result import Certificate as Certificate
-    from otlabel.result import Status as Status
     from otlabel.selflabel import Argmax as Argmax
     from otlabel.selflabel import ClassUniformSampler as ClassUniformSampler
     from otlabel.selflabel import EveryEpochs as EveryEpochs
@@ -39,6 +37,8 @@ if TYPE_CHECKING:
     from otlabel.selflabel import TensorStore as TensorStore
     from otlabel.selflabel import load_labels as load_labels
     from otlabel.soft import soft_assign as soft_assign
+    from otlabel.solver.outcome import Certificate as Certificate
+    from otlabel.solver.outcome import Status as Status
     from otlabel.sources import linear_scores as linear_scores
     from otlabel.storage.label_files import read_labels as read_labels
 
@@ -49,7 +49,7 @@ _HOMES = {
     "Argmax": "selflabel",
     "Assignment": "result",
     "BalancedKMeans": "cluster",
-    "Certificate": "result",
+    "Certificate": "solver.outcome",
     "ClassUniformSampler": "selflabel",
     "EveryEpochs": "selflabel",
     "EverySteps": "selflabel",
@@ -66,7 +66,7 @@ _HOMES = {
     "QuadraticSchedule": "selflabel",
     "Range": "marginals",
     "SelfLabeler": "selflabel",
-    "Status": "result",
+    "Status": "solver.outcome",
     "TensorStore": "selflabel",
     "balance_path": "path",
     "certify": "certificate",

@@ -25,7 +25,9 @@ from otlabel.interrupts import interruptible
 from otlabel.marginals import Range
 from otlabel.ranks.communicator import Communicator, communicator_of
 from otlabel.ranks.rowset import RowSet
-from otlabel.result import Assignment, Certificate, predict
+from otlabel.result import Assignment, predict
+from otlabel.solver.outcome import Certificate
+from otlabel.solver.problem import LARGEST_SCORE, LEAST_EPSILON
 from otlabel.sources import (
     Source,
     UnitRows,
@@ -46,7 +48,6 @@ from otlabel.sources import (
     row_blocks,
 )
 from otlabel.sweep.pool import blas_on_one_thread, run_tasks
-from otlabel.validate import LARGEST_SCORE, LEAST_EPSILON
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin

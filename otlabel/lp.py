@@ -12,8 +12,9 @@ from otlabel.certificate import certify
 from otlabel.errors import InfeasibleError, MissingPackageError
 from otlabel.interrupts import interruptible
 from otlabel.ranks.rowset import RowSet
-from otlabel.result import Assignment, Status, like
+from otlabel.result import Assignment, like
 from otlabel.solver.monitor import Monitor
+from otlabel.solver.outcome import Status
 from otlabel.solver.posing import pose
 from otlabel.solver.problem import Demand, Solver
 from otlabel.sources import as_float, class_mass_of, open_scores

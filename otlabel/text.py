@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 def printable(text: str | None) -> str:
     """A name out of a file: what would move a cursor, hide or break a line is written as an escape."""
@@ -11,3 +16,18 @@ def printable(text: str | None) -> str:
 def one_line(message: object) -> str:
     """A message for a terminal, in one line."""
     return printable(" ".join(str(message).split()))
+
+
+def range_text(sizes: np.ndarray, unit: str = "") -> str:
+    """From the least to the most of some sizes: 3 to 5; 4 each where all are the same."""
+    low, high = sizes.min(), sizes.max()
+    return f"{low:,}{unit} each" if low == high else f"{low:,} to {high:,}{unit}"
+
+
+def bytes_text(number: float) -> str:
+    """A number of bytes with three digits."""
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while number >= 1000 and len(units) > 1:
+        number /= 1000
+        units.pop(0)
+    return f"{number:.3g} {units[0]}"

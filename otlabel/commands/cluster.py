@@ -14,7 +14,7 @@ from otlabel.storage.atomic import Output, check_outputs, replacing
 
 if TYPE_CHECKING:
     from otlabel.ranks.communicator import Communicator
-    from otlabel.result import Certificate
+    from otlabel.solver.outcome import Certificate
     from otlabel.storage.label_files import Receipt
 
 _SETTINGS = ("clusters", "size_min", "size_max", "metric", "starts", "max_iter")

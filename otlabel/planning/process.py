@@ -14,7 +14,6 @@ import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from otlabel.result import bytes_text
 from otlabel.solver.curvature import DENSE_CLASSES
 from otlabel.solver.objective import CURVATURE_ENTRIES
 from otlabel.solver.problem import Rounding
@@ -22,6 +21,7 @@ from otlabel.solver.samples import sample_sizes
 from otlabel.sources import ITEM_BYTES, block_rows, default_limit
 from otlabel.sweep import WAITING_PARTS
 from otlabel.sweep.pool import thread_count
+from otlabel.text import bytes_text
 
 PASSES: dict[Rounding, tuple[int, int]] = {"argmax": (6, 12), "exact": (7, 20)}  # the usual number, the largest
 

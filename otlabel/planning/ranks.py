@@ -26,7 +26,6 @@ from otlabel.planning.process import (
 )
 from otlabel.ranks.communicator import DIGIT_BITS, FEW_NUMBERS
 from otlabel.ranks.wire import FRAME
-from otlabel.result import bytes_text
 from otlabel.solver.equal_rows import HASHES
 from otlabel.solver.objective import CURVATURE_ENTRIES, CURVATURE_ROWS, DEVICE_CLASSES
 from otlabel.solver.problem import Rounding
@@ -38,6 +37,7 @@ from otlabel.sources.device import BLOCK_BYTES, MEMORY_SHARE
 from otlabel.sources.linear import DEVICE_ENTRIES
 from otlabel.sources.memory import SPAN_ENTRIES
 from otlabel.sweep import WAITING_PARTS
+from otlabel.text import bytes_text
 
 NETWORK = 25e9  # bytes a second and direction between machines, where none is stated: 200 Gb/s, one InfiniBand HDR port
 MESSAGE_SECONDS = 3e-4  # of each other rank, to be heard and answered by rank 0: measured with gloo on one machine

@@ -22,7 +22,8 @@ from otlabel.reporting.words import NAME_LENGTH, TITLE_LENGTH, shown
 from otlabel.storage.atomic import check_apart, replacing
 
 if TYPE_CHECKING:
-    from otlabel.result import Assignment, Certificate
+    from otlabel.result import Assignment
+    from otlabel.solver.outcome import Certificate
 
 HERE = Path(__file__).parent
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import FileFormatError, FingerprintError
-from otlabel.result import Assignment, Certificate
+from otlabel.result import Assignment
+from otlabel.solver.outcome import Certificate
 from otlabel.sources import as_array, load_array, open_scores
 from otlabel.sources.npy import read_header
 from otlabel.sources.paths import load_plain

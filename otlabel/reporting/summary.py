@@ -18,7 +18,8 @@ from otlabel.errors import OtlabelWarning
 from otlabel.path import BalancePath, balance_path
 from otlabel.ranks.rowset import RowSet
 from otlabel.reporting.sources import Subject
-from otlabel.result import Certificate
+from otlabel.solver.outcome import Certificate
+from otlabel.solver.posing import check_finite
 from otlabel.sources import (
     Source,
     by_row,
@@ -29,7 +30,7 @@ from otlabel.sources import (
     row_blocks,
 )
 from otlabel.storage.label_files import check_not_absurd
-from otlabel.validate import check_finite, class_numbers
+from otlabel.validate import class_numbers
 
 PATH_ENTRIES = 10_000_000  # scores up to which the price of balance is drawn: ten solves
 COMMONEST = 3  # true classes that are named for each class

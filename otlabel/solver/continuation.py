@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from otlabel.result import Status
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.newton import Solution, minimise
 from otlabel.solver.objective import Objective, Point
+from otlabel.solver.outcome import Status
 from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.samples import samples_of
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from otlabel import sweep
-from otlabel.errors import DegenerateScoresWarning, FewSamplesWarning, InfeasibleError, InvalidScoresError
+from otlabel.errors import DegenerateScoresWarning, FewSamplesWarning, InfeasibleError, InvalidScoresError, warn
 from otlabel.marginals import KL, ONE_SAMPLE, Exact, Range, Rule, counted, rule_of, with_abstention
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.monitor import Monitor
-from otlabel.solver.problem import Demand, Problem, Solver
+from otlabel.solver.problem import LARGEST_SCORE, Demand, Problem, Solver
 from otlabel.sources import KeptRows, MovedScores, Source, WithColumn, as_float, draw_rows
-from otlabel.validate import FAR, LARGEST_SCORE, check_finite, check_mass, check_sample_mass, warn
+from otlabel.validate import check_mass, check_sample_mass
 
+FAR = 1e3  # times the usual spread of a row: scores as large hide from sums what tells classes apart
 LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities
 RESOLVED = 1e5  # times epsilon: products up to here have errors far below it in float32
 SMALLEST, LARGEST = 1e-30, 1e30  # products of which float32 loses neither these nor their differences
@@ -339,3 +340,24 @@ def _warn_of_probabilities(rows: RowSet, sampled: np.ndarray) -> None:
     if any_zero:
         told += ", np.log(np.maximum(p, 1e-9)), as some are 0: without a least value those pairs would be forbidden"
     warn(DegenerateScoresWarning, told)
+
+
+def check_finite(rows: RowSet, inspection: sweep.Inspection, what: str = "scores") -> None:
+    """Raise InvalidScoresError that names the first NaN or +inf, if there is one."""
+    if not inspection.n_bad:
+        return
+    scores, found = rows.source.fine, ""
+    for start, stop in scores.blocks():
+        block = scores.read(start, stop)
+        values = as_float(block, scores.dtype)
+        bad = np.isnan(values) | (values == np.inf)
+        if bad.any():
+            row, cls = np.argwhere(bad)[0]
+            column = "class" if what == "scores" else "column"
+            found = f"{scores.place(start + int(row))}, {column} {cls} ({values[row, cls]})"
+            break
+    where = rows.communicator.first_text("bad scores", found)
+    remedy = "mend them, or use -inf to forbid a pair" if what == "scores" else "mend them, or leave these rows out"
+    raise InvalidScoresError(
+        f"{inspection.n_bad} of {rows.n_rows * scores.shape[1]} {what} are NaN or +inf, the first at {where}; {remedy}"
+    )

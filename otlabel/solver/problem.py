@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from otlabel.marginals import KL, Exact, Range, Rule
+from otlabel.errors import InvalidMassError
+from otlabel.marginals import KL, Exact, Range, Rule, one_number, one_whole_number
+from otlabel.sources import Source, by_class, class_mass_of, sample_mass_of
 
 if TYPE_CHECKING:
     from otlabel.ranks.rowset import RowSet
 
+LARGEST_SCORE, LEAST_EPSILON = 1e200, 1e-200  # sums and quotients of what lies between are numbers
 EXACT = Exact()
 Rounding = Literal["exact", "argmax"]
 Method = Literal["auto", "sinkhorn"]
@@ -86,3 +89,38 @@ class Solver:
     max_sweeps: int = 1000
     method: Method = "auto"
     seed: int = 0
+
+
+def check_solver(epsilon: Any, rounding: Rounding, tol: Any, max_sweeps: Any, method: Method, seed: Any) -> Solver:
+    """The settings as plain numbers, once each is seen to make sense."""
+    epsilon, tol = one_number(epsilon, "epsilon"), one_number(tol, "tol")
+    for name, number in (("epsilon", epsilon), ("tol", tol)):
+        if not (math.isfinite(number) and number > 0):
+            raise ValueError(f"{name} is {number}; it must be a positive number")
+    if not LEAST_EPSILON <= epsilon <= LARGEST_SCORE:
+        raise ValueError(f"epsilon is {epsilon:g}; beyond {LEAST_EPSILON:g} to {LARGEST_SCORE:g} sums are no numbers")
+    for name, value, choices in (("rounding", rounding, ("exact", "argmax")), ("method", method, ("auto", "sinkhorn"))):
+        if str(value) not in choices:
+            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
+    max_sweeps, seed = one_whole_number(max_sweeps, "max_sweeps", 1), one_whole_number(seed, "seed", 0)
+    return Solver(epsilon, rounding, tol, max_sweeps, method, seed)
+
+
+def check_demand(
+    scores: Source, class_mass: Any, sample_mass: Any, classes: Exact | KL | Range, samples: Exact | KL, abstain: Any
+) -> Demand:
+    """What is asked for, with names put in the order of the classes and rows; sums are looked at when it is posed."""
+    abstain = one_number(abstain, "abstain")
+    if not isinstance(samples, (Exact, KL)):
+        raise TypeError(f"samples is {samples!r}; pass Exact() or KL(rho)")
+    if not 0 <= abstain < 1:
+        raise ValueError(f"abstain is {abstain}; pass the share of samples to leave unlabelled, from 0 to below 1")
+    mass, of_samples = class_mass_of(class_mass, scores), sample_mass_of(sample_mass, scores)
+    if isinstance(classes, Range):
+        n_classes, names = scores.shape[1], scores.class_names
+        lo, hi = (
+            by_class(bound, n_classes, names, f"Range: {name}", InvalidMassError)
+            for name, bound in (("lo", classes.lo), ("hi", classes.hi))
+        )
+        classes = Range(lo, hi)
+    return Demand(mass, of_samples, classes, samples, abstain)

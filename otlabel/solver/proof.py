@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from otlabel import sweep
-from otlabel.result import Certificate
 from otlabel.solver.monitor import Monitor
+from otlabel.solver.outcome import Certificate
 from otlabel.solver.problem import Problem
 from otlabel.solver.rounding import rounding_of
 from otlabel.sources import as_float
