@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,3 +32,11 @@ def bytes_text(number: float) -> str:
         number /= 1000
         units.pop(0)
     return f"{number:.3g} {units[0]}"
+
+
+def duration(seconds: float, minutes: str = "minutes") -> str:
+    """A time in two digits."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    number = math.ceil(seconds / 60)
+    return f"{number} {minutes}" if number < 90 else f"{number / 60:.1f} hours"

@@ -421,14 +421,14 @@ def test_full_disk_keeps_the_old_labels(run, file, monkeypatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("otlabel.commands.main.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     assert_refused(run("assign", file, "-o", labels, "--force"), os.strerror(errno.ENOSPC), code=1)
     assert labels.read_bytes() == b"precious"
     assert_only(file.parent, "labels.npy", "scores.npy")
 
 
 def test_too_small_a_disk_is_noticed_before_solving(run, file, monkeypatch) -> None:
-    monkeypatch.setattr("otlabel.commands.main.shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
     monkeypatch.setattr(otlabel, "sinkhorn_assign", lambda *_, **__: pytest.fail("solved first"))
     ran = run("assign", file, "-o", file.with_name("labels.npy"))
     assert_refused(ran, "labels.npy needs 448 bytes", "100 free", code=1)

@@ -32,7 +32,8 @@ from scipy.sparse import csr_array
 import otlabel
 from otlabel import errors
 from otlabel.commands.main import build_parser
-from otlabel.storage.atomic import Output, check_outputs, working_in
+from otlabel.storage.atomic import working_in
+from otlabel.storage.outputs import Output, check_outputs
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

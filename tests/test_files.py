@@ -20,12 +20,13 @@ import pytest
 
 import otlabel
 from otlabel import Assignment, FeatureStore, sinkhorn_assign
-from otlabel.commands import main as cli
+from otlabel.commands import assign
 from otlabel.commands.main import main
 from otlabel.errors import OtlabelError
 from otlabel.selflabel.labels import save_labels
-from otlabel.storage.atomic import LOCK, check_apart, destination, replacing, save_array, working_in
+from otlabel.storage.atomic import LOCK, destination, replacing, save_array, working_in
 from otlabel.storage.label_files import read_labels, write_labels
+from otlabel.storage.outputs import check_apart
 
 N, K = 60, 4
 
@@ -153,9 +154,9 @@ def test_a_checkpoint_takes_no_other_files_place(place: Path, capsys: Any, kind:
 
 
 def test_a_checkpoint_of_our_own_is_gone_on_from(place: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(assign, "CHECKPOINT_SECONDS", -1.0)
     kept = []
-    monkeypatch.setattr(cli, "save_array", lambda path, array: kept.append(array))
+    monkeypatch.setattr(assign, "save_array", lambda path, array: kept.append(array))
     assert main(shlex.split("assign s.npy -o first.npy --checkpoint at.npy --tol 1e-6")) == 0
     save_array("at.npy", kept[-1])
     assert np.load("at.npy").shape == (K,)
@@ -336,7 +337,7 @@ def wait(arguments):
         file.write(b"half")
         print("ready", flush=True)
         time.sleep(60)
-otlabel.commands.main._demo = wait
+otlabel.commands.demo.run = wait
 sys.exit(otlabel.commands.main.main(["demo", "-o", sys.argv[1]]))
 """
 
@@ -372,7 +373,7 @@ def test_signals_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
     def own(*_: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("otlabel.commands.main._demo", look)
+    monkeypatch.setattr("otlabel.commands.demo.run", look)
     usual = {
         signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_IGN),
         signal.SIGTERM: signal.signal(signal.SIGTERM, own),

@@ -312,7 +312,7 @@ def python(code: str, *words: Any, **settings: Any) -> subprocess.Popen[str]:
 
 COMMAND = "import sys; from otlabel.commands.main import main; sys.exit(main(sys.argv[1:]))"
 # The check before the start is taken out: this is the disk that fills up between it and the end.
-UNCHECKED = f"import otlabel.commands.main; otlabel.commands.main._check_space = lambda *_: None; {COMMAND}"
+UNCHECKED = f"from otlabel.commands import assign; assign.check_space = lambda *_: None; {COMMAND}"
 LIMITED = f"""
 import resource, otlabel.storage.label_files as label_files
 plain = label_files.write_labels
@@ -493,13 +493,13 @@ LONG_WORK = {
 
 def test_interrupt_that_is_lost_in_a_callback_is_repeated(tmp_path) -> None:
     code = f"""
-import ctypes, os, signal, time, otlabel.commands.main
+import ctypes, os, signal, time, otlabel.commands.demo
 def lose(_):
     callback = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.SIGINT))
     callback()
     print("lost", flush=True)
     time.sleep(60)
-otlabel.commands.main._demo = lose
+otlabel.commands.demo.run = lose
 {COMMAND}
 """
     process = python(code, "demo")
@@ -513,10 +513,11 @@ otlabel.commands.main._demo = lose
 def test_exit_code_is_that_of_the_signal_wherever_it_came(number: signal.Signals) -> None:
     """Python takes any end for one by SIGINT after a KeyboardInterrupt in text that is run, as imports have it."""
     code = f"""
-import signal, otlabel.commands.main as main
+import signal
+from otlabel.commands import demo
 if signal.getsignal({int(number)}) is signal.SIG_IGN:  # as these tests may have been started, by nohup
     signal.signal({int(number)}, signal.SIG_DFL)
-main._demo = lambda _: exec("import os, time; os.kill(os.getpid(), {int(number)}); time.sleep(60)", {{}})
+demo.run = lambda _: exec("import os, time; os.kill(os.getpid(), {int(number)}); time.sleep(60)", {{}})
 {COMMAND}
 """
     process = python(code, "demo")

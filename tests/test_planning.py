@@ -376,7 +376,7 @@ def test_json_holds_the_estimate_and_the_disk(run, file) -> None:
 
 
 def test_too_little_room_is_told(run, file, monkeypatch) -> None:
-    monkeypatch.setattr("otlabel.commands.main.shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
     ran = run(file, "-o", file.with_name("labels.h5"))
     assert ran.code == 0
     assert "TOO LITTLE ROOM" in ran.out

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from ranks import KILLED, as_torchrun
 
+from otlabel.commands import assign as assign_command
 from otlabel.commands import main as cli
 from otlabel.commands import torchrun
 from otlabel.errors import FileFormatError
@@ -173,7 +174,7 @@ def killed_while_solving(rank: int, folder: str, *words: str) -> tuple[int, str,
             os.kill(os.getpid(), signal.SIGKILL)
 
     Monitor.saw = dying  # type: ignore[assignment, method-assign]
-    cli.CHECKPOINT_SECONDS = -1.0
+    assign_command.CHECKPOINT_SECONDS = -1.0
     return command(rank, folder, *words)
 
 

@@ -1,4 +1,4 @@
-"""The command `otlabel cluster`. Nothing heavy is imported before it runs."""
+"""`otlabel cluster`: k-means with exact sizes, of features that have no scores."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otlabel import __version__
-from otlabel.commands.arguments import seed_below
-from otlabel.storage.atomic import Output, check_outputs, replacing
+from otlabel.commands.arguments import FEATURES_HELP, add_command, add_force, add_output, add_seed
+from otlabel.storage.atomic import replacing
+from otlabel.storage.outputs import LABEL_ENDINGS, Output, check_outputs
 
 if TYPE_CHECKING:
     from otlabel.ranks.communicator import Communicator
@@ -21,33 +22,32 @@ _SETTINGS = ("clusters", "size_min", "size_max", "metric", "starts", "max_iter")
 _SCORES = {"euclidean": "minus squared distances to centres", "cosine": "cosines with the centres, less 1"}
 
 
-def add_cluster(commands: Any) -> None:
-    """The arguments of `otlabel cluster`; defaults are those of `BalancedKMeans`."""
-    parser = commands.add_parser(
+def add(commands: Any) -> None:
+    """The command and its arguments; defaults are those of `BalancedKMeans`."""
+    parser = add_command(
+        commands,
         "cluster",
+        run,
+        is_shared=True,
         help="label features that have no scores: k-means with exact sizes",
         description="Label features by k-means whose clusters have equal sizes, or sizes within bounds, exactly.",
         epilog="example: otlabel cluster features.npy -k 100 -o labels.h5",
-        allow_abbrev=False,
     )
-    parser.add_argument("features", metavar="FEATURES", help="(N, D) matrix, in such files as scores may be in")
+    parser.add_argument("features", metavar="FEATURES", help=FEATURES_HELP)
     add = parser.add_argument
     add("-k", "--clusters", type=int, required=True, metavar="K", help="number of clusters")
-    output_help = "FILE.npy (int64), or FILE.h5 with cluster sizes and the proof that report shows"
-    add("-o", "--output", metavar="LABELS", type=Path, required=True, help=output_help)
+    add_output(parser, "LABELS", "FILE.npy (int64), or FILE.h5 with cluster sizes and the proof that report shows")
     add("--size-min", type=int, metavar="N", help="fewest samples of a cluster; with no bound, all are of one size")
     add("--size-max", type=int, metavar="N", help="most samples of a cluster")
     add("--metric", choices=("euclidean", "cosine"), default="euclidean", help="default: %(default)s")
     add("--starts", type=int, default=1, metavar="N", help="start so often, the best wins (%(default)s)")
     add("--max-iter", type=int, default=300, metavar="N", help="iterations of a start, at most (%(default)s)")
-    seed_help = "of the first centres, and between equal choices (%(default)s)"
-    add("--seed", type=seed_below(1 << 32), default=0, help=seed_help)
+    add_seed(parser, "of the first centres, and between equal choices")
     add("--centres", metavar="OUT.npy", type=Path, help="save the centres too, (K, D)")
-    add("--force", action="store_true", help="overwrite existing output")
-    parser.set_defaults(command=_cluster, is_shared=True)
+    add_force(parser)
 
 
-def _cluster(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Label, then write: every path is tried before the work starts. Under torchrun, each process does its share."""
     from otlabel.commands.torchrun import process_group
     from otlabel.ranks.communicator import communicator_of
@@ -104,9 +104,7 @@ def _cluster_share(arguments: argparse.Namespace, communicator: Communicator, gr
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
-    from otlabel.storage.label_files import ENDINGS
-
-    outputs = [Output("--output", arguments.output, ENDINGS)]
+    outputs = [Output("--output", arguments.output, LABEL_ENDINGS)]
     if arguments.centres is not None:
         outputs.append(Output("--centres", arguments.centres, (".npy",)))
     check_outputs(outputs, {"FEATURES": arguments.features}, force=arguments.force)

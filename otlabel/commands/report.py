@@ -1,53 +1,56 @@
-"""The command `otlabel report`. Nothing heavy is imported before it runs."""
+"""`otlabel report`: one HTML page about labels."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from otlabel.commands.arguments import seed_below
-from otlabel.storage.atomic import Output, check_outputs
+from otlabel.commands.arguments import add_command, add_force, add_output, add_seed
+from otlabel.storage.outputs import Output, check_outputs
+
+FILES = {  # options that name a file, and what is in it
+    "--scores": ("FILE", "(N, K): proof, confidence, the price of balance; as for assign"),
+    "--images": ("FILE.npy", "(N, H, W), (N, C, H, W) or (N, H, W, C): examples of each class"),
+    "--texts": ("FILE.txt", "N lines, UTF-8: examples of each class"),
+    "--features": ("FILE", "(N, D): k-means to compare with"),
+    "--truth": ("FILE", "(N,) true classes, -1 where unknown: purity and agreement"),
+    "--names": ("FILE.txt", "K lines: names of the classes"),
+    "--true-names": ("FILE.txt", "a line a true class: their names"),
+}
 
 
-def add_report(commands: Any) -> None:
-    """The arguments of `otlabel report`."""
-    parser = commands.add_parser(
+def add(commands: Any) -> None:
+    """The command and its arguments."""
+    parser = add_command(
+        commands,
         "report",
+        run,
         help="one HTML page about labels: sizes, proof, examples",
         description="Write one HTML page about labels, which needs nothing but itself to be read.",
         epilog="example: otlabel report runs/digits -o report.html",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "labels", metavar="RUN_OR_LABELS", help="folder of otlabel train, a file of labels, or result.npz of assign"
     )
     add = parser.add_argument
-    add("-o", "--output", metavar="PAGE.html", type=Path, required=True, help="where the page goes")
-    add("--scores", metavar="FILE", help="(N, K): proof, confidence, the price of balance; as for assign")
-    add("--images", metavar="FILE.npy", help="(N, H, W), (N, C, H, W) or (N, H, W, C): examples of each class")
-    add("--texts", metavar="FILE.txt", help="N lines, UTF-8: examples of each class")
-    add("--features", metavar="FILE", help="(N, D): k-means to compare with")
-    add("--truth", metavar="FILE", help="(N,) true classes, -1 where unknown: purity and agreement")
-    add("--names", metavar="FILE.txt", help="K lines: names of the classes")
-    add("--true-names", metavar="FILE.txt", help="a line a true class: their names")
+    add("labels", metavar="RUN_OR_LABELS", help="folder of otlabel train, a file of labels, or result.npz of assign")
+    add_output(parser, "PAGE.html", "where the page goes")
+    for option, (metavar, help) in FILES.items():
+        add(option, metavar=metavar, help=help)
     add("--head", type=int, default=0, help="which head's labels, where there are several (%(default)s)")
     add("--title", help="of the page")
-    add("--seed", type=seed_below(1 << 32), default=0, help="of what is drawn at random (%(default)s)")
-    add("--force", action="store_true", help="overwrite an existing page")
-    parser.set_defaults(command=_report)
+    add_seed(parser, "of what is drawn at random")
+    add_force(parser, "an existing page")
 
 
-def _report(arguments: argparse.Namespace) -> int:
-    files = ("scores", "images", "texts", "features", "truth", "names", "true_names")
-    inputs = {"RUN_OR_LABELS": arguments.labels, "the receipt": f"{arguments.labels}.json"}
-    inputs |= {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in files}
+def run(arguments: argparse.Namespace) -> int:
+    """Write the page, once its path is tried."""
+    given = vars(arguments)
+    files = {option: given[option.removeprefix("--").replace("-", "_")] for option in FILES}
+    inputs = {"RUN_OR_LABELS": arguments.labels, "the receipt": f"{arguments.labels}.json", **files}
     output = Output("--output", arguments.output, (".html", ".htm"))
     check_outputs([output], inputs, force=arguments.force)
 
     from otlabel.reporting.page import report
 
-    options = (*files, "head", "title", "seed")
-    report(arguments.labels, path=arguments.output, **{name: getattr(arguments, name) for name in options})
+    options = {name: value for name, value in given.items() if name not in ("command", "is_shared", "output", "force")}
+    report(options.pop("labels"), path=arguments.output, **options)
     print(f"Report written to {arguments.output}")
     return 0

@@ -1,4 +1,4 @@
-"""The commands `otlabel train` and `otlabel transfer`. Nothing heavy is imported before one of them runs."""
+"""`otlabel train`: train a model by self-labelling, on a folder or by a TOML file."""
 
 from __future__ import annotations
 
@@ -7,35 +7,37 @@ import contextlib
 import json
 import sys
 import textwrap
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otlabel.storage.atomic import check_apart
+from otlabel.commands.arguments import add_command, add_output
+from otlabel.storage.outputs import check_apart
+from otlabel.text import duration
 
 if TYPE_CHECKING:
     from otlabel.training.config import Config
     from otlabel.training.data import Images
 
 WORTH_TELLING = 20  # seconds
-_CONFIG_HELP = "a TOML file, or the name of a recipe: digits, fashion_mnist, cifar10, ..."
+CONFIG_HELP = "a TOML file, or the name of a recipe: digits, fashion_mnist, cifar10, ..."
 
 
-def add_train(commands: Any) -> None:
-    """The arguments of `otlabel train`."""
-    parser = commands.add_parser(
+def add(commands: Any) -> None:
+    """The command and its arguments."""
+    parser = add_command(
+        commands,
         "train",
+        run,
         help="train a model by self-labelling, on a folder or by a TOML file",
         description="Train a model by self-labelling (SeLa, DeepCluster, UIC). Goes on where it was interrupted. With "
         "-k, settings suit the data by their shape and number; else they are those of a TOML file or a recipe.",
         epilog="examples: otlabel train my-images/ -k 10 -o run; otlabel train digits -o runs/digits",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "config",
         metavar="DATA_OR_CONFIG",
-        help="with -k: a folder of images, a .npy file, digits, fashion-mnist, cifar10; else " + _CONFIG_HELP,
+        help="with -k: a folder of images, a .npy file, digits, fashion-mnist, cifar10; else " + CONFIG_HELP,
     )
     parser.add_argument("-k", "--classes", metavar="K", type=int, help="classes to find: settings then suit the data")
     parser.add_argument(
@@ -43,35 +45,20 @@ def add_train(commands: Any) -> None:
         metavar="TIME",
         help="with -k: take so long (90s, 10m, 1.5h) to try a few settings on a part of the data and train by the best",
     )
-    _add_common(parser)
-    parser.set_defaults(command=_train)
+    add_run(parser)
 
 
-def add_transfer(commands: Any) -> None:
-    """The arguments of `otlabel transfer`."""
-    parser = commands.add_parser(
-        "transfer",
-        help="train a fresh model on labels that a run has left",
-        description="Train a fresh model, of any architecture, on the labels that an earlier run has written.",
-        epilog="example: otlabel transfer digits runs/digits/labels.h5 -o runs/transfer "
-        "--set model.backbone=small_resnet --set model.options={}",
-        allow_abbrev=False,
-    )
-    parser.add_argument("config", metavar="CONFIG", help=_CONFIG_HELP)
-    parser.add_argument("labels", metavar="LABELS", type=Path, help="labels.h5 of a run on the same data")
-    _add_common(parser)
-    parser.set_defaults(command=_transfer)
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """What every run that trains is asked for."""
+    add_output(parser, "FOLDER", "where the run's files go, or are already")
     add = parser.add_argument
-    add("-o", "--output", metavar="FOLDER", type=Path, required=True, help="where the run's files go, or are already")
     add("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="change the config: train.epochs=40")
     add("--allow-code", action="store_true", help="let backbone = module:function of the config run: trust its author")
-    add("--json", action="store_true", help="print the result as JSON, and no line an epoch")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, and no line an epoch")
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Train by a config, or by settings that suit the data."""
     from otlabel.training.config import read_config
 
     if arguments.classes is not None:
@@ -80,7 +67,7 @@ def _train(arguments: argparse.Namespace) -> int:
         raise ValueError("--time is for data with -k; a config says itself how long it trains")
     if Path(arguments.config).is_dir() or arguments.config.endswith(".npy"):
         raise ValueError(f"{arguments.config} is data; say how many classes to find: -k 10")
-    return _run(arguments, _changed(read_config(arguments.config), arguments.set))
+    return train_by(arguments, changed(read_config(arguments.config), arguments.set))
 
 
 def _train_suited(arguments: argparse.Namespace) -> int:
@@ -93,15 +80,15 @@ def _train_suited(arguments: argparse.Namespace) -> int:
     if name.endswith(".toml"):
         raise ValueError(f"{name} is a config, which says itself how many classes its heads have; leave -k out")
     of_data = [change for change in arguments.set if change.strip().startswith("data.")]
-    data = _changed(config_of({"data": {"name": name}}), of_data)
+    data = changed(config_of({"data": {"name": name}}), of_data)
     images = loaded(data)
     given = suited(tuple(images.train.shape), arguments.classes)
-    config = _changed(config_of({"data": _without_none(data.to_dict())["data"]} | given), arguments.set)
+    config = changed(config_of({"data": _without_none(data.to_dict())["data"]} | given), arguments.set)
     if not arguments.json:
         print(told(tuple(images.train.shape), config, timed=arguments.time is not None))
     if arguments.time is not None:
         return _search(arguments, config, images)
-    return _run(arguments, config, images)
+    return train_by(arguments, config, images)
 
 
 def _search(arguments: argparse.Namespace, config: Config, images: Images) -> int:
@@ -119,18 +106,8 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _transfer(arguments: argparse.Namespace) -> int:
-    from otlabel.training.config import read_config
-
-    if not arguments.labels.is_file():
-        raise FileNotFoundError(f"{arguments.labels} does not exist; a run of `otlabel train` writes labels.h5")
-    config = read_config(arguments.config).with_values(
-        labels__method="fixed", labels__file=str(arguments.labels.resolve())
-    )
-    return _run(arguments, _changed(config, arguments.set))
-
-
-def _run(arguments: argparse.Namespace, config: Config, images: Images | None = None) -> int:
+def train_by(arguments: argparse.Namespace, config: Config, images: Images | None = None) -> int:
+    """One run, and what came of it."""
     from otlabel.training.run import FILES, train
 
     if Path(arguments.config).is_file():  # else a recipe
@@ -219,12 +196,13 @@ class _Table:
         self._is_timed = True
         left = (n_epochs - line["epoch"]) * line["seconds"]
         if left >= WORTH_TELLING:
-            told = f"{left / 60:.0f} min" if left >= 120 else f"{left:.0f} s"
-            print(f"About {told} to go: {n_epochs} epochs.", flush=True)
+            print(f"About {duration(left, 'min')} to go: {n_epochs} epochs.", flush=True)
 
 
-def _changed(config: Config, changes: list[str]) -> Config:
+def changed(config: Config, changes: list[str]) -> Config:
     """The config with SECTION.KEY=VALUE applied, VALUE as TOML has it; a bare word is a text."""
+    import tomllib
+
     from otlabel.training.config import config_of
 
     given = config.to_dict()

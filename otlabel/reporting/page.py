@@ -19,7 +19,8 @@ from otlabel.reporting.montage import montage
 from otlabel.reporting.sources import find, number_of, opened
 from otlabel.reporting.summary import Summary, summarise
 from otlabel.reporting.words import NAME_LENGTH, TITLE_LENGTH, shown
-from otlabel.storage.atomic import check_apart, replacing
+from otlabel.storage.atomic import replacing
+from otlabel.storage.outputs import check_apart
 
 if TYPE_CHECKING:
     from otlabel.result import Assignment

@@ -51,6 +51,7 @@ from otlabel.sources.hdf5 import (
 )
 from otlabel.sources.npy import read_header
 from otlabel.storage.atomic import replacing, save_array
+from otlabel.storage.outputs import LABEL_ENDINGS
 from otlabel.text import printable
 from otlabel.validate import check_vector, class_numbers
 
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
 FORMAT = "otlabel.labels"
 FORMAT_VERSION = 1
 CLUSTERED = "clustered"  # status of labels whose scores are made of features and centres
-ENDINGS = (".npy", ".h5", ".hdf5")
 PART_NAME = re.compile(r"part-(\d{5,})-of-(\d{5,})\.h5")  # in a folder that several processes wrote
 FINGERPRINT_ROWS = 64  # rows of the scores that a fingerprint hashes, evenly spaced from the first to the last
 CHUNK_BYTES = 1 << 20
@@ -257,8 +257,10 @@ def read_labels(path: str | os.PathLike[str]) -> StoredLabels:
         raise FileNotFoundError(f"{file} does not exist")
     if file.is_dir():
         return _read_parts(file)
-    if file.suffix.lower() not in ENDINGS:
-        raise FileFormatError(f"{file} ends in {file.suffix!r}; labels are in files that end in {', '.join(ENDINGS)}")
+    if file.suffix.lower() not in LABEL_ENDINGS:
+        raise FileFormatError(
+            f"{file} ends in {file.suffix!r}; labels are in files that end in {', '.join(LABEL_ENDINGS)}"
+        )
     try:
         return _read_npy(file) if file.suffix.lower() == ".npy" else _read_hdf5(file)
     except FileFormatError as error:
@@ -295,7 +297,7 @@ def _stored_shape(text: str) -> tuple[int, ...] | None:
         return (sum(part[0] for part in parts if part),) if whole else None
     if file.is_file() and file.suffix.lower() == ".npy":
         return read_header(file)[0]
-    if file.is_file() and file.suffix.lower() in ENDINGS:
+    if file.is_file() and file.suffix.lower() in LABEL_ENDINGS:
         return stored_shape(file, name or ("labels" if holds_labels(file) else ""))
     return None
 

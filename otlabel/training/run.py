@@ -51,7 +51,8 @@ from otlabel.selflabel import (
 from otlabel.selflabel.model import forward_only
 from otlabel.selflabel.quality import common_view
 from otlabel.sources.paths import load_plain
-from otlabel.storage.atomic import check_apart, replacing, working_in
+from otlabel.storage.atomic import replacing, working_in
+from otlabel.storage.outputs import check_apart
 from otlabel.text import one_line
 from otlabel.training.augment import Augmentation, four_turns, plain, with_channels
 from otlabel.training.config import Config
