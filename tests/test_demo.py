@@ -53,9 +53,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("demo") / "otlabel-demo"
     printed: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "SEEDS", range(2))
-        patch.setattr(demo, "self_labelled", in_few_epochs)
-        patch.setattr(demo, "_clothes", lambda: None)  # as where it is not installed
+        patch.setattr(runs, "SEEDS", range(2))
+        patch.setattr(runs, "self_labelled", in_few_epochs)
+        patch.setattr(runs, "_clothes", lambda: None)  # as where it is not installed
         return Run(demo.run_demo(folder, echo=printed.append), folder, "\n".join(printed))
 
 

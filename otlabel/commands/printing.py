@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 
 def print_json(**values: Any) -> None:
     """Print a result, by name."""
+    import json
+
     print(json.dumps({name: _plain(value) for name, value in values.items()}, indent=2, allow_nan=False))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -131,6 +130,8 @@ def _told_how_to_go_on(kept: Path) -> Iterator[None]:
 
 def _end(arguments: argparse.Namespace, result: dict[str, Any]) -> int:
     if arguments.json:
+        import json
+
         print(json.dumps(result, indent=2))
         return 0
     _tell(result)

@@ -7,8 +7,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
-import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,7 +152,7 @@ def _locked(folder: Path) -> Iterator[None]:
             if identity(lock) != (status.st_dev, status.st_ino):
                 continue  # it was removed by who had it before
             file.truncate()
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
             file.flush()
             try:
                 yield
@@ -185,7 +183,7 @@ def clear_leftovers(target: Path) -> None:
 def _new_beside(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
     """A new locked file in the target's folder, and its name, which is free again at the end, whatever happens."""
     while True:
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
         try:
             with temporary.open("xb") as file:  # open(), not mkstemp(), so that the user's umask decides who may read
                 with contextlib.suppress(OSError):  # where there are no locks, leftovers are never removed
