@@ -127,6 +127,8 @@ def working_in(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    import socket
+
     lock = folder.absolute() / LOCK
     for n_left in reversed(range(ATTEMPTS)):
         try:
@@ -152,7 +154,7 @@ def _locked(folder: Path) -> Iterator[None]:
             if identity(lock) != (status.st_dev, status.st_ino):
                 continue  # it was removed by who had it before
             file.truncate()
-            file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
             try:
                 yield
