@@ -46,7 +46,7 @@ EAGER = {
     "torch": {"sweep/reference.py", "sweep/cuda.py", "sweep/batch.py", "soft.py"}
     | {str(f.relative_to(PACKAGE)) for f in (PACKAGE / "selflabel").glob("*.py")}
     | {f"training/{name}.py" for name in ("augment", "networks", "run", "evaluate")},
-    "sklearn": {"cluster.py"},
+    "sklearn": {"cluster/estimator.py"},
 }  # what is written in them, and loaded late itself
 
 

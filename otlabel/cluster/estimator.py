@@ -1,45 +1,42 @@
-"""Balanced k-means: the assignment step is the exact one, each cluster takes as many rows as it is asked to.
-
-An iteration labels all rows by `sinkhorn_assign`, from where the last one ended, and moves each centre to the mean of
-its rows in one further pass. Neither step raises the inertia, so it falls until nothing moves any more. Rows are only
-ever looked at block by block: they may lie in files and need not fit into memory.
-"""
+"""The estimator as scikit-learn knows it: what a user may ask for, and what a fit leaves."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import warnings
-from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csc_array
 
-from otlabel import sweep
-from otlabel.assign import sinkhorn_assign
-from otlabel.curation import centred
-from otlabel.errors import InvalidScoresError, MissingPackageError, OtlabelWarning
+from otlabel.cluster.alternation import (
+    Clustering,
+    Fit,
+    alternate,
+    centred_potentials,
+    drawn_centres,
+    inertia_of,
+    missing,
+    scores_of,
+)
+from otlabel.cluster.moments import is_far, mean_and_variance, moments
+from otlabel.errors import InvalidScoresError, MissingPackageError
 from otlabel.interrupts import interruptible
 from otlabel.marginals import Range
 from otlabel.ranks.communicator import Communicator, communicator_of
 from otlabel.ranks.rowset import RowSet
-from otlabel.result import Assignment, predict
+from otlabel.result import predict
 from otlabel.solver.outcome import Certificate
-from otlabel.solver.problem import LARGEST_SCORE, LEAST_EPSILON
+from otlabel.solver.problem import LARGEST_SCORE
 from otlabel.sources import (
     Source,
     UnitRows,
     as_array,
-    as_float,
     by_class,
     by_column,
     cached,
     check_kind,
-    closeness,
-    cosines,
-    draw_rows,
     is_foreign,
     is_list_of_parts,
     is_stored,
@@ -47,11 +44,9 @@ from otlabel.sources import (
     open_scores,
     row_blocks,
 )
-from otlabel.sweep.pool import blas_on_one_thread, run_tasks
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
-    from sklearn.cluster import kmeans_plusplus
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics.pairwise import euclidean_distances
     from sklearn.utils import check_random_state
@@ -59,16 +54,6 @@ try:
 except ImportError as error:
     raise MissingPackageError("scikit-learn 1.6 or newer", "cluster") from error
 
-EPSILON_SHARE = 0.02  # of the data's variance: a plan that is cheap to solve, whose argmax nearly has the sizes
-PLAN_TOLERANCE = 0.02  # class error at which the plan is left to the repair, which moves the rest one by one
-STRETCHES = 16  # of the rows, whose sums are added in this order whoever makes them
-DEVICE_ENTRIES = 1 << 24  # differences, or places in clusters, that a device makes at once
-CACHED_ENTRIES = 1 << 17  # differences made at once, in float64: they stay in the processor's cache
-INIT_ROWS, INIT_ROWS_A_CLUSTER = 20_000, 20  # sample that k-means++ draws centres from
-FAR = 1e-7  # of the data's variance: what squares of the steps between float32 numbers may sum to
-DISTINCT = 1e-20  # of the data's variance: a row at this squared distance from its centre is at its centre
-STEP = float(np.finfo(np.float64).eps)  # of a distance: by which rounding moves a centre that comes from there
-CENTRING_ROUNDS = 50  # of potentials towards the middle of where they may be; each halves what is left, nearly
 NUMBERS = (np.float64, np.float32, np.float16)  # read as they are; anything else becomes the first
 
 
@@ -187,19 +172,19 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         demand = _demand(self, n_rows)
         given = None if isinstance(self.init, str) else _checked_centres(self, n_features)
         cosine, tol, max_iter = self.metric == "cosine", float(self.tol), int(self.max_iter)
-        mean, variance = _mean_and_variance(rows, cosine)
+        mean, variance = mean_and_variance(rows, cosine)
         # What float32 makes of a length would count in <x, mu_k>, though not in the distance.
-        is_wide = cosine or rows.source.dtype == "float64" or _is_far(mean, variance)
+        is_wide = cosine or rows.source.dtype == "float64" or is_far(mean, variance)
         if given is not None:
             is_wide |= _is_beyond_float32(given)
         dtype = np.float64 if is_wide else np.float32
-        fit = _Fit(rows, cosine, demand, variance, dtype, tol, max_iter, group)
+        fit = Fit(rows, cosine, demand, variance, dtype, tol, max_iter, group)
         random = check_random_state(self.random_state)
-        best: _Clustering | None = None
+        best: Clustering | None = None
         for _ in range(self.n_init if given is None else 1):
             own = np.array(random.randint(np.iinfo(np.int32).max))
             seed = int(communicator.broadcast("seed", {"seed": own})["seed"])
-            found = _cluster(fit, _drawn_centres(rows, self.n_clusters, seed) if given is None else given, seed)
+            found = alternate(fit, drawn_centres(rows, self.n_clusters, seed) if given is None else given, seed)
             best = found if best is None or found.inertia < best.inertia else best
         assert best is not None
         if not best.converged:
@@ -222,7 +207,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         self.gap_ = n_rows * best.assignment.gap
         value, gap = -best.inertia / n_rows, best.assignment.gap
         self.proof_ = Certificate(value, value + gap, self.sizes_, gap, best.assignment.rounding)
-        self.potentials_ = _centred_potentials(fit, best)
+        self.potentials_ = centred_potentials(fit, best)
         return self
 
     @interruptible
@@ -254,7 +239,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             # Numbers are small near the middle, and squares of small numbers cancel little.
             distances = euclidean_distances(rows - middle, centres - middle, squared=self.metric == "cosine")
             if self.metric == "cosine":
-                distances += _missing(rows)[:, None] + _missing(centres)
+                distances += missing(rows)[:, None] + missing(centres)
                 distances /= 2
             out[start:stop] = distances
         return out
@@ -269,16 +254,16 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         """
         source = self._opened(X)
         labels = self._predicted(source)
-        _, squares = _moments(RowSet(source), labels, self.cluster_centers_)
+        _, squares = moments(RowSet(source), labels, self.cluster_centers_)
         counts = np.bincount(labels, minlength=len(self.cluster_centers_))
-        return -_inertia(squares, self.cluster_centers_, counts, self.metric == "cosine")
+        return -inertia_of(squares, self.cluster_centers_, counts, self.metric == "cosine")
 
     @property
     def _n_features_out(self) -> int:
         return len(self.cluster_centers_)
 
     def _predicted(self, source: Source) -> np.ndarray:
-        scores = _scores(source, self.cluster_centers_, self.metric == "cosine")
+        scores = scores_of(source, self.cluster_centers_, self.metric == "cosine")
         return as_array(predict(scores, self.potentials_))
 
     def _opened(self, X: Any, reset: bool = False, may_be_empty: bool = False) -> Source:
@@ -305,261 +290,6 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             source = open_scores(checked, device=self.device, what="features", may_be_empty=True)
         source = cached(source)
         return UnitRows(source) if self.metric == "cosine" else source
-
-
-@dataclass(frozen=True, eq=False)
-class _Fit:
-    """The data of a fit, what each cluster is to take, and when to stop."""
-
-    rows: RowSet
-    cosine: bool
-    demand: dict[str, Any]  # as `sinkhorn_assign` wants it
-    variance: float  # mean squared distance from the mean
-    dtype: type  # of centres
-    tol: float
-    max_iter: int
-    group: Any  # whose ranks have rows, too
-
-    @property
-    def may_fill(self) -> bool:
-        """Whether an empty cluster may take a row: not where its size is stated."""
-        return "classes" in self.demand
-
-    @property
-    def epsilon(self) -> float:
-        """Of the entropic plans, in the units of the scores."""
-        scale = self.variance / 2 if self.cosine else self.variance
-        return EPSILON_SHARE * scale if scale > 0 else 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class _Clustering:
-    """Where one start has led; the labels are the best for the centres."""
-
-    assignment: Assignment
-    centres: np.ndarray
-    inertia: float
-    n_iter: int
-    converged: bool
-
-
-def _cluster(fit: _Fit, centres: np.ndarray, seed: int) -> _Clustering:
-    """Labels and centres in turn until neither changes any more."""
-    n_features, dtype = fit.rows.shape[1], fit.dtype
-    centres = _unit(centres).astype(dtype) if fit.cosine else centres.astype(dtype)
-    enough = fit.tol * fit.variance / n_features
-    assignment, moved, n_iter = _assigned(fit, centres, seed), np.inf, 0
-    while True:
-        labels, counts = as_array(assignment.labels), as_array(assignment.counts)
-        sums, squares = _moments(fit.rows, labels, centres)
-        empty = np.flatnonzero(counts == 0) if fit.may_fill else np.empty(0, np.int64)
-        far = _farthest(fit, labels, centres, len(empty)) if len(empty) else np.empty((0, n_features))
-        if (moved <= enough and not len(far)) or n_iter == fit.max_iter:
-            break
-        before, at = assignment, centres
-        means = centres + sums / np.maximum(counts, 1)[:, None]  # a cluster that is to be empty stays where it is
-        means[empty[: len(far)]] = far
-        centres = (_unit(means) if fit.cosine else means).astype(dtype)
-        moved = float(np.square(centres - at, dtype=np.float64).sum())
-        n_iter += 1
-        assignment = _assigned(fit, centres, seed, before)
-        n_changed = np.count_nonzero(labels != as_array(assignment.labels))
-        is_same = not int(fit.rows.sum("changed", np.array(n_changed))[0])
-        if is_same and STEP**2 * moved <= DISTINCT * fit.variance:  # else not yet at the means: rounding
-            moved = 0.0
-    return _Clustering(assignment, centres, _inertia(squares, centres, counts, fit.cosine), n_iter, moved <= enough)
-
-
-def _farthest(fit: _Fit, labels: np.ndarray, centres: np.ndarray, number: int) -> np.ndarray:
-    """Up to so many rows of all ranks', (n, D) float64: those farthest from their centres, of any that are not there.
-
-    A cluster that moves to such a row can take it: then it is no longer empty, and the inertia is less.
-    """
-    source, wide = fit.rows.source, centres.astype(np.float64)
-    distances = np.empty(source.shape[0])
-    with source.reading():
-        for (start, stop), block in row_blocks(source):
-            distances[start:stop] = np.square(block - wide[labels[start:stop]]).sum(1)
-    away = np.flatnonzero(distances > DISTINCT * fit.variance)
-    chosen = np.sort(away[np.argsort(-distances[away], kind="stable")[:number]])
-    taken = as_float(source.take(chosen).read(0, len(chosen)), source.dtype).astype(np.float64)
-    distances, found = fit.rows.concat("farthest", distances[chosen], taken)
-    return found[np.argsort(-distances, kind="stable")[:number]]
-
-
-def _assigned(fit: _Fit, centres: np.ndarray, seed: int, start: Assignment | None = None) -> Assignment:
-    """The best labels for these centres. What `sinkhorn_assign` warns of concerns its plan, or is no surprise here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", OtlabelWarning)
-        return sinkhorn_assign(
-            _scores(fit.rows.source, centres, fit.cosine),
-            **fit.demand,
-            epsilon=fit.epsilon,
-            tol=PLAN_TOLERANCE,
-            init=start,
-            seed=seed,
-            group=fit.group,
-        )
-
-
-def _scores(source: Source, centres: np.ndarray, cosine: bool) -> Source:
-    """-||x - mu_k||^2, or half of it, up to a constant in each row, which changes nothing."""
-    return cosines(source, centres) if cosine else closeness(source, centres)
-
-
-def _moments(rows: RowSet, labels: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
-    """Sums over each cluster of x_i - mu_k, (K, D), and over all rows of its squared length; float64, in one pass.
-
-    Differences instead of the rows themselves: nothing cancels where the data is far from zero.
-    """
-    source = rows.source.fine
-    batches = source.batches()
-    n_tasks = max(1, min(STRETCHES, len(batches)))
-    ends = [number * len(batches) // n_tasks for number in range(n_tasks + 1)]
-    sums = np.zeros((n_tasks, *centres.shape))
-    squares = np.zeros(n_tasks)
-    wide = centres.astype(np.float64)
-
-    def add(number: int) -> None:
-        room = np.empty((max(1, CACHED_ENTRIES // centres.shape[1]), centres.shape[1]))
-        for (start, stop), block in row_blocks(source, batches[ends[number] : ends[number + 1]]):
-            for first in range(start, stop, len(room)):
-                last = min(first + len(room), stop)
-                chosen, differences = labels[first:last], room[: last - first]
-                np.take(wide, chosen, axis=0, out=differences, mode="clip")  # "raise" would fill a copy first
-                np.subtract(block[first - start : last - start], differences, out=differences)
-                one_each = np.ones(last - first), chosen, np.arange(last - first + 1)
-                sums[number] += csc_array(one_each, shape=(len(wide), last - first)) @ differences
-                squares[number] += np.vdot(differences, differences)
-
-    with source.reading(), blas_on_one_thread():
-        if source.on_cpu:
-            run_tasks(add, n_tasks, int(source.reads_files))
-            of_rows = sums.sum(0), squares.sum()
-        else:
-            of_rows = _moments_on_device(source, labels, wide)
-    sums, squares = rows.sum("moments", *of_rows)
-    return sums, float(squares)
-
-
-def _moments_on_device(source: Source, labels: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same where the rows are: sums over clusters are products, whose order of adding is the same in every run."""
-    import torch
-
-    n_clusters, device = len(centres), source.device
-    size = max(1, DEVICE_ENTRIES // max(centres.shape))
-    wide, chosen = (torch.from_numpy(array).to(device) for array in (centres, labels.astype(np.int64)))
-    sums, squares = torch.zeros_like(wide), 0.0
-    for batch in source.device_batches():
-        for (start, stop), block in zip(batch, source.read_blocks(batch), strict=True):
-            for first in range(start, stop, size):
-                last = min(first + size, stop)
-                of_rows = chosen[first:last]
-                differences = block[first - start : last - start].double() - wide[of_rows]
-                belongs = wide.new_zeros((n_clusters, last - first)).scatter_(0, of_rows[None], 1.0)
-                sums.addmm_(belongs, differences)
-                squares += float(differences.square().sum())  # which waits, so that no blocks pile up
-    return sums.cpu().numpy(), np.array(squares)
-
-
-def _inertia(squares: float, centres: np.ndarray, counts: np.ndarray, cosine: bool) -> float:
-    return (squares + float(_missing(centres) @ counts)) / 2 if cosine else squares
-
-
-def _missing(vectors: np.ndarray) -> np.ndarray:
-    """1 - ||v||^2 of vectors of length 1 or 0, (n,): what turns the square of a distance into 2 (1 - <x, mu>)."""
-    return np.where(vectors.any(1), 0.0, 1.0)
-
-
-def _mean_and_variance(rows: RowSet, cosine: bool) -> tuple[np.ndarray, float]:
-    """The rows' mean (D,), and their mean squared distance from it.
-
-    InvalidScoresError where they are not finite, or their squares beyond what float64 holds.
-    """
-    source, n_here, n_rows = rows.source, rows.shape[0], rows.n_rows
-    head = as_float(source.read(0, min(1, n_here)), source.dtype).astype(np.float64)
-    first = rows.concat("first", head)[0][:1]
-    with np.errstate(invalid="ignore", over="ignore"):
-        sums, squares = _moments(rows, np.zeros(n_here, np.int64), first)
-        variance = max(squares / n_rows - float(np.square(sums / n_rows).sum()), 0.0)
-    if squares < LARGEST_SCORE:
-        if variance < LEAST_EPSILON / EPSILON_SHARE * 2 and (widest := _widest(rows, first[0])) > 0:
-            remedy = 'pass their differences with metric="euclidean"' if cosine else "multiply them by a constant"
-            raise InvalidScoresError(
-                f"features{' of length 1' if cosine else ''} differ by so little, {widest:.1g} at most, that squares "
-                f"of it vanish; {remedy}"
-            )
-        return first[0] + sums[0] / n_rows, variance
-    found = ""
-    for (start, _), block in row_blocks(source):
-        bad = np.argwhere(~np.isfinite(block))
-        if len(bad):
-            row, feature = bad[0]
-            found = f"{source.place(start + int(row))}, feature {feature}"
-            break
-    if where := rows.communicator.first_text("bad features", found):
-        raise InvalidScoresError(f"features hold NaN or infinity, the first at {where}")
-    raise InvalidScoresError("features are so large that their squares overflow; divide them by a constant")
-
-
-def _widest(rows: RowSet, first: np.ndarray) -> float:
-    """The largest difference of a feature from that of the first row."""
-    source, most = rows.source.fine, 0.0
-    with source.reading():
-        for _, block in row_blocks(source):
-            most = max(most, float(np.abs(block - first).max(initial=0)))
-    return rows.max("widest", most)[0]
-
-
-def _is_far(mean: np.ndarray, variance: float) -> bool:
-    """Whether centres near the mean would be moved noticeably by being rounded to float32."""
-    return bool(np.square(np.spacing(np.abs(mean).astype(np.float32)), dtype=np.float64).sum() > FAR * variance)
-
-
-def _drawn_centres(rows: RowSet, n_clusters: int, seed: int) -> np.ndarray:
-    """Centres by k-means++, on a sample where there are many rows: it looks at all of them for each centre."""
-    n_rows = rows.n_rows
-    size = min(n_rows, max(INIT_ROWS, INIT_ROWS_A_CLUSTER * n_clusters))
-    sample = rows.gathered(draw_rows(n_rows, size, np.random.default_rng(seed)))
-    moved, middle, unit = centred(sample)
-    centres, _ = kmeans_plusplus(moved, n_clusters, random_state=seed)
-    return centres.astype(np.float64) * unit + middle
-
-
-def _unit(centres: np.ndarray) -> np.ndarray:
-    """Directions; a centre at zero stays there."""
-    lengths = np.linalg.norm(centres.astype(np.float64), axis=1, keepdims=True)
-    return centres / np.where(lengths > 0, lengths, 1)
-
-
-def _centred_potentials(fit: _Fit, found: _Clustering) -> np.ndarray:
-    """Potentials of the same labels, each in the middle of where it may be, so that `predict` gives labels back.
-
-    Those that the repair ends with leave a row of each class tied with another class: they are on the border of all
-    potentials whose argmax are these labels. Let room_jk be by how much class k may rise over class j until the first
-    row of j would rather be in k. All potentials may move at once, each half of the way to the middle of its bounds at
-    most, and still none is passed; only rows that are tied whatever the potentials remain so.
-    """
-    assignment, slack = found.assignment, fit.epsilon
-    labels, g = as_array(assignment.labels), as_array(assignment.potentials)
-    scores = _scores(fit.rows.source, found.centres, fit.cosine)
-    near = sweep.candidates(fit.rows.over(scores), g, labels.astype(np.int32), slack, 0.0)
-    row_of = np.repeat(np.arange(len(near.rows)), near.sizes)
-    classes, own_classes = near.classes, labels[near.rows][row_of]
-    totals, own = near.scores + g[near.classes], np.zeros(len(near.rows))
-    is_own = classes == own_classes
-    own[row_of[is_own]] = totals[is_own]
-    room = np.full((len(g), len(g)), slack)
-    others = ~is_own
-    np.minimum.at(room, (own_classes[others], classes[others]), np.maximum(own[row_of[others]] - totals[others], 0.0))
-    room = fit.rows.min("room", room)
-    # Of clusters with bounds, only those at a bound have a potential.
-    movable = np.isfinite(g) & ((g != 0) | (not fit.may_fill))
-    moved = np.zeros(len(g))
-    for _ in range(CENTRING_ROUNDS):
-        middle = ((moved[:, None] + room).min(0) + (moved - room).max(1)) / 2
-        moved = np.where(movable, middle, 0.0)
-    return g + moved
 
 
 # ---- what a user may ask for ----
