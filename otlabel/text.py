@@ -1,4 +1,4 @@
-"""Texts for people: what a name out of a file looks like in a message."""
+"""Texts for people: numbers, sizes and times in words, and names out of files as a message shows them."""
 
 from __future__ import annotations
 
@@ -40,3 +40,17 @@ def duration(seconds: float, minutes: str = "minutes") -> str:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     number = math.ceil(seconds / 60)
     return f"{number} {minutes}" if number < 90 else f"{number / 60:.1f} hours"
+
+
+def with_noun(number: int, what: str) -> str:
+    """So many of something: 1 row, 2 rows, 2 classes."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}{'es' if what.endswith('s') else 's'}"
+
+
+def percent(share: float) -> str:
+    """A share in words that never call something nothing, or a part the whole."""
+    if 0 < share < 0.001:
+        return "under 0.1 %"
+    if 0.999 < share < 1:
+        return "over 99.9 %"
+    return f"{100 * share:.3g} %"

@@ -189,7 +189,7 @@ def test_cost_for_given_class_sizes(rng) -> None:
 def test_large_matrices_are_assessed_on_a_stated_sample(rng, monkeypatch) -> None:
     scores = clusters(rng, 6000, 10)
     whole = diagnose(scores)
-    monkeypatch.setattr("otlabel.doctor.ASSESSED_ENTRIES", 20_000)
+    monkeypatch.setattr("otlabel.doctor.looking.ASSESSED_ENTRIES", 20_000)
     sampled = diagnose(scores)
     assert (whole.n_assessed, sampled.n_assessed) == (6000, 2000)
     assert "random sample of 2,000 rows" in " ".join(sampled.summary().split())

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from otlabel.text import range_text
+
 if TYPE_CHECKING:
     from markupsafe import Markup
 
@@ -81,7 +83,7 @@ def sizes(by_method: dict[str, np.ndarray]) -> Figure:
         else:
             places = np.unique(np.linspace(0, n_classes - 1, POINTS).astype(int))
             parts.append(_line([(x.at(place + 1), y.at(float(counts[place]))) for place in places], style))
-    told = "; ".join(f"{name}: {_span(one)}" for name, one in zip(by_method, ranked, strict=True))
+    told = "; ".join(f"{name}: {range_text(one)}" for name, one in zip(by_method, ranked, strict=True))
     return Figure(
         "Class sizes", f"{_capital(told)}.", _svg(parts, "Class sizes"), tuple(zip(STYLES, by_method, strict=False))
     )
@@ -210,10 +212,6 @@ def _band(points: list[tuple[float, float]], style: str) -> str:
 
 def _dot(point: tuple[float, float], radius: float, style: str) -> str:
     return f'<circle class="{style}" cx="{point[0]:.1f}" cy="{point[1]:.1f}" r="{radius}"/>'
-
-
-def _span(ranked: np.ndarray) -> str:
-    return f"{ranked[0]:,} each" if ranked[0] == ranked[-1] else f"{ranked[-1]:,} to {ranked[0]:,}"
 
 
 def _capital(text: str) -> str:
