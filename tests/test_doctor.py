@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +61,29 @@ def test_nothing_usable_is_still_a_diagnosis() -> None:
     assert (found.n_nan, found.n_bad_rows, found.epsilon, found.argmax_sizes) == (12, 4, None, ())
     assert found.severity == "problem"
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+PROBABLE = softmax(3 * np.random.default_rng(0).normal(size=(200, 5)), 1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "alike"),
+    [
+        (PROBABLE, True),
+        (PROBABLE.astype(np.float16), True),
+        ((1.03 * PROBABLE).astype(np.float16), False),  # by more than halves round
+        (PROBABLE / 2, False),
+        (np.eye(5)[PROBABLE.argmax(1)], False),  # votes
+        (np.log(PROBABLE), False),
+    ],
+    ids=["float64", "float16", "float16 off", "half of it", "votes", "logarithms"],
+)
+def test_the_doctor_and_assign_know_probabilities_alike(scores: np.ndarray, alike: bool) -> None:
+    assert (diagnose(scores).kind == "probabilities") == alike
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        sinkhorn_assign(scores)
+    assert any("like probabilities" in str(one.message) for one in told) == alike
 
 
 def test_no_possible_balance_is_a_finding(rng) -> None:

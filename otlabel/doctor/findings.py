@@ -27,8 +27,8 @@ def findings_of_input(found: Diagnosis) -> list[Finding]:
             Finding(
                 "problem",
                 "finite",
-                f"{with_noun(found.n_nan, 'score')} NaN and {with_noun(found.n_plus_inf, 'score')} +inf, in {rows}, which "
-                "the rest of this page leaves out.",
+                f"{with_noun(found.n_nan, 'score')} NaN and {with_noun(found.n_plus_inf, 'score')} +inf, in {rows}, "
+                "which the rest of this page leaves out.",
                 "mend or leave out these rows; assign refuses them. Use -inf to forbid a pair.",
             )
         )

@@ -23,6 +23,7 @@ from otlabel.errors import InfeasibleError, OtlabelWarning
 from otlabel.interrupts import interruptible
 from otlabel.marginals import class_sizes
 from otlabel.ranks.rowset import RowSet
+from otlabel.solver.posing import has_shares, sum_to_one
 from otlabel.sources import Source, as_float, cached, class_mass_of, draw_rows, open_scores
 from otlabel.validate import check_mass
 
@@ -186,18 +187,13 @@ def _kind(values: np.ndarray, dtype: str) -> Kind:
     """What the scores of some rows look like."""
     finite = values[values > -np.inf]
     low, high = float(finite.min()), float(finite.max())
-    if low >= 0 and high <= 1 and _sum_to_one(values.sum(1), dtype):
+    if low >= 0 and high <= 1 and has_shares(values) and sum_to_one(values.sum(1), dtype):
         return "probabilities"
-    if high <= 0 and _sum_to_one(np.exp(values).sum(1), dtype):
+    if high <= 0 and sum_to_one(np.exp(values).sum(1), dtype, of_logarithms=True):
         return "log-probabilities"
     if -1.001 <= low < 0 < high <= 1.001:
         return "similarities"
     return "non-positive" if high <= 0 else "non-negative" if low >= 0 else "logits"
-
-
-def _sum_to_one(sums: np.ndarray, dtype: str) -> bool:
-    """Whether all sums are 1 up to what the storage type rounds away."""
-    return bool((np.abs(sums - 1) < (1e-3 if dtype in ("float32", "float64") else 5e-2)).all())
 
 
 def _columns_are_distributions(scores: Source) -> bool:
@@ -207,7 +203,7 @@ def _columns_are_distributions(scores: Source) -> bool:
         values = as_float(scores.read(start, stop), scores.dtype).astype(np.float64)
         plain += values.sum(0)
         exponentiated += np.exp(np.minimum(values, 1.0)).sum(0)  # anything above 0 is no logarithm of a probability
-    return _sum_to_one(plain, scores.dtype) or _sum_to_one(exponentiated, scores.dtype)
+    return sum_to_one(plain, scores.dtype) or sum_to_one(exponentiated, scores.dtype, of_logarithms=True)
 
 
 # ---- assessing ----

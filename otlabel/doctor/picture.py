@@ -8,7 +8,7 @@ import numpy as np
 
 from otlabel.doctor.diagnosis import Diagnosis
 from otlabel.errors import MissingPackageError
-from otlabel.text import range_text
+from otlabel.text import range_text, with_noun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,8 +37,9 @@ def draw(diagnosis: Diagnosis) -> Figure:
     figure = Figure(figsize=(9, 4.8), facecolor=PAPER)
     figure.text(0.075, 0.925, "Class sizes before and after balance", size=16, weight="bold", color=INK)
     empty = int((before == 0).sum())
-    told = f"best class alone: {range_text(before, ' samples')}" + (f", {count(empty, 'class')} empty" if empty else "")
-    for height, hue, text in ((0.86, BEFORE, told), (0.81, AFTER, f"balanced: {range_text(after, ' samples')}")):
+    told, balanced = (range_text(sizes, " samples") for sizes in (before, after))
+    told = f"best class alone: {told}" + (f", {with_noun(empty, 'class')} empty" if empty else "")
+    for height, hue, text in ((0.86, BEFORE, told), (0.81, AFTER, f"balanced: {balanced}")):
         figure.text(0.075, height - 0.002, "\N{BLACK SQUARE}", size=13, color=hue)
         figure.text(0.097, height, text, size=10.5, color=INK)
     axes = figure.add_axes((0.075, 0.125, 0.895, 0.635))

@@ -326,20 +326,32 @@ def _warn_of_probabilities(rows: RowSet, sampled: np.ndarray) -> None:
     """Say so if a few rows, all within [0, 1], sum to 1; of votes, one class a row, there is nothing to say."""
     chosen = sampled[draw_rows(len(sampled), LOOK_ROWS, np.random.default_rng(0))]
     dtype, sample = rows.source.dtype, rows.taken(chosen).source
-    near = 1e-3 if dtype in ("float32", "float64") else 2e-2
-    farthest, any_zero, any_share = 0.0, 0.0, 0.0
+    any_other, any_zero, any_share = 0.0, 0.0, 0.0
     for block in sample.blocks():
         numbers = as_float(sample.read(*block), dtype).astype(np.float64)
-        farthest = max(farthest, float(np.abs(numbers.sum(1) - 1).max()))
+        any_other = max(any_other, float(not sum_to_one(numbers.sum(1), dtype)))
         any_zero = max(any_zero, float((numbers == 0).any()))
-        any_share = max(any_share, float(((numbers > 0) & (numbers < 1)).any()))
-    farthest, any_zero, any_share = rows.max("look", farthest, any_zero, any_share)
-    if farthest >= near or not any_share:
+        any_share = max(any_share, float(has_shares(numbers)))
+    any_other, any_zero, any_share = rows.max("look", any_other, any_zero, any_share)
+    if any_other or not any_share:
         return
     told = "rows are in [0, 1] and sum to 1, like probabilities: pass the logarithm of them"
     if any_zero:
         told += ", np.log(np.maximum(p, 1e-9)), as some are 0: without a least value those pairs would be forbidden"
     warn(DegenerateScoresWarning, told)
+
+
+def sum_to_one(sums: np.ndarray, dtype: str, *, of_logarithms: bool = False) -> bool:
+    """Whether all sums are 1 up to what their storage type rounds away, of probabilities or of exponentials of logs."""
+    # In halves a logarithm of -10 is rounded by up to 0.02, and all of a row may be rounded to the same side.
+    rounded = 5e-2 if of_logarithms else 2e-2
+    near = 1e-3 if dtype in ("float32", "float64") else rounded
+    return bool((np.abs(sums - 1) < near).all())
+
+
+def has_shares(numbers: np.ndarray) -> bool:
+    """Whether any is between 0 and 1; of votes, which have none, the logarithm is not meant."""
+    return bool(((numbers > 0) & (numbers < 1)).any())
 
 
 def check_finite(rows: RowSet, inspection: sweep.Inspection, what: str = "scores") -> None:
