@@ -9,37 +9,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from command import Ran
 from oracles import hungarian_labels
 
 import otlabel
 from otlabel import KL, Assignment, Exact, Range, read_labels, sinkhorn_assign
-from otlabel.commands.main import build_parser, main
+from otlabel.commands.main import build_parser
 
 N_SAMPLES, N_CLASSES = 40, 4
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    """A function that runs the command in this process."""
-
-    def run(*argv: Any) -> Ran:
-        capsys.readouterr()
-        code = main([str(word) for word in argv])
-        return Ran(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

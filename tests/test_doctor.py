@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from command import Ran
 from oracles import hungarian_labels
 from problems import KINDS, clusters, draw, normal
 from scipy.special import log_softmax, softmax
 
 import otlabel
 from otlabel import sinkhorn_assign
-from otlabel.commands.main import main
 from otlabel.doctor import Diagnosis, diagnose
 from otlabel.errors import InvalidMassError, InvalidScoresError, MissingPackageError
 
@@ -289,22 +290,10 @@ def test_what_is_no_matrix_is_refused(rng) -> None:
 # ---- the command ----
 
 
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
+def run(run: Callable[..., Ran]) -> Callable[..., Ran]:
     """A function that runs `otlabel doctor` in this process."""
-
-    def run(*argv: Any) -> Ran:
-        capsys.readouterr()
-        code = main(["doctor", *map(str, argv)])
-        return Ran(code, *capsys.readouterr())
-
-    return run
+    return functools.partial(run, "doctor")
 
 
 @pytest.fixture

@@ -15,16 +15,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from command import assert_interrupted_at_once
 
 import otlabel
 from otlabel import Assignment, report, sinkhorn_assign
-from otlabel.commands.main import main
 from otlabel.errors import FileFormatError, FingerprintError, OtlabelWarning
 from otlabel.sources import open_scores
 from otlabel.storage.atomic import replacing
@@ -32,24 +32,6 @@ from otlabel.storage.label_files import Receipt, fingerprint, read_labels, store
 
 N_SAMPLES, N_CLASSES = 60, 5
 NOBODY = 65534
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    """A function that runs the command in this process."""
-
-    def run(*argv: Any) -> Ran:
-        capsys.readouterr()
-        code = main([str(word) for word in argv])
-        return Ran(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
@@ -538,14 +520,7 @@ def test_interrupt_ends_at_once_and_leaves_nothing(tmp_path, work, delay) -> Non
     assert process.stderr is not None
     process.stderr.read(1)  # the bar shows up with the first pass
     time.sleep(delay)
-    assert process.poll() is None
-    begun = time.perf_counter()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert time.perf_counter() - begun < 3  # a second on an idle machine
-    assert (process.returncode, out) == (130, "")
-    assert err.endswith("otlabel: error: interrupted\n")
-    assert "Traceback" not in err
+    assert_interrupted_at_once(process)
     assert names(folder) == []
 
 

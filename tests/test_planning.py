@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch.distributed as dist
+from command import Ran
 from problems import clusters, normal
 from ranks import on_ranks
 from scipy.special import log_softmax
 
 import otlabel
 from otlabel import sinkhorn_assign
-from otlabel.commands.main import main
 from otlabel.planning import (
     CARDS,
     conversation,
@@ -334,22 +336,10 @@ def test_free_memory_is_a_sensible_number() -> None:
 # ---- the command ----
 
 
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
+def run(run: Callable[..., Ran]) -> Callable[..., Ran]:
     """A function that runs `otlabel plan` in this process."""
-
-    def run(*argv: Any) -> Ran:
-        capsys.readouterr()
-        code = main(["plan", *map(str, argv)])
-        return Ran(code, *capsys.readouterr())
-
-    return run
+    return functools.partial(run, "plan")
 
 
 @pytest.fixture
