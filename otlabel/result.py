@@ -24,6 +24,7 @@ from otlabel.solver.posing import check_finite
 from otlabel.sources import Source, WithColumn, as_array, home_of, in_order_of, open_scores, plain_names, sample_mass_of
 from otlabel.sources.paths import load_archive
 from otlabel.storage.atomic import replacing
+from otlabel.storage.texts import check_format
 from otlabel.text import bytes_text, printable
 from otlabel.validate import check_vector
 
@@ -210,8 +211,7 @@ class Assignment:
             stored = load_archive(Path(path))
             header = json.loads(str(stored["header"]))
             arrays: dict[str, Any] = {name: stored[name] for name in ARRAYS}
-            if (header.pop("format"), header.pop("version")) != (FORMAT, FORMAT_VERSION):
-                raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")
+            check_format((header.pop("format"), header.pop("version")), FORMAT, FORMAT_VERSION)
             header["status"] = Status(header["status"])
             header["history"] = tuple(map(dict, header["history"]))
             header["notes"] = _texts(header["notes"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from otlabel.sources.npy import read_header
 from otlabel.sources.paths import load_plain
 from otlabel.storage import label_files
 from otlabel.storage.label_files import CLUSTERED
+from otlabel.storage.texts import read_json, read_json_lines, read_lines
 from otlabel.text import one_line
 
 if TYPE_CHECKING:
@@ -80,13 +80,16 @@ def opened(n_samples: int | None, **given: Any) -> dict[str, Any]:
             label_files.check_number(text, n_samples)
         return load_array(text)
 
+    def lines(text: str) -> list[str]:
+        return read_lines(Path(text))
+
     readers: dict[str, Callable[[str], Any]] = {
         "images": _mapped,
-        "texts": _lines,
-        "names": _lines,
-        "true_names": _lines,
+        "texts": lines,
+        "names": lines,
+        "true_names": lines,
         "truth": truth,
-        "history": _json_lines,
+        "history": lambda text: read_json_lines(Path(text)),
     }
     return {
         name: readers[name](os.fspath(one)) if name in readers and isinstance(one, (str, os.PathLike)) else one
@@ -100,17 +103,6 @@ def _mapped(text: str) -> np.ndarray:
     if not math.prod(shape) * dtype.itemsize or not shape:
         raise FileFormatError(f"{text} holds {dtype} of shape {shape}, no images")
     return np.load(text, mmap_mode="r", allow_pickle=False)
-
-
-def _lines(text: str) -> list[str]:
-    try:
-        return Path(text).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{text} is no UTF-8 text: {error}") from error
-
-
-def _json_lines(text: str) -> list[Any]:
-    return [_json(Path(text), line) for line in _lines(text) if line]
 
 
 def _of_assignment(result: Assignment, title: str = "Labels") -> Subject:
@@ -200,7 +192,7 @@ def _of_run(folder: Path, head: int, n_samples: int | None) -> Subject:
     from otlabel.training.config import config_of
     from otlabel.training.data import images_of
 
-    asked = _json(folder / "config.json", "\n".join(_lines(str(folder / "config.json"))))
+    asked = read_json(folder / "config.json")
     try:
         given = {
             section: {key: value for key, value in values.items() if value is not None}
@@ -213,7 +205,7 @@ def _of_run(folder: Path, head: int, n_samples: int | None) -> Subject:
     stored = _heads(folder / "labels.h5", n_samples)
     subject = _of_head(stored, head, folder.resolve().name)
     weights, relabellings = _checkpoint(folder / "checkpoint.pt")
-    subject = dataclasses.replace(subject, history=[*_json_lines(str(folder / "metrics.jsonl")), *relabellings])
+    subject = dataclasses.replace(subject, history=[*read_json_lines(folder / "metrics.jsonl"), *relabellings])
     about, notes = [*subject.about, *_features_judged(folder)], list(subject.notes)
     try:
         images = images_of(config.data)
@@ -239,19 +231,12 @@ def _of_run(folder: Path, head: int, n_samples: int | None) -> Subject:
     )
 
 
-def _json(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path} is damaged: {one_line(error)}") from error
-
-
 def _features_judged(folder: Path) -> list[str]:
     """What result.json and search.json say of labels and features, a sentence each."""
     from otlabel.training.search import told as tried_settings
 
     path = folder / "result.json"
-    found = _json(path, path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = read_json(path) if path.is_file() else {}
     told_without = []
     if isinstance(found.get("quality"), float):
         told_without.append(
@@ -260,7 +245,7 @@ def _features_judged(folder: Path) -> list[str]:
         )
     tried = folder / "search.json"
     if tried.is_file():
-        told_without += tried_settings(_json(tried, tried.read_text(encoding="utf-8")))
+        told_without += tried_settings(read_json(tried))
     named = {"knn": "nearest neighbours", "probe": "a linear probe"}
     told = [f"{named[key]} {found[key]:.3f}" for key in named if isinstance(found.get(key), float)]
     return told_without + ([f"Accuracy of the features on test data: {', '.join(told)}."] if told else [])

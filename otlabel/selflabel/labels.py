@@ -37,6 +37,7 @@ from otlabel.sources.hdf5 import (
 )
 from otlabel.storage.atomic import replacing
 from otlabel.storage.label_files import create_labels, hdf5_image, read_dataset
+from otlabel.storage.texts import check_format
 
 if TYPE_CHECKING:
     import h5py
@@ -125,8 +126,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[h5py.File, dict[str,
     try:
         with open_hdf5(file) as handle:
             about = read_attributes(handle, ATTRIBUTES)
-            if (about.get("format"), about.get("format_version")) != (FORMAT, FORMAT_VERSION):
-                raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")
+            check_format((about.get("format"), about.get("format_version")), FORMAT, FORMAT_VERSION)
             check_complete(about)
             check_texts(handle, about)
             if not isinstance(about.get("data"), (str, NoneType)):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from otlabel.errors import InvalidMassError
-from otlabel.marginals import KL, Exact, Range, Rule, one_number, one_whole_number
+from otlabel.marginals import KL, Exact, Range, Rule, one_number
 from otlabel.sources import Source, by_class, class_mass_of, sample_mass_of
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def check_solver(epsilon: Any, rounding: Rounding, tol: Any, max_sweeps: Any, me
     for name, value, choices in (("rounding", rounding, ("exact", "argmax")), ("method", method, ("auto", "sinkhorn"))):
         if str(value) not in choices:
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
-    max_sweeps, seed = one_whole_number(max_sweeps, "max_sweeps", 1), one_whole_number(seed, "seed", 0)
+    max_sweeps, seed = _whole_number(max_sweeps, "max_sweeps", 1), _whole_number(seed, "seed", 0)
     return Solver(epsilon, rounding, tol, max_sweeps, method, seed)
 
 
@@ -124,3 +125,15 @@ def check_demand(
         )
         classes = Range(lo, hi)
     return Demand(mass, of_samples, classes, samples, abstain)
+
+
+def _whole_number(given: Any, name: str, least: int) -> int:
+    """A setting as a whole number, of whatever kind, that is not below the least; or ValueError."""
+    try:
+        number = operator.index(given)
+    except (TypeError, ValueError, RuntimeError):  # a float may be whole all the same
+        real = one_number(given, name)
+        number = int(real) if real.is_integer() else least - 1
+    if number < least:
+        raise ValueError(f"{name} is {given}; pass a whole number, at least {least}")
+    return number

@@ -15,7 +15,8 @@ from typing import IO, TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the system tells these without the file they are about
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NAMELESS = (*NO_ROOM, errno.EFBIG, errno.EIO)  # the system tells these without the file they are about
 NO_FILES = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -46,7 +47,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             os.replace(temporary, target)  # while it is locked, so that nobody takes it for a leftover
         _sync_folder(target.parent)
     except OSError as error:
-        if error.filename is None and error.errno in NO_ROOM:
+        if error.filename is None and error.errno in NAMELESS:
             error.filename = str(path)
         raise
 

@@ -52,6 +52,7 @@ from otlabel.sources.hdf5 import (
 from otlabel.sources.npy import read_header
 from otlabel.storage.atomic import replacing, save_array
 from otlabel.storage.outputs import LABEL_ENDINGS
+from otlabel.storage.texts import check_format
 from otlabel.text import printable
 from otlabel.validate import check_vector, class_numbers
 
@@ -393,8 +394,7 @@ def _number(found: re.Match[str]) -> int:
 def _read_hdf5(file: Path) -> StoredLabels:
     with open_hdf5(file) as handle:
         about = read_attributes(handle, ATTRIBUTES)
-        if (about.get("format"), about.get("format_version")) != (FORMAT, FORMAT_VERSION):
-            raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")
+        check_format((about.get("format"), about.get("format_version")), FORMAT, FORMAT_VERSION)
         check_complete(about)
         check_texts(handle, about)
         room = file.stat().st_size

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import io
 import itertools
 import json
@@ -51,7 +50,7 @@ from otlabel.selflabel import (
 from otlabel.selflabel.model import forward_only
 from otlabel.selflabel.quality import common_view
 from otlabel.sources.paths import load_plain
-from otlabel.storage.atomic import replacing, working_in
+from otlabel.storage.atomic import NO_ROOM, replacing, working_in
 from otlabel.storage.outputs import check_apart
 from otlabel.text import one_line
 from otlabel.training.augment import Augmentation, four_turns, plain, with_channels
@@ -71,7 +70,6 @@ SCHEDULES: dict[str, Callable[[float, int], Any]] = {
 FILES = ("metrics.jsonl", "checkpoint.pt", "labels.h5", "result.json", "config.json", "features.h5")
 BEGUN = FILES[:4]  # there are some of them once an epoch has been trained
 LONGEST_TOLD = 300  # characters of what torch says of weights, which may name every layer
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 Report = Callable[[dict[str, Any]], None]
 
 

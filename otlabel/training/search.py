@@ -18,6 +18,7 @@ from typing import Any
 
 from otlabel.errors import FileFormatError, FingerprintError
 from otlabel.storage.atomic import replacing
+from otlabel.storage.texts import read_json_lines
 from otlabel.training.config import Config, config_of
 from otlabel.training.data import Images, part_of
 from otlabel.training.run import Report, Run, train
@@ -148,8 +149,8 @@ def _place(folder: Path, rung: int, name: str) -> Path:
 
 def _epoch_seconds(place: Path) -> float:
     """The mean over the epochs of a trial, however often it was interrupted."""
-    lines = (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return sum(json.loads(line)["seconds"] for line in lines) / len(lines)
+    lines = read_json_lines(place / "metrics.jsonl")
+    return sum(line["seconds"] for line in lines) / len(lines)
 
 
 def _read(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
