@@ -143,7 +143,7 @@ def test_packages_stay_where_they_belong(package: str) -> None:
         str(file.relative_to(PACKAGE)) for file in source_files() for name, _, _ in imports_of(file)
         if name.split(".")[0] == package
     }  # fmt: skip
-    assert users <= ONLY_IN[package]
+    assert users == ONLY_IN[package]
 
 
 @pytest.mark.parametrize("package", ["torch", "ot", "matplotlib", "sklearn", "faiss", "jinja2", "h5py", "tqdm"])

@@ -41,6 +41,7 @@ from otlabel.sources.hdf5 import (
     check_found,
     check_stored,
     check_texts,
+    find_dataset,
     open_hdf5,
     read_attribute,
     read_attributes,
@@ -419,17 +420,7 @@ def _read_hdf5(file: Path) -> StoredLabels:
 
 def read_dataset(handle: h5py.File, name: str, kind: str, room: int) -> np.ndarray:
     """One array, chunk by chunk, so that damage can be told by its place; a header's claim is checked first."""
-    import h5py
-
-    dataset: Any = handle
-    for part in name.split("/"):
-        if not isinstance(dataset, h5py.Group) or not isinstance(dataset.get(part, getlink=True), h5py.HardLink):
-            raise ValueError(f"/{name} is missing, or not an array of this very file")
-        dataset = dataset[part]
-    if not isinstance(dataset, h5py.Dataset):
-        raise ValueError(f"/{name} is no array")
-    if dataset.external or dataset.is_virtual:
-        raise ValueError(f"/{name} lies in another file")
+    dataset = find_dataset(handle, Path(handle.filename), f"/{name}")
     if dataset.dtype.kind != kind:
         wanted = "whole numbers (int8 to int64)" if kind == "i" else "floating-point numbers"
         raise ValueError(f"/{name} claims to be {dataset.dtype}, and {wanted} are wanted")
