@@ -25,7 +25,7 @@ from otlabel.commands.main import main
 from otlabel.errors import OtlabelError
 from otlabel.selflabel.labels import save_labels
 from otlabel.storage.atomic import LOCK, destination, replacing, save_array, working_in
-from otlabel.storage.label_files import read_labels, write_labels
+from otlabel.storage.label_files import StoredLabels, read_labels, write_labels
 from otlabel.storage.outputs import check_apart
 
 N, K = 60, 4
@@ -53,7 +53,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     result.save("result.npz")
     with h5py.File("s.h5", "w") as file:
         file["a"], file["b"] = scores, scores
-    write_labels(Path("labels.h5"), result.labels, result.counts, result.potentials)
+    write_labels(Path("labels.h5"), StoredLabels(result.labels, result.counts, result.potentials))
     for part in range(2):
         np.save(f"s-{part}.npy", scores[part::2])
     Path("words.html").write_text("word\n" * N)
@@ -207,8 +207,8 @@ def store(path: Path) -> None:
 
 LABELS = np.arange(N) % K
 WRITERS: dict[str, Callable[[Path], Any]] = {
-    "l.npy": lambda path: write_labels(path, LABELS, np.bincount(LABELS), np.zeros(K)),
-    "l.h5": lambda path: write_labels(path, LABELS, np.bincount(LABELS), np.zeros(K)),
+    "l.npy": lambda path: write_labels(path, StoredLabels(LABELS, np.bincount(LABELS), np.zeros(K))),
+    "l.h5": lambda path: write_labels(path, StoredLabels(LABELS, np.bincount(LABELS), np.zeros(K))),
     "heads.h5": lambda path: save_labels(path, LABELS[None], [K]),
     "result.npz": lambda path: sinkhorn_assign(np.eye(8, 2)).save(path),
     "at.npy": lambda path: save_array(path, np.zeros(K)),

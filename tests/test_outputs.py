@@ -28,7 +28,7 @@ from otlabel import Assignment, report, sinkhorn_assign
 from otlabel.errors import FileFormatError, FingerprintError, OtlabelWarning
 from otlabel.sources import open_scores
 from otlabel.storage.atomic import replacing
-from otlabel.storage.label_files import Receipt, fingerprint, read_labels, stored_bytes, write_labels
+from otlabel.storage.label_files import Receipt, StoredLabels, fingerprint, read_labels, stored_bytes, write_labels
 
 N_SAMPLES, N_CLASSES = 60, 5
 NOBODY = 65534
@@ -78,7 +78,7 @@ def test_hdf5_holds_all_that_was_found(run, file, scores, ending) -> None:
 def test_labels_take_the_smallest_type_that_holds_them(tmp_path, n_classes, kind) -> None:
     labels = np.array([n_classes - 1, 0, n_classes - 1])
     counts = np.bincount(labels, minlength=n_classes)
-    write_labels(tmp_path / "labels.h5", labels, counts, np.zeros(n_classes))
+    write_labels(tmp_path / "labels.h5", StoredLabels(labels, counts, np.zeros(n_classes)))
     with h5py.File(tmp_path / "labels.h5", "r") as handle:
         assert handle["labels"].dtype == kind
     read = read_labels(tmp_path / "labels.h5").labels
@@ -91,7 +91,9 @@ def test_labels_take_the_smallest_type_that_holds_them(tmp_path, n_classes, kind
 def test_room_that_is_asked_for_is_enough_and_not_far_more(tmp_path, name, n_rows, n_classes) -> None:
     labels = np.arange(n_rows) % n_classes
     receipt = Receipt(input={"source": "a" * 500}, versions={"python": "3"}, value=0.0)
-    write_labels(tmp_path / name, labels, np.bincount(labels, minlength=n_classes), np.zeros(n_classes), receipt)
+    write_labels(
+        tmp_path / name, StoredLabels(labels, np.bincount(labels, minlength=n_classes), np.zeros(n_classes), receipt)
+    )
     taken = (tmp_path / name).stat().st_size
     assert taken <= stored_bytes(tmp_path / name, n_rows, n_classes) <= 1.001 * taken + 20_000
 
@@ -266,7 +268,7 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_spoiled_files_are_refused_by_name(tmp_path, fault) -> None:
     path = tmp_path / "labels.h5"
     labels = np.sort(np.arange(5000) % 5)
-    write_labels(path, labels, np.bincount(labels), np.zeros(5))
+    write_labels(path, StoredLabels(labels, np.bincount(labels), np.zeros(5)))
     spoil, told = SPOILED[fault]
     spoil(path)
     with pytest.raises(FileFormatError, match=told) as caught:
@@ -364,13 +366,13 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from otlabel.storage.label_files import write_labels
+from otlabel.storage.label_files import StoredLabels, write_labels
 path = Path(sys.argv[1])
 versions = [np.full(1_000_000, k) for k in range(4)]
 print("ready", flush=True)
 while True:
     for labels in versions:
-        write_labels(path, labels, np.bincount(labels, minlength=4), np.zeros(4))
+        write_labels(path, StoredLabels(labels, np.bincount(labels, minlength=4), np.zeros(4)))
 """
 
 
@@ -397,7 +399,7 @@ def test_killed_writers_leave_whole_files_and_the_next_run_clears_up(tmp_path, n
             break
     assert min(n_left, n_whole) >= 3  # else few were hit while they wrote, and this has shown nothing
     labels = np.zeros(3, np.int64)
-    write_labels(path, labels, np.array([3]), np.zeros(1))
+    write_labels(path, StoredLabels(labels, np.array([3]), np.zeros(1)))
     assert names(tmp_path) == [name]
 
 
@@ -530,7 +532,7 @@ def test_interrupt_ends_at_once_and_leaves_nothing(tmp_path, work, delay) -> Non
 def _labels_with_receipt(path: Path) -> Path:
     labels = np.arange(20) % 4
     receipt = Receipt({"source": "scores.npy"}, {"epsilon": 0.04}, {"otlabel": "1"}, value=0.5)
-    write_labels(path, labels, np.bincount(labels), np.zeros(4), receipt)
+    write_labels(path, StoredLabels(labels, np.bincount(labels), np.zeros(4), receipt))
     return path
 
 

@@ -198,11 +198,11 @@ def test_folder_that_is_no_whole_set_is_refused(folder: Path, damage: str) -> No
     for part in range(2 if damage != "empty" else 0):
         receipt = label_files.Receipt({"rows": [3 * part, 3 * part + 3]})
         path = label_files.part_path(folder / "labels", part, 2)
-        label_files.write_labels(path, labels, np.array([1, 2]), potentials, receipt)
+        label_files.write_labels(path, label_files.StoredLabels(labels, np.array([1, 2]), potentials, receipt))
     if damage == "missing":
         label_files.part_path(folder / "labels", 1, 2).unlink()
     if damage == "foreign":
-        label_files.write_labels(path, labels, np.array([1, 2]), potentials + 1, receipt)
+        label_files.write_labels(path, label_files.StoredLabels(labels, np.array([1, 2]), potentials + 1, receipt))
     said = {"missing": "part-00001-of-00002.h5 is missing", "foreign": "is of another run", "empty": "holds no parts"}
     with pytest.raises(FileFormatError, match=said[damage]):
         label_files.read_labels(folder / "labels")

@@ -177,20 +177,20 @@ def _write_all(
 
     from otlabel.commands.torchrun import write_part
     from otlabel.sources import as_array
-    from otlabel.storage.label_files import sizes_of, write_labels
+    from otlabel.storage.label_files import StoredLabels, sizes_of, write_labels
 
     labels, counts, potentials = map(as_array, (result.labels, result.counts, result.potentials))
+    stored = StoredLabels(labels, counts, potentials, receipt, result.threshold)
     if in_parts:
 
         def write_own(path: Path, meet: Callable[[], None]) -> None:
-            own = sizes_of(labels, len(counts))
-            write_labels(path, labels, own, potentials, receipt, result.threshold, meet)
+            write_labels(path, replace(stored, counts=sizes_of(labels, len(counts))), meet)
 
         write_part(arguments.output, communicator, write_own)
     else:
         (labels,) = communicator.allgather("labels", labels)
         if communicator.rank == 0:
-            write(arguments, labels, counts, potentials, result.threshold, receipt)
+            write(arguments, replace(stored, labels=labels))
     if arguments.potentials is not None and communicator.rank == 0:
         replace(result, labels=labels).save(arguments.potentials)
 

@@ -68,7 +68,7 @@ def _cluster_share(arguments: argparse.Namespace, communicator: Communicator, gr
     from otlabel.cluster import BalancedKMeans
     from otlabel.commands.torchrun import rows_of_rank
     from otlabel.sources import open_scores, rows_between
-    from otlabel.storage.label_files import write_labels
+    from otlabel.storage.label_files import StoredLabels, write_labels
 
     features = open_scores(arguments.features)
     if communicator.world_size > 1:
@@ -90,7 +90,7 @@ def _cluster_share(arguments: argparse.Namespace, communicator: Communicator, gr
     proof = model.proof_
     alone = arguments.output.suffix.lower() == ".npy"
     receipt = None if alone else _receipt(arguments, proof)
-    write_labels(arguments.output, labels, sizes, model.potentials_, receipt)
+    write_labels(arguments.output, StoredLabels(labels, sizes, model.potentials_, receipt))
     if arguments.centres is not None:
         with replacing(arguments.centres) as file:
             np.save(file, model.cluster_centers_)

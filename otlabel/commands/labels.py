@@ -16,7 +16,7 @@ from otlabel.storage.outputs import LABEL_ENDINGS, Output
 if TYPE_CHECKING:
     import numpy as np
 
-    from otlabel.storage.label_files import Receipt
+    from otlabel.storage.label_files import StoredLabels
 
 
 def read_class_mass(text: str | None) -> np.ndarray | None:
@@ -69,19 +69,14 @@ def read_potentials(path: Path) -> tuple[np.ndarray, float]:
     return stored.potentials, stored.threshold
 
 
-def write(
-    arguments: argparse.Namespace,
-    labels: np.ndarray,
-    counts: np.ndarray,
-    potentials: np.ndarray,
-    threshold: float,
-    receipt: Receipt,
-) -> None:
+def write(arguments: argparse.Namespace, stored: StoredLabels) -> None:
     """Labels to the output; a receipt of .npy only where it was asked for."""
+    from dataclasses import replace
+
     from otlabel.storage.label_files import write_labels
 
     alone = arguments.output.suffix.lower() == ".npy" and not arguments.receipt
-    write_labels(arguments.output, labels, counts, potentials, None if alone else receipt, threshold)
+    write_labels(arguments.output, replace(stored, receipt=None) if alone else stored)
 
 
 def versions() -> dict[str, str]:

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from otlabel.result import predict
     from otlabel.sources import as_array, open_scores
-    from otlabel.storage.label_files import Receipt, fingerprint, sizes_of, stored_bytes
+    from otlabel.storage.label_files import Receipt, StoredLabels, fingerprint, sizes_of, stored_bytes
 
     potentials, threshold = read_potentials(arguments.potentials)
     scores = open_scores(arguments.scores)
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     labels = as_array(predict(scores, potentials, threshold))
     counts = sizes_of(labels, len(potentials))
-    write(arguments, labels, counts, potentials, threshold, receipt)
+    write(arguments, StoredLabels(labels, counts, potentials, receipt, threshold))
     if arguments.json:
         print_json(labels=str(arguments.output), n_samples=len(labels), n_classes=len(potentials), counts=counts)
     else:

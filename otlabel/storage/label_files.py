@@ -96,7 +96,7 @@ class StoredLabels:
     labels: np.ndarray  # (N,) int64, -1 for a sample left unlabelled
     counts: np.ndarray  # (K,) int64
     potentials: np.ndarray | None  # (K,) float64; None in a .npy file
-    receipt: Receipt | None  # None where no receipt of these very labels is there
+    receipt: Receipt | None = None  # None where no receipt of these very labels is there
     threshold: float = -math.inf  # a sample whose best score + potential is below it is left unlabelled
 
 
@@ -135,23 +135,15 @@ def stored_bytes(path: Path, n_rows: int, n_classes: int) -> int:
     return HDF5_HEADER_BYTES + _label_type(n_classes).itemsize * n_rows + 16 * n_classes
 
 
-def write_labels(
-    path: Path,
-    labels: np.ndarray,
-    counts: np.ndarray,
-    potentials: np.ndarray,
-    receipt: Receipt | None = None,
-    threshold: float = -math.inf,
-    meet: Callable[[], None] | None = None,
-) -> None:
+def write_labels(path: Path, stored: StoredLabels, meet: Callable[[], None] | None = None) -> None:
     """Write labels in the format that the name ends in, whole or not at all.
 
     Where several processes write, they meet before their files take their names (HDF5 only).
     """
     if path.suffix.lower() == ".npy":
-        _write_npy(path, np.ascontiguousarray(labels, np.int64), receipt)
+        _write_npy(path, np.ascontiguousarray(stored.labels, np.int64), stored.receipt)
         return
-    image = _hdf5_image(labels, counts, potentials, receipt, threshold)
+    image = _hdf5_image(stored)
     with replacing(path) as file:
         file.write(image.getbuffer())
         if meet is not None:
@@ -179,18 +171,17 @@ def receipt_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _hdf5_image(
-    labels: np.ndarray, counts: np.ndarray, potentials: np.ndarray, receipt: Receipt | None, threshold: float
-) -> io.BytesIO:
+def _hdf5_image(stored: StoredLabels) -> io.BytesIO:
+    assert stored.potentials is not None  # there always are some but in .npy files
     with hdf5_image() as (image, handle):
-        create_labels(handle, labels, counts)
-        _create_summed(handle, "potentials", potentials.astype(np.float64))
+        create_labels(handle, stored.labels, stored.counts)
+        _create_summed(handle, "potentials", stored.potentials.astype(np.float64))
         about: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "complete": True}
-        about["threshold"] = threshold
-        if receipt is not None:
-            known = {name: getattr(receipt, name) for name in _NUMBERS}
+        about["threshold"] = stored.threshold
+        if stored.receipt is not None:
+            known = {name: getattr(stored.receipt, name) for name in _NUMBERS}
             about |= {name: value for name, value in known.items() if value is not None}
-            about |= {name: json.dumps(getattr(receipt, name), allow_nan=False) for name in _TEXTS}
+            about |= {name: json.dumps(getattr(stored.receipt, name), allow_nan=False) for name in _TEXTS}
         write_attributes(handle, about)
     return image
 
