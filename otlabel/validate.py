@@ -1,4 +1,4 @@
-"""What came in, looked at once: settings, scores, masses, labels. Everything inside may then trust them."""
+"""Masses, labels and potentials that came in, looked at once: everything inside may then trust them."""
 
 from __future__ import annotations
 
