@@ -11,24 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otlabel.commands.arguments import (
-    OUTPUT_HELP,
-    SCORES_HELP,
-    add_class_mass,
-    add_command,
-    add_force,
-    add_json,
-    add_memory_limit,
-    add_output,
-    add_receipt,
-    add_rounding,
-    add_seed,
-    bound,
-    count,
-    positive,
-    share,
-)
-from otlabel.commands.labels import check_space, folder_of, labels_outputs, read_class_mass, versions, write
+from otlabel.commands import options
+from otlabel.commands.labels import check_space, folder_of, labels_outputs, read_class_mass, stated, versions, write
 from otlabel.commands.printing import print_json
 from otlabel.errors import FileFormatError, OtlabelWarning
 from otlabel.storage.atomic import destination, save_array
@@ -57,7 +41,7 @@ SETTINGS = (
 
 def add(commands: Any) -> None:
     """The command and its arguments."""
-    parser = add_command(
+    parser = options.add_command(
         commands,
         "assign",
         run,
@@ -66,28 +50,40 @@ def add(commands: Any) -> None:
         description="Label every sample: the best total score under the class sizes asked for.",
         epilog="example: otlabel assign scores.npy -o labels.npy",
     )
-    parser.add_argument("scores", metavar="SCORES", help=SCORES_HELP)
-    add_output(parser, "LABELS", OUTPUT_HELP + "; under torchrun also FOLDER/")
-    add_class_mass(parser)
+    options.scores(parser)
+    options.output(parser, "LABELS", options.OUTPUT_HELP + "; under torchrun also FOLDER/")
+    options.class_mass(parser)
     rules, add = parser.add_mutually_exclusive_group(), parser.add_argument
+    positive, count = options.positive, options.count
     range_help = "class sizes between these, shares (0.005 0.02) or counts (50 200)"
-    rules.add_argument("--range", nargs=2, type=bound, metavar=("LO", "HI"), help=range_help)
+    rules.add_argument("--range", nargs=2, type=options.bound, metavar=("LO", "HI"), help=range_help)
     rules.add_argument("--kl", type=positive, metavar="RHO", help="prefer the masses, pay RHO x KL for leaving them")
-    add("--abstain", type=share, default=0.0, metavar="SHARE", help="leave those that fit worst unlabelled: -1")
-    add("--epsilon", type=positive, default=0.04, help="entropic regularisation, in units of the scores (%(default)s)")
+    add("--abstain", type=options.share, default=0.0, metavar="SHARE", help="leave those that fit worst unlabelled: -1")
+    add(
+        "--epsilon",
+        type=positive,
+        default=0.04,
+        help="entropic regularisation, in units of the scores (%(default)s)",
+    )
     add("--tol", type=positive, default=1e-2, help="L1 class-mass error of the entropic plan (%(default)s)")
-    add_rounding(parser, "exact sizes, or best class of the plan")
+    options.rounding(parser, "exact sizes, or best class of the plan")
     add("--method", choices=("auto", "sinkhorn"), default="auto", help="auto: Newton; sinkhorn: plain iterations")
-    add("--max-sweeps", type=count, default=1000, metavar="N", help="passes over the scores at most (%(default)s)")
-    add_seed(parser, "decides between equal choices", 1 << 63)
+    add(
+        "--max-sweeps",
+        type=count,
+        default=1000,
+        metavar="N",
+        help="passes over the scores at most (%(default)s)",
+    )
+    options.seed(parser, "decides between equal choices", 1 << 63)
     add("--device", default="auto", help="auto, cpu or cuda; auto: where the scores are (%(default)s)")
-    add_memory_limit(parser)
+    options.memory_limit(parser)
     add("--potentials", metavar="OUT.npz", type=Path, help="save the whole result too, for certify and predict")
     add("--checkpoint", metavar="FILE.npy", type=Path, help="keep potentials there; go on from them if killed")
     add("--progress", action="store_true", help="show a progress bar on stderr")
-    add_receipt(parser)
-    add_force(parser)
-    add_json(parser, "the result")
+    options.receipt(parser)
+    options.force(parser)
+    options.as_json(parser, "the result")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -146,19 +142,9 @@ def _labelled(
             group=group,
             **{name: getattr(arguments, name) for name in SETTINGS},
         )
-    names = ("class_mass", "range", "kl", *SETTINGS, "device")
-    receipt = Receipt(
-        input=origin,
-        parameters={name: getattr(arguments, name) for name in names},
-        versions=versions(),
-        value=result.value,
-        bound=result.bound,
-        gap=result.gap,
-        rounding=result.rounding,
-        seed=arguments.seed,
-        status=result.status.value,
-    )
-    return result, receipt
+    parameters = {name: getattr(arguments, name) for name in ("class_mass", "range", "kl", *SETTINGS, "device")}
+    told = {"seed": arguments.seed, "status": result.status.value} | stated(result.proof)
+    return result, Receipt(origin, parameters, versions(), **told)
 
 
 def _rule(arguments: argparse.Namespace) -> Exact | KL | Range:

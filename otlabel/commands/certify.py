@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otlabel.commands.arguments import SCORES_HELP, add_command, add_json
+from otlabel.commands import options
 from otlabel.commands.labels import read_potentials
 from otlabel.commands.printing import print_json
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """The command and its arguments."""
-    parser = add_command(
+    parser = options.add_command(
         commands,
         "certify",
         run,
@@ -24,12 +24,12 @@ def add(commands: Any) -> None:
         description="Bound how far any labels are from the best ones with the same class sizes.",
         epilog="example: otlabel certify scores.npy labels.npy",
     )
-    parser.add_argument("scores", metavar="SCORES", help=SCORES_HELP)
+    options.scores(parser)
     parser.add_argument("labels", metavar="LABELS", help="(N,) whole numbers from 0 to K-1, in such a file too")
     parser.add_argument(
         "--potentials", metavar="FILE", type=Path, help="result.npz or labels.h5 of assign: its bound, no solving"
     )
-    add_json(parser, "the certificate")
+    options.as_json(parser, "the certificate")
 
 
 def run(arguments: argparse.Namespace) -> int:

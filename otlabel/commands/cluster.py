@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otlabel import __version__
-from otlabel.commands.arguments import FEATURES_HELP, add_command, add_force, add_output, add_seed
+from otlabel.commands import options
+from otlabel.commands.labels import stated
 from otlabel.storage.atomic import replacing
 from otlabel.storage.outputs import LABEL_ENDINGS, Output, check_outputs
 
@@ -24,7 +25,7 @@ _SCORES = {"euclidean": "minus squared distances to centres", "cosine": "cosines
 
 def add(commands: Any) -> None:
     """The command and its arguments; defaults are those of `BalancedKMeans`."""
-    parser = add_command(
+    parser = options.add_command(
         commands,
         "cluster",
         run,
@@ -33,18 +34,18 @@ def add(commands: Any) -> None:
         description="Label features by k-means whose clusters have equal sizes, or sizes within bounds, exactly.",
         epilog="example: otlabel cluster features.npy -k 100 -o labels.h5",
     )
-    parser.add_argument("features", metavar="FEATURES", help=FEATURES_HELP)
+    options.features(parser)
     add = parser.add_argument
     add("-k", "--clusters", type=int, required=True, metavar="K", help="number of clusters")
-    add_output(parser, "LABELS", "FILE.npy (int64), or FILE.h5 with cluster sizes and the proof that report shows")
+    options.output(parser, "LABELS", "FILE.npy (int64), or FILE.h5 with cluster sizes and the proof that report shows")
     add("--size-min", type=int, metavar="N", help="fewest samples of a cluster; with no bound, all are of one size")
     add("--size-max", type=int, metavar="N", help="most samples of a cluster")
     add("--metric", choices=("euclidean", "cosine"), default="euclidean", help="default: %(default)s")
     add("--starts", type=int, default=1, metavar="N", help="start so often, the best wins (%(default)s)")
     add("--max-iter", type=int, default=300, metavar="N", help="iterations of a start, at most (%(default)s)")
-    add_seed(parser, "of the first centres, and between equal choices")
+    options.seed(parser, "of the first centres, and between equal choices")
     add("--centres", metavar="OUT.npy", type=Path, help="save the centres too, (K, D)")
-    add_force(parser)
+    options.force(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -116,14 +117,7 @@ def _receipt(arguments: argparse.Namespace, proof: Certificate) -> Receipt:
     from otlabel.sources import open_scores
     from otlabel.storage.label_files import CLUSTERED, Receipt, fingerprint
 
-    return Receipt(
-        input=fingerprint(open_scores(arguments.features), arguments.features),
-        parameters={name: getattr(arguments, name) for name in _SETTINGS},
-        versions={"otlabel": __version__, "numpy": np.__version__},
-        value=proof.value,
-        bound=proof.bound,
-        gap=proof.gap,
-        rounding=proof.rounding,
-        seed=arguments.seed,
-        status=CLUSTERED,
-    )
+    source = fingerprint(open_scores(arguments.features), arguments.features)
+    parameters = {name: getattr(arguments, name) for name in _SETTINGS}
+    made_with = {"otlabel": __version__, "numpy": np.__version__}
+    return Receipt(source, parameters, made_with, seed=arguments.seed, status=CLUSTERED, **stated(proof))

@@ -5,22 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from otlabel.commands.arguments import (
-    FEATURES_HELP,
-    add_command,
-    add_force,
-    add_memory_limit,
-    add_output,
-    add_seed,
-    count,
-)
+from otlabel.commands import options
 from otlabel.storage.atomic import replacing
 from otlabel.storage.outputs import Output, check_outputs
 
 
 def add(commands: Any) -> None:
     """The command and its arguments."""
-    parser = add_command(
+    parser = options.add_command(
         commands,
         "curate",
         run,
@@ -28,13 +20,13 @@ def add(commands: Any) -> None:
         description="Choose samples evenly over the clusters of their features; writes their indices, ascending.",
         epilog="example: otlabel curate features.h5::/features -n 50000 -o chosen.npy",
     )
-    parser.add_argument("features", metavar="FEATURES", help=FEATURES_HELP)
-    parser.add_argument("-n", type=count, required=True, metavar="COUNT", help="samples to choose")
-    add_output(parser, "OUT.npy", "their indices (int64), ascending")
-    parser.add_argument("--clusters", type=count, metavar="K", help="default: sqrt(N), but no more than COUNT")
-    add_seed(parser, "of k-means and of the draws")
-    add_memory_limit(parser, "for keeping features in memory (4e9, 4GB)")
-    add_force(parser)
+    options.features(parser)
+    parser.add_argument("-n", type=options.count, required=True, metavar="COUNT", help="samples to choose")
+    options.output(parser, "OUT.npy", "their indices (int64), ascending")
+    parser.add_argument("--clusters", type=options.count, metavar="K", help="default: sqrt(N), but no more than COUNT")
+    options.seed(parser, "of k-means and of the draws")
+    options.memory_limit(parser, "for keeping features in memory (4e9, 4GB)")
+    options.force(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

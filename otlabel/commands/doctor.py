@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from otlabel.commands.arguments import SCORES_HELP, add_class_mass, add_command, add_force, add_json
+from otlabel.commands import options
 from otlabel.commands.labels import read_class_mass
 from otlabel.commands.printing import print_json
 from otlabel.storage.atomic import replacing
@@ -15,7 +15,7 @@ from otlabel.storage.outputs import Output, check_outputs
 
 def add(commands: Any) -> None:
     """The command and its arguments."""
-    parser = add_command(
+    parser = options.add_command(
         commands,
         "doctor",
         run,
@@ -23,11 +23,11 @@ def add(commands: Any) -> None:
         description="Look at scores without labelling them: are they usable, what will balance change, which epsilon.",
         epilog="example: otlabel doctor scores.npy --plot sizes.png",
     )
-    parser.add_argument("scores", metavar="SCORES", help=SCORES_HELP)
-    add_class_mass(parser)
+    options.scores(parser)
+    options.class_mass(parser)
     parser.add_argument("--plot", metavar="OUT.png", type=Path, help="draw class sizes before and after balance")
-    add_force(parser, "an existing picture")
-    add_json(parser, "all numbers and findings")
+    options.force(parser, "an existing picture")
+    options.as_json(parser, "all numbers and findings")
 
 
 def run(arguments: argparse.Namespace) -> int:

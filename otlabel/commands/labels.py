@@ -16,6 +16,7 @@ from otlabel.storage.outputs import LABEL_ENDINGS, Output
 if TYPE_CHECKING:
     import numpy as np
 
+    from otlabel.solver.outcome import Certificate
     from otlabel.storage.label_files import StoredLabels
 
 
@@ -77,6 +78,11 @@ def write(arguments: argparse.Namespace, stored: StoredLabels) -> None:
 
     alone = arguments.output.suffix.lower() == ".npy" and not arguments.receipt
     write_labels(arguments.output, replace(stored, receipt=None) if alone else stored)
+
+
+def stated(proof: Certificate) -> dict[str, float]:
+    """What a receipt says of value and bound."""
+    return {name: getattr(proof, name) for name in ("value", "bound", "gap", "rounding")}
 
 
 def versions() -> dict[str, str]:

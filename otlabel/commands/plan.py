@@ -7,15 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otlabel.commands.arguments import (
-    SCORES_HELP,
-    add_command,
-    add_json,
-    add_memory_limit,
-    add_rounding,
-    byte_count,
-    large_count,
-)
+from otlabel.commands import options
 from otlabel.commands.labels import folder_of
 from otlabel.commands.printing import print_json
 from otlabel.storage.outputs import LABEL_ENDINGS, Output, check_outputs
@@ -26,7 +18,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """The command and its arguments."""
-    parser = add_command(
+    parser = options.add_command(
         commands,
         "plan",
         run,
@@ -36,20 +28,20 @@ def add(commands: Any) -> None:
         epilog="example: otlabel plan scores.npy -o labels.npy; or, with no file yet: "
         "otlabel plan --rows 1e9 --classes 1e5 --dim 256 --ranks 64 --device h200",
     )
-    parser.add_argument("scores", metavar="SCORES", nargs="?", help=SCORES_HELP)
+    options.scores(parser, nargs="?")
     add = parser.add_argument
-    add("--rows", type=large_count, metavar="N", help="samples, in place of a file: 1e9")
-    add("--classes", type=large_count, metavar="K", help="classes, in place of a file")
-    add("--dim", type=large_count, metavar="D", help="scores are made of features so long by a linear head")
+    add("--rows", type=options.large_count, metavar="N", help="samples, in place of a file: 1e9")
+    add("--classes", type=options.large_count, metavar="K", help="classes, in place of a file")
+    add("--dim", type=options.large_count, metavar="D", help="scores are made of features so long by a linear head")
     add("--dtype", choices=("float16", "bfloat16", "float32", "float64"), help="in place of a file: default float16")
-    add("--ranks", type=large_count, default=1, metavar="R", help="processes that share the rows (%(default)s)")
+    add("--ranks", type=options.large_count, default=1, metavar="R", help="processes that share the rows (%(default)s)")
     add("--device", choices=("cpu", "h200", "h100", "a100"), default="cpu", help="of each rank: processors like these, "
         "measured now, or a card by its data sheet (%(default)s)")  # fmt: skip
-    add("--network", type=byte_count, metavar="BYTES", help="a second and direction between ranks (25GB)")
+    add("--network", type=options.byte_count, metavar="BYTES", help="a second and direction between ranks (25GB)")
     add("-o", "--output", metavar="LABELS", type=Path, help="see whether there is room for these labels")
-    add_rounding(parser, "as for assign (%(default)s)")
-    add_memory_limit(parser)
-    add_json(parser, "all numbers")
+    options.rounding(parser, "as for assign (%(default)s)")
+    options.memory_limit(parser)
+    options.as_json(parser, "all numbers")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,15 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from otlabel.commands.arguments import (
-    OUTPUT_HELP,
-    SCORES_HELP,
-    add_command,
-    add_force,
-    add_json,
-    add_output,
-    add_receipt,
-)
+from otlabel.commands import options
 from otlabel.commands.labels import check_space, labels_outputs, read_potentials, versions, write
 from otlabel.commands.printing import print_json
 from otlabel.storage.outputs import check_outputs
@@ -22,7 +14,7 @@ from otlabel.storage.outputs import check_outputs
 
 def add(commands: Any) -> None:
     """The command and its arguments."""
-    parser = add_command(
+    parser = options.add_command(
         commands,
         "predict",
         run,
@@ -30,13 +22,13 @@ def add(commands: Any) -> None:
         description="Label new samples: the best class of scores + potentials, as balanced as they are like the old.",
         epilog="example: otlabel predict new.npy --potentials result.npz -o new-labels.npy",
     )
-    parser.add_argument("scores", metavar="SCORES", help=SCORES_HELP)
+    options.scores(parser)
     potentials_help = "what assign wrote: result.npz, labels.h5 or its folder"
     parser.add_argument("--potentials", metavar="FILE", type=Path, required=True, help=potentials_help)
-    add_output(parser, "LABELS", OUTPUT_HELP)
-    add_receipt(parser)
-    add_force(parser)
-    add_json(parser, "the class sizes")
+    options.output(parser, "LABELS", options.OUTPUT_HELP)
+    options.receipt(parser)
+    options.force(parser)
+    options.as_json(parser, "the class sizes")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from otlabel.commands.arguments import add_command, add_force, add_output, add_seed
+from otlabel.commands import options
 from otlabel.storage.outputs import Output, check_outputs
 
 FILES = {  # options that name a file, and what is in it
@@ -21,7 +21,7 @@ FILES = {  # options that name a file, and what is in it
 
 def add(commands: Any) -> None:
     """The command and its arguments."""
-    parser = add_command(
+    parser = options.add_command(
         commands,
         "report",
         run,
@@ -31,13 +31,13 @@ def add(commands: Any) -> None:
     )
     add = parser.add_argument
     add("labels", metavar="RUN_OR_LABELS", help="folder of otlabel train, a file of labels, or result.npz of assign")
-    add_output(parser, "PAGE.html", "where the page goes")
+    options.output(parser, "PAGE.html", "where the page goes")
     for option, (metavar, help) in FILES.items():
         add(option, metavar=metavar, help=help)
     add("--head", type=int, default=0, help="which head's labels, where there are several (%(default)s)")
     add("--title", help="of the page")
-    add_seed(parser, "of what is drawn at random")
-    add_force(parser, "an existing page")
+    options.seed(parser, "of what is drawn at random")
+    options.force(parser, "an existing page")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from otlabel.reporting.page import report
 
-    options = {name: value for name, value in given.items() if name not in ("command", "is_shared", "output", "force")}
-    report(options.pop("labels"), path=arguments.output, **options)
+    more = {name: value for name, value in given.items() if name not in ("command", "is_shared", "output", "force")}
+    report(more.pop("labels"), path=arguments.output, **more)
     print(f"Report written to {arguments.output}")
     return 0

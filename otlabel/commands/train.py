@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otlabel.commands.arguments import add_command, add_output
+from otlabel.commands import options
 from otlabel.storage.outputs import check_apart
 from otlabel.text import duration
 
@@ -24,7 +24,7 @@ CONFIG_HELP = "a TOML file, or the name of a recipe: digits, fashion_mnist, cifa
 
 def add(commands: Any) -> None:
     """The command and its arguments."""
-    parser = add_command(
+    parser = options.add_command(
         commands,
         "train",
         run,
@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """What every run that trains is asked for."""
-    add_output(parser, "FOLDER", "where the run's files go, or are already")
+    options.output(parser, "FOLDER", "where the run's files go, or are already")
     add = parser.add_argument
     add("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="change the config: train.epochs=40")
     add("--allow-code", action="store_true", help="let backbone = module:function of the config run: trust its author")
@@ -94,10 +94,10 @@ def _search(arguments: argparse.Namespace, config: Config, images: Images) -> in
     from otlabel.training.search import search, seconds_of
 
     report = None if arguments.json else _Table()
-    options: dict[str, Any] = {} if arguments.json else {"say": _say}
+    more: dict[str, Any] = {} if arguments.json else {"say": _say}
     seconds = seconds_of(arguments.time)
     with _told_how_to_go_on(arguments.output / "search.json"):
-        run = search(_without_none(config.to_dict()), images, seconds, arguments.output, report=report, **options)
+        run = search(_without_none(config.to_dict()), images, seconds, arguments.output, report=report, **more)
     return _end(arguments, run.result)
 
 

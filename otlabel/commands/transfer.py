@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from otlabel.commands.arguments import add_command
+from otlabel.commands import options
 from otlabel.commands.train import CONFIG_HELP, add_run, changed, train_by
 
 
 def add(commands: Any) -> None:
     """The command and its arguments."""
-    parser = add_command(
+    parser = options.add_command(
         commands,
         "transfer",
         run,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otlabel.commands.arguments import add_command
+from otlabel.commands import options
 from otlabel.errors import MissingPackageError
 from otlabel.storage.atomic import replacing, save_array
 
@@ -24,7 +24,7 @@ PACKAGES = {"sklearn": "scikit-learn"}  # by the name of the module
 
 def add(commands: Any) -> None:
     """The command and its arguments."""
-    parser = add_command(
+    parser = options.add_command(
         commands,
         "demo",
         run,

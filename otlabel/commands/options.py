@@ -13,7 +13,6 @@ SCORES_HELP = (
     "(N, K) matrix, higher is better: FILE.npy, FILE.npz::NAME, FILE.h5::/NAME, FILE.pt (plain tensors), "
     "or a quoted pattern for the parts of one matrix: 'part-*.h5::/NAME'"
 )
-FEATURES_HELP = "(N, D) matrix, in such files as scores may be in"
 OUTPUT_HELP = "FILE.npy (int64), or FILE.h5 with class sizes, potentials and a receipt"
 MEMORY_HELP = "for keeping scores in memory (4e9, 4GB); default half of the free; beyond it they are streamed"
 
@@ -30,46 +29,56 @@ def add_command(
     return parser
 
 
-def add_output(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
+def scores(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    """The matrix of scores."""
+    parser.add_argument("scores", metavar="SCORES", nargs=nargs, help=SCORES_HELP)
+
+
+def features(parser: argparse.ArgumentParser) -> None:
+    """The matrix of features."""
+    parser.add_argument("features", metavar="FEATURES", help="(N, D) matrix, in such files as scores may be in")
+
+
+def output(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
     """Where the result goes; it has to be said."""
     parser.add_argument("-o", "--output", metavar=metavar, type=Path, required=True, help=help)
 
 
-def add_class_mass(parser: argparse.ArgumentParser) -> None:
+def class_mass(parser: argparse.ArgumentParser) -> None:
     """What each class takes."""
     parser.add_argument(
         "--class-mass", metavar="MASS", help="shares (sum 1) or counts (sum N): 10,20,30 or a file; default equal"
     )
 
 
-def add_rounding(parser: argparse.ArgumentParser, help: str) -> None:
+def rounding(parser: argparse.ArgumentParser, help: str) -> None:
     """Which labels the plan becomes."""
     parser.add_argument("--rounding", choices=("exact", "argmax"), default="exact", help=help)
 
 
-def add_memory_limit(parser: argparse.ArgumentParser, help: str = MEMORY_HELP) -> None:
+def memory_limit(parser: argparse.ArgumentParser, help: str = MEMORY_HELP) -> None:
     """How much of the input may be kept."""
     parser.add_argument("--memory-limit", type=byte_count, metavar="BYTES", help=help)
 
 
-def add_seed(parser: argparse.ArgumentParser, what: str, limit: int = 1 << 32) -> None:
+def seed(parser: argparse.ArgumentParser, what: str, limit: int = 1 << 32) -> None:
     """What is drawn at random, or between equal choices."""
     parser.add_argument("--seed", type=seed_below(limit), default=0, help=f"{what} (%(default)s)")
 
 
-def add_receipt(parser: argparse.ArgumentParser) -> None:
+def receipt(parser: argparse.ArgumentParser) -> None:
     """Whether labels alone get a receipt too."""
     parser.add_argument(
         "--receipt", action="store_true", help="beside FILE.npy, write where its labels come from to FILE.npy.json"
     )
 
 
-def add_force(parser: argparse.ArgumentParser, what: str = "existing output") -> None:
+def force(parser: argparse.ArgumentParser, what: str = "existing output") -> None:
     """Whether files that are there may be overwritten."""
     parser.add_argument("--force", action="store_true", help=f"overwrite {what}")
 
 
-def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+def as_json(parser: argparse.ArgumentParser, what: str) -> None:
     """Whether programs are to read the result."""
     parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
 
@@ -80,12 +89,12 @@ def add_json(parser: argparse.ArgumentParser, what: str) -> None:
 def seed_below(limit: int) -> Callable[[str], int]:
     """What makes a seed of a text: a whole number from 0 to below the limit."""
 
-    def seed(text: str) -> int:
+    def number(text: str) -> int:
         if not (text.isdecimal() and int(text) < limit):
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {limit - 1:,}")
         return int(text)
 
-    return seed
+    return number
 
 
 def positive(text: str) -> float:
