@@ -96,7 +96,7 @@ def check_finite(rows: RowSet, inspection: sweep.Inspection, what: str = "scores
     if not inspection.n_bad:
         return
     rows, found = rows.fine, ""
-    for (start, _), values in rows.blocks([span] for span in rows.fine.spans):
+    for (start, _), values in rows.blocks([span] for span in rows.spans):
         bad = np.isnan(values) | (values == np.inf)
         if bad.any():
             row, cls = np.argwhere(bad)[0]

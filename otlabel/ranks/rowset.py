@@ -95,7 +95,7 @@ class RowSet:
         """The row of all after the last one here."""
         return self.first + self.shape[0]
 
-    @functools.cached_property
+    @property
     def fine(self) -> RowSet:
         """The same rows as float64 makes them of what is stored; itself where it is stored."""
         return self if self.opened.fine is self.source else self.over(self.opened.refined)
@@ -103,7 +103,6 @@ class RowSet:
     def over(self, opened: Opened) -> RowSet:
         """The same rows in another form."""
         rows = copy.copy(self)
-        rows.__dict__.pop("fine", None)
         rows.opened = opened
         return rows
 
