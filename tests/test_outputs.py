@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from otlabel.cli import main
 from otlabel.errors import FileFormatError, FingerprintError, OtlabelWarning
 from otlabel.files import replacing
 from otlabel.labels_file import Receipt, fingerprint, read_labels, stored_bytes, write_labels
-from otlabel.sources import open_scores
+from otlabel.sources import ArraySource, Opened, open_scores
 
 N_SAMPLES, N_CLASSES = 60, 5
 NOBODY = 65534
@@ -171,16 +171,19 @@ def test_fingerprints_tell_inputs_apart(tmp_path, scores) -> None:
 
 
 def test_fingerprint_reads_little(scores) -> None:
-    class Watched:
-        shape, dtype, on_cpu = (1_000_000, N_CLASSES), "float64", True
+    class Watched(ArraySource):
+        shape = 1_000_000, N_CLASSES
         rows_read = 0
 
-        def read(self, start: int, stop: int) -> np.ndarray:
-            self.rows_read += stop - start
-            return scores[:1]
+        def __init__(self) -> None:
+            self.dtype = "float64"
+
+        def read(self, spans: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+            self.rows_read += sum(stop - start for start, stop in spans)
+            return iter([scores[:1]])
 
     watched = Watched()
-    told = fingerprint(watched, "memory")  # type: ignore[arg-type]
+    told = fingerprint(Opened.of(watched), "memory")
     assert watched.rows_read == told["rows_hashed"] == 64
 
 
