@@ -37,7 +37,7 @@ from machine import describe_machine, machine_line, table, write_json
 from otlabel import Assignment, FeatureStore, load_labels, sinkhorn_assign
 from otlabel.commands.main import main as command
 from otlabel.selflabel import save_labels
-from otlabel.sources import load_array, open_scores
+from otlabel.sources import load_array, open_scores, read_rows
 from otlabel.storage.label_files import Receipt, StoredLabels, read_labels, write_labels
 from otlabel.training.config import read_config
 
@@ -68,7 +68,7 @@ def scores() -> np.ndarray:
 
 def read_scores(path: Path, inner: str = "") -> Any:
     opened = open_scores(f"{path}{inner}")
-    return opened.dtype, opened.read(0, opened.shape[0])
+    return opened.dtype, read_rows(opened.source, 0, opened.shape[0])
 
 
 def npy(folder: Path) -> str:
@@ -179,7 +179,7 @@ def store(folder: Path) -> str:
 def all_of_store(path: Path) -> Any:
     made = FeatureStore(path, dtype="float32")
     opened = open_scores(made.source())
-    return made.about, opened.dtype, opened.read(0, opened.shape[0])
+    return made.about, opened.dtype, read_rows(opened.source, 0, opened.shape[0])
 
 
 def checkpoint(folder: Path) -> str:

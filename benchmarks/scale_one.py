@@ -102,6 +102,7 @@ def read_job(job: dict) -> dict:
 def sweep_job(job: dict) -> dict:
     """One pass of the solver's own sweep, in memory on a part of the rows or streamed over all of them."""
     from otlabel import sinkhorn_assign
+    from otlabel.ranks.rowset import RowSet
     from otlabel.sources import open_scores
     from otlabel.sweep import sweep
 
@@ -112,7 +113,7 @@ def sweep_job(job: dict) -> dict:
         source = open_source("array", job["path"], job["rows"])
     else:
         source = open_source("file", job["path"])
-    passes = timed_passes(lambda: sweep(open_scores(source), potentials, EPSILON, None, np.float32))
+    passes = timed_passes(lambda: sweep(RowSet(open_scores(source)), potentials, EPSILON, None, np.float32))
     return passes | {"cached": None if job["kind"] == "array" else cached_share(job["path"])}
 
 

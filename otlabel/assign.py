@@ -144,7 +144,7 @@ def sinkhorn_assign(
         # pose
         monitor = Monitor(rows.n_rows, n_classes, observer)
         sampled = draw_sampled(rows.n_rows, n_classes, solver.seed)
-        kept = rows.over(cached(rows.source, memory_limit, rows.local(sampled)))
+        kept = rows.over(cached(rows.opened, memory_limit, rows.local(sampled)))
         problem, hashes = pose(kept, demand, solver, sampled, monitor)
         start = _start(init, problem, solver.epsilon, n_classes)
         distinct, members = merge_equal_rows(problem, hashes, monitor, solver.seed)

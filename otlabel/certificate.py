@@ -18,7 +18,7 @@ from otlabel.solver.posing import FAR, check_finite, middle
 from otlabel.solver.problem import LARGEST_SCORE
 from otlabel.solver.proof import shortfall
 from otlabel.solver.rounding import TIE
-from otlabel.sources import MovedScores, by_class, by_row, class_mass_of, open_scores
+from otlabel.sources import by_class, by_row, class_mass_of, moved, open_scores
 from otlabel.validate import (
     check_labels,
     check_mass,
@@ -54,7 +54,7 @@ def certify(
     with communicator_of(group) as communicator:
         opened = open_scores(scores, may_be_empty=communicator.world_size > 1)
         rows = RowSet.as_given(opened, communicator)
-        opened, n_rows, n_classes = rows.source, rows.n_rows, rows.shape[1]
+        opened, n_rows, n_classes = rows.opened, rows.n_rows, rows.shape[1]
         check_number_of_labels(labels, opened.shape[0])
         given = check_labels(by_row(labels, opened.shape[0], opened.row_names, "labels"), opened.shape[0], n_classes)
         labelled = given >= 0
@@ -119,7 +119,7 @@ def _near_zero(rows: RowSet, best: np.ndarray, differ: float, *, all_labelled: b
     """
     is_open = best > -np.inf
     (farthest,) = rows.max("far", np.abs(best[is_open]).max(initial=0.0))
-    source, bare = rows.source, rows.source.fine.bare
-    if not farthest > FAR * differ or not (differ > 0 or bare is not source.fine):
+    opened = rows.opened
+    if not farthest > FAR * differ or not (differ > 0 or opened.bare is not opened.fine):
         return rows
-    return rows.over(MovedScores(bare) if all_labelled else MovedScores(source, middle(rows, best[is_open])))
+    return rows.over(moved(opened.stripped) if all_labelled else moved(opened, middle(rows, best[is_open])))

@@ -19,7 +19,7 @@ from otlabel.result import like
 from otlabel.solver.posing import check_finite
 from otlabel.solver.problem import LARGEST_SCORE
 from otlabel.sources import (
-    Source,
+    Opened,
     cached,
     closeness,
     draw_rows,
@@ -115,7 +115,7 @@ def _curated(rows: RowSet, n: int, n_clusters: int | None, seed: int, features: 
         raise InvalidScoresError(f"features are so large, {largest:.1g}, that sums overflow; divide them by a constant")
     rng = np.random.default_rng(seed)
     centres, _ = k_means(rows, n_clusters, seed, "cluster")
-    clusters = nearest(rows.source, centres)
+    clusters = nearest(rows.opened, centres)
     (of_all,) = rows.concat("clusters", clusters.astype(np.int32))
     sizes = np.bincount(of_all, minlength=n_clusters)
     groups = _groups(centres, seed)
@@ -165,7 +165,7 @@ def _power_of_two(numbers: np.ndarray) -> float:
     return 2.0**exponent if largest else 1.0
 
 
-def nearest(features: Source, centres: np.ndarray) -> np.ndarray:
+def nearest(features: Opened, centres: np.ndarray) -> np.ndarray:
     """(N,) int64: the centre that each row is nearest to."""
     unit = _power_of_two(centres - np.median(centres, axis=0))
     labels, _, _ = sweep.label(RowSet(closeness(features, centres, unit)), np.zeros(len(centres)))

@@ -17,7 +17,7 @@ from otlabel.solver.monitor import Monitor
 from otlabel.solver.outcome import Status
 from otlabel.solver.posing import pose
 from otlabel.solver.problem import Demand, Solver
-from otlabel.sources import as_float, class_mass_of, open_scores
+from otlabel.sources import class_mass_of, open_scores
 
 MAX_ITERATIONS = 10_000_000  # of the simplex; POT's own default ends early on a few thousand samples
 
@@ -45,7 +45,7 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
     Source: Bonneel, van de Panne, Paris, Heidrich, "Displacement interpolation using Lagrangian mass transport",
         SIGGRAPH Asia 2011, whose network simplex POT contains.
     """
-    opened = open_scores(scores, device="cpu").fine
+    opened = open_scores(scores, device="cpu").refined
     n_rows, n_classes = opened.shape
     if n_rows * n_classes > max_entries:
         raise ValueError(
@@ -59,9 +59,9 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
     monitor = Monitor(n_rows)
     shares = class_mass_of(class_mass, opened)
     problem, _ = pose(RowSet(opened), Demand(class_mass=shares), Solver(epsilon=math.inf), np.arange(n_rows), monitor)
-    bare = opened.bare
-    dense = np.concatenate([as_float(bare.read(*block), bare.dtype) for block in bare.blocks()])
-    cost = -dense.astype(np.float64)
+    cost = np.empty(opened.shape)
+    for (start, stop), block in RowSet(opened.stripped).blocks():
+        cost[start:stop] = -block.astype(np.float64)
     forbidden = np.isinf(cost)
     cost -= cost.min(1, keepdims=True)
     unit = problem.extent or 1.0  # what the simplex takes for zero does not depend on the costs

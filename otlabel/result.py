@@ -21,7 +21,16 @@ from otlabel.interrupts import interruptible
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.outcome import Array, Certificate, Status
 from otlabel.solver.posing import check_finite
-from otlabel.sources import Source, WithColumn, as_array, home_of, in_order_of, open_scores, plain_names, sample_mass_of
+from otlabel.sources import (
+    Opened,
+    as_array,
+    home_of,
+    in_order_of,
+    open_scores,
+    plain_names,
+    sample_mass_of,
+    with_column,
+)
 from otlabel.sources.paths import load_archive
 from otlabel.storage.atomic import replacing
 from otlabel.storage.texts import check_format
@@ -145,7 +154,7 @@ class Assignment:
             choices, g = self._choices(opened)
             exponent = 1.0 / (self.sample_rho + self.epsilon)
             with np.errstate(over="ignore", invalid="ignore"):
-                rows *= sweep.sweep(RowSet(choices.fine), g, self.epsilon, row_exponent=exponent).row_mass[:, None]
+                rows *= sweep.sweep(choices.fine, g, self.epsilon, row_exponent=exponent).row_mass[:, None]
             if not np.isfinite(rows).all():
                 raise InvalidScoresError(
                     f"these scores ask for rows of more mass than numbers can hold, at rho={self.sample_rho:g}: they "
@@ -163,21 +172,21 @@ class Assignment:
         opened, may_be_closed = _open_for(scores, len(self.potentials), self.class_names)
         return like(self._softmax(opened, may_be_closed=may_be_closed), scores)
 
-    def _softmax(self, opened: Source, *, may_be_closed: bool) -> np.ndarray:
+    def _softmax(self, opened: Opened, *, may_be_closed: bool) -> np.ndarray:
         """softmax_k((s_ik + g_k) / epsilon), with staying unlabelled among the choices where there is that."""
         n_classes = opened.shape[1]
         choices, g = self._choices(opened)
         if self.plan_threshold == -math.inf and (may_be_closed or not np.isfinite(g).any()):
             _refuse_closed(opened, sweep.label(RowSet(opened), g)[1])
-        rows = sweep.plan(RowSet(choices.fine), g, self.epsilon)
+        rows = sweep.plan(choices.fine, g, self.epsilon)
         return rows if len(g) == n_classes else rows[:, :n_classes].copy()
 
-    def _choices(self, opened: Source) -> tuple[Source, np.ndarray]:
+    def _choices(self, opened: Opened) -> tuple[RowSet, np.ndarray]:
         """Scores and plan potentials of all that a sample may choose from: after the classes, staying unlabelled."""
         g = as_array(self.plan_potentials)
         if self.plan_threshold == -math.inf:
-            return opened.fine.bare if math.isinf(self.sample_rho) else opened, g
-        return WithColumn(opened), np.append(g, self.plan_threshold)
+            return RowSet(opened.stripped if math.isinf(self.sample_rho) else opened), g
+        return RowSet(opened).over(with_column(opened)), np.append(g, self.plan_threshold)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one .npz file without pickle; the file is whole or absent."""
@@ -266,13 +275,13 @@ def predict(
     """Labels argmax_k (scores + potentials) of any samples, (M,) int64; see `Assignment.predict`."""
     opened, _ = _open_for(scores, len(potentials), names)
     without = threshold == -math.inf
-    labels, best, _ = sweep.label(RowSet(opened.fine.bare if without else opened), potentials)
+    labels, best, _ = sweep.label(RowSet(opened.stripped if without else opened), potentials)
     if without:
         _refuse_closed(opened, best)
     return like(np.where(best >= threshold, labels, -1).astype(np.int64), scores)
 
 
-def _refuse_closed(opened: Source, best: np.ndarray) -> None:
+def _refuse_closed(opened: Opened, best: np.ndarray) -> None:
     """Raise InfeasibleError where the best class of a row is one that it may not take."""
     closed = np.flatnonzero(best == -np.inf)
     if len(closed):
@@ -282,7 +291,7 @@ def _refuse_closed(opened: Source, best: np.ndarray) -> None:
         )
 
 
-def _open_for(scores: Any, n_classes: int, names: Sequence[Any] | None) -> tuple[Source, bool]:
+def _open_for(scores: Any, n_classes: int, names: Sequence[Any] | None) -> tuple[Opened, bool]:
     """Scores that have the right columns, in the order of the classes, and no NaN; and whether a pair is forbidden."""
     opened = open_scores(scores)
     if opened.shape[1] != n_classes:

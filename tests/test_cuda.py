@@ -20,7 +20,7 @@ from scipy.special import logsumexp, softmax
 
 from otlabel import certify, linear_scores, sinkhorn_assign, sweep
 from otlabel.ranks.rowset import RowSet
-from otlabel.sources import DeviceSource, TensorSource, open_scores
+from otlabel.sources import DeviceSource, Opened, TensorSource, open_scores
 from otlabel.sweep import reference
 from otlabel.sweep.contract import Immediate
 
@@ -381,7 +381,7 @@ def test_problems_are_solved_through_the_kernels(kind: str, monkeypatch) -> None
     drawn = draw(kind, 0)
     expected = sinkhorn_on_cpu(drawn, monkeypatch)
     tensor = torch.as_tensor(drawn.scores).to(DEVICE)
-    monkeypatch.setattr(assign, "open_scores", lambda scores, **options: TensorSource(scores))
+    monkeypatch.setattr(assign, "open_scores", lambda scores, **options: Opened.of(TensorSource(scores)))
     assert_same_answer(sinkhorn_assign(tensor, class_mass=drawn.class_mass), expected, drawn)
 
 
@@ -470,7 +470,7 @@ def test_streamed_scores_give_what_whole_ones_give(monkeypatch) -> None:
     whole = sinkhorn_assign(scores, device="cuda")
     monkeypatch.setattr("otlabel.sources.device.MEMORY_SHARE", 0.0)
     monkeypatch.setattr("otlabel.sources.device.BLOCK_BYTES", 1 << 19)
-    assert not open_scores(scores, device="cuda").random_access
+    assert isinstance(open_scores(scores, device="cuda").source, DeviceSource)
     streamed = sinkhorn_assign(scores, device="cuda")
     assert abs(streamed.value - whole.value) <= max(streamed.gap, 0) + max(whole.gap, 0) + 1e-12
 
@@ -481,8 +481,9 @@ def test_streaming_takes_a_few_blocks_of_the_card(monkeypatch) -> None:
     """However many there are: one in use, one on its way, one that the allocator has not yet seen leave."""
     scores = np.random.default_rng(0).standard_normal((200_000, 64)).astype(np.float16)
     monkeypatch.setattr("otlabel.sources.device.BLOCK_BYTES", 1 << 20)
-    source, g = DeviceSource(open_scores(scores), torch.device("cuda", torch.cuda.current_device())), np.zeros(64)
-    assert len(source.blocks()) > 20
+    device, g = torch.device("cuda", torch.cuda.current_device()), np.zeros(64)
+    source = DeviceSource(open_scores(scores).source, device)
+    assert len(sweep.device_blocks(source)) > 20
     sweep.sweep(RowSet(source), g, 0.1, with_labels=False)  # compiled
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

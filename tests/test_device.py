@@ -20,8 +20,8 @@ from otlabel import linear_scores, sinkhorn_assign, sweep
 from otlabel.errors import InvalidScoresError
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.curvature import DenseCurvature, DeviceCurvature
-from otlabel.sources import DeviceSource, TensorSource, cached, device, on_device, open_scores
-from otlabel.sources.linear import LinearScores
+from otlabel.sources import DeviceSource, TensorSource, cached, device, on_device, open_scores, read_rows
+from otlabel.sources.linear import LinearScores, Products
 from otlabel.sweep import reference
 from otlabel.sweep.contract import Ready
 
@@ -34,10 +34,14 @@ def drawn(shape: tuple[int, int], dtype: str = "float32", seed: int = 0) -> torc
     return torch.from_numpy(numbers).to(getattr(torch, dtype))
 
 
+def streamed(scores: torch.Tensor) -> DeviceSource:
+    return DeviceSource(open_scores(scores).source, CPU)
+
+
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a few rows, of sources as on devices."""
-    monkeypatch.setattr("otlabel.sources.base.BLOCK_ENTRIES", (64, 256))
+    monkeypatch.setattr("otlabel.sweep.blocks.BLOCK_ENTRIES", (64, 256))
     monkeypatch.setattr("otlabel.sources.device.BLOCK_BYTES", 1000)
 
 
@@ -53,13 +57,13 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_are_moved_as_they_are(dtype: str) -> None:
     scores = drawn((211, 7), dtype)
-    source = DeviceSource(open_scores(scores), CPU)
-    blocks = source.blocks()
+    source = streamed(scores)
+    blocks = sweep.device_blocks(source)
     assert len(blocks) > 2
-    found = [block.clone() for batch in source.device_batches() for block in source.read_blocks(batch)]
+    found = [block.clone() for block in source.read(blocks)]
     assert torch.equal(torch.cat(found), scores)
     assert [len(block) for block in found] == [stop - start for start, stop in blocks]
-    assert torch.equal(source.read(30, 101), scores[30:101])
+    assert torch.equal(read_rows(source, 30, 101), scores[30:101])
     rows = np.array([0, 5, 6, 210])
     assert torch.equal(source.take(rows).tensor, scores[rows])
 
@@ -68,19 +72,18 @@ def test_blocks_are_moved_as_they_are(dtype: str) -> None:
 def test_blocks_that_are_kept_may_be_used_after_the_next_one() -> None:
     """The buffers are used again, the blocks are not."""
     scores = drawn((300, 9), "float16")
-    source = DeviceSource(open_scores(scores), CPU)
-    (batch,) = source.device_batches()
-    assert torch.equal(torch.cat(list(source.read_blocks(batch))), scores)
+    source = streamed(scores)
+    assert torch.equal(torch.cat(list(source.read(sweep.device_blocks(source)))), scores)
 
 
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_that_were_used_leave_the_device() -> None:
     """Scores that do not fit there whole are not to pile up there either: one block in use, and one on its way."""
-    source = DeviceSource(open_scores(drawn((3000, 9))), CPU)
-    (batch,) = source.device_batches()
-    assert len(batch) > 9
+    source = streamed(drawn((3000, 9)))
+    blocks = sweep.device_blocks(source)
+    assert len(blocks) > 9
     seen = list[weakref.ref[torch.Tensor]]()
-    for block in source.read_blocks(batch):
+    for block in source.read(blocks):
         seen.append(weakref.ref(block))
         assert sum(reference() is not None for reference in seen) == 1
 
@@ -98,7 +101,7 @@ def test_a_sample_is_moved_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device._Mover, "__init__", watched)
     scores = drawn((2000, 9))
     rows = np.arange(0, 2000, 2)
-    assert torch.equal(DeviceSource(open_scores(scores), CPU).take(rows).tensor, scores[rows])
+    assert torch.equal(streamed(scores).take(rows).tensor, scores[rows])
     assert 0 < shapes[0][0] < 100
 
 
@@ -106,13 +109,13 @@ def test_a_sample_is_moved_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_blocks")
 def test_what_fits_is_copied_whole(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = drawn((100, 6), dtype)
-    whole = on_device(open_scores(scores), CPU)
+    whole = on_device(open_scores(scores).source, CPU)
     assert isinstance(whole, TensorSource)
     assert torch.equal(whole.tensor, scores)
     assert whole.tensor.data_ptr() != scores.data_ptr()
     n_bytes = scores.nbytes
     monkeypatch.setattr("otlabel.sources.device._free_memory", lambda device: n_bytes)
-    assert isinstance(on_device(open_scores(scores), CPU), DeviceSource)
+    assert isinstance(on_device(open_scores(scores).source, CPU), DeviceSource)
 
 
 def write(path: Path, scores: np.ndarray) -> str:
@@ -142,11 +145,13 @@ def test_files_stream_to_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_rows_to_sample_from_stay_in_host_memory(tmp_path: Path) -> None:
     name = write(tmp_path / "scores.h5", drawn((500, 8)).numpy())
     rows = np.arange(0, 500, 7)
-    source = cached(DeviceSource(open_scores(name), CPU), 0, rows)
-    sweep.sweep(RowSet(source), np.zeros(8), 0.1)
-    before = source.bytes_read
-    assert torch.equal(source.take(rows).tensor, drawn((500, 8))[rows])
-    assert source.bytes_read == before
+    opened = open_scores(name)
+    kept = cached(opened.only(DeviceSource(opened.source, CPU)), 0, rows)
+    sweep.sweep(RowSet(kept), np.zeros(8), 0.1)
+    before = kept.bytes_read
+    assert before > 0
+    assert torch.equal(kept.source.take(rows).tensor, drawn((500, 8))[rows])
+    assert kept.bytes_read == before
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -161,12 +166,12 @@ def test_features_are_moved_and_scores_made_there(normalize: bool, room: int, mo
     moved = [open_scores(head, device="cuda") for head in heads]
     for head, there, weight, bias in zip(heads, moved, weights, biases, strict=True):
         assert isinstance(there, LinearScores)
-        assert not there.on_cpu
+        assert there.source.device == CPU
         logits = torch.from_numpy(features.astype(np.float64) @ weight.T + bias)
         exact = torch.log_softmax(logits, 1) if normalize else logits
-        torch.testing.assert_close(there.read(0, 400).double(), exact, atol=1e-5, rtol=0)
+        torch.testing.assert_close(read_rows(there.source, 0, 400).double(), exact, atol=1e-5, rtol=0)
         rows = np.array([3, 100, 399])
-        torch.testing.assert_close(there.take(rows).tensor.double(), exact[rows], atol=1e-5, rtol=0)
+        torch.testing.assert_close(there.source.take(rows).tensor.double(), exact[rows], atol=1e-5, rtol=0)
         found, expected = sinkhorn_assign(head, device="cuda"), sinkhorn_assign(head)
         np.testing.assert_array_equal(found.counts, expected.counts)
         assert found.value == pytest.approx(expected.value, abs=1e-6)
@@ -180,23 +185,22 @@ def test_scores_that_fit_there_are_made_once(room: int, monkeypatch: pytest.Monk
     monkeypatch.setattr("otlabel.sources.device._free_memory", lambda device: room)
     monkeypatch.setattr("otlabel.sources.linear.DEVICE_ENTRIES", 300)
     made = []
-    original = LinearScores._on_device
-    monkeypatch.setattr(
-        LinearScores, "_on_device", lambda self, rows: (made.append(len(rows)), original(self, rows))[1]
-    )
+    original = Products._on_device
+    monkeypatch.setattr(Products, "_on_device", lambda self, rows: (made.append(len(rows)), original(self, rows))[1])
     head = open_scores(linear_scores(drawn((400, 5)), drawn((6, 5), seed=1)), device="cuda")
     kept = cached(head, rows=np.arange(0, 400, 9))
-    assert isinstance(kept, LinearScores)
-    assert kept.random_access == (room > 0)
+    assert (kept.source.grain == 1) == (room > 0)
     for _ in range(3):
         sweep.sweep(RowSet(kept), np.zeros(6), 0.1)
     assert sum(made) == (400 if room else 3 * 400)
-    assert torch.equal(kept.read(0, 400), head.read(0, 400))
+    blocks = sweep.device_blocks(head.source)
+    whole = torch.cat(list(kept.source.read(blocks)))
+    assert torch.equal(whole, torch.cat(list(head.source.read(blocks))))
     rows = np.array([3, 100, 399])
-    torch.testing.assert_close(kept.take(rows).tensor, kept.read(0, 400)[rows], atol=1e-5, rtol=0)
-    assert not head.random_access
+    torch.testing.assert_close(kept.source.take(rows).tensor, whole[rows], atol=1e-5, rtol=0)
+    assert head.source.grain > 1
     assert kept.fine.dtype == "float64"
-    assert not kept.fine.random_access
+    assert kept.fine.grain > 1
 
 
 @pytest.mark.usefixtures("card")
@@ -234,15 +238,15 @@ def test_blocks_are_halved_where_memory_is_short(kind: str, monkeypatch: pytest.
     values = drawn((333, 6), "float64")
     sources = {
         "tensor": lambda: TensorSource(values),
-        "streamed": lambda: DeviceSource(open_scores(values), CPU),
+        "streamed": lambda: streamed(values),
         "factored": lambda: open_scores(
             linear_scores(values, np.eye(6), normalize=False), device="cuda"
         ),
     }  # fmt: skip
-    source = sources[kind]()
+    rows = RowSet(sources[kind]())
     expected = sweep.sweep(RowSet(open_scores(values)), np.arange(6.0), 0.1)
     monkeypatch.setattr(sweep, "_backend", lambda scores: backend)
-    found = sweep.sweep(RowSet(source), np.arange(6.0), 0.1)
+    found = sweep.sweep(rows, np.arange(6.0), 0.1)
     np.testing.assert_allclose(found.mass, expected.mass, rtol=1e-12)
     np.testing.assert_array_equal(found.labels, expected.labels)
     np.testing.assert_array_equal(found.counts, expected.counts)
@@ -250,7 +254,7 @@ def test_blocks_are_halved_where_memory_is_short(kind: str, monkeypatch: pytest.
     assert 20 <= backend.longest <= 40
     refused = backend.n_refused
     assert 1 <= refused <= 6
-    labels, best, _ = sweep.label(RowSet(source), np.arange(6.0))
+    labels, best, _ = sweep.label(rows, np.arange(6.0))
     np.testing.assert_array_equal(labels, expected.labels)
     np.testing.assert_allclose(best, (values.numpy() + np.arange(6.0)).max(1), rtol=1e-14)
     assert backend.n_refused == refused  # the size that fits is remembered
@@ -350,8 +354,8 @@ def test_moments_of_clusters_are_summed_where_the_rows_are(
     rows = 1000 + drawn((211, 5), "float16")
     centres = 1000 + drawn((n_clusters + 1, 5), "float32", seed=3).numpy()
     labels = np.random.default_rng(0).integers(0, n_clusters, 211).astype(np.int32)
-    source = TensorSource(rows) if kind == "whole" else DeviceSource(open_scores(rows), CPU)
-    monkeypatch.setattr(moments, "row_blocks", None)  # which brings rows to the host
+    source = TensorSource(rows) if kind == "whole" else streamed(rows)
+    monkeypatch.setattr(RowSet, "blocks", None)  # which brings rows to the host
     first, second = (moments.moments(RowSet(source), labels, centres) for _ in range(2))
     differences = rows.double().numpy() - centres[labels].astype(np.float64)
     sums = np.stack([differences[labels == k].sum(0) for k in range(n_clusters + 1)])

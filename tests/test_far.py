@@ -21,7 +21,7 @@ from otlabel.curation import nearest
 from otlabel.errors import InvalidScoresError
 from otlabel.reporting.summary import _closeness
 from otlabel.selflabel.labelings import whitened
-from otlabel.sources import LinearScores, UnitRows, as_array, closeness, open_scores
+from otlabel.sources import LinearScores, as_array, closeness, open_scores, read_rows, unit_rows
 from otlabel.sources.device import on_device
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
@@ -154,9 +154,9 @@ def test_directions_of_rows_of_any_length(scale: float) -> None:
     np.testing.assert_array_equal(model.labels_, usual.labels_)
     mixed = rows * np.where(np.arange(120) % 2, scale, 1.0)[:, None]
     expected = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    there = on_device(open_scores(torch.from_numpy(mixed)), torch.device("cpu"))
-    for source in (open_scores(mixed), there):
-        found = as_array(UnitRows(source).read(0, 120))
+    stored = open_scores(mixed)
+    for opened in (stored, stored.only(on_device(stored.source, torch.device("cpu")))):
+        found = as_array(read_rows(unit_rows(opened).source, 0, 120))
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
@@ -422,7 +422,7 @@ def test_scores_made_on_a_device(normalize: bool, monkeypatch: pytest.MonkeyPatc
     bias = -weight @ features.mean(0, dtype=np.float64)
     there = open_scores(linear_scores(features, weight, bias, normalize=normalize), device="cuda")
     assert isinstance(there, LinearScores)
-    assert not there.on_cpu
+    assert there.source.device is not None
     dense = wide_scores(features, weight, bias, normalize)
     result = sinkhorn_assign(there)
     best = dense[np.arange(200), hungarian_labels(dense, result.counts)].mean()
@@ -433,7 +433,7 @@ def test_scores_made_on_a_device(normalize: bool, monkeypatch: pytest.MonkeyPatc
     by_centre = closeness(open_scores(torch.from_numpy(features)), centres).on(torch.device("cuda"))
     distances = by_distance(features, centres)
     expected = distances - distances[:, :1]
-    found = by_centre.fine.read(0, 200).numpy()
+    found = read_rows(by_centre.fine, 0, 200).numpy()
     np.testing.assert_allclose(found - found[:, :1], expected, atol=1e-6)
 
 
@@ -452,10 +452,10 @@ def test_heads_in_halves(dtype: torch.dtype) -> None:
 
 def test_unit_rows_are_rounded_once() -> None:
     rows = far_rows(1e7, "float32")
-    unit = UnitRows(open_scores(rows))
+    unit = unit_rows(open_scores(rows))
     exact = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    np.testing.assert_array_equal(unit.read(0, len(rows)), exact.astype(np.float32), strict=True)
-    np.testing.assert_allclose(unit.fine.read(0, len(rows)), exact, rtol=1e-15)
+    np.testing.assert_array_equal(read_rows(unit.source, 0, len(rows)), exact.astype(np.float32), strict=True)
+    np.testing.assert_allclose(read_rows(unit.fine, 0, len(rows)), exact, rtol=1e-15)
 
 
 @pytest.mark.parametrize("offset", [2.04e7, 1.7e9])

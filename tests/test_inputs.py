@@ -26,7 +26,7 @@ from otlabel import (
     sinkhorn_assign,
 )
 from otlabel.errors import InvalidMassError, InvalidScoresError
-from otlabel.sources import open_scores
+from otlabel.sources import open_scores, read_rows
 from otlabel.sources.base import as_float
 from otlabel.sources.parts import Parts
 
@@ -40,7 +40,7 @@ def plain(n_samples: int = 60, n_classes: int = 3) -> np.ndarray:
 
 def rows_of(source: Any) -> np.ndarray:
     opened = open_scores(source)
-    return as_float(opened.read(0, opened.shape[0]), opened.dtype)
+    return as_float(read_rows(opened.source, 0, opened.shape[0]), opened.dtype)
 
 
 # ---- numbers with names ----
@@ -78,7 +78,7 @@ def test_a_series_of_class_numbers_needs_no_frame(pd) -> None:
     assert sinkhorn_assign(plain(), class_mass=counts).counts.tolist() == [30, 20, 10]
     assert BalancedKMeans(3, sizes=counts, random_state=0).fit(plain()).sizes_.tolist() == [30, 20, 10]
     head = linear_scores(plain(), np.eye(3), pd.Series({2: 9.0, 0: 0.0, 1: 0.0}), normalize=False)
-    np.testing.assert_allclose(head.read(0, 60), plain() + np.array([0, 0, 9.0]), rtol=1e-12)
+    np.testing.assert_allclose(read_rows(head.source, 0, 60), plain() + np.array([0, 0, 9.0]), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_batches_of_several_types_are_widened() -> None:
     rows = np.round(4 * plain()) / 4  # exact in all of them
     parts = [rows[:20].astype("f2"), torch.from_numpy(rows[20:40]).bfloat16(), rows[40:50].astype("f4")]
     opened = open_scores(parts)
-    assert isinstance(opened, Parts)
+    assert isinstance(opened.source, Parts)
     assert opened.dtype == "float32"
     np.testing.assert_array_equal(rows_of(parts), rows[:50])
     assert open_scores([*parts, rows[50:]]).dtype == "float64"

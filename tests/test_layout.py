@@ -31,15 +31,22 @@ LAYERS = (
     {"commands"},
     {"__main__"},
 )
-# Files that need what is above them: scores of features are made, and parts are read, by what makes a pass.
-ABOVE = {("sources/device.py", "sweep"), ("sources/linear.py", "sweep"), ("sources/memory.py", "sweep")}
+# Files that need what is above them: how rows are cut into blocks, and what makes scores of features.
+ABOVE = {(f"sources/{name}.py", "sweep") for name in ("device", "files", "linear", "memory", "wrapped")}
+ABOVE |= {("ranks/rowset.py", "sweep")}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 ONLY_IN = {
-    "h5py": {"sources/hdf5.py", "storage/label_files.py", "selflabel/store.py", "selflabel/labels.py"},
+    "h5py": {
+        "sources/hdf5.py",
+        "sources/hdf5_guard.py",
+        "storage/label_files.py",
+        "selflabel/store.py",
+        "selflabel/labels.py",
+    },
     "numba": {"compiling.py", "sweep/cpu.py"},
     "llvmlite": {"compiling.py", "sweep/cpu.py"},
-    "triton": {"sweep/cuda.py", "sweep/batch.py"},
+    "triton": {"sweep/cuda.py", "sweep/cuda_kernels.py", "sweep/batch.py"},
     "ot": {"lp.py"},
 }
 EAGER = {

@@ -14,7 +14,7 @@ import pytest
 from otlabel import FeatureStore, load_labels
 from otlabel.errors import FileFormatError
 from otlabel.selflabel import save_labels
-from otlabel.sources import load_array, open_scores
+from otlabel.sources import load_array, open_scores, read_rows
 from otlabel.storage.label_files import Receipt, StoredLabels, holds_labels, read_labels, write_labels
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,7 +108,7 @@ def test_a_key_above_the_leaves_that_hides_chunks(old) -> None:
         assert not np.array_equal(handle["x"][()], array)  # no error of HDF5's
     opened = open_scores(f"{path}::/x")
     with pytest.raises(FileFormatError, match=r"x is damaged: its index of chunks does not lead to chunk \(\d+, 0\)"):
-        opened.read(0, len(array))
+        read_rows(opened.source, 0, len(array))
     with pytest.raises(FileFormatError, match="its index of chunks does not lead to chunk"):
         load_array(f"{path}::/x")
 
@@ -120,8 +120,8 @@ def test_chunks_of_the_fill_value_are_read(tmp_path: Path, fill: float) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as handle:
         handle.create_dataset("x", data=array, chunks=(7, 4), fillvalue=fill, compression="gzip")
     opened = open_scores(f"{tmp_path}/x.h5::/x")
-    np.testing.assert_array_equal(opened.read(0, 50), array)
-    np.testing.assert_array_equal(opened.read(5, 31), array[5:31])
+    np.testing.assert_array_equal(read_rows(opened.source, 0, 50), array)
+    np.testing.assert_array_equal(read_rows(opened.source, 5, 31), array[5:31])
 
 
 @pytest.mark.parametrize("libver", ["earliest", ("v110", "latest")])
@@ -145,8 +145,8 @@ def test_good_files_of_all_layouts_are_read(tmp_path: Path, libver, settings, bl
     with h5py.File(tmp_path / "x.h5", "w", libver=libver, userblock_size=block) as handle:
         data = handle.create_dataset("x", data=array, **settings)
         handle.flush()
-        np.testing.assert_allclose(open_scores(data).read(0, 50), array, atol=1e-3)
-    np.testing.assert_allclose(open_scores(f"{tmp_path}/x.h5").read(0, 50), array, atol=1e-3)
+        np.testing.assert_allclose(read_rows(open_scores(data).source, 0, 50), array, atol=1e-3)
+    np.testing.assert_allclose(read_rows(open_scores(f"{tmp_path}/x.h5").source, 0, 50), array, atol=1e-3)
 
 
 # ---- what is written ----

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from command import assert_interrupted_at_once
 import otlabel
 from otlabel import Assignment, report, sinkhorn_assign
 from otlabel.errors import FileFormatError, FingerprintError, OtlabelWarning
-from otlabel.sources import open_scores
+from otlabel.sources import ArraySource, Opened, open_scores
 from otlabel.storage.atomic import replacing
 from otlabel.storage.label_files import Receipt, StoredLabels, fingerprint, read_labels, stored_bytes, write_labels
 
@@ -155,16 +155,19 @@ def test_fingerprints_tell_inputs_apart(tmp_path, scores) -> None:
 
 
 def test_fingerprint_reads_little(scores) -> None:
-    class Watched:
-        shape, dtype, on_cpu = (1_000_000, N_CLASSES), "float64", True
+    class Watched(ArraySource):
+        shape = 1_000_000, N_CLASSES
         rows_read = 0
 
-        def read(self, start: int, stop: int) -> np.ndarray:
-            self.rows_read += stop - start
-            return scores[:1]
+        def __init__(self) -> None:
+            self.dtype = "float64"
+
+        def read(self, spans: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+            self.rows_read += sum(stop - start for start, stop in spans)
+            return iter([scores[:1]])
 
     watched = Watched()
-    told = fingerprint(watched, "memory")  # type: ignore[arg-type]
+    told = fingerprint(Opened.of(watched), "memory")
     assert watched.rows_read == told["rows_hashed"] == 64
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from otlabel.planning.process import PASSES
 from otlabel.ranks.communicator import ProcessGroup
 from otlabel.solver import samples
 from otlabel.solver.problem import Problem, Rounding
-from otlabel.sources import ITEM_BYTES, ArraySource, free_memory, open_scores
+from otlabel.sources import ITEM_BYTES, ArraySource, Opened, free_memory, open_scores
 
 GB = 10**9
 
@@ -308,23 +308,23 @@ class Watched(ArraySource):
 
     rows_read = 0
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        self.rows_read += stop - start
-        return super().read(start, stop)
+    def read(self, spans: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+        self.rows_read += spans[-1][1] - spans[0][0]
+        return super().read(spans)
 
 
 def test_read_rate_reads_a_small_part_of_the_file(tmp_path) -> None:
     shape = (4_000_000, 100)  # 1.6 GB on paper, nothing on the disk
     np.lib.format.open_memmap(tmp_path / "scores.npy", "w+", np.float32, shape).flush()
     watched = Watched(np.load(tmp_path / "scores.npy", mmap_mode="r"), "float32")
-    assert measure_read_rate(watched) > 0
+    assert measure_read_rate(Opened.of(watched)) > 0
     assert 0 < watched.rows_read * 400 <= rates.READ_BYTES
 
 
 def test_one_huge_block_is_not_read_whole(monkeypatch) -> None:
     monkeypatch.setattr(rates, "READ_BYTES", 4000)
     watched = Watched(np.zeros((100_000, 10), np.float32), "float32")
-    measure_read_rate(watched)
+    measure_read_rate(Opened.of(watched))
     assert watched.rows_read <= 100
 
 

@@ -17,7 +17,7 @@ import torch
 from problems import KINDS, draw
 from ranks import KILLED, on_ranks
 
-import otlabel.sources.base
+import otlabel.sweep.blocks
 from otlabel import KL, Assignment, Range, certify, linear_scores, sinkhorn_assign
 from otlabel.errors import InfeasibleError, InvalidMassError, InvalidScoresError, RankError
 from otlabel.ranks.communicator import SINGLE_PROCESS, ProcessGroup, SingleProcess
@@ -87,7 +87,7 @@ def solved(scores: Any, call: dict[str, Any], rows: slice, group: Any = None) ->
 
 def solve_all(group: Any) -> list[Any]:
     """Every kind of problem, each also under one other rule, on this rank's rows."""
-    otlabel.sources.base.BLOCK_ENTRIES = SMALL_BLOCKS
+    otlabel.sweep.blocks.BLOCK_ENTRIES = SMALL_BLOCKS
     rank, n_ranks = group.rank(), group.size()
     found = []
     for number, kind in enumerate(KINDS):
@@ -110,7 +110,7 @@ def all_solved(request: pytest.FixtureRequest) -> list[Any]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranks_find_what_one_process_finds(all_solved: list[Any], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(otlabel.sources.base, "BLOCK_ENTRIES", SMALL_BLOCKS)
+    monkeypatch.setattr(otlabel.sweep.blocks, "BLOCK_ENTRIES", SMALL_BLOCKS)
     number = list(KINDS).index(kind)
     scores, calls = problem(number + len(all_solved), kind)
     for at, call in enumerate(calls[: len(all_solved[0][number])]):
@@ -201,8 +201,9 @@ def test_a_caller_s_scores_on_a_device_do_not_learn_of_other_ranks() -> None:
 
     source = TensorSource(torch.zeros(5, 3))
     rows = RowSet.in_blocks(source, Two())
-    assert rows.n_rows == rows.source.partitioned_rows == 10
-    assert source.partitioned_rows == 5
+    assert rows.n_rows == 10
+    assert rows.source is source
+    assert RowSet(source).n_rows == 5
 
 
 def test_without_a_group_nothing_is_asked_of_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ from otlabel.commands.main import main
 from otlabel.doctor import diagnose
 from otlabel.errors import FileFormatError, InvalidScoresError
 from otlabel.solver.monitor import Monitor
-from otlabel.sources import load_array, open_scores
+from otlabel.sources import load_array, open_scores, read_rows
 from otlabel.sources.hdf5 import HDF5Source
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning")
@@ -542,7 +542,7 @@ def test_damaged_headers_are_never_anything_else(tmp_path, array) -> None:
         except (FileFormatError, InvalidScoresError) as error:
             told.append(str(error))
         else:
-            opened.read(0, opened.shape[0])
+            read_rows(opened.source, 0, opened.shape[0])
     assert len(told) > 300
     assert all(str(path) in message for message in told)
 
@@ -815,7 +815,7 @@ def test_change_during_the_last_read_is_noticed(tmp_path, array, monkeypatch, wa
     monkeypatch.setattr(os, "preadv", late_preadv)
     monkeypatch.setattr(HDF5Source, "_fetch", late_fetch)
     with pytest.raises(FileFormatError, match=told_of(change)):
-        source.read(0, 120)
+        read_rows(source.source, 0, 120)
 
 
 def test_file_that_shrinks_within_a_read(tmp_path, array, monkeypatch) -> None:
@@ -828,7 +828,7 @@ def test_file_that_shrinks_within_a_read(tmp_path, array, monkeypatch) -> None:
 
     monkeypatch.setattr(os, "preadv", short)
     with pytest.raises(FileFormatError, match=r"scores\.npy ended before row 120: it shrank while it was being read"):
-        source.read(0, 120)
+        read_rows(source.source, 0, 120)
 
 
 @pytest.mark.parametrize("change", ["grows", "is removed"])
@@ -874,11 +874,11 @@ def test_interrupt_during_a_read_is_raised_after_it(tmp_path, kind: str) -> None
         for _ in range(5):
             signal.setitimer(signal.ITIMER_REAL, 0.01)  # by far most of the time is spent in the library
             with pytest.raises(KeyboardInterrupt):
-                source.read(0, 20_000)
+                read_rows(source.source, 0, 20_000)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, usual)
-    np.testing.assert_array_equal(source.read(0, 20_000), array)
+    np.testing.assert_array_equal(read_rows(source.source, 0, 20_000), array)
 
 
 @pytest.mark.parametrize("way", ["npy", "gzip"])

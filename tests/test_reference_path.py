@@ -14,7 +14,7 @@ import otlabel.assign
 import otlabel.result
 from otlabel import sinkhorn_assign
 from otlabel.errors import InfeasibleError, InvalidScoresError
-from otlabel.sources import TensorSource
+from otlabel.sources import Opened, TensorSource
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning")
 
@@ -26,8 +26,8 @@ KINDS = ["ordinary", "ties_counts", "very_peaked_counts", "flat", "skewed_shares
 
 @pytest.fixture(autouse=True)
 def _no_compiled_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_on_device(scores, **options: Any) -> TensorSource:
-        return TensorSource(torch.as_tensor(scores))
+    def open_on_device(scores, **options: Any) -> Opened:
+        return Opened.of(TensorSource(torch.as_tensor(scores)))
 
     monkeypatch.setattr(otlabel.assign, "open_scores", open_on_device)
     monkeypatch.setattr(otlabel.result, "open_scores", open_on_device)

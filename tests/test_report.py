@@ -32,6 +32,7 @@ import otlabel
 from otlabel import balance_path, certify, curation, metrics, report, sinkhorn_assign
 from otlabel.commands.main import main
 from otlabel.errors import FileFormatError, FingerprintError, MissingPackageError
+from otlabel.ranks.rowset import RowSet
 from otlabel.reporting import summary as summaries
 from otlabel.reporting.sources import Subject, find
 from otlabel.reporting.words import shown
@@ -230,7 +231,7 @@ def test_one_pass_sees_best_classes_and_margins(data, kind: str) -> None:
         labels[::3] = -1
     given: Any = {"tensor": torch.from_numpy(scores), "half": scores.astype(np.float16)}.get(kind, scores)
     wide = np.asarray(given).astype(np.float64)
-    fit = summaries.look(open_scores(given), labels)
+    fit = summaries.look(RowSet(open_scores(given)), labels)
     np.testing.assert_array_equal(fit.best, wide.argmax(1))
     for i in range(N):
         if labels[i] < 0:

@@ -29,11 +29,12 @@ from otlabel.commands.main import main
 from otlabel.doctor import diagnose
 from otlabel.errors import FileFormatError, InvalidScoresError
 from otlabel.ranks.rowset import RowSet
-from otlabel.sources import ArraySource, Source, as_float, base, files, hdf5, linear, open_scores, parts
+from otlabel.sources import ArraySource, Opened, as_float, files, hdf5, linear, open_scores, parts, read_rows
 from otlabel.sources.files import FileSource
 from otlabel.sources.hdf5 import HDF5Source
 from otlabel.sources.parts import Parts
 from otlabel.storage.label_files import fingerprint
+from otlabel.sweep import blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning")
 
@@ -44,7 +45,7 @@ def set_pieces(
     patch: pytest.MonkeyPatch, block_entries: tuple[int, int], batch_bytes: int, feature_bytes: int = 600
 ) -> None:
     """Blocks and batches of such sizes, so that small matrices have many of them."""
-    patch.setattr(base, "BLOCK_ENTRIES", block_entries)
+    patch.setattr(blocks, "BLOCK_ENTRIES", block_entries)
     patch.setattr(files, "BATCH_BYTES", batch_bytes)
     patch.setattr(linear, "FEATURE_BYTES", feature_bytes)
 
@@ -146,8 +147,8 @@ def assert_same(result: Assignment, expected: Assignment) -> None:
         assert getattr(result, name) == getattr(expected, name), name
 
 
-def all_rows(scores: Source) -> np.ndarray:
-    return as_float(scores.read(0, scores.shape[0]), scores.dtype)
+def all_rows(scores: Opened) -> np.ndarray:
+    return as_float(read_rows(scores.source, 0, scores.shape[0]), scores.dtype)
 
 
 # ---- the same answer from everywhere ----
@@ -262,15 +263,16 @@ def test_pieces_of_any_size_join_to_the_matrix(
     }
     with pytest.MonkeyPatch.context() as patch:
         set_pieces(patch, (block_entries, block_entries), batch_bytes)
-        for name, source in sources.items():
-            batches, low, high = source.batches(), *np.sort(rng.integers(0, shape[0] + 1, 2)).tolist()
-            assert list(itertools.chain(*batches)) == source.blocks() == open_scores(array).blocks(), name
-            np.testing.assert_array_equal(source.read(low, high), array[low:high].view(np.uint16), err_msg=name)
+        for name, opened in sources.items():
+            rows, source = RowSet(opened), opened.source
+            batches, low, high = rows.batches, *np.sort(rng.integers(0, shape[0] + 1, 2)).tolist()
+            assert list(itertools.chain(*batches)) == rows.spans == RowSet(open_scores(array)).spans, name
+            np.testing.assert_array_equal(read_rows(source, low, high), array[low:high].view(np.uint16), err_msg=name)
             for batch in rng.permutation(np.array(batches, object)) if len(batches) > 1 else batches:
-                for (start, stop), block in zip(batch, source.read_blocks(list(batch)), strict=True):
+                for (start, stop), block in zip(batch, source.read(list(batch)), strict=True):
                     np.testing.assert_array_equal(block, array[start:stop].view(np.uint16), err_msg=name)
-            rows = np.flatnonzero(rng.random(shape[0]) < 0.4)
-            np.testing.assert_array_equal(source.take(rows).array, array[rows].view(np.uint16), err_msg=name)
+            some = np.flatnonzero(rng.random(shape[0]) < 0.4)
+            np.testing.assert_array_equal(source.take(some).array, array[some].view(np.uint16), err_msg=name)
 
 
 @given(**PIECES, in_order=st.booleans())
@@ -280,7 +282,8 @@ def test_every_chunk_is_read_once_a_pass(
     rng = np.random.default_rng(seed)
     chunks = min(chunks[0], shape[0]), min(chunks[1], shape[1])
     file = tmp_path_factory.mktemp("once") / "scores"
-    source = open_scores(hdf5_file(file, rng.standard_normal(shape), chunks=chunks))
+    rows = RowSet(open_scores(hdf5_file(file, rng.standard_normal(shape), chunks=chunks)))
+    source = rows.source
     fetch, fetched = HDF5Source._fetch, []
 
     def count(self: HDF5Source, dataset: h5py.Dataset, start: int, stop: int, out: np.ndarray) -> None:
@@ -292,12 +295,12 @@ def test_every_chunk_is_read_once_a_pass(
     with pytest.MonkeyPatch.context() as patch:
         set_pieces(patch, (block_entries, block_entries), batch_bytes)
         patch.setattr(HDF5Source, "_fetch", count)
-        batches = source.batches()
-        source.read(0, 1)  # what was read before the pass is not part of it
+        batches = rows.batches
+        read_rows(source, 0, 1)  # what was read before the pass is not part of it
         fetched.clear()
-        with source.reading():
+        with rows.reading():
             for number in range(len(batches)) if in_order else rng.permutation(len(batches)):
-                for _ in source.read_blocks(batches[number]):
+                for _ in source.read(batches[number]):
                     pass
         assert sorted(fetched) == list(range(shape[0]))
         assert not source._leftovers  # type: ignore[attr-defined]
@@ -305,9 +308,9 @@ def test_every_chunk_is_read_once_a_pass(
 
 def test_leftovers_stay_few(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(hdf5, "LEFTOVER_BYTES", 1000)
-    source = open_scores(hdf5_file(tmp_path / "scores", np.zeros((2000, 3)), chunks=(10, 3)))
+    source = open_scores(hdf5_file(tmp_path / "scores", np.zeros((2000, 3)), chunks=(10, 3))).source
     for row in range(5, 2000, 10):
-        source.read(row, row + 1)
+        read_rows(source, row, row + 1)
     assert len(source._leftovers) == hdf5.MOST_LEFTOVERS  # type: ignore[attr-defined]
     sweep.inspect(RowSet(source))
     assert not source._leftovers  # type: ignore[attr-defined]
@@ -338,12 +341,12 @@ class Counted(FileSource):
     """An array that is read like a file, and counts what is read of it."""
 
     def __init__(self, array: np.ndarray) -> None:
-        self._inside = open_scores(array)
+        self._inside = open_scores(array).source
         self.name, self.shape, self.dtype = "counted", self._inside.shape, self._inside.dtype
         self.rows_read, self._lock = 0, threading.Lock()
 
     def read_into(self, start: int, stop: int, out: np.ndarray) -> None:
-        out[:] = self._inside.read(start, stop)
+        out[:] = read_rows(self._inside, start, stop)
         with self._lock:
             self.rows_read += stop - start
 
@@ -396,7 +399,7 @@ def test_kept_scores_are_read_once() -> None:
         (lambda source, result: result.plan(source), 2),
         (lambda source, result: result.soft_labels(source), 2),
         (lambda source, _: diagnose(source), 6),
-        (lambda source, _: fingerprint(source, "memory"), 0.1),
+        (lambda source, _: fingerprint(open_scores(source), "memory"), 0.1),
     ],
     ids=["certify by potentials", "certify", "predict", "plan", "soft_labels", "doctor", "fingerprint"],
 )
@@ -505,16 +508,17 @@ def test_a_row_of_scores_has_the_same_bits_however_it_is_read(monkeypatch, num_t
     num_threads(n_threads)
     head = Head(n_rows=411, n_features=70, n_classes=13)
     scores = linear_scores(head.features.astype(np.float32), head.weight, head.bias, normalize=normalize)
-    with scores.reading():
-        whole = np.concatenate([block.copy() for batch in scores.batches() for block in scores.read_blocks(batch)])
+    rows = RowSet(scores)
+    with rows.reading():
+        whole = np.concatenate([block.copy() for _, block in rows.blocks()])
     rng = np.random.default_rng(5)
     for low, high in np.sort(rng.integers(0, 412, (30, 2)), axis=1):
         if low < high:
-            np.testing.assert_array_equal(scores.read(int(low), int(high)), whole[low:high], strict=True)
-    rows = np.flatnonzero(rng.random(411) < 0.3)
-    taken = scores.take(rows)
+            np.testing.assert_array_equal(read_rows(scores.source, int(low), int(high)), whole[low:high], strict=True)
+    some = np.flatnonzero(rng.random(411) < 0.3)
+    taken = scores.source.take(some)
     assert isinstance(taken, ArraySource)
-    np.testing.assert_array_equal(taken.array, whole[rows], strict=True)
+    np.testing.assert_array_equal(taken.array, whole[some], strict=True)
 
 
 @pytest.mark.usefixtures("library_threads")
@@ -523,9 +527,10 @@ def test_large_products_have_the_same_bits_outside_of_a_pass() -> None:
     rng = np.random.default_rng(0)
     features, weight = rng.standard_normal((6000, 200), np.float32), rng.standard_normal((300, 200), np.float32)
     scores = linear_scores(features, weight, normalize=False)
-    with scores.reading():
-        whole = np.concatenate([block.copy() for batch in scores.batches() for block in scores.read_blocks(batch)])
-    np.testing.assert_array_equal(scores.read(0, 6000), whole)
+    rows = RowSet(scores)
+    with rows.reading():
+        whole = np.concatenate([block.copy() for _, block in rows.blocks()])
+    np.testing.assert_array_equal(read_rows(scores.source, 0, 6000), whole)
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -636,7 +641,7 @@ def test_nan_in_features_is_located(tmp_path, way: str, normalize: bool) -> None
 def test_a_source_by_path_may_be_sent_elsewhere(tmp_path, way: str) -> None:
     array = normal(np.random.default_rng(0), 60, 4)
     source = open_scores(WAYS[way](tmp_path / "scores", array))
-    source.read(0, 9)
+    read_rows(source.source, 0, 9)
     again = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(all_rows(again), array)
     np.testing.assert_array_equal(all_rows(source), array)
@@ -646,13 +651,14 @@ def test_a_source_by_path_may_be_sent_elsewhere(tmp_path, way: str) -> None:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_other_processes_read_right(tmp_path, method: str) -> None:
     array = normal(np.random.default_rng(0), 60, 4)
-    sources = [open_scores(WAYS[way](tmp_path / f"{n}", array)) for n, way in enumerate(["npy", "chunked", "pattern"])]
+    ways = ["npy", "chunked", "pattern"]
+    sources = [open_scores(WAYS[way](tmp_path / f"{n}", array)).source for n, way in enumerate(ways)]
     for source in sources:
-        source.read(3, 30)  # opens the file here first
+        read_rows(source, 3, 30)  # opens the file here first
     with multiprocessing.get_context(method).Pool(1) as pool:
         for source in sources:
-            np.testing.assert_array_equal(pool.apply(source.read, (5, 58)), array[5:58])
-            np.testing.assert_array_equal(source.read(5, 58), array[5:58])
+            np.testing.assert_array_equal(pool.apply(read_rows, (source, 5, 58)), array[5:58])
+            np.testing.assert_array_equal(read_rows(source, 5, 58), array[5:58])
 
 
 @pytest.mark.parametrize("wrap", [lambda dataset: dataset, lambda dataset: [dataset, dataset]])
@@ -682,7 +688,7 @@ def test_data_sets_in_memory() -> None:
 def test_a_callers_file_stays_open(tmp_path) -> None:
     dataset = data_set(tmp_path / "scores", normal(np.random.default_rng(0), 50, 3))
     sinkhorn_assign([dataset] * 3)
-    open_scores(dataset).close()  # type: ignore[attr-defined]
+    open_scores(dataset).source.close()
     assert dataset
 
 
@@ -783,7 +789,7 @@ def test_fingerprint_of_shards(tmp_path) -> None:
 def test_parts_of_a_list_may_be_arrays_and_tensors(tmp_path) -> None:
     array = normal(np.random.default_rng(0), 50, 3)
     opened = open_scores([npy(tmp_path / "a", array[:20]), array[20:30], torch.from_numpy(array[30:])])
-    assert isinstance(opened, Parts)
+    assert isinstance(opened.source, Parts)
     np.testing.assert_array_equal(all_rows(opened), array)
 
 

@@ -31,7 +31,7 @@ from otlabel import linear_scores, sinkhorn_assign
 from otlabel.errors import ExtractionError, FileFormatError, FingerprintError, InvalidScoresError, SelfLabelWarning
 from otlabel.selflabel import store as store_module
 from otlabel.selflabel.store import FeatureStore, Part, Store, TensorStore
-from otlabel.sources import open_scores
+from otlabel.sources import open_scores, read_rows
 from otlabel.sources.base import as_numbers
 
 ABOUT = {"data": "d0", "model": "m0", "kind": "features"}
@@ -55,7 +55,7 @@ def extract(store: Store, rows: np.ndarray, about: dict[str, str] = ABOUT) -> No
 
 def stored(store: Store) -> np.ndarray:
     source = open_scores(store.source())
-    return as_numbers(source.read(0, source.shape[0]), source.dtype)
+    return as_numbers(read_rows(source.source, 0, source.shape[0]), source.dtype)
 
 
 def names(folder: Path) -> list[str]:
@@ -810,7 +810,7 @@ def test_no_folder(tmp_path: Path) -> None:
 
 def stored_part(part: Part) -> np.ndarray:
     source = open_scores(part.source(), may_be_empty=True)
-    return as_numbers(source.read(0, source.shape[0]), source.dtype)
+    return as_numbers(read_rows(source.source, 0, source.shape[0]), source.dtype)
 
 
 @given(data=st.data())

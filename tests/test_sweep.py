@@ -7,18 +7,23 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from numba import njit
+from scipy.sparse import csr_array
 from scipy.special import logsumexp, softmax
 
 from otlabel import sweep
 from otlabel.ranks.rowset import RowSet
-from otlabel.sources import open_scores, partition
+from otlabel.sources import Source, open_scores, read_rows
 from otlabel.sweep import cpu, reference
+from otlabel.sweep.blocks import partition
+from otlabel.sweep.contract import Immediate
 from otlabel.sweep.pool import run_tasks, thread_count
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -46,7 +51,7 @@ def stored(shape: tuple[int, int], dtype: torch.dtype, seed: int = 0, forbidden:
 
 
 def run(module: Any, scores: torch.Tensor, potentials: np.ndarray, epsilon: float, weights=NO_WEIGHTS) -> Sums:
-    block = open_scores(scores).read(0, len(scores)) if module is cpu else scores
+    block = read_rows(open_scores(scores).source, 0, len(scores)) if module is cpu else scores
     n_rows, n_classes = scores.shape
     labels, mass, counts = np.empty(n_rows, np.int32), np.zeros(n_classes), np.zeros(n_classes, np.int64)
     inverse = potentials.dtype.type(1 / epsilon)
@@ -152,7 +157,7 @@ def test_plan_is_the_softmax(dtype, precision) -> None:
     relative = rounding_error(precision, 10.0, 0.1)
     for module in (cpu, reference):
         plan = np.empty((130, 19), precision)
-        block = open_scores(scores).read(0, 130) if module is cpu else scores
+        block = read_rows(open_scores(scores).source, 0, 130) if module is cpu else scores
         module.plan_block(block, potentials.astype(precision), precision(10.0), plan)
         np.testing.assert_allclose(plan, exact, rtol=relative, atol=1e-37)
 
@@ -165,7 +170,7 @@ def test_sparse_plan_keeps_what_is_above_the_share(dtype, share: float) -> None:
     exact = softmax((scores.double().numpy() + potentials) / 0.7, axis=1)[rows]
     kept = exact > np.maximum(share * exact.max(1, keepdims=True), 1e-300)
     for module in (cpu, reference):
-        block = open_scores(scores).read(0, 130) if module is cpu else scores
+        block = read_rows(open_scores(scores).source, 0, 130) if module is cpu else scores
         sizes, classes, values = module.sparse_plan_block(block, rows, potentials, 1 / 0.7, max(share, 1e-300))
         np.testing.assert_array_equal(sizes, kept.sum(1))
         np.testing.assert_array_equal(classes, np.nonzero(kept)[1])
@@ -180,7 +185,9 @@ def test_labels_and_what_they_fall_short_of(dtype) -> None:
     expected = np.where(given < 0, u.argmax(1), given)
     for module in (cpu, reference):
         labels, best, own = given.copy(), np.empty(200), np.empty(200)
-        module.label_block(open_scores(scores).read(0, 200) if module is cpu else scores, potentials, labels, best, own)
+        module.label_block(
+            read_rows(open_scores(scores).source, 0, 200) if module is cpu else scores, potentials, labels, best, own
+        )
         np.testing.assert_array_equal(labels, expected)
         np.testing.assert_array_equal(best, u.max(1))
         np.testing.assert_array_equal(own, u[np.arange(200), expected])
@@ -201,7 +208,7 @@ def test_candidates_are_all_classes_within_the_slack(dtype, slack: float) -> Non
     moving = near.sum(1) > 1
     for module in (cpu, reference):
         labels = given.copy()
-        block = open_scores(scores).read(0, 150) if module is cpu else scores
+        block = read_rows(open_scores(scores).source, 0, 150) if module is cpu else scores
         rows, sizes, classes, kept = module.candidates_block(block, potentials, labels, slack, 0.25)
         np.testing.assert_array_equal(labels, expected)
         np.testing.assert_array_equal(rows, np.flatnonzero(moving))
@@ -216,7 +223,7 @@ def inspect(module: Any, scores: torch.Tensor) -> tuple[tuple[int, int], np.ndar
     n_rows, n_classes = scores.shape
     number = np.float64 if scores.dtype is torch.float64 else np.float32
     hashes, tops, bottoms = np.empty(n_rows, np.uint64), np.empty(n_rows, number), np.empty(n_rows, number)
-    block = open_scores(scores).read(0, n_rows) if module is cpu else scores
+    block = read_rows(open_scores(scores).source, 0, n_rows) if module is cpu else scores
     multipliers = np.random.default_rng(9).integers(0, 2**64, n_classes, dtype=np.uint64) | np.uint64(1)
     return tuple(module.inspect_block(block, multipliers, 1, hashes, tops, bottoms)), tops, bottoms
 
@@ -292,6 +299,53 @@ def test_blocks_cover_every_row_once(shape: tuple[int, int]) -> None:
     assert blocks[-1][1] == shape[0]
     assert all(left[1] == right[0] for left, right in itertools.pairwise(blocks))
     assert all(start < stop for start, stop in blocks)
+
+
+class Listed(Source):
+    """Scores of some classes of each row, in CSR; those of all others are -inf."""
+
+    dtype = "float64"
+
+    def __init__(self, scores: csr_array) -> None:
+        self.scores, self.shape = scores, scores.shape
+
+    def read(self, spans: Sequence[tuple[int, int]]) -> Iterator[csr_array]:
+        return (self.scores[start:stop] for start, stop in spans)
+
+    def take(self, rows: np.ndarray) -> Listed:
+        return Listed(self.scores[rows])
+
+
+def in_full(function: Any) -> Any:
+    """A function of the compiled backend, of a block in CSR."""
+
+    def of_listed(block: csr_array, *rest: Any) -> Any:
+        full = np.full(block.shape, -np.inf)
+        full[np.repeat(np.arange(len(full)), np.diff(block.indptr)), block.indices] = block.data
+        return function(full, *rest)
+
+    return of_listed
+
+
+def test_blocks_may_be_sparse(monkeypatch) -> None:
+    """A sweep only hands blocks on to the backend; they are cut by as many columns as a row lists."""
+    scores, potentials = stored((600, 40), torch.float64, forbidden=0.8).numpy(), np.linspace(0, 1, 40)
+    monkeypatch.setattr("otlabel.sweep.blocks.BLOCK_ENTRIES", (320, 320))
+    dense = RowSet(open_scores(scores))
+    expected, (labels, best, _) = sweep.sweep(dense, potentials, 0.3), sweep.label(dense, potentials)
+    is_listed = scores > -np.inf
+    ends = np.concatenate([[0], np.cumsum(is_listed.sum(1))])
+    listed = csr_array((scores[is_listed], np.nonzero(is_listed)[1], ends), scores.shape)
+    backend = SimpleNamespace(sweep_block=in_full(cpu.sweep_block), label_block=in_full(cpu.label_block))
+    monkeypatch.setattr(sweep, "_backend", lambda source: Immediate(backend))
+    rows = RowSet(Listed(listed), columns=8)
+    assert (len(rows.spans), len(dense.spans)) == (15, 75)
+    found = sweep.sweep(rows, potentials, 0.3)
+    np.testing.assert_allclose(found.mass, expected.mass, rtol=1e-13)
+    assert (found.linear, found.entropic) == pytest.approx((expected.linear, expected.entropic), rel=1e-13)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    for array, known in zip(sweep.label(rows.taken(np.arange(3, 50)), potentials), (labels, best), strict=False):
+        np.testing.assert_array_equal(array, known[3:50])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -372,11 +426,11 @@ def test_reference_on_the_device(dtype) -> None:
 
 @pytest.mark.parametrize("n_blocks", [1, 62, 63, 64, 126, 127, 128, 300])
 def test_any_number_of_blocks_adds_up(n_blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("otlabel.sources.base.BLOCK_ENTRIES", (5, 5))
+    monkeypatch.setattr("otlabel.sweep.blocks.BLOCK_ENTRIES", (5, 5))
     scores = np.random.default_rng(n_blocks).standard_normal((n_blocks, 5))
-    source = open_scores(scores)
-    assert len(source.blocks()) == n_blocks
-    found = sweep.sweep(RowSet(source), np.zeros(5), 0.5)
+    rows = RowSet(open_scores(scores))
+    assert len(rows.spans) == n_blocks
+    found = sweep.sweep(rows, np.zeros(5), 0.5)
     plan = softmax(scores / 0.5, axis=1)
     expected = [math.fsum(column) / n_blocks for column in plan.T]
     np.testing.assert_allclose(found.mass, expected, rtol=1e-15)

@@ -20,7 +20,7 @@ from scipy.special import kl_div, logsumexp, xlogy
 import otlabel.assign
 import otlabel.result
 from otlabel import KL, Assignment, Exact, Range, Status, sinkhorn_assign
-from otlabel.sources import TensorSource
+from otlabel.sources import Opened, TensorSource
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning", "ignore::DeprecationWarning:ot"
@@ -297,7 +297,7 @@ def test_reference_path_agrees(rule: str, rounding: str, monkeypatch: pytest.Mon
     compiled = sinkhorn_assign(scores, **settings)
     plan = compiled.plan(scores)
     for module in (otlabel.assign, otlabel.result):
-        monkeypatch.setattr(module, "open_scores", lambda s, **options: TensorSource(torch.as_tensor(s)))
+        monkeypatch.setattr(module, "open_scores", lambda s, **options: Opened.of(TensorSource(torch.as_tensor(s))))
     reference = sinkhorn_assign(scores, **settings)
     assert torch.equal(reference.labels, compiled.labels)
     assert reference.value == pytest.approx(compiled.value, abs=1e-12)

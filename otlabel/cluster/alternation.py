@@ -15,7 +15,7 @@ from otlabel.curation import centred
 from otlabel.errors import OtlabelWarning
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment
-from otlabel.sources import Source, as_array, as_float, closeness, cosines, draw_rows, row_blocks
+from otlabel.sources import LinearScores, Opened, as_array, as_float, closeness, cosines, draw_rows, read_rows
 
 PLAN_TOLERANCE = 0.02  # class error at which the plan is left to the repair, which moves the rest one by one
 INIT_ROWS, INIT_ROWS_A_CLUSTER = 20_000, 20  # sample that k-means++ draws centres from
@@ -94,12 +94,12 @@ def _farthest(fit: Fit, labels: np.ndarray, centres: np.ndarray, number: int) ->
     """
     source, wide = fit.rows.source, centres.astype(np.float64)
     distances = np.empty(source.shape[0])
-    with source.reading():
-        for (start, stop), block in row_blocks(source):
+    with fit.rows.reading():
+        for (start, stop), block in fit.rows.blocks():
             distances[start:stop] = np.square(block - wide[labels[start:stop]]).sum(1)
     away = np.flatnonzero(distances > DISTINCT * fit.variance)
     chosen = np.sort(away[np.argsort(-distances[away], kind="stable")[:number]])
-    taken = as_float(source.take(chosen).read(0, len(chosen)), source.dtype).astype(np.float64)
+    taken = as_float(read_rows(source.take(chosen), 0, len(chosen)), source.dtype).astype(np.float64)
     distances, found = fit.rows.concat("farthest", distances[chosen], taken)
     return found[np.argsort(-distances, kind="stable")[:number]]
 
@@ -109,7 +109,7 @@ def _assigned(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OtlabelWarning)
         return sinkhorn_assign(
-            scores_of(fit.rows.source, centres, fit.cosine),
+            scores_of(fit.rows.opened, centres, fit.cosine),
             **fit.demand,
             epsilon=fit.epsilon,
             tol=PLAN_TOLERANCE,
@@ -119,9 +119,9 @@ def _assigned(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | None
         )
 
 
-def scores_of(source: Source, centres: np.ndarray, cosine: bool) -> Source:
+def scores_of(features: Opened, centres: np.ndarray, cosine: bool) -> LinearScores:
     """-||x - mu_k||^2, or half of it, up to a constant in each row, which changes nothing."""
-    return cosines(source, centres) if cosine else closeness(source, centres)
+    return cosines(features, centres) if cosine else closeness(features, centres)
 
 
 def inertia_of(squares: float, centres: np.ndarray, counts: np.ndarray, cosine: bool) -> float:
@@ -162,8 +162,11 @@ def centred_potentials(fit: Fit, found: Clustering) -> np.ndarray:
     """
     assignment, slack = found.assignment, fit.epsilon
     labels, g = as_array(assignment.labels), as_array(assignment.potentials)
-    scores = scores_of(fit.rows.source, found.centres, fit.cosine)
-    near = sweep.candidates(fit.rows.over(scores), g, labels.astype(np.int32), slack, 0.0)
+    rows = fit.rows
+    scores = scores_of(rows.opened, found.centres, fit.cosine)
+    scores = scores.reading(scores.features, rows.n_rows)
+    rows = RowSet(scores, rows.communicator, rows.first, rows.n_rows)
+    near = sweep.candidates(rows, g, labels.astype(np.int32), slack, 0.0)
     row_of = np.repeat(np.arange(len(near.rows)), near.sizes)
     classes, own_classes = near.classes, labels[near.rows][row_of]
     totals, own = near.scores + g[near.classes], np.zeros(len(near.rows))

@@ -30,8 +30,7 @@ from otlabel.result import predict
 from otlabel.solver.outcome import Certificate
 from otlabel.solver.problem import LARGEST_SCORE
 from otlabel.sources import (
-    Source,
-    UnitRows,
+    Opened,
     as_array,
     by_class,
     by_column,
@@ -42,7 +41,7 @@ from otlabel.sources import (
     is_stored,
     is_tensor,
     open_scores,
-    row_blocks,
+    unit_rows,
 )
 
 try:
@@ -230,11 +229,11 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         Args:
             X: (M, D) features, as for `fit`.
         """
-        source = self._opened(X).fine
-        out = np.empty((source.shape[0], len(self.cluster_centers_)), self.cluster_centers_.dtype)
+        rows_given = RowSet(self._opened(X)).fine
+        out = np.empty((rows_given.shape[0], len(self.cluster_centers_)), self.cluster_centers_.dtype)
         centres = self.cluster_centers_.astype(np.float64)
         middle = np.median(centres, axis=0)
-        for (start, stop), block in row_blocks(source):
+        for (start, stop), block in rows_given.blocks():
             rows = block.astype(np.float64)
             # Numbers are small near the middle, and squares of small numbers cancel little.
             distances = euclidean_distances(rows - middle, centres - middle, squared=self.metric == "cosine")
@@ -252,9 +251,9 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             X: (M, D) features, as for `fit`.
             y: ignored.
         """
-        source = self._opened(X)
-        labels = self._predicted(source)
-        _, squares = moments(RowSet(source), labels, self.cluster_centers_)
+        opened = self._opened(X)
+        labels = self._predicted(opened)
+        _, squares = moments(RowSet(opened), labels, self.cluster_centers_)
         counts = np.bincount(labels, minlength=len(self.cluster_centers_))
         return -inertia_of(squares, self.cluster_centers_, counts, self.metric == "cosine")
 
@@ -262,24 +261,24 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
     def _n_features_out(self) -> int:
         return len(self.cluster_centers_)
 
-    def _predicted(self, source: Source) -> np.ndarray:
-        scores = scores_of(source, self.cluster_centers_, self.metric == "cosine")
+    def _predicted(self, opened: Opened) -> np.ndarray:
+        scores = scores_of(opened, self.cluster_centers_, self.metric == "cosine")
         return as_array(predict(scores, self.potentials_))
 
-    def _opened(self, X: Any, reset: bool = False, may_be_empty: bool = False) -> Source:
-        """Features as a source, of length 1 for "cosine"; what scikit-learn knows about is checked by it."""
+    def _opened(self, X: Any, reset: bool = False, may_be_empty: bool = False) -> Opened:
+        """Features, of length 1 for "cosine"; what scikit-learn knows about is checked by it."""
         if not reset:
             check_is_fitted(self)
         if is_tensor(X) or is_stored(X) or is_list_of_parts(X):
             given = os.fspath(X) if isinstance(X, os.PathLike) else X
-            source = open_scores(given, device=self.device, what="features", may_be_empty=may_be_empty)
+            opened = open_scores(given, device=self.device, what="features", may_be_empty=may_be_empty)
             if reset:
-                self.n_features_in_ = source.shape[1]
+                self.n_features_in_ = opened.shape[1]
                 with contextlib.suppress(AttributeError):  # of an earlier fit to a data frame
                     del self.feature_names_in_
-            elif source.shape[1] != self.n_features_in_:
+            elif opened.shape[1] != self.n_features_in_:
                 raise ValueError(
-                    f"X has {source.shape[1]} features, but {type(self).__name__} was fitted to {self.n_features_in_}"
+                    f"X has {opened.shape[1]} features, but {type(self).__name__} was fitted to {self.n_features_in_}"
                 )
         else:
             least = 0 if may_be_empty else 1
@@ -287,9 +286,9 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             if isinstance(X, np.ma.MaskedArray) or is_foreign(X):  # of which scikit-learn sees no mask, or no numbers
                 X = as_array(X, "features", InvalidScoresError)
             checked = validate_data(self, X, reset=reset, dtype=NUMBERS, ensure_min_samples=least)
-            source = open_scores(checked, device=self.device, what="features", may_be_empty=True)
-        source = cached(source)
-        return UnitRows(source) if self.metric == "cosine" else source
+            opened = open_scores(checked, device=self.device, what="features", may_be_empty=True)
+        opened = cached(opened)
+        return unit_rows(opened) if self.metric == "cosine" else opened
 
 
 # ---- what a user may ask for ----

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csc_array
 
+from otlabel import sweep
 from otlabel.errors import InvalidScoresError
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.problem import LARGEST_SCORE, LEAST_EPSILON
-from otlabel.sources import Source, as_float, row_blocks
-from otlabel.sweep.pool import blas_on_one_thread, run_tasks
+from otlabel.sources import Source, as_float, read_rows
+from otlabel.sweep.pool import run_tasks
 
 EPSILON_SHARE = 0.02  # of the data's variance: a plan that is cheap to solve, whose argmax nearly has the sizes
 STRETCHES = 16  # of the rows, whose sums are added in this order whoever makes them
@@ -23,8 +24,8 @@ def moments(rows: RowSet, labels: np.ndarray, centres: np.ndarray) -> tuple[np.n
 
     Differences instead of the rows themselves: nothing cancels where the data is far from zero.
     """
-    source = rows.source.fine
-    batches = source.batches()
+    fine = rows.fine
+    source, batches = fine.source, fine.batches
     n_tasks = max(1, min(STRETCHES, len(batches)))
     ends = [number * len(batches) // n_tasks for number in range(n_tasks + 1)]
     sums = np.zeros((n_tasks, *centres.shape))
@@ -33,7 +34,7 @@ def moments(rows: RowSet, labels: np.ndarray, centres: np.ndarray) -> tuple[np.n
 
     def add(number: int) -> None:
         room = np.empty((max(1, CACHED_ENTRIES // centres.shape[1]), centres.shape[1]))
-        for (start, stop), block in row_blocks(source, batches[ends[number] : ends[number + 1]]):
+        for (start, stop), block in fine.blocks(batches[ends[number] : ends[number + 1]]):
             for first in range(start, stop, len(room)):
                 last = min(first + len(room), stop)
                 chosen, differences = labels[first:last], room[: last - first]
@@ -43,8 +44,8 @@ def moments(rows: RowSet, labels: np.ndarray, centres: np.ndarray) -> tuple[np.n
                 sums[number] += csc_array(one_each, shape=(len(wide), last - first)) @ differences
                 squares[number] += np.vdot(differences, differences)
 
-    with source.reading(), blas_on_one_thread():
-        if source.on_cpu:
+    with fine.reading():
+        if source.device is None:
             run_tasks(add, n_tasks, int(source.reads_files))
             of_rows = sums.sum(0), squares.sum()
         else:
@@ -57,19 +58,18 @@ def _moments_on_device(source: Source, labels: np.ndarray, centres: np.ndarray) 
     """The same where the rows are: sums over clusters are products, whose order of adding is the same in every run."""
     import torch
 
-    n_clusters, device = len(centres), source.device
+    n_clusters, device, blocks = len(centres), source.device, sweep.device_blocks(source)
     size = max(1, DEVICE_ENTRIES // max(centres.shape))
     wide, chosen = (torch.from_numpy(array).to(device) for array in (centres, labels.astype(np.int64)))
     sums, squares = torch.zeros_like(wide), 0.0
-    for batch in source.device_batches():
-        for (start, stop), block in zip(batch, source.read_blocks(batch), strict=True):
-            for first in range(start, stop, size):
-                last = min(first + size, stop)
-                of_rows = chosen[first:last]
-                differences = block[first - start : last - start].double() - wide[of_rows]
-                belongs = wide.new_zeros((n_clusters, last - first)).scatter_(0, of_rows[None], 1.0)
-                sums.addmm_(belongs, differences)
-                squares += float(differences.square().sum())  # which waits, so that no blocks pile up
+    for (start, stop), block in zip(blocks, source.read(blocks), strict=True):
+        for first in range(start, stop, size):
+            last = min(first + size, stop)
+            of_rows = chosen[first:last]
+            differences = block[first - start : last - start].double() - wide[of_rows]
+            belongs = wide.new_zeros((n_clusters, last - first)).scatter_(0, of_rows[None], 1.0)
+            sums.addmm_(belongs, differences)
+            squares += float(differences.square().sum())  # which waits, so that no blocks pile up
     return sums.cpu().numpy(), np.array(squares)
 
 
@@ -79,7 +79,7 @@ def mean_and_variance(rows: RowSet, cosine: bool) -> tuple[np.ndarray, float]:
     InvalidScoresError where they are not finite, or their squares beyond what float64 holds.
     """
     source, n_here, n_rows = rows.source, rows.shape[0], rows.n_rows
-    head = as_float(source.read(0, min(1, n_here)), source.dtype).astype(np.float64)
+    head = as_float(read_rows(source, 0, min(1, n_here)), source.dtype).astype(np.float64)
     first = rows.concat("first", head)[0][:1]
     with np.errstate(invalid="ignore", over="ignore"):
         sums, squares = moments(rows, np.zeros(n_here, np.int64), first)
@@ -93,11 +93,11 @@ def mean_and_variance(rows: RowSet, cosine: bool) -> tuple[np.ndarray, float]:
             )
         return first[0] + sums[0] / n_rows, variance
     found = ""
-    for (start, _), block in row_blocks(source):
+    for (start, _), block in rows.blocks():
         bad = np.argwhere(~np.isfinite(block))
         if len(bad):
             row, feature = bad[0]
-            found = f"{source.place(start + int(row))}, feature {feature}"
+            found = f"{rows.opened.place(start + int(row))}, feature {feature}"
             break
     if where := rows.communicator.first_text("bad features", found):
         raise InvalidScoresError(f"features hold NaN or infinity, the first at {where}")
@@ -106,9 +106,9 @@ def mean_and_variance(rows: RowSet, cosine: bool) -> tuple[np.ndarray, float]:
 
 def _widest(rows: RowSet, first: np.ndarray) -> float:
     """The largest difference of a feature from that of the first row."""
-    source, most = rows.source.fine, 0.0
-    with source.reading():
-        for _, block in row_blocks(source):
+    fine, most = rows.fine, 0.0
+    with fine.reading():
+        for _, block in fine.blocks():
             most = max(most, float(np.abs(block - first).max(initial=0)))
     return rows.max("widest", most)[0]
 

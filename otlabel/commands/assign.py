@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from otlabel import KL, Assignment, Exact, Range
     from otlabel.ranks.communicator import Communicator
-    from otlabel.sources import Source
+    from otlabel.sources import Opened
     from otlabel.storage.label_files import Receipt
 
 MANY_CLASSES = 4  # times as many as there are samples: equal sizes would then be 0 for most, by their number alone
@@ -211,7 +211,7 @@ def _check_not_transposed(arguments: argparse.Namespace, n_rows: int, n_classes:
         )
 
 
-def _check_space(arguments: argparse.Namespace, scores: Source) -> None:
+def _check_space(arguments: argparse.Namespace, scores: Opened) -> None:
     from otlabel.storage.label_files import stored_bytes
 
     n_rows, n_classes = scores.shape

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from otlabel.errors import OtlabelWarning, RankError
 from otlabel.storage.atomic import check_writable
 from otlabel.storage.label_files import PART_NAME, part_path
+from otlabel.sweep.blocks import partition
 
 if TYPE_CHECKING:
     from otlabel.ranks.communicator import Communicator
-    from otlabel.sources import Source
+    from otlabel.sources import Opened
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # without which processes cannot meet
 LARGEST_PORT = 65535
@@ -131,9 +132,9 @@ def own_device(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
 
-def rows_of_rank(scores: Source, communicator: Communicator) -> tuple[int, int]:
+def rows_of_rank(scores: Opened, communicator: Communicator) -> tuple[int, int]:
     """From which row to which this process labels: whole blocks, so that none has to travel."""
-    blocks = scores.blocks()
+    blocks = partition(*scores.shape)
     first, stop = (len(blocks) * rank // communicator.world_size for rank in (communicator.rank, communicator.rank + 1))
     starts = [start for start, _ in blocks] + [scores.shape[0]]
     return starts[first], starts[stop]

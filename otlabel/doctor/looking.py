@@ -24,7 +24,7 @@ from otlabel.interrupts import interruptible
 from otlabel.marginals import class_sizes
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.posing import has_shares, sum_to_one
-from otlabel.sources import Source, as_float, cached, class_mass_of, draw_rows, open_scores
+from otlabel.sources import cached, class_mass_of, draw_rows, open_scores
 from otlabel.validate import check_mass
 
 ASSESSED_ENTRIES = 100_000_000  # scores up to which all rows are balanced to see what it costs: a few seconds
@@ -67,13 +67,13 @@ def diagnose(scores: Any, *, class_mass: Any = None) -> Diagnosis:
         InvalidScoresError: no matrix of real numbers.
         InvalidMassError: class_mass of wrong length, sign or sum.
     """
-    opened = open_scores(scores).fine
+    opened = open_scores(scores).refined
     n_rows, n_classes = opened.shape
     shares = check_mass(class_mass_of(class_mass, opened), n_rows, n_classes)
     n_sampled = max(LOOK_ROWS, ASSESSED_ENTRIES // n_classes)
     sampled = draw_rows(n_rows, n_sampled, np.random.default_rng(SEED))
-    opened = cached(opened, 0, sampled)
-    usable = _usable_rows(opened, sampled)
+    rows = RowSet(cached(opened, 0, sampled))
+    usable = _usable_rows(rows, sampled)
     bare = Diagnosis(
         n_rows=n_rows,
         n_classes=n_classes,
@@ -87,8 +87,8 @@ def diagnose(scores: Any, *, class_mass: Any = None) -> Diagnosis:
     )
     if not len(usable.rows):
         return replace(bare, findings=tuple(findings_of_input(bare)))
-    looked = _with_looks(bare, opened, usable, shares)
-    assessed, findings = _with_assessment(looked, opened, usable, shares)
+    looked = _with_looks(bare, rows, usable, shares)
+    assessed, findings = _with_assessment(looked, rows, usable, shares)
     everything = [*findings_of_input(assessed), *findings_of_classes(assessed, shares), *findings]
     return replace(assessed, findings=tuple(everything))
 
@@ -96,16 +96,15 @@ def diagnose(scores: Any, *, class_mass: Any = None) -> Diagnosis:
 # ---- looking ----
 
 
-def _usable_rows(scores: Source, sampled: np.ndarray) -> _Usable:
+def _usable_rows(scores: RowSet, sampled: np.ndarray) -> _Usable:
     """The first pass; only where it met NaN or +inf does a second one tell them apart."""
-    inspection = sweep.inspect(RowSet(scores))
+    inspection = sweep.inspect(scores)
     good = np.ones(scores.shape[0], bool)
     n_nan = n_plus_inf = 0
     n_minus_inf = inspection.n_forbidden
     if inspection.n_bad:
         n_minus_inf = 0  # the compiled look, which assumes no NaN, may take one for a forbidden pair
-        for start, stop in scores.blocks():
-            values = as_float(scores.read(start, stop), scores.dtype)
+        for (start, stop), values in scores.blocks():
             nan, plus_inf = np.isnan(values), values == np.inf
             n_nan, n_plus_inf = n_nan + int(nan.sum()), n_plus_inf + int(plus_inf.sum())
             n_minus_inf += int((values == -np.inf).sum())
@@ -124,24 +123,23 @@ def _usable_rows(scores: Source, sampled: np.ndarray) -> _Usable:
     )
 
 
-def _with_looks(bare: Diagnosis, scores: Source, usable: _Usable, shares: np.ndarray) -> Diagnosis:
+def _with_looks(bare: Diagnosis, scores: RowSet, usable: _Usable, shares: np.ndarray) -> Diagnosis:
     """What all rows and a sample of them show without solving anything."""
     rows, inspection = usable.rows, usable.inspection
-    labels, _, _ = sweep.label(RowSet(scores), np.zeros(bare.n_classes))
+    labels, _, _ = sweep.label(scores, np.zeros(bare.n_classes))
     sizes = np.bincount(labels[rows], minlength=bare.n_classes)
     # A class may be called greedy at four times its mass, or half way from its mass to everything if that is less.
     greedy = sizes > np.minimum(GREEDY * shares, (shares + 1) / 2) * len(rows)
     taken = sizes[sizes > 0] / len(rows)
     extents = inspection.tops[rows].astype(np.float64) - inspection.bottoms[rows]
-    sample = scores.take(_some(usable.sampled, min(LOOK_ROWS, max(1, LOOK_ENTRIES // bare.n_classes))))
-    values = np.concatenate([as_float(sample.read(*block), scores.dtype) for block in sample.blocks()])
-    values = values.astype(np.float64)  # (R, K)
+    sample = scores.taken(_some(usable.sampled, min(LOOK_ROWS, max(1, LOOK_ENTRIES // bare.n_classes))))
+    values = np.concatenate([block for _, block in sample.blocks()]).astype(np.float64)  # (R, K)
     low, median, high = _margins(values)
     return replace(
         bare,
         duplicate_share=1.0 - len(np.unique(inspection.hashes[rows])) / len(rows),
         n_constant_rows=_count_constant(scores, rows[extents == 0], inspection) if bare.n_classes > 1 else 0,
-        kind=_kind(values, scores.dtype),
+        kind=_kind(values, scores.source.dtype),
         transposed=bare.n_classes > bare.n_rows and _columns_are_distributions(scores),
         spread=float(np.median(extents)),
         margin_low=low,
@@ -170,15 +168,14 @@ def _margins(values: np.ndarray) -> tuple[float | None, float | None, float | No
     return float(low), float(median), float(high)
 
 
-def _count_constant(scores: Source, rows: np.ndarray, inspection: sweep.Inspection) -> int:
+def _count_constant(scores: RowSet, rows: np.ndarray, inspection: sweep.Inspection) -> int:
     """How many of the rows whose finite scores are all equal forbid nothing."""
     if not inspection.n_forbidden:
         return len(rows)
     free = 0
-    for start, stop in scores.blocks():
+    for (start, stop), values in scores.blocks():
         members = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start
         if len(members):
-            values = as_float(scores.read(start, stop), scores.dtype)
             free += int((values[members] > -np.inf).all(1).sum())
     return free
 
@@ -196,38 +193,38 @@ def _kind(values: np.ndarray, dtype: str) -> Kind:
     return "non-positive" if high <= 0 else "non-negative" if low >= 0 else "logits"
 
 
-def _columns_are_distributions(scores: Source) -> bool:
+def _columns_are_distributions(scores: RowSet) -> bool:
     """Whether every column sums to 1, as it is or exponentiated; for matrices of few rows."""
     plain, exponentiated = np.zeros(scores.shape[1]), np.zeros(scores.shape[1])
-    for start, stop in scores.blocks():
-        values = as_float(scores.read(start, stop), scores.dtype).astype(np.float64)
+    for _, block in scores.blocks():
+        values = block.astype(np.float64)
         plain += values.sum(0)
         exponentiated += np.exp(np.minimum(values, 1.0)).sum(0)  # anything above 0 is no logarithm of a probability
-    return sum_to_one(plain, scores.dtype) or sum_to_one(exponentiated, scores.dtype, of_logarithms=True)
+    return sum_to_one(plain, scores.source.dtype) or sum_to_one(exponentiated, scores.source.dtype, of_logarithms=True)
 
 
 # ---- assessing ----
 
 
 def _with_assessment(
-    looked: Diagnosis, scores: Source, usable: _Usable, shares: np.ndarray
+    looked: Diagnosis, scores: RowSet, usable: _Usable, shares: np.ndarray
 ) -> tuple[Diagnosis, list[Finding]]:
     """What exact balance costs and which epsilon fits, from exactly balanced labels of all rows or of a sample."""
     n_affordable = max(1, ASSESSED_ENTRIES // looked.n_classes)
     rows = _some(usable.sampled, n_affordable)
     whole = len(rows) == looked.n_rows
-    assessed = scores if whole and scores.random_access else scores.take(rows)
+    assessed = scores if whole and scores.source.grain == 1 else scores.taken(rows)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OtlabelWarning)  # what they say is among the findings
-            result = sinkhorn_assign(assessed, class_mass=shares, epsilon=_working_epsilon(looked))
+            result = sinkhorn_assign(assessed.opened, class_mass=shares, epsilon=_working_epsilon(looked))
     except InfeasibleError as error:
         where = "" if whole else f" (in a random sample of {len(rows):,} rows)"
         remedy = "allow more pairs or change --class-mass."
         # A sample may be short of pairs that all rows together have.
         finding = Finding("problem" if whole else "note", "balance", f"No exact balance: {error}{where}.", remedy)
         return replace(looked, n_assessed=len(rows)), [finding]
-    labels, best, _ = sweep.label(RowSet(assessed), np.zeros(looked.n_classes))
+    labels, best, _ = sweep.label(assessed, np.zeros(looked.n_classes))
     found = replace(
         looked,
         epsilon=suggest_epsilon(assessed, np.asarray(result.potentials)),
@@ -244,13 +241,13 @@ def _working_epsilon(looked: Diagnosis) -> float:
     return max(scale / 10, float(np.finfo(np.float32).tiny))
 
 
-def suggest_epsilon(scores: Source, potentials: np.ndarray) -> float | None:
+def suggest_epsilon(scores: RowSet, potentials: np.ndarray) -> float | None:
     """The epsilon that leaves nine tenths of what a hard label would take on a sample's best class, in the mean.
 
     None where no epsilon changes anything: one class, or rows that are all equal in every class.
     """
     n_rows, n_classes = scores.shape
-    sample = RowSet(scores).taken(_some(np.arange(n_rows), min(LOOK_ROWS, max(1, LOOK_ENTRIES // n_classes))))
+    sample = scores.taken(_some(np.arange(n_rows), min(LOOK_ROWS, max(1, LOOK_ENTRIES // n_classes))))
     inspection = sweep.inspect(sample)
     scale = float(np.max(inspection.tops.astype(np.float64) - inspection.bottoms))
     wanted = potentials[np.isfinite(potentials)]

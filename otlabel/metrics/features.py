@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from otlabel.errors import InvalidScoresError
 from otlabel.metrics.table import UNLABELLED, checked_labels
-from otlabel.sources import Source, as_float, by_row, home_of, open_scores
+from otlabel.sources import Opened, as_float, by_row, home_of, open_scores, read_rows
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,7 @@ TRAIN_ROWS = 1 << 14  # rows that are read at once, and that a block of test row
 class Features:
     """Rows of a matrix as tensors where and as the work is to be done."""
 
-    source: Source
+    opened: Opened
     name: str
     device: torch.device
     dtype: torch.dtype
@@ -30,21 +31,22 @@ class Features:
     @property
     def n_rows(self) -> int:
         """N."""
-        return self.source.shape[0]
+        return self.opened.shape[0]
 
     def blocks(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Each `size` rows with where they begin; raises InvalidScoresError at a row that is not finite."""
         import torch
 
-        with self.source.reading():
+        source = self.opened.source
+        with contextlib.closing(source):
             for start in range(0, self.n_rows, size):
-                stored = self.source.read(start, min(start + size, self.n_rows))
-                if self.source.on_cpu:
-                    stored = torch.from_numpy(np.array(as_float(stored, self.source.dtype)))
+                stored = read_rows(source, start, min(start + size, self.n_rows))
+                if source.device is None:
+                    stored = torch.from_numpy(np.array(as_float(stored, source.dtype)))
                 block = stored.to(self.device, self.dtype)
                 bad = ~block.isfinite().all(1)
                 if bad.any():
-                    place = self.source.place(start + int(bad.nonzero()[0]))
+                    place = self.opened.place(start + int(bad.nonzero()[0]))
                     raise InvalidScoresError(f"{self.name} hold NaN or infinity, the first at {place}")
                 yield start, block
 
@@ -60,22 +62,22 @@ def features_of(train: Any, test: Any) -> tuple[Features, Features]:
     """Both sides, where the first tensor is, in float64 if one of them is."""
     import torch
 
-    sources = open_scores(train, what="train_features"), open_scores(test, what="test_features")
-    shapes = [source.shape for source in sources]
+    opened = open_scores(train, what="train_features"), open_scores(test, what="test_features")
+    shapes = [one.shape for one in opened]
     if shapes[0][1] != shapes[1][1]:
         raise ValueError(f"train_features have shape {shapes[0]}, test_features {shapes[1]}; pass the same D features")
     device = next(filter(None, map(home_of, (train, test))), torch.device("cpu"))
-    dtype = torch.float64 if "float64" in {source.dtype for source in sources} else torch.float32
-    return Features(sources[0], "train_features", device, dtype), Features(sources[1], "test_features", device, dtype)
+    dtype = torch.float64 if "float64" in {one.dtype for one in opened} else torch.float32
+    return Features(opened[0], "train_features", device, dtype), Features(opened[1], "test_features", device, dtype)
 
 
 def labels_of(features: Features, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     """The label of each row, and whether it has one."""
     name = features.name.replace("features", "labels")
-    array = checked_labels(by_row(labels, features.n_rows, features.source.row_names, name), name)
+    array = checked_labels(by_row(labels, features.n_rows, features.opened.row_names, name), name)
     if len(array) != features.n_rows:
         raise ValueError(
-            f"{features.name} have shape {features.source.shape}, {name} {array.shape}; pass one label a row"
+            f"{features.name} have shape {features.opened.shape}, {name} {array.shape}; pass one label a row"
         )
     labelled = array != UNLABELLED
     if not labelled.any():

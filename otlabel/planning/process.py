@@ -18,8 +18,9 @@ from otlabel.solver.curvature import DENSE_CLASSES
 from otlabel.solver.objective import CURVATURE_ENTRIES
 from otlabel.solver.problem import Rounding
 from otlabel.solver.samples import sample_sizes
-from otlabel.sources import ITEM_BYTES, block_rows, default_limit
+from otlabel.sources import ITEM_BYTES, default_limit
 from otlabel.sweep import WAITING_PARTS
+from otlabel.sweep.blocks import block_rows
 from otlabel.sweep.pool import thread_count
 from otlabel.text import bytes_text
 

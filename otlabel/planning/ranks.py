@@ -35,8 +35,8 @@ from otlabel.sources import ITEM_BYTES, default_limit, free_memory
 from otlabel.sources.caching import CACHE_SHARE
 from otlabel.sources.device import BLOCK_BYTES, MEMORY_SHARE
 from otlabel.sources.linear import DEVICE_ENTRIES
-from otlabel.sources.memory import SPAN_ENTRIES
 from otlabel.sweep import WAITING_PARTS
+from otlabel.sweep.blocks import SPAN_ENTRIES
 from otlabel.text import bytes_text
 
 NETWORK = 25e9  # bytes a second and direction between machines, where none is stated: 200 Gb/s, one InfiniBand HDR port

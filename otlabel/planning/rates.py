@@ -8,8 +8,7 @@ import numpy as np
 
 from otlabel import sweep
 from otlabel.ranks.rowset import RowSet
-from otlabel.sources import ITEM_BYTES, ArraySource, Source
-from otlabel.sources.linear import Features, LinearScores
+from otlabel.sources import ITEM_BYTES, ArraySource, Opened, linear_scores, read_rows
 
 PROBE_ENTRIES = 1 << 21  # scores of the block that the sweep is measured on
 PROBE_WEIGHTS = 1 << 24  # and at most so many weights, where scores are made of features
@@ -27,15 +26,14 @@ def measure_sweep_rate(n_classes: int, dtype: str, dim: int | None = None) -> fl
         n_classes = min(n_classes, max(1, PROBE_WEIGHTS // dim))
     rows = max(1, PROBE_ENTRIES // n_classes)
     numbers = random.standard_normal((rows, dim or n_classes), np.float32)
-    probe: Source
     if dtype == "bfloat16":
-        probe = ArraySource((numbers.view(np.uint32) >> 16).astype(np.uint16).view(np.int16), dtype)
+        source = ArraySource((numbers.view(np.uint32) >> 16).astype(np.uint16).view(np.int16), dtype)
     else:
         stored = numbers.astype(dtype)
-        probe = ArraySource(stored.view(np.uint16) if dtype == "float16" else stored, dtype)
+        source = ArraySource(stored.view(np.uint16) if dtype == "float16" else stored, dtype)
+    probe = Opened.of(source)
     if dim is not None:
-        weight = random.standard_normal((n_classes, dim), np.float32)
-        probe = LinearScores(Features(probe), weight, None, normalize=True)
+        probe = linear_scores(probe, random.standard_normal((n_classes, dim), np.float32))
     precision = np.float64 if dtype == "float64" else np.float32
     g = np.zeros(n_classes)
     sweep.sweep(RowSet(probe), g, 0.1, None, precision)  # compiled, if that was still to do
@@ -46,13 +44,13 @@ def measure_sweep_rate(n_classes: int, dtype: str, dim: int | None = None) -> fl
     return n_sweeps * rows * n_classes / passed
 
 
-def measure_read_rate(scores: Source) -> float:
+def measure_read_rate(scores: Opened) -> float:
     """Bytes a second that the first blocks come at; what the system still holds in memory comes faster than later."""
     row_bytes = scores.shape[1] * ITEM_BYTES[scores.dtype]
     n_bytes, begun = 0, time.perf_counter()
-    for start, stop in scores.blocks():
+    for start, stop in RowSet(scores).spans:
         stop = min(stop, start + max(1, (READ_BYTES - n_bytes) // row_bytes))
-        block = scores.read(start, stop)
+        block = read_rows(scores.source, start, stop)
         if isinstance(block, np.ndarray):
             block.reshape(-1)[:: 4096 // block.itemsize].max()  # a mapped file is read where it is touched
         n_bytes += (stop - start) * row_bytes

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from otlabel.ranks.communicator import Communicator
-from otlabel.sources.base import Batch, Source, WrappedSource, grouped, storage_array
+from otlabel.sources.base import Source, Span, read_rows, storage_array
 from otlabel.sources.memory import ArraySource
+from otlabel.sources.wrapped import Wrapped
 
 
 class Redistribution:
@@ -30,10 +31,11 @@ class Redistribution:
         self.n_sent = min(self.worked[0], self.given[1]) - self.given[0]  # rows at its beginning that another works on
         self.n_received = max(self.worked[1] - max(self.given[1], self.worked[0]), 0)  # that come from others
 
-    def origin(self, row: int) -> tuple[int, int]:
-        """The rank that has a row of all, and its number there."""
-        rank = int(np.searchsorted(self._ends, row, side="right")) - 1
-        return rank, row - int(self._ends[rank])
+    def place(self, row: int, place: Callable[[int], str]) -> str:
+        """The name of a row that is worked on here: its number in its rank, or what that is called where it is here."""
+        rank = int(np.searchsorted(self._ends, self.worked[0] + row, side="right")) - 1
+        there = self.worked[0] + row - int(self._ends[rank])
+        return f"{place(there) if rank == self._communicator.rank else f'row {there}'} of rank {rank}"
 
     def received(self, name: str, head: np.ndarray) -> np.ndarray:
         """The rows that come from others, once they have been sent, for the `n_sent` first rows here."""
@@ -69,31 +71,27 @@ class Redistribution:
                 yield rank, low, high
 
 
-class RedistributedRows(WrappedSource):
+class RedistributedRows(Wrapped):
     """Rows of a source that are worked on here, followed by those that came from other ranks, which are in memory."""
 
     def __init__(self, source: Source, tail: np.ndarray, redistribution: Redistribution) -> None:
         super().__init__(source)
-        self._redistribution, self._skip, self._tail = redistribution, redistribution.n_sent, tail
+        self._skip, self._tail = redistribution.n_sent, tail
         first, stop = redistribution.worked
-        self.shape, self.all_rows = (stop - first, source.shape[1]), redistribution.n_rows
+        self.shape = stop - first, source.shape[1]
         self._n_own = self.shape[0] - len(tail)
 
-    def blocks(self) -> Batch:
-        """Those of all rows that are here."""
-        return Source.blocks(self)
-
-    def batches(self) -> list[Batch]:
-        """Blocks in groups as large as the source's."""
-        rows = max((batch[-1][1] - batch[0][0] for batch in self.source.batches()), default=1)
-        return grouped(self.blocks(), rows)
-
-    def read(self, start: int, stop: int) -> Any:
+    def read(self, spans: Sequence[Span]) -> Iterator[Any]:
         """From the source, or from memory."""
+        first = spans[0][0]
+        rows = self._rows(first, spans[-1][1])
+        return (rows[start - first : stop - first] for start, stop in spans)
+
+    def _rows(self, start: int, stop: int) -> Any:
         end = min(stop, self._n_own)
         if start >= end:
             return self._tail[start - self._n_own : stop - self._n_own]
-        rows = self.source.read(self._skip + start, self._skip + end)
+        rows = read_rows(self.source, self._skip + start, self._skip + end)
         return rows if stop == end else np.concatenate([rows, self._tail[: stop - end]])
 
     def take(self, rows: np.ndarray) -> Source:
@@ -101,11 +99,6 @@ class RedistributedRows(WrappedSource):
         number = int(np.searchsorted(rows, self._n_own))
         out = storage_array((len(rows), self.shape[1]), self.dtype)
         if number:
-            out[:number] = self.source.take(rows[:number] + self._skip).read(0, number)
+            out[:number] = read_rows(self.source.take(rows[:number] + self._skip), 0, number)
         out[number:] = self._tail[rows[number:] - self._n_own]
         return ArraySource(out, self.dtype)
-
-    def place(self, row: int) -> str:
-        """The row's number in its rank."""
-        rank, there = self._redistribution.origin(self._redistribution.worked[0] + row)
-        return f"{self.source.place(there) if row < self._n_own else f'row {there}'} of rank {rank}"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +14,12 @@ import numpy as np
 from otlabel.errors import InvalidMassError, InvalidScoresError, RankError
 from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
 from otlabel.ranks.redistribution import RedistributedRows, Redistribution
-from otlabel.sources import ArraySource, LinearScores, Source, UnitRows, as_array, as_float, block_rows
+from otlabel.sources import ArraySource, LinearScores, Opened, Source, as_array, as_float, as_opened, read_rows
 from otlabel.sources.base import few_rows, storage_array
 from otlabel.sources.linear import Features, mean_of_finite, read_stretches
+from otlabel.sources.wrapped import Changed
+from otlabel.sweep.blocks import Batch, Room, Span, block_rows, cut, device_rows, grouped
+from otlabel.sweep.pool import blas_on_one_thread
 
 if TYPE_CHECKING:
     import torch
@@ -21,71 +28,113 @@ if TYPE_CHECKING:
 class RowSet:
     """Rows `first` up to `stop` of the `n_rows` of all ranks, which are numbered from 0 on where they are.
 
-    In one process these are all rows, and what is summed or joined over ranks stays as it is.
+    In one process these are all rows, and what is summed or joined over ranks stays as it is. Blocks are those of a
+    matrix of so many columns, which stay the same where the rows get one more.
     """
 
     def __init__(
         self,
-        source: Source,
+        rows: Opened | Source,
         communicator: Communicator = SINGLE_PROCESS,
         first: int = 0,
         n_rows: int | None = None,
+        columns: int | None = None,
         redistribution: Redistribution | None = None,
     ) -> None:
-        self.source, self.communicator, self.first = source, communicator, first
-        self.n_rows = source.shape[0] if n_rows is None else n_rows
+        self.opened, self.communicator, self.first = as_opened(rows), communicator, first
+        self.n_rows = self.shape[0] if n_rows is None else n_rows
+        self.columns, self.room = columns or self.shape[1], Room()
         self._redistribution = redistribution
 
     @classmethod
-    def as_given(cls, source: Source, communicator: Communicator) -> RowSet:
+    def as_given(cls, opened: Opened, communicator: Communicator) -> RowSet:
         """A rank's rows, all of them and no others."""
         if communicator.world_size == 1:
-            return cls(source)
-        (counts,) = communicator.allgather("rows", np.array([source.shape[0]]))
+            return cls(opened)
+        (counts,) = communicator.allgather("rows", np.array([opened.shape[0]]))
         _check_any(counts)
         n_rows = int(counts.sum())
-        return cls(_of_all(source, n_rows), communicator, int(counts[: communicator.rank].sum()), n_rows)
+        if isinstance(opened, LinearScores):
+            opened = opened.reading(opened.features, n_rows)
+        return cls(opened, communicator, int(counts[: communicator.rank].sum()), n_rows)
 
     @classmethod
-    def in_blocks(cls, source: Source, communicator: Communicator) -> RowSet:
+    def in_blocks(cls, rows: Opened | Source, communicator: Communicator, columns: int | None = None) -> RowSet:
         """Whole blocks of the partition of all rows, so that sums have the same bits on any number of ranks.
 
         A few rows move from rank to rank; of a linear head, its features do. On a device all rows stay, since blocks
         are those of the device, and sums depend on them a little.
         """
+        opened = as_opened(rows)
         if communicator.world_size == 1:
-            return cls(source)
-        if not isinstance(source, LinearScores):
-            return _redistributed(source, communicator, source.block_columns)
-        features = source.features.source
-        stored = features.source if isinstance(features, UnitRows) else features
-        rows = _redistributed(stored, communicator, source.shape[1])
-        if stored is not features:
-            rows = rows.over(UnitRows(rows.source))
-        head = source.over(Features(rows.source, source.torch_device))
-        if head.needs_centre:
-            head = source.over(Features(rows.source, source.torch_device, rows.centre()))
-        return rows.over(head)
+            return cls(opened, columns=columns)
+        if not isinstance(opened, LinearScores):
+            return _redistributed(opened, communicator, columns or opened.shape[1])
+        features = opened.features.opened
+        change = features.source if isinstance(features.source, Changed) else None
+        stored = features if change is None else features.only(change.source)
+        moved = _redistributed(stored, communicator, opened.shape[1])
+        if change is not None:
+            forms = features.mapped(lambda form: form.of(moved.source) if isinstance(form, Changed) else form)
+            moved = moved.over(replace(forms, place=moved.opened.place))
+        centre = moved.centre() if opened.needs_centre else None
+        return moved.over(opened.reading(Features(moved.opened, opened.torch_device, centre), moved.n_rows))
+
+    @property
+    def source(self) -> Source:
+        """What passes read."""
+        return self.opened.source
 
     @property
     def shape(self) -> tuple[int, int]:
         """Of the rows here."""
-        return self.source.shape
+        return self.opened.shape
 
     @property
     def stop(self) -> int:
         """The row of all after the last one here."""
-        return self.first + self.source.shape[0]
+        return self.first + self.shape[0]
 
     @property
     def fine(self) -> RowSet:
         """The same rows as float64 makes them of what is stored; itself where it is stored."""
-        fine = self.source.fine
-        return self if fine is self.source else self.over(fine)
+        return self if self.opened.fine is self.source else self.over(self.opened.refined)
 
-    def over(self, source: Source) -> RowSet:
+    def over(self, opened: Opened) -> RowSet:
         """The same rows in another form."""
-        return RowSet(source, self.communicator, self.first, self.n_rows, self._redistribution)
+        rows = copy.copy(self)
+        rows.opened = opened
+        return rows
+
+    # ---- all rows here, block by block ----
+
+    @property
+    def spans(self) -> list[Span]:
+        """The partition of the rows; ranks have whole blocks of the partition of all rows."""
+        if self.source.device is not None:
+            return cut(self.shape[0], device_rows(self.shape[1]) if self.source.grain == 1 else self.source.grain)
+        return cut(self.shape[0], block_rows(self.n_rows, self.columns))
+
+    @property
+    def batches(self) -> list[Batch]:
+        """The blocks in the groups that are read together, in order."""
+        return grouped(self.spans, self.source.grain)
+
+    def blocks(self, batches: Iterable[Batch] | None = None) -> Iterator[tuple[Span, np.ndarray]]:
+        """Each block with its span, as float32 or float64 numbers; each is to be used before the next is asked for."""
+        for batch in self.batches if batches is None else batches:
+            for span, block in zip(batch, self.source.read(batch), strict=True):
+                yield span, as_float(block, self.source.dtype)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """To be entered around a pass: what a source holds for the next read is of use within one only.
+
+        Products are on one thread each: blocks are what threads share, and sums then have the same bits everywhere.
+        """
+        self.source.close()
+        with contextlib.closing(self.source), blas_on_one_thread():
+            yield
 
     # ---- some of the rows ----
 
@@ -96,16 +145,16 @@ class RowSet:
 
     def taken(self, rows: np.ndarray) -> RowSet:
         """Those of the sorted rows of all that are here, as rows of this process alone."""
-        return RowSet(self.source.take(self.local(rows)))
+        return RowSet(self.source.take(self.local(rows)), columns=self.columns)
 
     def subset(self, rows: np.ndarray) -> RowSet:
         """The given rows (sorted) of all ranks, of which each rank again has whole blocks."""
-        return RowSet.in_blocks(self.source.take(self.local(rows)), self.communicator)
+        return RowSet.in_blocks(self.source.take(self.local(rows)), self.communicator, self.columns)
 
     def gathered(self, rows: np.ndarray) -> np.ndarray:
         """The given rows (sorted) of all ranks as float32 or float64 numbers, on all ranks."""
         taken = self.taken(rows).source
-        return self.concat("gathered", as_float(taken.read(0, taken.shape[0]), taken.dtype))[0]
+        return self.concat("gathered", as_float(read_rows(taken, 0, taken.shape[0]), taken.dtype))[0]
 
     def centre(self) -> np.ndarray:
         """(D,) float64, the mean of a few rows of all ranks."""
@@ -126,7 +175,7 @@ class RowSet:
 
     def restore(self, labels: np.ndarray) -> np.ndarray:
         """Labels of the rows here, as those of the rows that this rank was given."""
-        if self._redistribution is None or not self.source.on_cpu:
+        if self._redistribution is None or self.source.device is not None:
             return labels
         return self._redistribution.returned("labels", labels)
 
@@ -157,18 +206,21 @@ class RowSet:
         return self.communicator.allgather(name, *arrays)
 
 
-def _redistributed(source: Source, communicator: Communicator, n_classes: int) -> RowSet:
-    """Rows here, of blocks that are cut for so many classes."""
+def _redistributed(opened: Opened, communicator: Communicator, columns: int) -> RowSet:
+    """Rows here, of blocks that are cut for so many columns."""
+    source = opened.source
     counts, dtype = _checked_alike(source, communicator)
     n_rows = int(counts.sum())
-    redistribution = Redistribution(communicator, counts, block_rows(n_rows, n_classes))
-    if not source.on_cpu:
-        return RowSet(_of_all(source, n_rows), communicator, redistribution.given[0], n_rows, redistribution)
+    redistribution = Redistribution(communicator, counts, block_rows(n_rows, columns))
+    if source.device is not None:
+        return RowSet(opened, communicator, redistribution.given[0], n_rows, columns, redistribution)
     if not source.shape[0]:
         source = ArraySource(storage_array(source.shape, dtype), dtype)
-    head = np.ascontiguousarray(source.read(0, redistribution.n_sent))
+    head = np.ascontiguousarray(read_rows(source, 0, redistribution.n_sent))
     rows = RedistributedRows(source, redistribution.received("shards", head), redistribution)
-    return RowSet(rows, communicator, redistribution.worked[0], n_rows, redistribution)
+    place = functools.partial(redistribution.place, place=opened.place)
+    there = replace(opened.only(rows), place=place)
+    return RowSet(there, communicator, redistribution.worked[0], n_rows, columns, redistribution)
 
 
 def _checked_alike(source: Source, communicator: Communicator) -> tuple[np.ndarray, str]:
@@ -192,10 +244,3 @@ def _checked_alike(source: Source, communicator: Communicator) -> tuple[np.ndarr
 def _check_any(counts: np.ndarray) -> None:
     if not counts.any():
         raise InvalidScoresError(f"none of the {len(counts)} ranks has a row; some may be without, but not all")
-
-
-def _of_all(source: Source, n_rows: int) -> Source:
-    """The same source as one of so many rows."""
-    part = copy.copy(source)  # the caller's may be of use elsewhere
-    part.all_rows = n_rows
-    return part

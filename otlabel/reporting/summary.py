@@ -21,13 +21,12 @@ from otlabel.reporting.sources import Subject
 from otlabel.solver.outcome import Certificate
 from otlabel.solver.posing import check_finite
 from otlabel.sources import (
-    Source,
+    Opened,
     by_row,
     cached,
     closeness,
     in_one_order,
     open_scores,
-    row_blocks,
 )
 from otlabel.storage.label_files import check_not_absurd
 from otlabel.validate import class_numbers
@@ -174,7 +173,7 @@ def summarise(subject: Subject, seed: int = 0) -> Summary:
     proof = subject.proof
     if scores is not None:
         proof = _proof(subject, scores, labels, proof)
-        fit = look(scores, labels)
+        fit = look(RowSet(scores), labels)
         if n_samples * n_classes <= PATH_ENTRIES and n_classes > 1:
             with warnings.catch_warnings():  # told of when the labels were made, if it concerns them
                 warnings.simplefilter("ignore", OtlabelWarning)
@@ -212,13 +211,13 @@ def summarise(subject: Subject, seed: int = 0) -> Summary:
     )
 
 
-def look(scores: Source, labels: np.ndarray) -> Fit:
+def look(scores: RowSet, labels: np.ndarray) -> Fit:
     """Each sample's best class, best other class, margin and confidence, in one pass."""
     n_samples = len(labels)
     best, other = np.empty(n_samples, np.int64), np.empty(n_samples, np.int64)
     margin, confidence = np.empty(n_samples), np.empty(n_samples)
     with scores.reading(), np.errstate(invalid="ignore", over="ignore"):
-        for (start, stop), block in row_blocks(scores):
+        for (start, stop), block in scores.blocks():
             rows, own_class = np.arange(stop - start), labels[start:stop]
             block = block.astype(np.float64)
             best[start:stop] = block.argmax(1)
@@ -236,11 +235,12 @@ def look(scores: Source, labels: np.ndarray) -> Fit:
     return Fit(best, other, margin, confidence)
 
 
-def _closeness(features: Source, labels: np.ndarray, n_classes: int) -> Fit:
+def _closeness(features: Opened, labels: np.ndarray, n_classes: int) -> Fit:
     """The same by squared distances to the means of the classes, less each other."""
     sums = np.zeros((n_classes, features.shape[1]))
-    with features.reading():
-        for (start, stop), block in row_blocks(features):
+    rows = RowSet(features)
+    with rows.reading():
+        for (start, stop), block in rows.blocks():
             own_class = labels[start:stop]
             known = own_class >= 0
             members = csr_array(
@@ -251,11 +251,11 @@ def _closeness(features: Source, labels: np.ndarray, n_classes: int) -> Fit:
     means = sums[present] / np.bincount(compact)[:, None]
     places = np.full(len(labels), -1)
     places[labels >= 0] = compact
-    near = look(closeness(features, means).fine, places)
+    near = look(RowSet(closeness(features, means)).fine, places)
     return Fit(present[near.best], present[near.other], near.margin, near.confidence)
 
 
-def _k_means_sizes(features: Source, n_clusters: int, seed: int) -> tuple[np.ndarray, int]:
+def _k_means_sizes(features: Opened, n_clusters: int, seed: int) -> tuple[np.ndarray, int]:
     """Cluster sizes, from the largest, and from how many rows the centres are."""
     centres, n_rows = k_means(RowSet(features), n_clusters, seed, "report")
     return np.sort(np.bincount(nearest(features, centres), minlength=n_clusters))[::-1], n_rows
@@ -306,7 +306,7 @@ def _relabellings(history: list[dict[str, Any]], head: int, truth: np.ndarray | 
 # ---- the proof ----
 
 
-def _proof(subject: Subject, scores: Source, labels: np.ndarray, stated: Certificate | None) -> Certificate:
+def _proof(subject: Subject, scores: Opened, labels: np.ndarray, stated: Certificate | None) -> Certificate:
     """As stated by whoever made the labels, else found."""
     if stated is not None:
         rows = RowSet(scores)
@@ -320,7 +320,7 @@ def _proof(subject: Subject, scores: Source, labels: np.ndarray, stated: Certifi
 # ---- what fits together ----
 
 
-def _in_order(subject: Subject, rows: Source | None) -> Subject:
+def _in_order(subject: Subject, rows: Opened | None) -> Subject:
     """The same with labels and truth as arrays, in the order of the rows that they are about."""
     if rows is None:
         labels, truth = in_one_order(subject.labels, subject.truth, ("labels", "truth"))
@@ -341,7 +341,7 @@ def _checked_labels(labels: Any) -> np.ndarray:
     return checked
 
 
-def _n_classes(subject: Subject, labels: np.ndarray, scores: Source | None) -> int:
+def _n_classes(subject: Subject, labels: np.ndarray, scores: Opened | None) -> int:
     """As scores have it, else as whoever made the labels said, else as many as names or labels show."""
     needed = int(labels.max()) + 1
     if scores is not None:
@@ -359,7 +359,7 @@ def _n_classes(subject: Subject, labels: np.ndarray, scores: Source | None) -> i
 
 
 def _check_lengths(
-    subject: Subject, n_samples: int, n_classes: int, scores: Source | None, features: Source | None
+    subject: Subject, n_samples: int, n_classes: int, scores: Opened | None, features: Opened | None
 ) -> None:
     found: dict[str, int] = {}
     for name, source in (("scores", scores), ("features", features)):

@@ -26,11 +26,12 @@ import numpy as np
 
 from otlabel.assign import sinkhorn_assign
 from otlabel.marginals import KL, Exact, Range
+from otlabel.ranks.rowset import RowSet
 from otlabel.result import predict
 from otlabel.selflabel.kmeans import k_means
 from otlabel.selflabel.ranks import Holders
 from otlabel.solver.problem import EXACT, Method, Rounding
-from otlabel.sources import Source, as_array, open_scores, row_blocks
+from otlabel.sources import Opened, as_array, open_scores
 from otlabel.validate import check_vector
 
 PCA_FLOOR = 1e-6  # of the largest variance: directions below it are noise, which whitening would blow up
@@ -226,17 +227,20 @@ def fill_empty(labels: np.ndarray, n_classes: int, rng: np.random.Generator) -> 
     return labels
 
 
-def in_memory(source: Source) -> np.ndarray:
+def in_memory(opened: Opened) -> np.ndarray:
     """All rows, of which there may be none, as float32 or float64 numbers."""
-    return np.concatenate([np.empty((0, source.shape[1]), np.float32), *(block for _, block in row_blocks(source))])
+    found = np.empty(opened.shape, np.float64 if opened.dtype == "float64" else np.float32)
+    for (start, stop), block in RowSet(opened).blocks():
+        found[start:stop] = block
+    return found
 
 
-def whitened(source: Source, n_components: int) -> np.ndarray:
+def whitened(opened: Opened, n_components: int) -> np.ndarray:
     """Centred rows on their first principal components, each of variance 1, and then of length 1; (N, d) float32."""
-    n_rows, n_columns = source.shape
+    given, (n_rows, n_columns) = RowSet(opened), opened.shape
     total, products = np.zeros(n_columns), np.zeros((n_columns, n_columns))
     origin: np.ndarray | None = None  # near all rows: nothing cancels below where these are far from zero
-    for _, stored in row_blocks(source):
+    for _, stored in given.blocks():
         block = stored.astype(np.float64)
         origin = block.mean(0) if origin is None else origin
         block -= origin
@@ -251,7 +255,7 @@ def whitened(source: Source, n_components: int) -> np.ndarray:
         return np.zeros((n_rows, 1), np.float32)  # all rows are equal
     change = directions[:, kept] / np.sqrt(variances[kept])
     found = np.empty((n_rows, len(kept)), np.float32)
-    for (start, stop), block in row_blocks(source):
+    for (start, stop), block in given.blocks():
         rows = (block - mean) @ change
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         found[start:stop] = rows / np.where(lengths > 0, lengths, 1)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import FileFormatError
-from otlabel.sources.hdf5 import (
+from otlabel.sources.hdf5_guard import (
     DAMAGE,
     check_complete,
     check_texts,

@@ -17,10 +17,11 @@ import torch
 from otlabel import metrics
 from otlabel.errors import InvalidScoresError
 from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
+from otlabel.ranks.rowset import RowSet
 from otlabel.selflabel.labelings import HeadView, Labeling, NewLabels, in_memory
 from otlabel.selflabel.model import FEATURES, View, forward_only, linear_parts
 from otlabel.selflabel.ranks import Holders
-from otlabel.sources import Source, cached, draw_rows, free_memory, linear_scores, open_scores, row_blocks
+from otlabel.sources import Opened, as_opened, cached, draw_rows, free_memory, linear_scores, open_scores
 from otlabel.sweep.pool import run_tasks
 
 LOOKED_AT = 4096  # rows that tell whether features or classes have collapsed
@@ -101,7 +102,7 @@ def relabel(
     return found
 
 
-def _look(seen: View, source: Source, n_classes: list[int], found: list[Relabelled], holders: Holders) -> None:
+def _look(seen: View, opened: Opened, n_classes: list[int], found: list[Relabelled], holders: Holders) -> None:
     """Add to the records what tells a collapse, from a sample of the rows.
 
     best_class_share: share of samples whose best class is the most common one, before any balance.
@@ -110,9 +111,9 @@ def _look(seen: View, source: Source, n_classes: list[int], found: list[Relabell
     n_drawn = min(holders.n_samples, LOOKED_AT)
     drawn = draw_rows(holders.n_samples, n_drawn, np.random.default_rng(0))
     here = np.flatnonzero(np.isin(holders.index, drawn))
-    sums = [np.zeros(source.shape[1]), *(np.zeros(k, np.int64) for k in n_classes)]
+    sums = [np.zeros(opened.shape[1]), *(np.zeros(k, np.int64) for k in n_classes)]
     if len(here):
-        sample = source.take(here)
+        sample = as_opened(opened.source.take(here))
         if seen.kind == FEATURES:
             rows = in_memory(sample).astype(np.float64)
             lengths = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -182,7 +183,7 @@ def _described(
 
 def _scores_of_heads(
     seen: View,
-    source: Source | None,
+    opened: Opened | None,
     n_classes: list[int],
     limit: int | None = None,
     *,
@@ -190,22 +191,22 @@ def _scores_of_heads(
     communicator: Communicator = SINGLE_PROCESS,
 ) -> Iterator[Callable[[], Any]]:
     """For each head a function that gives its (N, K) log-probabilities; forget one before asking for the next."""
-    if source is None:
+    if opened is None:
         yield from [_nothing_stored] * len(n_classes)
     elif seen.kind == FEATURES:
         _check_heads(seen, n_classes)
         parts = list(linear_parts(seen.heads))
         linear = [part for part in parts if part is not None]
-        ready = iter(linear_scores(source, [w for w, _ in linear], [b for _, b in linear]) if linear else [])
+        ready = iter(linear_scores(opened, [w for w, _ in linear], [b for _, b in linear]) if linear else [])
         for head, part in enumerate(parts):
             if part is None:
-                yield _Matrix(source, seen.heads[head], head, n_classes[head], limit)
+                yield _Matrix(opened, seen.heads[head], head, n_classes[head], limit)
             else:
                 scores = next(ready)
                 yield partial(_kept, scores, limit if kept else 0, communicator)
     else:
         for head, k in enumerate(n_classes):
-            yield _Matrix(source, _columns(head, n_classes), head, k, limit)
+            yield _Matrix(opened, _columns(head, n_classes), head, k, limit)
 
 
 def _nothing_stored() -> Any:
@@ -231,7 +232,7 @@ def _columns(head: int, n_classes: list[int]) -> Callable[[torch.Tensor], torch.
     return lambda rows: rows[:, start : start + n_classes[head]]
 
 
-def _kept(scores: Source, limit: int | None, communicator: Communicator) -> Any:
+def _kept(scores: Opened, limit: int | None, communicator: Communicator) -> Any:
     """A linear head's scores, all in memory if they fit: to read them costs far less than a product in each pass.
 
     Ranks do the same: scores travel between them, or else features.
@@ -239,13 +240,14 @@ def _kept(scores: Source, limit: int | None, communicator: Communicator) -> Any:
     if communicator.allreduce_max("room", not _fits(scores.shape, limit))[0]:
         return scores
     made = np.empty(scores.shape, scores.dtype)
-    batches = scores.batches()
+    rows = RowSet(scores)
+    batches = rows.batches
 
     def make(number: int) -> None:
-        for (start, stop), block in zip(batches[number], scores.read_blocks(batches[number]), strict=True):
+        for (start, stop), block in rows.blocks([batches[number]]):
             made[start:stop] = block
 
-    with scores.reading():
+    with rows.reading():
         run_tasks(make, len(batches))
     return made
 
@@ -259,17 +261,17 @@ class _Matrix:
     """Scores of a head that is no linear one, made once when first asked for: in memory, or in a file if too large."""
 
     def __init__(
-        self, source: Source, head: Callable[[torch.Tensor], torch.Tensor], number: int, k: int, limit: int | None
+        self, opened: Opened, head: Callable[[torch.Tensor], torch.Tensor], number: int, k: int, limit: int | None
     ) -> None:
-        self._source, self._head, self._number, self._limit = source, head, number, limit
-        self._shape = (source.shape[0], k)
+        self._opened, self._head, self._number, self._limit = opened, head, number, limit
+        self._shape = (opened.shape[0], k)
         self._made: np.ndarray | None = None
 
     def __call__(self) -> np.ndarray:
         if self._made is None:
             made = np.empty(self._shape, np.float32) if _fits(self._shape, self._limit) else _on_disk(self._shape)
             with _evaluated(self._head) as where:
-                for (start, stop), block in row_blocks(self._source):
+                for (start, stop), block in RowSet(self._opened).blocks():
                     logits = self._head(torch.from_numpy(np.array(block)).to(**where))
                     if logits.shape != (stop - start, self._shape[1]):
                         raise ValueError(

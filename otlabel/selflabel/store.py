@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from otlabel.errors import ExtractionError, FileFormatError, FingerprintError, InvalidScoresError, SelfLabelWarning
-from otlabel.sources.hdf5 import (
+from otlabel.sources.hdf5_guard import (
     DAMAGE,
     LIBVER,
     check_stored,

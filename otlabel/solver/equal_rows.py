@@ -36,7 +36,7 @@ def merge_equal_rows(
     seen, first, times = rows.concat("hashes", here, first + rows.first, times)
     seen, at, same = np.unique(seen, return_index=True, return_inverse=True)  # the first of equal ones
     first, times = first[at], np.bincount(same, times, len(seen))
-    (from_files,) = rows.max("hashes", not rows.source.random_access)
+    (from_files,) = rows.max("hashes", rows.source.grain > 1)
     if from_files and len(first) * problem.n_classes > SAMPLE_ENTRIES:
         return problem, None
     order = np.argsort(first)

@@ -99,7 +99,7 @@ class Objective:
         shifted = potentials + self.epsilon * rule.log_mass
         rows = self._curvature_rows(shifted) if self.newton else np.empty(0, np.int64)
         later = (
-            problem.rows.source.random_access or self.on_device or not self.newton
+            problem.rows.source.grain == 1 or self.on_device or not self.newton
         )  # else a look at some rows would read all again
         found = sweep.sweep(
             problem.rows, shifted, self.epsilon, problem.weights, self.precision,
@@ -161,7 +161,7 @@ class Objective:
     def on_device(self) -> bool:
         """Whether the curvature is made where the scores are: a device that can take rows without reading files."""
         scores = self.problem.rows.source
-        return not scores.on_cpu and not scores.reads_files and scores.shape[1] <= DEVICE_CLASSES
+        return scores.device is not None and not scores.reads_files and scores.shape[1] <= DEVICE_CLASSES
 
     def _shares(self, point: Point) -> np.ndarray:
         """What the curvature's rows here weigh, 1 or so in total over all ranks."""

@@ -13,7 +13,7 @@ from otlabel.marginals import KL, ONE_SAMPLE, Exact, Range, Rule, counted, rule_
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.problem import LARGEST_SCORE, Demand, Problem, Solver
-from otlabel.sources import KeptRows, MovedScores, Source, WithColumn, as_float, draw_rows
+from otlabel.sources import Opened, cached, draw_rows, moved, with_column
 from otlabel.validate import check_mass, check_sample_mass
 
 FAR = 1e3  # times the usual spread of a row: scores as large hide from sums what tells classes apart
@@ -86,7 +86,7 @@ def pose(
     if abstain > 0:  # staying unlabelled has a score of zero
         tops, bottoms = np.maximum(size.tops, 0), np.minimum(size.bottoms, 0)
         wide = np.where(size.is_open, tops - bottoms, tops)
-        rows, (extent,) = rows.over(WithColumn(rows.source)), rows.max("extents", wide.max(initial=0.0))
+        rows, (extent,) = rows.over(with_column(rows.opened)), rows.max("extents", wide.max(initial=0.0))
         spread = rows.median("spread of all", wide)
     problem = Problem(
         rows=rows,
@@ -112,16 +112,16 @@ def _inspected(rows: RowSet, sampled: np.ndarray, epsilon: float, monitor: Monit
     inspection = sweep.inspect(rows)
     monitor.saw("inspect", rows.n_rows)
     if _too_coarse(rows, inspection, epsilon):
-        rows = rows.over(_sampled_from(rows.source.fine, rows, sampled))
+        rows = _sampling_from(rows, rows.opened.refined, sampled)
         inspection = sweep.inspect(rows)
         monitor.saw("inspect", rows.n_rows)
     check_finite(rows, inspection)
     return rows, inspection
 
 
-def _sampled_from(source: Source, rows: RowSet, sampled: np.ndarray) -> Source:
-    """Another form of the rows, the ones that samples are taken from in memory."""
-    return KeptRows(source, rows.local(sampled)) if source.on_cpu else source
+def _sampling_from(rows: RowSet, form: Opened, sampled: np.ndarray) -> RowSet:
+    """The rows in another form, the ones that samples are taken from in memory."""
+    return rows.over(cached(form, 0, rows.local(sampled)))
 
 
 def _measured(rows: RowSet, inspection: sweep.Inspection) -> tuple[_Size, float, float]:
@@ -147,8 +147,8 @@ def _moved_together(rows: RowSet, size: _Size) -> tuple[RowSet, _Size]:
     lowered = middle(rows, size.tops[is_open])
     tops = np.where(is_open, size.tops - lowered, size.tops)
     (magnitude,) = rows.max("far", np.abs(tops[is_open]).max(initial=0.0))
-    moved = replace(size, tops=tops, bottoms=tops - size.extents, magnitude=magnitude, lowered=lowered)
-    return rows.over(MovedScores(rows.source, lowered)), moved
+    resized = replace(size, tops=tops, bottoms=tops - size.extents, magnitude=magnitude, lowered=lowered)
+    return rows.over(moved(rows.opened, lowered)), resized
 
 
 def _moved_one_by_one(
@@ -156,18 +156,18 @@ def _moved_one_by_one(
 ) -> tuple[RowSet, _Size]:
     """Each row less its largest score; of a head, the products without what normalises them."""
     before, is_open = size.tops, size.is_open
-    if rows.source.fine.bare is not rows.source:
+    if rows.opened.bare is not rows.source:
         before = sweep.inspect(rows.fine).tops
         monitor.saw("inspect", rows.n_rows)
-        rows = rows.over(_sampled_from(rows.source.fine.bare, rows, sampled))
-    rows = rows.over(MovedScores(rows.source))
-    moved = sweep.inspect(rows)
+        rows = _sampling_from(rows, rows.opened.stripped, sampled)
+    rows = rows.over(moved(rows.opened))
+    shown = sweep.inspect(rows)
     monitor.saw("inspect", rows.n_rows)
     units = is_open.astype(np.float64) if weights is None else np.where(is_open, weights, 0.0)
-    by = np.where(is_open, before, 0.0) - np.where(is_open, moved.tops, 0.0)
+    by = np.where(is_open, before, 0.0) - np.where(is_open, shown.tops, 0.0)
     total, of_all = rows.sum("far", by @ units, units.sum())
     lowered = float(total) / max(float(of_all), 1.0)
-    tops, bottoms = moved.tops, moved.bottoms
+    tops, bottoms = shown.tops, shown.bottoms
     extents = np.where(is_open, np.where(is_open, tops, 0.0) - bottoms, 0.0)
     (extent,) = rows.max("extents", extents.max(initial=0.0))
     spread = rows.median("spread", extents)
@@ -225,7 +225,7 @@ def _check_forbidden(
 
     Which classes must or may take any is told by their sizes, fewest and most, or by shares where there are none.
     """
-    source, n_classes = rows.source, rows.shape[1]
+    n_classes = rows.shape[1]
     fewest, most = (rule.lo, np.where(rule.wanted, rule.hi, 0.0)) if sizes is None else sizes
     _check_closed(
         inspection.tops == -np.inf, rows, weights, n_unlabelled, "have no class allowed (all scores are -inf)",
@@ -236,8 +236,8 @@ def _check_forbidden(
         check_open_rows(rows, takers, weights, n_unlabelled, by_size=sizes is not None)
         monitor.saw("inspect", rows.n_rows)
     allowed, n_read = np.zeros(n_classes, bool), 0
-    for start, stop in source.blocks():
-        allowed |= (as_float(source.read(start, stop), source.dtype) > -np.inf).any(0)
+    for (_, stop), block in rows.blocks([span] for span in rows.spans):
+        allowed |= (block > -np.inf).any(0)
         n_read = stop
         if allowed.all():
             break
@@ -325,10 +325,10 @@ def _warn_of_scores(rows: RowSet, sampled: np.ndarray, *, all_equal: bool, top: 
 def _warn_of_probabilities(rows: RowSet, sampled: np.ndarray) -> None:
     """Say so if a few rows, all within [0, 1], sum to 1; of votes, one class a row, there is nothing to say."""
     chosen = sampled[draw_rows(len(sampled), LOOK_ROWS, np.random.default_rng(0))]
-    dtype, sample = rows.source.dtype, rows.taken(chosen).source
+    dtype, sample = rows.source.dtype, rows.taken(chosen)
     any_other, any_zero, any_share = 0.0, 0.0, 0.0
-    for block in sample.blocks():
-        numbers = as_float(sample.read(*block), dtype).astype(np.float64)
+    for _, block in sample.blocks():
+        numbers = block.astype(np.float64)
         any_other = max(any_other, float(not sum_to_one(numbers.sum(1), dtype)))
         any_zero = max(any_zero, float((numbers == 0).any()))
         any_share = max(any_share, float(has_shares(numbers)))
@@ -358,18 +358,16 @@ def check_finite(rows: RowSet, inspection: sweep.Inspection, what: str = "scores
     """Raise InvalidScoresError that names the first NaN or +inf, if there is one."""
     if not inspection.n_bad:
         return
-    scores, found = rows.source.fine, ""
-    for start, stop in scores.blocks():
-        block = scores.read(start, stop)
-        values = as_float(block, scores.dtype)
+    rows, found = rows.fine, ""
+    for (start, _), values in rows.blocks([span] for span in rows.spans):
         bad = np.isnan(values) | (values == np.inf)
         if bad.any():
             row, cls = np.argwhere(bad)[0]
             column = "class" if what == "scores" else "column"
-            found = f"{scores.place(start + int(row))}, {column} {cls} ({values[row, cls]})"
+            found = f"{rows.opened.place(start + int(row))}, {column} {cls} ({values[row, cls]})"
             break
     where = rows.communicator.first_text("bad scores", found)
     remedy = "mend them, or use -inf to forbid a pair" if what == "scores" else "mend them, or leave these rows out"
     raise InvalidScoresError(
-        f"{inspection.n_bad} of {rows.n_rows * scores.shape[1]} {what} are NaN or +inf, the first at {where}; {remedy}"
+        f"{inspection.n_bad} of {rows.n_rows * rows.shape[1]} {what} are NaN or +inf, the first at {where}; {remedy}"
     )

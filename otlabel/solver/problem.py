@@ -12,7 +12,7 @@ import numpy as np
 
 from otlabel.errors import InvalidMassError
 from otlabel.marginals import KL, Exact, Range, Rule, one_number
-from otlabel.sources import Source, by_class, class_mass_of, sample_mass_of
+from otlabel.sources import Opened, by_class, class_mass_of, sample_mass_of
 
 if TYPE_CHECKING:
     from otlabel.ranks.rowset import RowSet
@@ -108,7 +108,7 @@ def check_solver(epsilon: Any, rounding: Rounding, tol: Any, max_sweeps: Any, me
 
 
 def check_demand(
-    scores: Source, class_mass: Any, sample_mass: Any, classes: Exact | KL | Range, samples: Exact | KL, abstain: Any
+    scores: Opened, class_mass: Any, sample_mass: Any, classes: Exact | KL | Range, samples: Exact | KL, abstain: Any
 ) -> Demand:
     """What is asked for, with names put in the order of the classes and rows; sums are looked at when it is posed."""
     abstain = one_number(abstain, "abstain")

@@ -9,7 +9,6 @@ from otlabel.solver.monitor import Monitor
 from otlabel.solver.outcome import Certificate
 from otlabel.solver.problem import Problem
 from otlabel.solver.rounding import rounding_of
-from otlabel.sources import as_float
 
 PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
 
@@ -77,13 +76,11 @@ def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor:
     finite = potentials[np.isfinite(potentials)]
     if not len(classes) or not len(finite):
         return potentials
-    scores = problem.rows.source.fine
+    rows = problem.rows.fine
     room = np.full(len(classes), np.inf)
-    with scores.reading():
-        for batch in scores.batches():
-            for (start, stop), block in zip(batch, scores.read_blocks(batch), strict=True):
-                some = as_float(block[:, classes], scores.dtype).astype(np.float64)
-                room = np.minimum(room, (best[start:stop, None] - some).min(0))
+    with rows.reading():
+        for (start, stop), block in rows.blocks():
+            room = np.minimum(room, (best[start:stop, None] - block[:, classes]).min(0))
     monitor.saw("prices", problem.n_rows)
     room = problem.rows.min("prices", room)
     room = np.where(room < np.inf, room, finite.min())

@@ -23,7 +23,7 @@ from otlabel.ranks.rowset import RowSet
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.problem import Problem
 from otlabel.solver.repair import Board, Done, repair, spread_ties
-from otlabel.sources import draw_rows, row_blocks
+from otlabel.sources import draw_rows
 
 ROUNDED = 64 * float(np.finfo(np.float64).eps)  # of the size of what is added: a gap up to this is rounding
 MOST_JUDGED = 1 << 18  # entries whose median says what numbers are usual; beyond, every second, third, ... of them
@@ -226,7 +226,7 @@ def _lifted(problem: Problem, potentials: np.ndarray, starved: np.ndarray, rng: 
     best, units = problem.rows.concat("lift", best, units)
     wanted = problem.bounds[0] * (units.sum() / problem.n_units)
     for some in np.array_split(starved, -(-len(starved) // COLUMNS_AT_ONCE)):
-        here = [block[:, some] for _, block in row_blocks(sample.fine.source)]
+        here = [block[:, some] for _, block in sample.fine.blocks()]
         (columns,) = problem.rows.concat("lift", np.concatenate(here or [np.empty((0, len(some)))]).astype(np.float64))
         for k, column in zip(some, columns.T, strict=True):
             order = np.argsort(best - column)

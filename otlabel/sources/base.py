@@ -1,8 +1,7 @@
-"""What every source of scores has in common. A source only moves bytes: it knows nothing of what they are for."""
+"""What every source of rows has in common, and how numbers are stored. A source only moves bytes."""
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,219 +13,49 @@ from otlabel.errors import InvalidScoresError
 if TYPE_CHECKING:
     import torch
 
-BLOCK_ENTRIES = 1 << 16, 1 << 19  # fewest and most scores a block: a call's cost is hidden, the last one waits little
-FEW_BLOCKS = 16  # what threads need to share small matrices out evenly
-MANY_BLOCKS = 2048  # from which on larger blocks spare more calls than smaller ones spare memory ...
-LARGEST_BLOCK = 1 << 24  # ... up to so many scores
 STRETCHES, STRETCH_ROWS = 16, 16  # of the rows that are looked at here and there
 MOST_WHOLE = 1 << 53  # up to here float64 holds all whole numbers
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
-Batch = list[tuple[int, int]]  # consecutive blocks, each from row `start` up to row `stop`
-
-
-def block_rows(n_rows: int, n_classes: int) -> int:
-    """Rows of a block: up to half a million scores, more where there would be very many blocks."""
-    entries = min(max(n_rows * n_classes // FEW_BLOCKS, BLOCK_ENTRIES[0]), BLOCK_ENTRIES[1])
-    return max(1, entries // n_classes, min(-(-n_rows // MANY_BLOCKS), LARGEST_BLOCK // n_classes))
-
-
-def partition(n_rows: int, n_classes: int) -> Batch:
-    """All rows in blocks."""
-    return cut(n_rows, block_rows(n_rows, n_classes))
-
-
-def cut(n_rows: int, size: int) -> Batch:
-    """Rows in blocks of one size; the last may be smaller."""
-    return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
-
-
-def grouped(blocks: Batch, n_rows: int) -> list[Batch]:
-    """Consecutive blocks in groups of up to so many rows, but of one block at least."""
-    groups: list[Batch] = []
-    for block in blocks:
-        if groups and block[1] - groups[-1][0][0] <= n_rows:
-            groups[-1].append(block)
-        else:
-            groups.append([block])
-    return groups
+Span = tuple[int, int]  # rows from `start` up to `stop`
 
 
 class Source(ABC):
-    """An opened (N, K) matrix of scores; of several ranks, the rows that this one works on.
+    """An (N, K) matrix of which rows can be read, in storage form; of several ranks, the rows that this one has.
 
-    Blocks are what a sweep reduces one at a time; they depend on (N, K) alone, so that sums have the same bits
-    wherever the scores are. Batches are blocks that are read together.
+    It knows nothing of what it is read for: cutting into blocks, ranks, names and proofs are the affair of others.
     """
 
     shape: tuple[int, int]
-    dtype: str  # "float16", "bfloat16", "float32" or "float64"
-    on_cpu = True  # whether blocks are NumPy arrays, else tensors on `device`
-    device: torch.device  # of the blocks, where they are tensors
-    whole: torch.Tensor | None = None  # all scores, where they are one tensor there
-    most_rows: int | None = (
-        None  # of a block that is reduced on a device, once its memory has proved too small for more
-    )
-    random_access = False  # whether a few rows cost less than a pass over all
-    reads_files = False  # whether the next pass will wait for files
-    keeps_all = False  # whether the first pass leaves all scores in memory
-    bytes_read = 0  # from files, so far
-    all_rows: int | None = None  # of the whole matrix, where other ranks have rows of it, too
-    class_names: Sequence[Any] | None = None  # where they came with some: the columns of a data frame
-    row_names: Any = None  # likewise: its index
-
-    @property
-    def partitioned_rows(self) -> int:
-        """Rows of the whole matrix, which says how large blocks are."""
-        return self.all_rows or self.shape[0]
-
-    @property
-    def fine(self) -> Source:
-        """The same scores as float64 makes them of what is stored, for what decides; itself where it is stored."""
-        return self
-
-    @property
-    def bare(self) -> Source:
-        """The same scores up to a constant in each row, where these are known to more digits; else itself."""
-        return self
-
-    @property
-    def block_columns(self) -> int:
-        """The classes that blocks are made for."""
-        return self.shape[1]
-
-    @property
-    def n_bytes(self) -> int:
-        """What all scores take in storage form."""
-        return self.shape[0] * self.shape[1] * ITEM_BYTES[self.dtype]
-
-    def blocks(self) -> Batch:
-        """The partition of the rows; ranks have whole blocks of the partition of all rows."""
-        return cut(self.shape[0], block_rows(self.partitioned_rows, self.block_columns))
-
-    def batches(self) -> list[Batch]:
-        """The blocks in the groups that are read together, in order."""
-        return [[block] for block in self.blocks()]
-
-    def device_batches(self) -> list[Batch]:
-        """The same for a pass on a device, where blocks may be larger."""
-        return self.batches()
-
-    def reading(self) -> contextlib.AbstractContextManager[Any]:
-        """To be entered around a pass: what must hold while it lasts."""
-        return contextlib.nullcontext()
+    dtype: str  # of numbers: "float16", "bfloat16", "float32" or "float64"
+    device: torch.device | None = None  # where what is read is a tensor there; None: it is a NumPy array
+    grain: int = 1  # rows that are read together; 1 where any few rows cost less than a pass over all
+    reads_files: bool = False  # whether the next pass will wait for files
 
     @abstractmethod
-    def read(self, start: int, stop: int) -> Any:
-        """Rows start to stop, contiguous, in storage form: float16 as uint16 bits, bfloat16 as int16 bits."""
+    def read(self, spans: Sequence[Span]) -> Iterator[Any]:
+        """The rows of each of several consecutive spans; each is to be used before the next one is asked for.
 
-    def read_blocks(self, batch: Batch) -> Iterator[Any]:
-        """The blocks of one batch, one after the other; each is to be used before the next is asked for."""
-        first = batch[0][0]
-        rows = self.read(first, batch[-1][1])
-        for start, stop in batch:
-            yield rows[start - first : stop - first]
+        In storage form, (n, K): float16 as uint16 bits, bfloat16 as int16 bits; a row has the same bits in every span.
+        A source that has a backend of its own may give anything else that this one takes.
+        """
 
     @abstractmethod
     def take(self, rows: np.ndarray) -> Source:
         """The given rows (sorted) as a source of their own, in memory."""
 
-    def place(self, row: int) -> str:
-        """A row's name for people."""
-        return f"row {row}"
+    def close(self) -> None:  # noqa: B027  # nothing, where nothing is held
+        """Give back what is held for the next read; a pass begins and ends so."""
 
 
-class WrappedSource(Source):
-    """A source made of another one, which moves the bytes."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.shape, self.dtype, self.on_cpu = source.shape, source.dtype, source.on_cpu
-        if not source.on_cpu:
-            self.device = source.device
-
-    @property
-    def random_access(self) -> bool:  # type: ignore[override]
-        """As the source."""
-        return self.source.random_access
-
-    @property
-    def reads_files(self) -> bool:  # type: ignore[override]
-        """If the source does."""
-        return self.source.reads_files
-
-    @property
-    def keeps_all(self) -> bool:  # type: ignore[override]
-        """If the source does."""
-        return self.source.keeps_all
-
-    @property
-    def bytes_read(self) -> int:  # type: ignore[override]
-        """By the source."""
-        return self.source.bytes_read
-
-    @property
-    def partitioned_rows(self) -> int:
-        """As the source has it."""
-        return self.all_rows or self.source.partitioned_rows
-
-    @property
-    def block_columns(self) -> int:
-        """As the source."""
-        return self.source.block_columns
-
-    def blocks(self) -> Batch:
-        """Those of the source."""
-        return self.source.blocks()
-
-    def batches(self) -> list[Batch]:
-        """As the source reads them."""
-        return self.source.batches()
-
-    def reading(self) -> contextlib.AbstractContextManager[Any]:
-        """The source's own."""
-        return self.source.reading()
-
-    def place(self, row: int) -> str:
-        """As the source names it."""
-        return self.source.place(row)
+def read_rows(source: Source, start: int, stop: int) -> Any:
+    """Rows start to stop in storage form."""
+    return next(iter(source.read([(start, stop)])))
 
 
-class ChangedSource(WrappedSource):
-    """A source each of whose blocks is changed, row by row; a subclass says how, and what stands for another source."""
-
-    @abstractmethod
-    def _changed(self, block: Any) -> Any:
-        """A block, or rows, after the change."""
-
-    @abstractmethod
-    def _of(self, source: Source) -> Source:
-        """Another source with the same change."""
-
-    @property
-    def fine(self) -> Source:
-        """The fine source, changed."""
-        return self._likewise(self.source.fine)
-
-    def _likewise(self, source: Source) -> Source:
-        """The same rows of the source in another form, changed."""
-        if source is self.source:
-            return self
-        changed = self._of(source)
-        changed.all_rows = self.all_rows
-        return changed
-
-    def read(self, start: int, stop: int) -> Any:
-        """The source's rows, changed."""
-        return self._changed(self.source.read(start, stop))
-
-    def read_blocks(self, batch: Batch) -> Iterator[Any]:
-        """The source's blocks, changed one by one."""
-        return map(self._changed, self.source.read_blocks(batch))
-
-    def take(self, rows: np.ndarray) -> Source:
-        """The given rows of the source, to be changed."""
-        return self._of(self.source.take(rows))
+def n_bytes(source: Source) -> int:
+    """What all rows take in storage form."""
+    return source.shape[0] * source.shape[1] * ITEM_BYTES[source.dtype]
 
 
 def draw_rows(n_rows: int, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -300,10 +129,3 @@ def as_float(block: Any, dtype: str) -> np.ndarray:
     if dtype == "bfloat16":
         return (block.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return as_numbers(block, dtype).astype(np.float32) if dtype == "float16" else block
-
-
-def row_blocks(source: Source, batches: list[Batch] | None = None) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """Each block of rows with its place, as float32 or float64 numbers; of the given batches, or of all rows."""
-    for batch in source.batches() if batches is None else batches:
-        for place, block in zip(batch, source.read_blocks(batch), strict=True):
-            yield place, as_float(block, source.dtype)

@@ -1,27 +1,28 @@
-"""What a solve keeps in memory of scores that it would else read again: all of them where they fit, or a sample."""
+"""What a solve keeps in memory of rows that it would else read again: all of them where they fit, or a sample."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from otlabel.sources.base import Batch, Source, WrappedSource, storage_array
+from otlabel.sources.base import Source, Span, n_bytes, storage_array
 from otlabel.sources.device import DeviceSource
 from otlabel.sources.files import FileSource
 from otlabel.sources.free import free_memory
 from otlabel.sources.linear import LinearScores
 from otlabel.sources.memory import ArraySource
+from otlabel.sources.opened import Opened
+from otlabel.sources.wrapped import Wrapped
 
 CACHE_SHARE = 0.5  # of the memory that is free may hold a copy of the scores where no limit is stated
 
 
-class KeptWhole(WrappedSource):
-    """A file's scores, which stay in memory once they are read."""
+class KeptWhole(Wrapped):
+    """A file's rows, which stay in memory once they are read."""
 
-    keeps_all = True
     source: FileSource
 
     def __init__(self, source: FileSource) -> None:
@@ -30,90 +31,84 @@ class KeptWhole(WrappedSource):
         self._present = np.zeros(self.shape[0], bool)
 
     @property
-    def random_access(self) -> bool:  # type: ignore[override]
-        """Once all is in memory."""
-        return bool(self._present.all())
+    def grain(self) -> int:  # type: ignore[override]
+        """As the source, or any rows once all are in memory."""
+        return 1 if self._present.all() else self.source.grain
 
     @property
     def reads_files(self) -> bool:  # type: ignore[override]
         """Until all is in memory."""
-        return not self.random_access
+        return not self._present.all()
 
-    def batches(self) -> list[Batch]:
-        """As the source reads them, or by single blocks once all is in memory."""
-        return [[block] for block in self.blocks()] if self.random_access else self.source.batches()
-
-    def read(self, start: int, stop: int) -> np.ndarray:
+    def read(self, spans: Sequence[Span]) -> Iterator[np.ndarray]:
         """From memory, after reading what is not there yet."""
-        rows = self._kept[start:stop]
-        if not self._present[start:stop].all():
-            self.source.read_into(start, stop, rows)
-            self._present[start:stop] = True
-        return rows
+        first, last = spans[0][0], spans[-1][1]
+        if not self._present[first:last].all():
+            self.source.read_into(first, last, self._kept[first:last])
+            self._present[first:last] = True
+        return (self._kept[start:stop] for start, stop in spans)
 
     def take(self, rows: np.ndarray) -> Source:
         """A copy of the given rows."""
-        return ArraySource(self._kept[rows], self.dtype) if self.random_access else self.source.take(rows)
+        return ArraySource(self._kept[rows], self.dtype) if self._present.all() else self.source.take(rows)
 
 
-class KeptRows(WrappedSource):
+class KeptRows(Wrapped):
     """A source that each pass reads anew, but for some rows, which the first pass leaves in memory to sample from."""
-
-    random_access = False
 
     def __init__(self, source: Source, rows: np.ndarray) -> None:
         super().__init__(source)
         self._rows = rows
         self._kept = storage_array((len(rows), self.shape[1]), self.dtype)
-        self._missing = {start for start, _ in self.blocks()}
+        self._present = np.zeros(len(rows), bool)
 
     @property
-    def fine(self) -> Source:
-        """The source's, unless that is what is read here."""
-        return self if self.source.fine is self.source else self.source.fine
+    def grain(self) -> int:  # type: ignore[override]
+        """As the source; more than 1, since rows that are not kept cost a pass."""
+        return max(self.source.grain, 2)
 
-    @property
-    def bare(self) -> Source:
-        """The source's, unless that is what is read here."""
-        return self if self.source.bare is self.source else self.source.bare
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """By the source."""
-        return self.source.read(start, stop)
-
-    def read_blocks(self, batch: Batch) -> Iterator[np.ndarray]:
+    def read(self, spans: Sequence[Span]) -> Iterator[np.ndarray]:
         """By the source; on the way, what is to be kept is copied."""
-        for (start, stop), block in zip(batch, self.source.read_blocks(batch), strict=True):
-            if start in self._missing:
-                first, last = np.searchsorted(self._rows, (start, stop))
+        for (start, stop), block in zip(spans, self.source.read(spans), strict=True):
+            first, last = np.searchsorted(self._rows, (start, stop))
+            if not self._present[first:last].all():
                 self._kept[first:last] = block[self._rows[first:last] - start]
-                self._missing.discard(start)
+                self._present[first:last] = True
             yield block
 
     def take(self, rows: np.ndarray) -> Source:
         """A copy of the given rows, from memory where all of them are there."""
         at = np.minimum(np.searchsorted(self._rows, rows), len(self._rows) - 1)
-        if self._missing or not np.array_equal(self._rows[at], rows):
+        if not self._present.all() or not np.array_equal(self._rows[at], rows):
             return self.source.take(rows)
         return ArraySource(self._kept if len(at) == len(self._rows) else self._kept[at], self.dtype)
 
 
-def cached(source: Source, memory_limit: int | None = None, rows: np.ndarray | None = None) -> Source:
-    """The source such that its first pass leaves in memory, within so many bytes, what others would read again.
+def cached(opened: Opened, memory_limit: int | None = None, rows: np.ndarray | None = None) -> Opened:
+    """The same such that the first pass leaves in memory, within so many bytes, what others would read again.
 
     That is all of a file, or of the features of a head; else the given rows (sorted), from which samples will be taken.
     A device then makes all scores of a head at once if they fit there. No limit: half of the memory that is free.
     """
     limit = _checked_limit(memory_limit)
-    if isinstance(source, LinearScores):
-        source.features.change(lambda features: cached(features, limit))
-        source = source if rows is None else source.made()
-    elif isinstance(source, DeviceSource):
-        source = source.over(cached(source.source, limit, rows))
-    elif isinstance(source, FileSource) and source.n_bytes <= limit:
-        source = KeptWhole(source)
-    in_memory = source.random_access or source.keeps_all
-    return source if rows is None or in_memory or not source.on_cpu else KeptRows(source, rows)
+    if isinstance(opened, LinearScores):
+        opened.features.change(lambda features: cached(features, limit))
+        opened = opened if rows is None else opened.made()
+        source = opened.source
+    else:
+        source = _kept(opened.source, limit, rows)
+    if rows is not None and source.device is None and source.grain > 1 and not isinstance(source, KeptWhole):
+        source = KeptRows(source, rows)
+    return opened if source is opened.source else opened.over(source)
+
+
+def _kept(source: Source, limit: int, rows: np.ndarray | None) -> Source:
+    """A file's rows kept whole where they fit; of what is moved to a device, on the host."""
+    if isinstance(source, DeviceSource):
+        inner = Opened.of(source.source)
+        kept = cached(inner, limit, rows)
+        return source if kept is inner else source.over(kept.source)
+    return KeptWhole(source) if isinstance(source, FileSource) and n_bytes(source) <= limit else source
 
 
 def default_limit() -> int:

@@ -2,61 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from otlabel.sources.base import ITEM_BYTES, Batch, Source, WrappedSource
+from otlabel.sources.base import ITEM_BYTES, Source, Span, n_bytes, read_rows
 from otlabel.sources.memory import TensorSource
+from otlabel.sources.wrapped import Wrapped
+from otlabel.sweep.blocks import cut
 from otlabel.sweep.pool import run_tasks
 
 if TYPE_CHECKING:
     import torch
 
 BLOCK_BYTES = 256 << 20  # moved at once: a copy's fixed costs are hidden, and three blocks take little of a device
+PIECE_BYTES = 2 << 20  # that a thread puts into a buffer at a time
 MEMORY_SHARE = 0.75  # of the device's free memory may hold a copy of the scores; samples and sums need some, too
 
 
-class DeviceSource(WrappedSource):
-    """A source whose blocks are moved to a device as a pass needs them, through two pinned buffers."""
+class DeviceSource(Wrapped):
+    """A source whose rows are moved to a device as a pass needs them, through two pinned buffers."""
 
-    random_access = False
+    device: torch.device
 
     def __init__(self, source: Source, device: torch.device) -> None:
         super().__init__(source)
-        self.on_cpu, self.device = False, device
+        self.device = device
 
-    def blocks(self) -> Batch:
-        """Consecutive batches of the source until they make up BLOCK_BYTES."""
-        rows = max(1, BLOCK_BYTES // (self.shape[1] * ITEM_BYTES[self.dtype]))
-        blocks: Batch = []
-        for batch in self.source.batches():
-            start, stop = batch[0][0], batch[-1][1]
-            if blocks and stop - blocks[-1][0] <= rows:
-                blocks[-1] = blocks[-1][0], stop
-            else:
-                blocks.append((start, stop))
-        return blocks
+    @property
+    def grain(self) -> int:  # type: ignore[override]
+        """Rows that make up BLOCK_BYTES, a number of whole grains of the source."""
+        rows = BLOCK_BYTES // (self.shape[1] * ITEM_BYTES[self.dtype])
+        return max(rows - rows % self.source.grain, self.source.grain, 2)
 
-    def device_batches(self) -> list[Batch]:
-        """All in one, so that each block is on its way while the one before it is reduced."""
-        return [self.blocks()]
-
-    def read(self, start: int, stop: int) -> torch.Tensor:
-        """Moved to the device."""
-        return next(self.read_blocks([(start, stop)]))
-
-    def read_blocks(self, batch: Batch) -> Iterator[torch.Tensor]:
+    def read(self, spans: Sequence[Span]) -> Iterator[torch.Tensor]:
         """Moved to the device one after the other, each of them while the one before it is in use."""
         import torch
 
-        longest = max(stop - start for start, stop in batch)
+        longest = max(stop - start for start, stop in spans)
         mover = _Mover(self.device, (longest, self.shape[1]), getattr(torch, self.dtype))
-        coming = self._send(mover, *batch[0])
-        for following in [*batch[1:], None]:
+        coming = self._send(mover, *spans[0])
+        for following in [*spans[1:], None]:
             block = mover.received(coming)
             if following is not None:
                 coming = self._send(mover, *following)
@@ -64,9 +54,7 @@ class DeviceSource(WrappedSource):
 
     def over(self, source: Source) -> DeviceSource:
         """Another source of the same rows, moved likewise."""
-        streamed = DeviceSource(source, self.device)
-        streamed.all_rows = self.all_rows
-        return streamed
+        return DeviceSource(source, self.device)
 
     def take(self, rows: np.ndarray) -> TensorSource:
         """The given rows, moved to the device."""
@@ -76,17 +64,13 @@ class DeviceSource(WrappedSource):
         """Fill a buffer on all threads, and have it copied."""
         buffer = mover.buffer(stop - start)
         out = _as_stored(buffer, self.dtype)
-        batches = [batch for batch in self.source.batches() if start <= batch[0][0] and batch[-1][1] <= stop]
-        if not batches or (batches[0][0][0], batches[-1][-1][1]) != (start, stop):
-            out[:] = self.source.read(start, stop)  # a block that was cut because memory was short
-            return mover.send(buffer)
+        pieces = cut(stop - start, max(PIECE_BYTES // out[:1].nbytes, self.source.grain, 1))
 
         def fill(number: int) -> None:
-            batch = batches[number]
-            for (first, last), rows in zip(batch, self.source.read_blocks(batch), strict=True):
-                out[first - start : last - start] = rows
+            first, last = pieces[number]
+            out[first:last] = read_rows(self.source, start + first, start + last)
 
-        run_tasks(fill, len(batches), int(self.source.reads_files))
+        run_tasks(fill, len(pieces), int(self.source.reads_files))
         return mover.send(buffer)
 
 
@@ -153,7 +137,7 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 def on_device(source: Source, device: torch.device) -> Source:
     """A source on the CPU as one on a device: copied whole if it fits there, else block by block in every pass."""
     streamed = DeviceSource(source, device)
-    if not has_room(device, source.n_bytes, MEMORY_SHARE):
+    if not has_room(device, n_bytes(source), MEMORY_SHARE):
         return streamed
     import torch
 
@@ -163,9 +147,9 @@ def on_device(source: Source, device: torch.device) -> Source:
         return streamed
 
 
-def has_room(device: torch.device, n_bytes: float, share: float) -> bool:
+def has_room(device: torch.device, wanted: float, share: float) -> bool:
     """Whether so many bytes are no more than this share of the device's free memory."""
-    return n_bytes <= share * _free_memory(device)
+    return wanted <= share * _free_memory(device)
 
 
 def _moved_whole(streamed: DeviceSource) -> TensorSource:
@@ -173,10 +157,10 @@ def _moved_whole(streamed: DeviceSource) -> TensorSource:
     import torch
 
     whole = torch.empty(streamed.shape, dtype=getattr(torch, streamed.dtype), device=streamed.device)
-    blocks = streamed.blocks()
-    with streamed.reading():
-        for (start, stop), block in zip(blocks, streamed.read_blocks(blocks), strict=True):
-            whole[start:stop] = block
+    spans = cut(streamed.shape[0], streamed.grain)
+    with contextlib.closing(streamed):
+        for (start, stop), rows in zip(spans, streamed.read(spans), strict=True):
+            whole[start:stop] = rows
     return TensorSource(whole)
 
 

@@ -5,55 +5,56 @@ A file is opened where it is first read, by each process for itself, so that a s
 
 from __future__ import annotations
 
+import contextlib
 import os
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from otlabel.errors import FileFormatError
-from otlabel.sources.base import ITEM_BYTES, Batch, Source, grouped, storage_array
+from otlabel.sources.base import ITEM_BYTES, Source, Span, read_rows, storage_array
 from otlabel.sources.memory import ArraySource
+from otlabel.sweep.blocks import cut
 
 BATCH_BYTES = 8 << 20  # read at once: the disk is asked for much, and a few threads' batches take little memory
 
 
 class FileSource(Source):
-    """Scores that are read where they lie; `read_into` is all that a kind of file has to say."""
+    """Rows that are read where they lie; `read_into` is all that a kind of file has to say."""
 
     reads_files = True
     name: str  # as a user would write it: FILE or FILE::NAME
-    least_rows = 1  # that a batch should have: less would be wasteful to read
+    least_rows = 1  # that are to be read at a time: less would be wasteful
+    bytes_read = 0  # so far
 
-    def batches(self) -> list[Batch]:
-        """Blocks until they make up BATCH_BYTES."""
-        row_bytes = self.shape[1] * ITEM_BYTES[self.dtype]
-        rows = max(self.least_rows, BATCH_BYTES // row_bytes, 1)
-        return grouped(self.blocks(), rows)
+    @property
+    def grain(self) -> int:  # type: ignore[override]
+        """Rows that make up BATCH_BYTES."""
+        return max(self.least_rows, BATCH_BYTES // (self.shape[1] * ITEM_BYTES[self.dtype]), 2)
 
     @abstractmethod
     def read_into(self, start: int, stop: int, out: np.ndarray) -> None:
         """Write rows start to stop in storage form to `out`."""
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows start to stop, in memory of their own."""
-        out = storage_array((stop - start, self.shape[1]), self.dtype)
-        self.read_into(start, stop, out)
-        return out
+    def read(self, spans: Sequence[Span]) -> Iterator[np.ndarray]:
+        """By one read, in memory of their own."""
+        first, last = spans[0][0], spans[-1][1]
+        out = storage_array((last - first, self.shape[1]), self.dtype)
+        self.read_into(first, last, out)
+        return (out[start - first : stop - first] for start, stop in spans)
 
     def take(self, rows: np.ndarray) -> ArraySource:
-        """The given rows (sorted), by one read of what lies between the first and the last of them in each batch."""
+        """The given rows (sorted), by one read of what lies between the first and the last of them in each grain."""
         out = storage_array((len(rows), self.shape[1]), self.dtype)
-        with self.reading():
-            for batch in self.batches():
-                first, last = np.searchsorted(rows, (batch[0][0], batch[-1][1]))
+        with contextlib.closing(self):
+            for start, stop in cut(self.shape[0], self.grain):
+                first, last = np.searchsorted(rows, (start, stop))
                 if first < last:
                     low, high = int(rows[first]), int(rows[last - 1]) + 1
-                    out[first:last] = self.read(low, high)[rows[first:last] - low]
+                    out[first:last] = read_rows(self, low, high)[rows[first:last] - low]
         return ArraySource(out, self.dtype)
-
-    def close(self) -> None:
-        """Give back what is open until the next read; a caller's own file stays open."""
 
     def place(self, row: int) -> str:
         """The row's number and the file."""

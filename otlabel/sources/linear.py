@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.sources.base import ITEM_BYTES, Batch, Source, as_float, few_rows, grouped
+from otlabel.sources.base import ITEM_BYTES, Source, Span, as_float, few_rows, n_bytes, read_rows
 from otlabel.sources.device import has_room, on_device
 from otlabel.sources.given import as_array, is_frame
 from otlabel.sources.memory import ArraySource, TensorSource
 from otlabel.sources.names import by_class, by_column
+from otlabel.sources.opened import Opened, as_opened
 from otlabel.sweep import cpu, is_out_of_memory
+from otlabel.sweep.blocks import block_rows, cut, grouped
 from otlabel.sweep.pool import blas_on_one_thread
 
 if TYPE_CHECKING:
@@ -28,264 +30,163 @@ MADE_SHARE = 0.5  # of a device's free memory that may hold all scores of a head
 FEATURE_BYTES = 1 << 20  # read at once: batches enough that all threads are done at about the same time
 
 
+@dataclass(frozen=True, eq=False)
+class Head:
+    """<features - centre, weight> + bias, or its log-softmax.
+
+    The centre, near all rows, keeps numbers small before anything is rounded. Without one the bias is that of
+    uncentred features, as heads have it; a centre is then found where products are of float32.
+    """
+
+    weight: np.ndarray  # (K, D)
+    bias: np.ndarray | None  # (K,)
+    normalize: bool
+    centre: np.ndarray | None = None  # (D,)
+
+
 class Features:
-    """What several heads read: one source, kept in memory by the first of them if it fits."""
+    """What several heads read: rows that the first of them keeps in memory if they fit."""
 
     def __init__(
-        self, source: Source, torch_device: torch.device | None = None, centre: np.ndarray | None = None
+        self, opened: Opened, torch_device: torch.device | None = None, centre: np.ndarray | None = None
     ) -> None:
-        self.source, self.torch_device = source, torch_device
+        self.opened, self.torch_device = opened, torch_device
         self._lock = threading.Lock()
         self._moved: dict[torch.device, Features] = {}
         self._centre = centre
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"source": self.source, "torch_device": self.torch_device}  # copies on devices stay behind
+        return {"opened": self.opened, "torch_device": self.torch_device}  # copies on devices stay behind
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     @property
     def centre(self) -> np.ndarray:
         """(D,) float64, the mean of a few rows, unless another one was given."""
         with self._lock:
             if self._centre is None:
-                self._centre = mean_of_finite(read_stretches(self.source, few_rows(self.source.shape[0])))
+                source = self.opened.source
+                self._centre = mean_of_finite(read_stretches(source, few_rows(source.shape[0])))
             return self._centre
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
-
-    def change(self, change: Callable[[Source], Source]) -> None:
-        """Let all heads read another source of the same rows from now on."""
+    def change(self, change: Callable[[Opened], Opened]) -> None:
+        """Let all heads read the same rows from elsewhere from now on."""
         with self._lock:
-            self.source = change(self.source)
+            self.opened = change(self.opened)
 
     def on(self, device: torch.device) -> Features:
         """The features on a device, the same for all heads: they stay there as long as these live."""
         with self._lock:
             if device not in self._moved:
-                self._moved[device] = Features(on_device(self.source, device), self.torch_device)
+                there = self.opened.only(on_device(self.opened.source, device))
+                self._moved[device] = Features(there, self.torch_device)
             return self._moved[device]
 
 
-class LinearScores(Source):
-    """<features - centre, weight> + bias, or its log-softmax, in float32 (float64 where features are).
+class Products(Source):
+    """Scores of a head in float32 or float64, made where they are read: whole products, so that rows keep their bits.
 
-    The centre, near all rows, keeps numbers small before anything is rounded. Without one the bias is that of
-    uncentred features, as heads have it; a centre is then found where products are of float32.
+    Of several ranks' rows, products are of as many as all of them make.
     """
 
-    def __init__(
-        self,
-        features: Features,
-        weight: np.ndarray,
-        bias: np.ndarray | None,
-        normalize: bool,
-        *,
-        centre: np.ndarray | None = None,
-        double: bool = False,
-    ) -> None:
-        source = features.source
-        self.features, self._normalize = features, normalize
-        self.shape = (source.shape[0], weight.shape[0])
-        self.dtype = "float64" if double or source.dtype == "float64" else "float32"
-        self.on_cpu = source.on_cpu
-        if not source.on_cpu:
-            self.device = source.device
-        self._weight, self._bias, self._given_centre = weight, bias, centre
-        self._fine: LinearScores | None = None
+    def __init__(self, features: Features, head: Head, n_rows: int | None, *, double: bool) -> None:
+        self._features, self._head, self._double = features, head, double
+        stored = self._stored
+        self.shape, self.device = (stored.shape[0], head.weight.shape[0]), stored.device
+        self.dtype = "float64" if double or stored.dtype == "float64" else "float32"
+        self._rows = block_rows(n_rows or self.shape[0], self.shape[1])  # of a product
         self._factor_on_device: tuple[torch.Tensor, ...] | None = None
-        self._made: TensorSource | None = None  # all scores, where a device keeps them
-        self._normalizers = np.full(self.shape[0], np.nan, self.dtype)  # log sum exp of each row seen so far
+        n_normalized = self.shape[0] if head.normalize and self.device is None else 0
+        self._normalizers = np.full(n_normalized, np.nan, self.dtype)  # log sum exp of each row that was made so far
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_factor_on_device": None}
 
     @property
-    def needs_centre(self) -> bool:
-        """Whether the features' own centre is taken off: products of float32 that nobody gave another one for."""
-        return self._given_centre is None and self.features.source.dtype != "float64"
-
-    @functools.cached_property
-    def _centre(self) -> np.ndarray:
-        """(D,) that is subtracted from rows, in numbers of the features' own precision: differences are then exact."""
-        precision = np.float64 if self.features.source.dtype == "float64" else np.float32
-        if self._given_centre is not None:
-            largest = np.finfo(precision).max  # no row of this precision lies beyond
-            return np.clip(self._given_centre, -largest, largest).astype(precision).astype(np.float64)
-        if precision is np.float64:
-            return np.zeros(self.features.source.shape[1])
-        return self.features.centre.astype(precision).astype(np.float64)
-
-    @functools.cached_property
-    def _factor(self) -> np.ndarray:
-        """(D + 1, K): rows get a last column of ones, so that the product adds the bias."""
-        weight = self._weight.astype(np.float64)
-        bias = np.zeros(self.shape[1]) if self._bias is None else self._bias.astype(np.float64)
-        moved = self._centre if self._given_centre is None else self._centre - self._given_centre
-        with np.errstate(invalid="ignore", over="ignore"):  # what is no number then shows in the scores
-            return np.concatenate([weight.T, (bias + weight @ moved)[None]]).astype(self.dtype)
+    def _stored(self) -> Source:
+        """The features, as float64 makes them where products are double."""
+        return self._features.opened.fine if self._double else self._features.opened.source
 
     @property
-    def fine(self) -> LinearScores:
-        """The same products in float64, of features as float64 makes them."""
-        source = self.features.source
-        if self.dtype == "float64" and source.fine is source:
-            return self
-        if self._fine is None or self._fine.all_rows != self.all_rows:
-            features = self.features if source.fine is source else Features(source.fine, self.features.torch_device)
-            self._fine = LinearScores(
-                features, self._weight, self._bias, self._normalize, centre=self._given_centre, double=True
-            )
-            self._fine.all_rows = self.all_rows
-        return self._fine
-
-    @property
-    def bare(self) -> LinearScores:
-        """The products alone: of small ones, what normalises them hides digits."""
-        if not self._normalize:
-            return self
-        double = self.dtype == "float64"
-        bare = LinearScores(self.features, self._weight, self._bias, False, centre=self._given_centre, double=double)
-        bare.all_rows = self.all_rows
-        return bare
-
-    @property
-    def torch_device(self) -> torch.device | None:
-        """Where the features are, if they are a tensor: results then are as well."""
-        return self.features.torch_device
+    def grain(self) -> int:  # type: ignore[override]
+        """Rows whose features are read together; on a device, rows of a product."""
+        if self.device is not None:
+            return max(2, DEVICE_ENTRIES // (self.shape[1] * ITEM_BYTES[self.dtype] // ITEM_BYTES["float32"]))
+        return max(2, FEATURE_BYTES // (self._stored.shape[1] * ITEM_BYTES[self._stored.dtype]))
 
     @property
     def reads_files(self) -> bool:  # type: ignore[override]
         """Whether a device waits for the features' file; on the CPU the products take longer than any."""
-        return not self.on_cpu and self._made is None and self.features.source.reads_files
+        return self.device is not None and self._stored.reads_files
 
-    @property
-    def bytes_read(self) -> int:  # type: ignore[override]
-        """Of the features."""
-        return self.features.source.bytes_read
+    def close(self) -> None:
+        """As the features."""
+        self._stored.close()
 
-    @property
-    def random_access(self) -> bool:  # type: ignore[override]
-        """Where a device keeps all scores."""
-        return self._made is not None
+    @functools.cached_property
+    def _centre(self) -> np.ndarray:
+        """(D,) that is subtracted from rows, in numbers of the features' own precision: differences are then exact."""
+        stored, given = self._stored, self._head.centre
+        precision = np.float64 if stored.dtype == "float64" else np.float32
+        if given is not None:
+            largest = np.finfo(precision).max  # no row of this precision lies beyond
+            return np.clip(given, -largest, largest).astype(precision).astype(np.float64)
+        if precision is np.float64:
+            return np.zeros(stored.shape[1])
+        return self._features.centre.astype(precision).astype(np.float64)
 
-    @property
-    def whole(self) -> torch.Tensor | None:  # type: ignore[override]
-        """Where a device keeps all scores, these."""
-        return None if self._made is None else self._made.tensor
+    @functools.cached_property
+    def _factor(self) -> np.ndarray:
+        """(D + 1, K): rows get a last column of ones, so that the product adds the bias."""
+        head = self._head
+        weight = head.weight.astype(np.float64)
+        bias = np.zeros(self.shape[1]) if head.bias is None else head.bias.astype(np.float64)
+        offset = self._centre if head.centre is None else self._centre - head.centre
+        with np.errstate(invalid="ignore", over="ignore"):  # what is no number then shows in the scores
+            return np.concatenate([weight.T, (bias + weight @ offset)[None]]).astype(self.dtype)
 
-    def made(self) -> LinearScores:
-        """The same head, its scores in the device's memory if they fit: one product then serves all passes."""
-        if self.on_cpu or self._made is not None or not has_room(self.device, self.n_bytes, MADE_SHARE):
-            return self
-        import torch
-
-        made = copy.copy(self)  # which goes when the solve ends; the caller's may be one of many
-        try:
-            whole = torch.empty(self.shape, dtype=getattr(torch, self.dtype), device=self.device)
-            with self.reading():
-                for batch in self.batches():
-                    for (start, stop), block in zip(batch, self.read_blocks(batch), strict=True):
-                        whole[start:stop] = block
-        except RuntimeError as error:  # free, but in pieces
-            if not is_out_of_memory(error):
-                raise
-            return self
-        made._made = TensorSource(whole)
-        return made
-
-    def on(self, device: torch.device) -> LinearScores:
-        """The same head on features that are moved to a device, or streamed to it, and made into scores there."""
-        return self.over(self.features.on(device))
-
-    def over(self, features: Features) -> LinearScores:
-        """The same head on other features."""
-        return LinearScores(features, self._weight, self._bias, self._normalize, centre=self._given_centre)
-
-    @property
-    def partitioned_rows(self) -> int:
-        """As the features have it."""
-        return self.all_rows or self.features.source.partitioned_rows
-
-    def blocks(self) -> Batch:
-        """Larger ones on a device, which makes them at once."""
-        if self.on_cpu:
-            return super().blocks()
-        if self._made is not None:
-            return self._made.blocks()
-        size = max(1, DEVICE_ENTRIES // (self.shape[1] * ITEM_BYTES[self.dtype] // ITEM_BYTES["float32"]))
-        return [(start, min(start + size, self.shape[0])) for start in range(0, self.shape[0], size)]
-
-    def batches(self) -> list[Batch]:
-        """Blocks whose features are read together."""
-        if self._made is not None:
-            return self._made.batches()
-        source = self.features.source
-        rows = max(getattr(source, "least_rows", 1), FEATURE_BYTES * source.shape[0] // max(source.n_bytes, 1))
-        return grouped(self.blocks(), rows)
-
-    def device_batches(self) -> list[Batch]:
-        """As a tensor's where all scores are one."""
-        return self.batches() if self._made is None else self._made.device_batches()
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """Products on one thread each: blocks are what threads share, and sums then have the same bits everywhere."""
-        with self.features.source.reading(), blas_on_one_thread():
-            yield
-
-    def read_blocks(self, batch: Batch) -> Iterator[Any]:
-        """Scores of each block, in memory that the next block uses again."""
-        if self._made is not None:
-            yield from self._made.read_blocks(batch)
+    def read(self, spans: Sequence[Span]) -> Iterator[Any]:
+        """Rows in memory that the next span uses again."""
+        if self.device is not None:
+            yield from map(self._on_device, self._stored.read(spans))
             return
-        first = batch[0][0]
-        features = self.features.source.read(first, batch[-1][1])
-        longest = max(stop - start for start, stop in batch)
-        if not self.on_cpu:
-            yield from (self._on_device(features[start - first : stop - first]) for start, stop in batch)
-            return
-        rows = np.ones((batch[-1][1] - first, len(self._factor)), self.dtype)
-        cpu.centre_block(features, self._centre.astype(self.dtype), rows)
-        room = np.empty((longest, self.shape[1]), self.dtype)
-        for start, stop in batch:
-            yield self._block(rows[start - first : stop - first], start, stop, room[: stop - start])
-
-    def read(self, start: int, stop: int) -> Any:
-        """By whole blocks, so that a row has the same bits however it is read."""
-        if self._made is not None:
-            return self._made.read(start, stop)
-        parts = []
+        size, n_rows = self._rows, self.shape[0]
+        low, high = spans[0][0] // size * size, min(-(-spans[-1][1] // size) * size, n_rows)
+        rows = np.ones((high - low, len(self._factor)), self.dtype)
+        cpu.centre_block(read_rows(self._stored, low, high), self._centre.astype(self.dtype), rows)
+        room = np.empty((min(size, high - low), self.shape[1]), self.dtype)
         with blas_on_one_thread():
-            for block in self.blocks():
-                if block[0] < stop and block[1] > start:
-                    rows = next(iter(self.read_blocks([block])))
-                    parts.append(rows[max(start - block[0], 0) : stop - block[0]])
-        return np.concatenate(parts) if self.on_cpu else _concatenated(parts)
+            for start, stop in spans:
+                products = [(begin, min(begin + size, n_rows)) for begin in range(start // size * size, stop, size)]
+                if products == [(start, stop)]:
+                    yield self._product(rows[start - low : stop - low], start, stop, room[: stop - start])
+                    continue
+                out = np.empty((stop - start, self.shape[1]), self.dtype)
+                for begin, end in products:
+                    made = self._product(rows[begin - low : end - low], begin, end, room[: end - begin])
+                    first, last = max(begin, start), min(end, stop)
+                    out[first - start : last - start] = made[first - begin : last - begin]
+                yield out
 
     def take(self, rows: np.ndarray) -> Source:
         """Scores of the given rows, as a matrix in memory."""
-        if self._made is not None:
-            return self._made.take(rows)
-        if not self.on_cpu:
-            features = self.features.source.take(rows)
-            return TensorSource(self._on_device(features.read(0, len(rows))))
-        parts = []
-        with self.reading():
-            for batch in self.batches():
-                if np.diff(np.searchsorted(rows, (batch[0][0], batch[-1][1]))):
-                    for (start, stop), block in zip(batch, self.read_blocks(batch), strict=True):
-                        first, last = np.searchsorted(rows, (start, stop))
-                        parts.append(block[rows[first:last] - start])
-        return ArraySource(np.concatenate(parts) if parts else np.empty((0, self.shape[1]), self.dtype), self.dtype)
+        if self.device is not None:
+            return TensorSource(self._on_device(read_rows(self._stored.take(rows), 0, len(rows))))
+        out = np.empty((len(rows), self.shape[1]), self.dtype)
+        with contextlib.closing(self):
+            for batch in grouped(cut(self.shape[0], self._rows), self.grain):
+                ends = np.searchsorted(rows, [batch[0][0], *(stop for _, stop in batch)])
+                if ends[0] == ends[-1]:
+                    continue
+                for (start, _), block, first, last in zip(batch, self.read(batch), ends[:-1], ends[1:], strict=True):
+                    out[first:last] = block[rows[first:last] - start]
+        return ArraySource(out, self.dtype)
 
-    def place(self, row: int) -> str:
-        """The features' own."""
-        return f"{self.features.source.place(row)} (of the features)"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_factor_on_device": None, "_fine": None, "_made": None}
-
-    def _block(self, rows: np.ndarray, start: int, stop: int, out: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore", invalid="ignore"):  # float32 may overflow where `fine` does not
+    def _product(self, rows: np.ndarray, start: int, stop: int, out: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):  # float32 may overflow where float64 does not
             np.matmul(rows, self._factor, out=out)
-        if self._normalize:
+        if self._head.normalize:
             normalizers = self._normalizers[start:stop]
             if np.isnan(normalizers).any():
                 cpu.log_sum_exp_block(out, normalizers)
@@ -300,16 +201,76 @@ class LinearScores(Source):
             self._factor_on_device = tuple(torch.from_numpy(part).to(features.device) for part in parts)
         factor, centre = self._factor_on_device
         scores = torch.addmm(factor[-1], features.to(factor.dtype) - centre, factor[:-1])
-        return torch.log_softmax(scores, 1) if self._normalize else scores
+        return torch.log_softmax(scores, 1) if self._head.normalize else scores
 
 
-def _concatenated(parts: list[torch.Tensor]) -> torch.Tensor:
-    import torch
+@dataclass(frozen=True, eq=False)
+class LinearScores(Opened):
+    """Scores of a linear head over features that others may share; the fine ones are products in float64.
 
-    return torch.cat(parts)
+    The bare ones are the products alone: of small ones, what normalises them hides digits.
+    """
+
+    features: Features = None  # type: ignore[assignment]  # always there, as is the head
+    head: Head = None  # type: ignore[assignment]
+
+    @classmethod
+    def made_of(
+        cls, features: Features, head: Head, names: Sequence[Any] | None = None, n_rows: int | None = None
+    ) -> LinearScores:
+        """The scores; `n_rows` of all ranks, where these have others."""
+        stored = features.opened
+        source = Products(features, head, n_rows, double=False)
+        fine = source if source.dtype == "float64" else Products(features, head, n_rows, double=True)
+        bare = fine
+        if head.normalize:
+            bare = Products(features, replace(head, normalize=False), n_rows, double=True)
+        about = functools.partial(_of_features, stored.place), stored.files, names, stored.row_names
+        return cls(source, fine, bare, *about, features, head)
+
+    @property
+    def torch_device(self) -> torch.device | None:
+        """Where the features are, if they are a tensor: results then are as well."""
+        return self.features.torch_device
+
+    @property
+    def needs_centre(self) -> bool:
+        """Whether the features' own centre is taken off: products of float32 that nobody gave another one for."""
+        return self.head.centre is None and self.features.opened.source.dtype != "float64"
+
+    def on(self, device: torch.device) -> LinearScores:
+        """The same head on features that are moved to a device, or streamed to it, and made into scores there."""
+        return self.reading(self.features.on(device))
+
+    def reading(self, features: Features, n_rows: int | None = None) -> LinearScores:
+        """The same head on other features, of so many rows on all ranks."""
+        return LinearScores.made_of(features, self.head, self.class_names, n_rows)
+
+    def made(self) -> Opened:
+        """The same, the scores in the device's memory if they fit: one product then serves all passes."""
+        source = self.source
+        if source.device is None or not has_room(source.device, n_bytes(source), MADE_SHARE):
+            return self
+        import torch
+
+        try:
+            whole = torch.empty(self.shape, dtype=getattr(torch, source.dtype), device=source.device)
+            spans = cut(self.shape[0], source.grain)
+            with contextlib.closing(source):
+                for (start, stop), block in zip(spans, source.read(spans), strict=True):
+                    whole[start:stop] = block
+        except RuntimeError as error:  # free, but in pieces
+            if not is_out_of_memory(error):
+                raise
+            return self
+        return self.over(TensorSource(whole))
 
 
-def closeness(source: Source, centres: np.ndarray, unit: float = 1.0) -> LinearScores:
+def _of_features(place: Callable[[int], str], row: int) -> str:
+    return f"{place(row)} (of the features)"
+
+
+def closeness(features: Opened | Source, centres: np.ndarray, unit: float = 1.0) -> LinearScores:
     """-||x - mu_k||^2 + ||x - m||^2 = <x - m, 2 (mu_k - m)> - ||mu_k - m||^2 with m, in the middle of the centres mu.
 
     A median, for a mean would follow one centre far away, from where the others can hardly be told apart. All is
@@ -318,10 +279,11 @@ def closeness(source: Source, centres: np.ndarray, unit: float = 1.0) -> LinearS
     wide = centres.astype(np.float64)
     middle = np.median(wide, axis=0)
     wide -= middle
-    return LinearScores(Features(source), wide / unit * 2, -(wide * (wide / unit)).sum(1), False, centre=middle)
+    head = Head(wide / unit * 2, -(wide * (wide / unit)).sum(1), normalize=False, centre=middle)
+    return LinearScores.made_of(Features(as_opened(features)), head)
 
 
-def cosines(source: Source, centres: np.ndarray) -> LinearScores:
+def cosines(features: Opened | Source, centres: np.ndarray) -> LinearScores:
     """<x, mu_k> of unit rows and centres of length 1 or 0, up to a constant in each row: -||x - mu_k||^2 / 2.
 
     A centre that rounding has made longer than 1 would gain by it in all products alike, which may be more than what
@@ -331,16 +293,17 @@ def cosines(source: Source, centres: np.ndarray) -> LinearScores:
     middle = np.median(wide, axis=0)
     lengths = np.where(wide.any(1), 0.0, 1.0)  # what a centre at zero lacks: its distance is 1, its cosine is 0
     wide -= middle
-    return LinearScores(Features(source), wide, -(np.square(wide).sum(1) + lengths) / 2, False, centre=middle)
+    head = Head(wide, -(np.square(wide).sum(1) + lengths) / 2, normalize=False, centre=middle)
+    return LinearScores.made_of(Features(as_opened(features)), head)
 
 
 def read_stretches(source: Source, rows: np.ndarray) -> np.ndarray:
     """The given rows (sorted) as float64, by one read for each stretch of neighbours."""
     parts = [np.empty((0, source.shape[1]))]
-    with source.reading():
+    with contextlib.closing(source):
         for stretch in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
             if len(stretch):
-                stored = source.read(int(stretch[0]), int(stretch[-1]) + 1)
+                stored = read_rows(source, int(stretch[0]), int(stretch[-1]) + 1)
                 parts.append(as_float(stored, source.dtype).astype(np.float64))
     return np.concatenate(parts)
 
@@ -354,7 +317,7 @@ def mean_of_finite(some: np.ndarray) -> np.ndarray:
 
 
 def checked_head(
-    weight: Any, bias: Any, features: Source
+    weight: Any, bias: Any, features: Opened
 ) -> tuple[np.ndarray, np.ndarray | None, Sequence[Any] | None]:
     """A head's weight (K, D) and bias (K,) as arrays of numbers, and its classes' names; or InvalidScoresError."""
     matrix, names, n_features = as_array(weight, "weight", InvalidScoresError), None, features.shape[1]

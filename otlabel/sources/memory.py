@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.sources.base import (
-    BLOCK_ENTRIES,
-    MOST_WHOLE,
-    Batch,
-    Source,
-    WrappedSource,
-    check_shape,
-    check_whole,
-    storage_type,
-)
+from otlabel.sources.base import MOST_WHOLE, Source, Span, check_shape, check_whole, storage_type
 from otlabel.sources.given import plain_tensor, tensor_array, widened
-from otlabel.sweep import has_triton
+from otlabel.sweep.blocks import device_rows
 
 if TYPE_CHECKING:
     import torch
 
 MINUS_INF_BITS = {"float16": 0xFC00, "bfloat16": -0x80}  # as halves are stored: unsigned, and signed
-SPAN_ENTRIES = 1 << 32  # scores that one call reduces on a device: few calls, and partial sums that stay small
+MAPPED_ROWS = 2  # are read together at least: a mapped file is read where it is touched, by pages
 
 
 class ArraySource(Source):
@@ -34,11 +26,11 @@ class ArraySource(Source):
         self.array = array
         self.shape = (array.shape[0], array.shape[1])
         self.dtype = dtype
-        self.random_access = not _is_mapped(array)
+        self.grain = MAPPED_ROWS if _is_mapped(array) else 1
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """A view where rows are contiguous, otherwise a copy of just this block."""
-        return np.ascontiguousarray(self.array[start:stop])
+    def read(self, spans: Sequence[Span]) -> Iterator[np.ndarray]:
+        """Views where rows are contiguous, otherwise copies of just these rows."""
+        return (np.ascontiguousarray(self.array[start:stop]) for start, stop in spans)
 
     def take(self, rows: np.ndarray) -> ArraySource:
         """A copy of the given rows."""
@@ -48,27 +40,19 @@ class ArraySource(Source):
 class TensorSource(Source):
     """A torch tensor, reduced on the device that it is on."""
 
-    on_cpu = False
-    random_access = True
-
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor, self.device = tensor, tensor.device
-        self.whole = tensor
         self.shape = (tensor.shape[0], tensor.shape[1])
         self.dtype = str(tensor.dtype).removeprefix("torch.")
 
-    def blocks(self) -> Batch:
-        """Larger blocks than on a CPU: a device wants much work a call."""
-        return self._cut(16 * BLOCK_ENTRIES[1])
+    @property
+    def grain(self) -> int:  # type: ignore[override]
+        """Any rows, but where they lie in columns as many as may be copied at a time."""
+        return 1 if self.tensor.stride(1) == 1 else max(device_rows(self.shape[1]), 2)
 
-    def device_batches(self) -> list[Batch]:
-        """As much as a sweep that copies nothing can take; but scores in columns are copied to be read by rows."""
-        in_place = self.device.type == "cuda" and has_triton() and self.tensor.stride(1) == 1
-        return [[block] for block in (self._cut(SPAN_ENTRIES) if in_place else self.blocks())]
-
-    def read(self, start: int, stop: int) -> torch.Tensor:
-        """A view."""
-        return self.tensor[start:stop]
+    def read(self, spans: Sequence[Span]) -> Iterator[torch.Tensor]:
+        """Views."""
+        return (self.tensor[start:stop] for start, stop in spans)
 
     def take(self, rows: np.ndarray) -> TensorSource:
         """A copy of the given rows on the same device."""
@@ -76,29 +60,25 @@ class TensorSource(Source):
 
         return TensorSource(self.tensor[torch.from_numpy(rows).to(self.device)])
 
-    def _cut(self, entries: int) -> Batch:
-        size = max(1, entries // self.shape[1])
-        return [(start, min(start + size, self.shape[0])) for start in range(0, self.shape[0], size)]
 
-
-class Masked(WrappedSource):
-    """An array some of whose pairs are masked, which forbids them; a block is copied where it is read."""
+class Masked(Source):
+    """An array some of whose pairs are masked, which forbids them; rows are copied where they are read."""
 
     def __init__(self, source: ArraySource, mask: np.ndarray) -> None:
-        super().__init__(source)
-        self._mask = mask
+        self.shape, self.dtype, self.grain = source.shape, source.dtype, source.grain
+        self._array, self._mask = source.array, mask
         self._forbidden = MINUS_INF_BITS.get(source.dtype, -np.inf)
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """A copy of just this block, with -inf where it is masked."""
-        return self._filled(self.source.read(start, stop), self._mask[start:stop])
+    def read(self, spans: Sequence[Span]) -> Iterator[np.ndarray]:
+        """Copies of just these rows, with -inf where they are masked."""
+        return (self._filled(self._array[start:stop], self._mask[start:stop]) for start, stop in spans)
 
     def take(self, rows: np.ndarray) -> Source:
         """A copy of the given rows."""
-        return ArraySource(self._filled(self.source.take(rows).read(0, len(rows)), self._mask[rows]), self.dtype)
+        return ArraySource(self._filled(self._array[rows], self._mask[rows]), self.dtype)
 
     def _filled(self, block: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return np.where(mask, np.array(self._forbidden, block.dtype), block)
+        return np.ascontiguousarray(np.where(mask, np.array(self._forbidden, block.dtype), block))
 
 
 def open_array(array: np.ndarray, what: str = "scores") -> Source:

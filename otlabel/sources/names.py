@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from otlabel.errors import InvalidMassError, InvalidScoresError
-from otlabel.sources.base import Source
 from otlabel.sources.given import as_array, is_frame, is_series, named_array, shown, with_unit_sum
-from otlabel.sources.reordered import ReorderedScores
+from otlabel.sources.opened import Opened
+from otlabel.sources.wrapped import reordered
 
 
 def by_class(
@@ -64,7 +64,7 @@ def plain_names(names: Sequence[Any] | None) -> tuple[str | int, ...] | None:
     return tuple(plain) if plain and not _repeated(plain) else None
 
 
-def in_order_of(scores: Source, names: Sequence[Any] | None) -> Source:
+def in_order_of(scores: Opened, names: Sequence[Any] | None) -> Opened:
     """Scores with their columns in the order of the classes of these names, where both have names.
 
     Names that only count, 0 ... K - 1, on one side say nothing where those of the other side are no numbers.
@@ -73,7 +73,7 @@ def in_order_of(scores: Source, names: Sequence[Any] | None) -> Source:
     if names is None or given is None or given == list(names):
         return scores
     if set(given) == set(names) and not _repeated(given):
-        return ReorderedScores(scores, np.array([given.index(name) for name in names]))
+        return reordered(scores, np.array([given.index(name) for name in names]))
     counting = list(range(len(names)))
     if (given == counting and not _numbered(names)) or (list(names) == counting and not _numbered(given)):
         return scores
@@ -83,13 +83,13 @@ def in_order_of(scores: Source, names: Sequence[Any] | None) -> Source:
     )
 
 
-def class_mass_of(values: Any, scores: Source) -> Any:
+def class_mass_of(values: Any, scores: Opened) -> Any:
     """What each class of scores takes, as an array in their order; shares with the sum that they are to have."""
     mass = by_class(values, scores.shape[1], scores.class_names, "class_mass", InvalidMassError)
     return None if mass is None else with_unit_sum(mass, values)
 
 
-def sample_mass_of(values: Any, scores: Source) -> Any:
+def sample_mass_of(values: Any, scores: Opened) -> Any:
     """What each row of scores weighs, as an array in their order."""
     mass = by_row(values, scores.shape[0], scores.row_names, "sample_mass", InvalidMassError)
     return None if mass is None else with_unit_sum(mass, values)

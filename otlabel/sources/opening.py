@@ -1,4 +1,4 @@
-"""Opening: whatever a user hands over becomes a source, without a copy if possible."""
+"""Opening: whatever a user hands over becomes a source and its names, without a copy if possible."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from otlabel.sources.base import Source
 from otlabel.sources.device import on_device
 from otlabel.sources.given import as_array, as_matrix, is_frame, is_tensor, n_dimensions, plain_tensor, shown
 from otlabel.sources.hdf5 import HDF5Source
-from otlabel.sources.linear import Features, LinearScores, checked_head
+from otlabel.sources.linear import Features, Head, LinearScores, checked_head
 from otlabel.sources.memory import open_array, open_tensor
+from otlabel.sources.opened import Opened, as_opened
 from otlabel.sources.parts import Parts
 from otlabel.sources.paths import open_path
 
@@ -23,40 +24,38 @@ if TYPE_CHECKING:
     import torch
 
 
-def open_scores(scores: Any, *, device: str = "auto", what: str = "scores", may_be_empty: bool = False) -> Source:
-    """Whatever holds an (N, K) matrix (array, tensor, nested lists, files) as a source, without copying if possible.
+def open_scores(scores: Any, *, device: str = "auto", what: str = "scores", may_be_empty: bool = False) -> Opened:
+    """Whatever holds an (N, K) matrix (array, tensor, nested lists, files) as one, without copying if possible.
 
     `what` names it in messages; only "scores" may have masked entries, since they have -inf for a forbidden pair. One
     of several ranks may have no rows.
     """
     if may_be_empty and (n_columns := _columns_of_none(scores)):
-        return open_scores(np.zeros((1, n_columns), np.float32)).take(np.empty(0, np.int64))
+        return Opened.of(open_array(np.zeros((1, n_columns), np.float32)).take(np.empty(0, np.int64)))
     if str(device) != "auto":
         chosen = _checked_device(device)
         if is_tensor(scores) and scores.device.type != "cpu":
-            return open_tensor(plain_tensor(scores, what).to(chosen), what)
+            return Opened.of(open_tensor(plain_tensor(scores, what).to(chosen), what))
         opened = open_scores(scores, what=what)
-        if chosen.type == "cpu" or not opened.on_cpu:
+        if chosen.type == "cpu" or opened.source.device is not None:
             return opened
-        moved = opened.on(chosen) if isinstance(opened, LinearScores) else on_device(opened, chosen)
-        moved.class_names, moved.row_names = opened.class_names, opened.row_names
-        return moved
+        if isinstance(opened, LinearScores):
+            return opened.on(chosen)
+        return opened.only(on_device(opened.source, chosen))
     if is_tensor(scores):
-        return open_tensor(scores, what)
-    source = _open_stored(scores)
-    if source is None and is_list_of_parts(scores):
+        return Opened.of(open_tensor(scores, what))
+    opened_already = _open_stored(scores)
+    if opened_already is not None:
+        return opened_already
+    if is_list_of_parts(scores):
         return _open_parts(scores, what)
-    if source is not None:
-        return source
-    opened = open_array(as_matrix(scores, what), what)
-    if is_frame(scores):
-        opened.class_names, opened.row_names = list(scores.columns), getattr(scores, "index", None)
-    return opened
+    names = (list(scores.columns), getattr(scores, "index", None)) if is_frame(scores) else (None, None)
+    return Opened.of(open_array(as_matrix(scores, what), what), *names)
 
 
 def _columns_of_none(scores: Any) -> int:
     """The columns of what has no rows; 0 where there are some, or no columns, or it is not known."""
-    if isinstance(scores, Source):
+    if isinstance(scores, (Source, Opened)):
         return 0
     parts = scores if is_list_of_parts(scores) else [scores]
     n_columns = {part.shape[1] if n_dimensions(part) == 2 and not part.shape[0] else 0 for part in parts}
@@ -105,14 +104,12 @@ def linear_scores(
     Raises:
         InvalidScoresError: shapes or names that do not fit together, masked features.
     """
-    source = open_scores(features, what="features", may_be_empty=True)
-    shared = Features(source, home_of(features))
+    opened = open_scores(features, what="features", may_be_empty=True)
+    shared = Features(opened, home_of(features))
 
     def head(weight: Any, bias: Any) -> LinearScores:
-        matrix, vector, names = checked_head(weight, bias, source)
-        scores = LinearScores(shared, matrix, vector, normalize)
-        scores.class_names, scores.row_names = names, source.row_names
-        return scores
+        matrix, vector, names = checked_head(weight, bias, opened)
+        return LinearScores.made_of(shared, Head(matrix, vector, normalize), names)
 
     if not isinstance(weight, (list, tuple)) or not weight or np.ndim(as_array(weight[0], "weight")) != 2:
         return head(weight, bias)
@@ -133,21 +130,21 @@ def is_stored(scores: Any) -> bool:
     if isinstance(scores, (list, tuple)) and scores:
         return all(map(is_stored, scores))
     h5py = sys.modules.get("h5py")
-    stored = (Source, str, os.PathLike) if h5py is None else (Source, str, os.PathLike, h5py.Dataset)
-    return isinstance(scores, stored)
+    stored = Source, Opened, str, os.PathLike
+    return isinstance(scores, stored if h5py is None else (*stored, h5py.Dataset))
 
 
-def _open_stored(scores: Any) -> Source | None:
-    """A source, a file or a data set that is open; None for what is none of these."""
-    if isinstance(scores, Source):
-        return scores
+def _open_stored(scores: Any) -> Opened | None:
+    """What is a source, a file or a data set, or open already; None for what is none of these."""
+    if isinstance(scores, (Source, Opened)):
+        return as_opened(scores)
     if isinstance(scores, (str, os.PathLike)):
-        return open_path(os.fspath(scores))
+        return Opened.of(open_path(os.fspath(scores)))
     h5py = sys.modules.get("h5py")
-    return HDF5Source(scores) if h5py is not None and isinstance(scores, h5py.Dataset) else None
+    return Opened.of(HDF5Source(scores)) if h5py is not None and isinstance(scores, h5py.Dataset) else None
 
 
-def _open_parts(parts: Sequence[Any], what: str) -> Source:
+def _open_parts(parts: Sequence[Any], what: str) -> Opened:
     """Matrices, files and sources one after the other; a batch of no rows is left out."""
     _check_same_device(parts)
     for number, part in enumerate(parts):
@@ -158,6 +155,7 @@ def _open_parts(parts: Sequence[Any], what: str) -> Source:
             )
     filled = [part for part in parts if is_stored(part) or n_dimensions(part) is None or part.shape[0]] or parts[:1]
     sources = [open_scores(part, what=f"{what}[{number}]") for number, part in enumerate(filled)]
+    class_names = row_names = None
     joined = Parts(sources, f"{len(sources)} parts", what)
     named = [source for source in sources if source.class_names is not None]
     for source in named:
@@ -166,12 +164,12 @@ def _open_parts(parts: Sequence[Any], what: str) -> Source:
                 f"parts of {what} have other columns, or others' in another order: {shown(named[0].class_names or ())} "
                 f"and {shown(source.class_names or ())}; pass all with the same, such as part[parts[0].columns]"
             )
-        joined.class_names = source.class_names
+        class_names = source.class_names
     indexes = [source.row_names for source in sources]
     if all(index is not None for index in indexes):
         index = indexes[0].append(indexes[1:])
-        joined.row_names = index if index.is_unique else None  # each batch may count its own rows
-    return joined
+        row_names = index if index.is_unique else None  # each batch may count its own rows
+    return Opened.of(joined, class_names, row_names)
 
 
 def _check_same_device(parts: Sequence[Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -10,20 +9,22 @@ from typing import Any
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.sources.base import Source, as_float
+from otlabel.sources.base import as_float, read_rows
 from otlabel.sources.files import FileSource
 from otlabel.sources.memory import ArraySource
+from otlabel.sources.opened import Opened
 
 MOST_OPEN = 64  # parts whose files stay open: a system allows a process about a thousand
 
 
-def rows_between(source: Source, first: int, stop: int) -> Source:
-    """Consecutive rows of a source as one of their own."""
+def rows_between(opened: Opened, first: int, stop: int) -> Opened:
+    """Consecutive rows by themselves."""
+    source = opened.source
     if isinstance(source, FileSource):
-        return RowRange(source, first, stop)
+        return Opened.of(RowRange(source, first, stop))
     if isinstance(source, ArraySource):
-        return ArraySource(source.array[first:stop], source.dtype)
-    return source.take(np.arange(first, stop))
+        return Opened.of(ArraySource(source.array[first:stop], source.dtype))
+    return Opened.of(source.take(np.arange(first, stop)))
 
 
 class RowRange(FileSource):
@@ -38,10 +39,6 @@ class RowRange(FileSource):
     def bytes_read(self) -> int:  # type: ignore[override]
         """By the source."""
         return self._source.bytes_read
-
-    def reading(self) -> contextlib.AbstractContextManager[object]:
-        """The source's own."""
-        return self._source.reading()
 
     def read_into(self, start: int, stop: int, out: np.ndarray) -> None:
         """By the source."""
@@ -59,29 +56,30 @@ class RowRange(FileSource):
 class Parts(FileSource):
     """Row-concatenated sources with the same classes; files are also of one type, what is in memory is widened."""
 
-    def __init__(self, parts: Sequence[Source], name: str, what: str = "scores") -> None:
+    def __init__(self, parts: Sequence[Opened], name: str, what: str = "scores") -> None:
         self.name, self._parts, self._what = name, list(parts), what
-        first = next((part for part in self._parts if isinstance(part, FileSource)), self._parts[0])
-        for number, part in enumerate(self._parts):
-            same_type = part.dtype == first.dtype or not isinstance(part, FileSource)
-            if part.shape[1] != first.shape[1] or not same_type or not part.on_cpu:
-                raise InvalidScoresError(self._difference(self._parts.index(first), number))
-        self._ends = np.cumsum([part.shape[0] for part in self._parts])
+        sources = [part.source for part in parts]
+        first = next((source for source in sources if isinstance(source, FileSource)), sources[0])
+        for number, source in enumerate(sources):
+            same_type = source.dtype == first.dtype or not isinstance(source, FileSource)
+            if source.shape[1] != first.shape[1] or not same_type or source.device is not None:
+                raise InvalidScoresError(self._difference(sources.index(first), number))
+        self._ends = np.cumsum([source.shape[0] for source in sources])
         self.shape = int(self._ends[-1]), first.shape[1]
-        types = {part.dtype for part in self._parts}
+        types = {source.dtype for source in sources}
         self.dtype = types.pop() if len(types) == 1 else "float64" if "float64" in types else "float32"
-        self.least_rows = max(getattr(part, "least_rows", 1) for part in self._parts)
-        self.reads_files = any(part.reads_files for part in self._parts)
+        self.least_rows = max(getattr(source, "least_rows", 1) for source in sources)
+        self.reads_files = any(source.reads_files for source in sources)
         self._start_over()
 
     def _difference(self, one: int, other: int) -> str:
         """How two parts do not fit together, and what to do."""
         columns = "classes" if self._what.startswith("scores") else "columns"
         told = [
-            f"{self._name_of(number)}{' holds' * (number == one)} {part.dtype} {self._what} of {part.shape[1]}"
+            f"{self._name_of(number)}{' holds' * (number == one)} {part.source.dtype} {self._what} of {part.shape[1]}"
             for number, part in ((one, self._parts[one]), (other, self._parts[other]))
         ]
-        stored = any(isinstance(self._parts[number], FileSource) for number in (one, other))
+        stored = any(isinstance(self._parts[number].source, FileSource) for number in (one, other))
         remedy = (
             "store all parts alike" if stored else "only parts with the same columns can be joined, as torch.cat does"
         )
@@ -104,27 +102,25 @@ class Parts(FileSource):
         """Of all parts."""
         return sum(part.bytes_read for part in self._parts)
 
-    def reading(self) -> contextlib.AbstractContextManager[object]:
-        """Each part's own."""
-        with contextlib.ExitStack() as stack:
-            for part in self._parts:
-                stack.enter_context(part.reading())
-            return stack.pop_all()
+    def close(self) -> None:
+        """Of all parts."""
+        for part in self._parts:
+            part.source.close()
 
     def read_into(self, start: int, stop: int, out: np.ndarray) -> None:
         """From each part that has some of the rows."""
         at = start
         while at < stop:
             number, begin = self._find(at)
-            part, end = self._parts[number], min(stop, int(self._ends[number]))
+            source, end = self._parts[number].source, min(stop, int(self._ends[number]))
             rows = out[at - start : end - start]
-            if isinstance(part, FileSource) and part.dtype == self.dtype:
-                part.read_into(at - begin, end - begin, rows)
-            elif part.dtype == self.dtype:
-                rows[:] = part.read(at - begin, end - begin)
+            if isinstance(source, FileSource) and source.dtype == self.dtype:
+                source.read_into(at - begin, end - begin, rows)
+            elif source.dtype == self.dtype:
+                rows[:] = read_rows(source, at - begin, end - begin)
             else:
-                rows[:] = as_float(part.read(at - begin, end - begin), part.dtype)
-            if isinstance(part, FileSource):
+                rows[:] = as_float(read_rows(source, at - begin, end - begin), source.dtype)
+            if isinstance(source, FileSource):
                 self._close_others(number)
             at = end
 
@@ -136,16 +132,15 @@ class Parts(FileSource):
             oldest = next(iter(self._recent)) if len(self._recent) > MOST_OPEN else None
             if oldest is not None:
                 del self._recent[oldest]
-        part = None if oldest is None else self._parts[oldest]
-        if isinstance(part, FileSource):
-            part.close()
+        if oldest is not None:
+            self._parts[oldest].source.close()
 
     def place(self, row: int) -> str:
         """The row's number in all, and in its part."""
         number, begin = self._find(row)
         part = self._parts[number]
         there = part.place(row - begin)
-        return f"row {row} ({there if isinstance(part, FileSource) else f'{there} of part {number}'})"
+        return f"row {row} ({there if isinstance(part.source, FileSource) else f'{there} of part {number}'})"
 
     def _find(self, row: int) -> tuple[int, int]:
         """Which part has a row, and the part's first row."""
@@ -153,4 +148,4 @@ class Parts(FileSource):
         return number, int(self._ends[number]) - self._parts[number].shape[0]
 
     def _name_of(self, number: int) -> str:
-        return getattr(self._parts[number], "name", f"part {number}")
+        return getattr(self._parts[number].source, "name", f"part {number}")

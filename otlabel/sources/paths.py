@@ -24,6 +24,7 @@ from otlabel.sources.given import as_array
 from otlabel.sources.hdf5 import load_dataset, open_hdf5_source
 from otlabel.sources.memory import open_array, open_tensor
 from otlabel.sources.npy import HEADER_DAMAGE, NpySource, parse_header, read_header
+from otlabel.sources.opened import Opened
 from otlabel.sources.parts import Parts
 from otlabel.text import printable
 
@@ -35,7 +36,7 @@ def open_path(text: str) -> Source:
     pattern, _, name = text.partition("::")
     files = matches(pattern)
     sources = [_open_file(file, name) for file in files]
-    return sources[0] if len(sources) == 1 else Parts(sources, text)
+    return sources[0] if len(sources) == 1 else Parts(list(map(Opened.of, sources)), text)
 
 
 def matches(pattern: str) -> list[Path]:

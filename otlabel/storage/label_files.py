@@ -33,8 +33,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import FileFormatError, OtlabelWarning
-from otlabel.sources import Source, load_array, matches
-from otlabel.sources.hdf5 import (
+from otlabel.sources import Opened, load_array, matches, read_rows
+from otlabel.sources.hdf5 import stored_shape
+from otlabel.sources.hdf5_guard import (
     DAMAGE,
     LIBVER,
     check_complete,
@@ -47,7 +48,6 @@ from otlabel.sources.hdf5 import (
     read_attributes,
     reading_hdf5,
     said,
-    stored_shape,
     write_attributes,
 )
 from otlabel.sources.npy import read_header
@@ -100,7 +100,7 @@ class StoredLabels:
     threshold: float = -math.inf  # a sample whose best score + potential is below it is left unlabelled
 
 
-def fingerprint(scores: Source, source: str) -> dict[str, Any]:
+def fingerprint(scores: Opened, source: str) -> dict[str, Any]:
     """What tells one input from another: shape, dtype, size and time of its files, and a hash of some of its rows.
 
     The hash is SHA-256 over the stored bytes of 64 rows (fewer if there are no more), evenly spaced from the first
@@ -110,7 +110,7 @@ def fingerprint(scores: Source, source: str) -> dict[str, Any]:
     rows = np.unique(np.linspace(0, n_rows - 1, FINGERPRINT_ROWS).astype(np.int64))
     digest = hashlib.sha256()
     for row in rows.tolist():
-        stored = scores.read(row, row + 1)
+        stored = read_rows(scores.source, row, row + 1)
         digest.update((stored if isinstance(stored, np.ndarray) else stored.double().cpu().numpy()).tobytes())
     files = [file.stat() for file in matches(source.partition("::")[0]) if file.exists()]
     return {

@@ -14,13 +14,14 @@ import itertools
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from scipy.sparse import csr_array
 
+from otlabel.sweep.blocks import Batch, Room, cut, device_rows
 from otlabel.sweep.contract import Backend, Handle, Immediate, Ready, Waiting
 from otlabel.sweep.pool import run_tasks
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from otlabel.ranks.rowset import RowSet
     from otlabel.ranks.wire import Arrays
-    from otlabel.sources import Batch, Source
+    from otlabel.sources import Source
 
 HASH_SEED = 20_200_427  # any constant: equal rows must get equal hashes in every process
 HASHED_SCORES = 32  # of each row, at a first look
@@ -77,17 +78,17 @@ class Candidates:
 
 
 def _backend(scores: Source) -> Backend:
-    if scores.on_cpu:
+    if scores.device is None:
         from otlabel.sweep import cpu
 
-        return Immediate(cpu)
+        return cast(Backend, Immediate(cpu))
     if scores.device.type == "cuda" and has_triton():
         from otlabel.sweep import cuda
 
         return cuda
     from otlabel.sweep import reference
 
-    return Immediate(reference)
+    return cast(Backend, Immediate(reference))
 
 
 @functools.cache
@@ -102,39 +103,50 @@ def has_triton() -> bool:
     return False
 
 
-def _run_blocks(scores: Source, reduce_block: Callable[[Backend, Any, int, int], Handle[Any]]) -> list[Any]:
+def _run_blocks(rows: RowSet, reduce_block: Callable[[Backend, Any, int, int], Handle[Any]]) -> list[Any]:
     """What the handles of reduce_block(backend, block, start, stop) give, in the order of the blocks of rows."""
-    backend = _backend(scores)
-    if not scores.on_cpu:
-        with scores.reading():
-            return _run_on_device(scores, functools.partial(reduce_block, backend))
-    batches = scores.batches()
-    results: list[list[Any]] = [[] for _ in batches]
+    source = rows.source
+    backend = _backend(source)
+    with rows.reading():
+        if source.device is not None:
+            return _run_on_device(source, source.device, rows.room, functools.partial(reduce_block, backend))
+        batches = rows.batches
+        results: list[list[Any]] = [[] for _ in batches]
 
-    def task(number: int) -> None:
-        batch = batches[number]
-        for (start, stop), block in zip(batch, scores.read_blocks(batch), strict=True):
-            results[number].append(reduce_block(backend, block, start, stop).result())
+        def task(number: int) -> None:
+            batch = batches[number]
+            for (start, stop), block in zip(batch, source.read(batch), strict=True):
+                results[number].append(reduce_block(backend, block, start, stop).result())
 
-    with scores.reading():
-        run_tasks(task, len(batches), READERS if scores.reads_files else 0)
+        run_tasks(task, len(batches), READERS if source.reads_files else 0)
     return list(itertools.chain.from_iterable(results))
 
 
-def _run_on_device(scores: Source, reduce_block: Callable[[Any, int, int], Handle[Any]]) -> list[Any]:
+def device_blocks(source: Source) -> Batch:
+    """Blocks for a device: what lies there as large as a sweep that copies nothing can take, else as it is read."""
+    in_place = source.device is not None and source.device.type == "cuda" and has_triton()
+    n_rows, n_classes = source.shape
+    return cut(n_rows, device_rows(n_classes, in_place=in_place) if source.grain == 1 else source.grain)
+
+
+def _run_on_device(
+    source: Source, device: torch.device, room: Room, reduce_block: Callable[[Any, int, int], Handle[Any]]
+) -> list[Any]:
     """Blocks one after the other, of half as many rows from where the device's memory does not suffice.
 
-    A block is waited for once the device has much more to do.
+    A block is waited for once the device has much more to do. All are read together, so that each is on its way while
+    the one before it is reduced.
     """
     import torch
 
-    waiting, handles = deque(_no_longer_than(scores.most_rows, scores.device_batches())), deque[Handle[Any]]()
+    blocks = device_blocks(source)
+    waiting, handles = deque(room.fitted([blocks] if blocks else [])), deque[Handle[Any]]()
     results = list[Any]()
-    asked = _Asked(scores.device)
+    asked = _Asked(device)
     while waiting:
         batch, n_done = waiting.popleft(), 0
         try:
-            for (start, stop), block in zip(batch, scores.read_blocks(batch), strict=True):
+            for (start, stop), block in zip(batch, source.read(batch), strict=True):
                 handles.append(reduce_block(block, start, stop))
                 n_done += 1
                 asked.add()
@@ -148,10 +160,9 @@ def _run_on_device(scores: Source, reduce_block: Callable[[Any, int, int], Handl
             longest = 0
         if longest:  # outside of the handler, which would keep alive what takes the memory
             block = None
-            scores.most_rows = -(-longest // 2)
+            room.most_rows = -(-longest // 2)
             torch.cuda.empty_cache()
-            left = [batch[n_done:], *waiting]
-            waiting = deque(_no_longer_than(scores.most_rows, left))
+            waiting = deque(room.fitted([batch[n_done:], *waiting]))
     return results + [handle.result() for handle in handles]
 
 
@@ -180,20 +191,6 @@ class _Asked:
             self._ends.popleft().synchronize()
 
 
-def _no_longer_than(most_rows: int | None, batches: Iterable[Batch]) -> list[Batch]:
-    """The same blocks, but cut into pieces, each read by itself, where one has more rows."""
-    if most_rows is None:
-        return list(batches)
-    cut: list[Batch] = []
-    for batch in batches:
-        if all(stop - start <= most_rows for start, stop in batch):
-            cut.append(batch)
-            continue
-        for start, stop in batch:
-            cut += [[(first, min(first + most_rows, stop))] for first in range(start, stop, most_rows)]
-    return cut
-
-
 def sweep(
     rows: RowSet,
     potentials: np.ndarray,
@@ -212,13 +209,14 @@ def sweep(
     For `plan_rows` (sorted) it brings their `sparse_plan` too, so that a file need not be read again for it. With a
     `row_exponent`, rows take mass exp(row_exponent * epsilon * logsumexp(u / epsilon)) times their weight.
     """
-    scores, (n_rows, n_classes) = rows.source, rows.shape
+    n_rows, n_classes = rows.shape
+    with_labels |= rows.source.device is None
     g: np.ndarray = potentials.astype(precision)
     inverse = precision(1.0 / epsilon)
-    labels = np.empty(n_rows if with_labels or scores.on_cpu else 0, np.int32)
+    labels = np.empty(n_rows if with_labels else 0, np.int32)
     no_weights = np.empty(0)
     row_mass = np.empty(n_rows if row_exponent else 0)
-    n_counted = n_classes if with_labels or scores.on_cpu else 0
+    n_counted = n_classes if with_labels else 0
     added = _Sums(n_classes + 3, n_counted)
 
     def reduce_block(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
@@ -239,7 +237,7 @@ def sweep(
 
         return Waiting(finish)
 
-    plans = _run_blocks(scores, reduce_block)
+    plans = _run_blocks(rows, reduce_block)
     of_weights = np.zeros(n_classes + 3)
     of_weights[2] = n_rows if weights is None else weights.sum()
     added.add(of_weights, np.zeros(n_counted, np.int64))
@@ -293,10 +291,10 @@ def inspect(rows: RowSet, *, every_score: bool = False) -> Inspection:
 
     Hashes are of a few scores of each row, which is quicker and tells most rows apart, or of every score.
     """
-    scores, (n_rows, n_classes) = rows.source, rows.shape
+    n_rows, n_classes = rows.shape
     rng = np.random.default_rng(HASH_SEED)
     multipliers = rng.integers(0, 2**64, n_classes, dtype=np.uint64) | np.uint64(1)
-    number = np.float64 if scores.dtype == "float64" else np.float32
+    number = np.float64 if rows.source.dtype == "float64" else np.float32
     step = 1 if every_score else max(1, n_classes // HASHED_SCORES)
     hashes, tops, bottoms = np.empty(n_rows, np.uint64), np.empty(n_rows, number), np.empty(n_rows, number)
 
@@ -304,7 +302,7 @@ def inspect(rows: RowSet, *, every_score: bool = False) -> Inspection:
         here = slice(start, stop)
         return backend.inspect_block(block, multipliers, step, hashes[here], tops[here], bottoms[here])
 
-    counts = np.array(_run_blocks(scores, look), np.int64).reshape(-1, 2).sum(0)
+    counts = np.array(_run_blocks(rows, look), np.int64).reshape(-1, 2).sum(0)
     (found,) = rows.sum("inspect", counts)
     if found[0] and rows.fine is not rows:  # float32 may have overflowed
         return inspect(rows.fine, every_score=every_score)
@@ -322,7 +320,7 @@ def label(
     def label_rows(backend: Backend, block: Any, start: int, stop: int) -> Handle[None]:
         return backend.label_block(block, potentials, labels[start:stop], best[start:stop], own[start:stop])
 
-    _run_blocks(rows.source.fine, label_rows)
+    _run_blocks(rows.fine, label_rows)
     return labels, best, own
 
 
@@ -338,7 +336,7 @@ def candidates(rows: RowSet, potentials: np.ndarray, labels: np.ndarray, slack: 
 
         return Waiting(from_start)
 
-    found = _run_blocks(rows.source.fine, find) or [(np.empty(0, np.int64),) * 2 + (np.empty(0, np.int32), np.empty(0))]
+    found = _run_blocks(rows.fine, find) or [(np.empty(0, np.int64),) * 2 + (np.empty(0, np.int32), np.empty(0))]
     return Candidates(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
 
@@ -351,7 +349,7 @@ def plan(rows: RowSet, potentials: np.ndarray, epsilon: float, precision: type =
     def fill(backend: Backend, block: Any, start: int, stop: int) -> Handle[None]:
         return backend.plan_block(block, g, inverse, out[start:stop])
 
-    _run_blocks(rows.source, fill)
+    _run_blocks(rows, fill)
     return out
 
 
@@ -365,7 +363,7 @@ def sparse_plan(
     def keep(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
         return backend.sparse_plan_block(block, _within(chosen, start, stop), g, inverse, share)
 
-    return _joined(_run_blocks(rows.source, keep), rows.shape[1])
+    return _joined(_run_blocks(rows, keep), rows.shape[1])
 
 
 def products(
@@ -381,22 +379,17 @@ def products(
 
     from otlabel.sweep import reference
 
-    scores = rows.source
-    n_classes, largest = scores.shape[1], float(weights.max(initial=0.0)) or 1.0
+    n_classes, device, largest = rows.shape[1], rows.source.device, float(weights.max(initial=0.0)) or 1.0
     inverse = precision(1.0 / epsilon)
-    g, roots, places = (
-        torch.from_numpy(array).to(scores.device)
-        for array in (potentials.astype(precision), np.sqrt(weights[:, None] / largest), chosen.astype(np.int64))
-    )
-    total = torch.zeros((n_classes, n_classes), dtype=torch.float64, device=scores.device)
-    mass = torch.zeros(n_classes, dtype=torch.float64, device=scores.device)
+    g = torch.from_numpy(potentials.astype(precision)).to(device)
+    roots = torch.from_numpy(np.sqrt(weights[:, None] / largest)).to(device)
+    total = torch.zeros((n_classes, n_classes), dtype=torch.float64, device=device)
+    mass = torch.zeros(n_classes, dtype=torch.float64, device=device)
     size, start = max(1, min(PRODUCT_ROWS, PRODUCT_ENTRIES // n_classes)), 0
 
     def of_some(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        if scores.whole is not None:
-            return reference.products_block(scores.whole[places[part]], g, inverse, roots[part])
-        taken = scores.take(chosen[part])
-        return reference.products_block(taken.read(0, taken.shape[0]), g, inverse, roots[part])
+        (block,) = rows.source.take(chosen[part]).read([(0, len(chosen[part]))])
+        return reference.products_block(block, g, inverse, roots[part])
 
     while start < len(chosen):
         try:

@@ -1,15 +1,16 @@
 """The contract of a backend: what it finds in a block of rows, N of them here, and how it hands that over.
 
 A block is (N, K) scores in storage form: a NumPy array for the compiled backend (float16 as its uint16 bits, bfloat16
-as its int16 bits), a tensor for the others. u = scores + potentials, in the precision of the potentials (K,). Every
-call returns a handle at once; `result()` waits, and the arrays that were passed are filled by then, not before.
+as its int16 bits), a tensor for the others. Sweeps only hand it on, so that a backend may take anything else that a
+source of its own reads, such as pieces in CSR, whose missing pairs are -inf. u = scores + potentials, in the precision
+of the potentials (K,). Every call returns a handle at once; `result()` waits, and the arrays that were passed are
+filled by then, not before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -124,31 +125,11 @@ class Backend(Protocol):
 
 
 class Immediate:
-    """The backend that a module of plain functions is, whose work is done when they return."""
+    """The backend that plain functions of a module are, whose work is done when they return."""
 
-    def __init__(self, functions: ModuleType) -> None:
+    def __init__(self, functions: Any) -> None:
         self._functions = functions
 
-    def sweep_block(self, *arguments: Any) -> Handle[tuple[float, float]]:
-        """As the contract says, like all below."""
-        return Ready(self._functions.sweep_block(*arguments))
-
-    def inspect_block(self, *arguments: Any) -> Handle[tuple[int, int]]:
-        """Counts of unusable scores."""
-        return Ready(self._functions.inspect_block(*arguments))
-
-    def label_block(self, *arguments: Any) -> Handle[None]:
-        """Labels, and u there."""
-        return Ready(self._functions.label_block(*arguments))
-
-    def candidates_block(self, *arguments: Any) -> Handle[Arrays]:
-        """Rows that may move."""
-        return Ready(self._functions.candidates_block(*arguments))
-
-    def plan_block(self, *arguments: Any) -> Handle[None]:
-        """Rows of the plan."""
-        return Ready(self._functions.plan_block(*arguments))
-
-    def sparse_plan_block(self, *arguments: Any) -> Handle[Arrays]:
-        """Large entries of some rows of the plan."""
-        return Ready(self._functions.sparse_plan_block(*arguments))
+    def __getattr__(self, name: str) -> Callable[..., Handle[Any]]:
+        function = getattr(self._functions, name)
+        return lambda *arguments: Ready(function(*arguments))

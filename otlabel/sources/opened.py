@@ -1,0 +1,81 @@
+"""What a user handed over, once it is opened: a source of its rows, finer forms of them, and what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from otlabel.sources.base import Source
+from otlabel.sources.files import FileSource
+
+
+def row_number(row: int) -> str:
+    """The name of a row that has no other."""
+    return f"row {row}"
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """The same rows in three forms, and their names."""
+
+    source: Source  # what passes read
+    fine: Source  # as float64 makes them of what is stored, for what decides; the source where it is stored
+    bare: Source  # the fine ones up to a constant in each row, where these are known to more digits; else the fine ones
+    place: Callable[[int], str] = row_number  # a row's name for people
+    files: tuple[FileSource, ...] = ()  # that are read
+    class_names: Sequence[Any] | None = None  # where they came with some: the columns of a data frame
+    row_names: Any = None  # likewise: its index
+
+    @classmethod
+    def of(cls, source: Source, class_names: Sequence[Any] | None = None, row_names: Any = None) -> Opened:
+        """A source that is stored as it is."""
+        if isinstance(source, FileSource):
+            return Opened(source, source, source, source.place, (source,), class_names, row_names)
+        return Opened(source, source, source, class_names=class_names, row_names=row_names)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K), of the rows here."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> str:
+        """The type that rows are read in."""
+        return self.source.dtype
+
+    @property
+    def bytes_read(self) -> int:
+        """From files, so far."""
+        return sum(file.bytes_read for file in self.files)
+
+    @property
+    def refined(self) -> Opened:
+        """The fine form, for passes to read."""
+        return replace(self.only(self.fine), bare=self.bare)
+
+    @property
+    def stripped(self) -> Opened:
+        """The bare form, for passes to read."""
+        return self.only(self.bare)
+
+    def over(self, source: Source) -> Opened:
+        """The same rows read from another source; forms that were no others stay so."""
+        fine = source if self.fine is self.source else self.fine
+        return replace(self.only(source), fine=fine, bare=fine if self.bare is self.fine else self.bare)
+
+    def only(self, source: Source) -> Opened:
+        """The same rows in no other form than a source."""
+        return Opened(source, source, source, self.place, self.files, self.class_names, self.row_names)
+
+    def mapped(self, change: Callable[[Source], Source]) -> Opened:
+        """Each form after the same change."""
+        source = change(self.source)
+        fine = source if self.fine is self.source else change(self.fine)
+        bare = fine if self.bare is self.fine else change(self.bare)
+        return replace(self.only(source), fine=fine, bare=bare)
+
+
+def as_opened(rows: Opened | Source) -> Opened:
+    """A source by itself is what is stored."""
+    return rows if isinstance(rows, Opened) else Opened.of(rows)
