@@ -15,9 +15,9 @@ from otlabel.ranks.rowset import RowSet
 from otlabel.result import like
 from otlabel.solver.outcome import Certificate
 from otlabel.solver.posing import FAR, check_finite, middle
+from otlabel.solver.precision import TIE
 from otlabel.solver.problem import LARGEST_SCORE
 from otlabel.solver.proof import shortfall
-from otlabel.solver.rounding import TIE
 from otlabel.sources import by_class, by_row, class_mass_of, moved, open_scores
 from otlabel.validate import (
     check_labels,

@@ -9,8 +9,8 @@ import numpy as np
 from otlabel import sweep
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.monitor import Monitor
+from otlabel.solver.movable import Placement
 from otlabel.solver.problem import Problem
-from otlabel.solver.rounding import Placement
 from otlabel.solver.samples import SAMPLE_ENTRIES, draw_sampled
 
 DISTINCT_SHARE = 0.5  # solve equal rows as one where at most this share of the rows is distinct

@@ -7,8 +7,8 @@ import numpy as np
 from otlabel import sweep
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.outcome import Certificate
+from otlabel.solver.precision import rounding_of
 from otlabel.solver.problem import Problem
-from otlabel.solver.rounding import rounding_of
 
 PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
 
