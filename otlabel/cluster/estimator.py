@@ -229,11 +229,11 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         Args:
             X: (M, D) features, as for `fit`.
         """
-        rows_given = RowSet(self._opened(X)).fine
-        out = np.empty((rows_given.shape[0], len(self.cluster_centers_)), self.cluster_centers_.dtype)
+        features = RowSet(self._opened(X)).fine
+        out = np.empty((features.shape[0], len(self.cluster_centers_)), self.cluster_centers_.dtype)
         centres = self.cluster_centers_.astype(np.float64)
         middle = np.median(centres, axis=0)
-        for (start, stop), block in rows_given.blocks():
+        for (start, stop), block in features.blocks():
             rows = block.astype(np.float64)
             # Numbers are small near the middle, and squares of small numbers cancel little.
             distances = euclidean_distances(rows - middle, centres - middle, squared=self.metric == "cosine")

@@ -29,7 +29,7 @@ class RowSet:
     """Rows `first` up to `stop` of the `n_rows` of all ranks, which are numbered from 0 on where they are.
 
     In one process these are all rows, and what is summed or joined over ranks stays as it is. Blocks are those of a
-    matrix of so many columns, which stay the same where the rows get one more.
+    matrix of so many columns: as many as there were before one was added, or, of sparse rows, as a row lists.
     """
 
     def __init__(
