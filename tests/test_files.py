@@ -24,7 +24,7 @@ from otlabel.cli import main
 from otlabel.errors import OtlabelError
 from otlabel.files import LOCK, check_apart, destination, replacing, save_array, working_in
 from otlabel.labels_file import read_labels, write_labels
-from otlabel.selflabel.labels import save_labels
+from otlabel.selflabel.stores.head_labels import save_labels
 
 N, K = 60, 4
 

@@ -48,7 +48,7 @@ from otlabel.selflabel import (
     relabel,
     save_labels,
 )
-from otlabel.selflabel.labelings import fill_empty, whitened
+from otlabel.selflabel.methods import fill_empty, whitened
 from otlabel.sources import LinearScores, load_array, open_scores
 
 N, D, HEADS = 90, 6, [3, 5, 4]
@@ -1558,7 +1558,7 @@ def test_features_are_whitened_once_for_all_heads(monkeypatch: pytest.MonkeyPatc
         calls.append(args)
         return whitened(*args)
 
-    monkeypatch.setattr("otlabel.selflabel.labelings.whitened", counted)
+    monkeypatch.setattr("otlabel.selflabel.methods.whitened", counted)
     labeler = make_labeler(labeling=KMeans())
     for number in (1, 2):
         labeler.update(make_model(), batches(make_inputs()))

@@ -29,8 +29,8 @@ from hypothesis import strategies as st
 import otlabel
 from otlabel import linear_scores, sinkhorn_assign
 from otlabel.errors import ExtractionError, FileFormatError, FingerprintError, InvalidScoresError, SelfLabelWarning
-from otlabel.selflabel import store as store_module
-from otlabel.selflabel.store import FeatureStore, Part, Store, TensorStore
+from otlabel.selflabel.stores import FeatureStore, Part, Store, TensorStore
+from otlabel.selflabel.stores import hdf5 as store_module
 from otlabel.sources import open_scores
 from otlabel.sources.base import as_numbers
 
@@ -382,7 +382,7 @@ def test_a_second_writer_is_refused(path: Path) -> None:
 WRITER = """
 import json, os, sys, time
 import numpy as np
-from otlabel.selflabel import store as module
+from otlabel.selflabel.stores import hdf5 as module
 path, rows_file, log_file, about, ending = sys.argv[1:]
 module.MARK_BYTES = 0
 if ending == "slow":
@@ -671,7 +671,7 @@ FULL = """
 import resource, sys
 import h5py
 import numpy as np
-from otlabel.selflabel.store import FeatureStore
+from otlabel.selflabel.stores import FeatureStore
 path, rows = sys.argv[1], np.load(sys.argv[2])
 usual = resource.getrlimit(resource.RLIMIT_FSIZE)
 old = open(path, "rb").read()

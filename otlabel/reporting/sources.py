@@ -23,7 +23,7 @@ from otlabel.sources.paths import load_plain
 from otlabel.text import one_line
 
 if TYPE_CHECKING:
-    from otlabel.selflabel.labels import HeadLabels
+    from otlabel.selflabel.stores.head_labels import HeadLabels
     from otlabel.training.config import Config
     from otlabel.training.data import Images
 

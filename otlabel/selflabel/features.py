@@ -18,7 +18,7 @@ from otlabel.selflabel.ranks import Batch, Holders, gathered, in_step
 
 if TYPE_CHECKING:
     from otlabel.selflabel.quality import Looks
-    from otlabel.selflabel.store import Part, Store
+    from otlabel.selflabel.stores import Part, Store
 
 MISSING_SHOWN = 5
 REMEDY = (

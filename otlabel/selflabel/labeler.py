@@ -36,13 +36,13 @@ from otlabel.selflabel.features import (
     weights_hash,
     whole_numbers,
 )
-from otlabel.selflabel.labelings import Labeling, OptimalTransport
+from otlabel.selflabel.methods import Labeling, OptimalTransport
 from otlabel.selflabel.model import LOGITS, View, as_logits, class_counts, unwrapped, view
 from otlabel.selflabel.quality import Looks, MakeView, common_view, heads_foresee
 from otlabel.selflabel.ranks import Holders, training_group
-from otlabel.selflabel.relabel import Relabelled, classes_of, relabel
+from otlabel.selflabel.relabelling import Relabelled, classes_of, relabel
 from otlabel.selflabel.schedule import Schedule
-from otlabel.selflabel.store import FeatureStore, Store, TensorStore
+from otlabel.selflabel.stores import FeatureStore, Store, TensorStore
 from otlabel.sources import as_array, by_row
 
 logger = logging.getLogger("otlabel")
@@ -62,7 +62,7 @@ class SelfLabeler:
     for heads t = 1 ... T. Labels start as random balanced ones.
 
     Where several processes train together, as under DistributedDataParallel, each extracts and stores the samples of
-    its own loader, and all of them label together (see `otlabel.selflabel.labelings` for what else is done where a
+    its own loader, and all of them label together (see `otlabel.selflabel.methods` for what else is done where a
     labeling cannot): labels, states and history are the same on all. An error of one is raised by all, which names it.
     BatchNorm's averages are then of the samples of all. With `mode="eval"` they are each process's own; SyncBatchNorm
     keeps them alike.
@@ -71,7 +71,7 @@ class SelfLabeler:
         n_samples: N. Every sample has an index from 0 to N - 1, which the loaders yield with it.
         n_classes: K for one head, or a list with one K a head.
         labeling: how labels are made: `OptimalTransport` (SeLa), `KMeans` (DeepCluster), `Argmax` (UIC), or a function
-            of your own (see `otlabel.selflabel.labelings`).
+            of your own (see `otlabel.selflabel.methods`).
         schedule: when `due` says yes. None: it never does; the user decides when to call `update`.
         store: where features go: a path for HDF5, a `FeatureStore`, a `TensorStore`. None: memory. Of several
             processes, each has a part, `store.part(rank, n_ranks)`: features.rank0-of-2.h5 beside features.h5.
@@ -635,7 +635,7 @@ class SelfLabeler:
         self.history = loaded.history
 
     def save_labels(self, path: str | os.PathLike[str], *, best: bool = False) -> None:
-        """Write the labels of all heads to an HDF5 file, with a receipt; see `otlabel.selflabel.labels` for its layout.
+        """Write the labels of all heads to an HDF5 file, with a receipt; laid out as `stores.head_labels` says.
 
         Args:
             path: where to; ends in .h5 or .hdf5.
@@ -644,7 +644,7 @@ class SelfLabeler:
         Raises:
             OSError: the file cannot be written; an old one of that name is then still whole.
         """
-        from otlabel.selflabel.labels import save_labels
+        from otlabel.selflabel.stores.head_labels import save_labels
 
         n_heads, labels = len(self.n_classes), self._labels
         records = self.history[-n_heads:]
@@ -660,7 +660,7 @@ class SelfLabeler:
             FileFormatError: the file is damaged or of another kind.
             FingerprintError: it is of other data, or of other numbers of samples or classes.
         """
-        from otlabel.selflabel.labels import described, load_labels
+        from otlabel.selflabel.stores.head_labels import described, load_labels
 
         theirs = described(path)
         ours = (self.n_samples, self.n_classes, self.data if theirs[2] is not None else None)

@@ -523,7 +523,7 @@ def _heads(config: Config, images: Images) -> list[int]:
             raise ValueError(f"{config.data.name} has no true labels to train on")
         return [int(images.train_labels.max()) + 1]
     if config.labels.method == "fixed":
-        from otlabel.selflabel.labels import described
+        from otlabel.selflabel.stores.head_labels import described
 
         return described(config.labels.file)[1]
     return config.model.heads

@@ -17,7 +17,7 @@ import torch
 from otlabel import metrics
 from otlabel.errors import InvalidScoresError
 from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
-from otlabel.selflabel.labelings import HeadView, Labeling, NewLabels, in_memory
+from otlabel.selflabel.methods import HeadView, Labeling, NewLabels, in_memory
 from otlabel.selflabel.model import FEATURES, View, forward_only, linear_parts
 from otlabel.selflabel.ranks import Holders
 from otlabel.sources import Source, cached, draw_rows, free_memory, linear_scores, open_scores, row_blocks
