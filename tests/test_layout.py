@@ -33,7 +33,7 @@ LAYERS = (
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 ONLY_IN = {
-    "h5py": {"sources/hdf5.py", "labels_file.py", "selflabel/stores/hdf5.py", "selflabel/stores/head_labels.py"},
+    "h5py": {"sources/hdf5.py", "labels_file.py", "selflabel/stores/finished.py", "selflabel/stores/head_labels.py"},
     "numba": {"compiling.py", "sweep/cpu.py"},
     "llvmlite": {"compiling.py", "sweep/cpu.py"},
     "triton": {"sweep/cuda.py", "sweep/batch.py"},
