@@ -33,7 +33,7 @@ from machine import describe_machine, machine_line
 from quality import N_CLASSES, plain_of, write_texts
 
 from otlabel import metrics
-from otlabel.selflabel.calibration import calibrated
+from otlabel.selflabel.calibration import BatchNorms
 from otlabel.selflabel.features import parted
 from otlabel.selflabel.model import view
 from otlabel.training.config import config_of
@@ -124,7 +124,7 @@ def run_one(data: str, network: str, mode: str, seed: int, images: Images, truth
         if anew and mode not in ("eval", "calibrated"):
             for layer in layers:  # as if it had been trained for long
                 layer.num_batches_tracked += LONG
-            around = calibrated(seen, shown, len(truth), parted, seed=run.labeler.n_updates)
+            around = BatchNorms(seen).calibrated(shown, len(truth), parted, seed=run.labeler.n_updates)
         with around:
             records = update(model, loader, **more)
         if anew and mode not in ("eval", "calibrated"):
@@ -141,7 +141,7 @@ def run_one(data: str, network: str, mode: str, seed: int, images: Images, truth
     found = {"nmi": course[-1][1], "quality": float(np.mean(run.labeler.quality))}
     if images.test is not None:
         found |= evaluate(run.model, images, run.config.evaluation, run.device)
-        with calibrated(seen, as_they_are, len(truth), parted, seed=0):
+        with BatchNorms(seen).calibrated(as_they_are, len(truth), parted, seed=0):
             anew = evaluate(run.model, images, run.config.evaluation, run.device)
         found |= {f"{name}, averages of samples as they are": value for name, value in anew.items()}
     return {

@@ -41,60 +41,62 @@ MOST_BYTES = 1 << 30  # of samples that are kept until batches are mixed from th
 Parted = Callable[[Any], tuple[np.ndarray, Any]]
 
 
-@contextlib.contextmanager
-def calibrated(
-    seen: View,
-    loader: Iterable[Any],
-    n_samples: int,
-    parted: Parted,
-    *,
-    seed: int,
-    amp: torch.dtype | None = None,
-    communicator: Communicator = SINGLE_PROCESS,
-) -> Iterator[Iterable[Any]]:
-    """For the time being, the model's BatchNorm layers have averages of samples of the loader, as the weights are now.
-
-        mean = 1/B sum_b mean_b,   variance = 1/B sum_b variance_b      over B batches, about 40 of 64 samples
-
-    A layer that is in evaluation mode while the model is in training mode is frozen, and stays as it is; so does one
-    that has been trained on fewer than 20 batches. Averages, their counts, modes and random states are put back. Of
-    processes that share the work each runs its part of the batches, and all have the averages of all.
+class BatchNorms:
+    """A model's layers of BatchNorm, as they are now: their age, which all processes that share the work agree on.
 
     Args:
         seen: the model, as `view` sees it.
-        loader: as for `extract`. Of a DataLoader that can be asked for single samples only those that are needed are
-            loaded; any other is gone through once more. Of an iterator, which cannot be, the first samples are taken.
-        n_samples: N.
-        parted: takes what the loader yields to index and input.
-        seed: of the draw, the same on all processes.
-        amp: as for `extract`.
-        communicator: processes that share the work.
-
-    Yields:
-        The loader to extract with: an iterator is given back whole.
+        communicator: processes that share the work; one of them may be a batch ahead.
     """
-    layers = [layer for layer, untrained in _with_age(seen.model, communicator) if not untrained]
-    if not layers:
-        yield loader
-        return
-    before = [_state(layer) for layer in layers]
-    try:
-        with _same_random_numbers(seen.model, loader):
-            batches, loader = _batches(loader, n_samples, parted, np.random.default_rng(seed), communicator)
-            n_batches = len(batches)
-            if any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):  # they wait for each other at each batch
-                n_batches = int(-communicator.allreduce_max("batches", -n_batches)[0])
-            _average(seen, layers, itertools.islice(batches, n_batches), amp)
-        _settle(layers, before, communicator)
-        yield loader
-    finally:
-        for layer, state in zip(layers, before, strict=True):
-            _put_back(layer, state)
 
+    def __init__(self, seen: View, communicator: Communicator = SINGLE_PROCESS) -> None:
+        self._seen, self._communicator = seen, communicator
+        layers = _layers(seen.model)
+        batches = communicator.allreduce_max("batches trained", *(float(layer.num_batches_tracked) for layer in layers))
+        self._trained = [layer for layer, count in zip(layers, batches, strict=True) if count >= UNTRAINED]
+        self.all_trained = len(self._trained) == len(layers)  # else averages are of an untrained network, not for long
 
-def has_untrained(model: nn.Module, communicator: Communicator) -> bool:
-    """Whether the model has layers whose averages are those of an untrained one, and will be others soon."""
-    return any(untrained for _, untrained in _with_age(model, communicator))
+    @contextlib.contextmanager
+    def calibrated(
+        self, loader: Iterable[Any], n_samples: int, parted: Parted, *, seed: int, amp: torch.dtype | None = None
+    ) -> Iterator[Iterable[Any]]:
+        """For the time being, layers have averages of samples of the loader, as the weights are now.
+
+            mean = 1/B sum_b mean_b,   variance = 1/B sum_b variance_b      over B batches, about 40 of 64 samples
+
+        A layer that is in evaluation mode while the model is in training mode is frozen, and stays as it is; so does
+        one that has been trained on fewer than 20 batches. Averages, their counts, modes and random states are put
+        back. Of processes that share the work each runs its part of the batches, and all have the averages of all.
+
+        Args:
+            loader: as for `Extractor`. Of a DataLoader that can be asked for single samples only those that are needed
+                are loaded; any other is gone through once more. Of an iterator, which cannot be, the first samples are
+                taken.
+            n_samples: N.
+            parted: takes what the loader yields to index and input.
+            seed: of the draw, the same on all processes.
+            amp: as for `Extractor`.
+
+        Yields:
+            The loader to extract with: an iterator is given back whole.
+        """
+        layers, communicator = self._trained, self._communicator
+        if not layers:
+            yield loader
+            return
+        before = [_state(layer) for layer in layers]
+        try:
+            with _same_random_numbers(self._seen.model, loader):
+                batches, loader = _batches(loader, n_samples, parted, np.random.default_rng(seed), communicator)
+                n_batches = len(batches)
+                if any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):  # they wait for each other each time
+                    n_batches = int(-communicator.allreduce_max("batches", -n_batches)[0])
+                _average(self._seen, layers, itertools.islice(batches, n_batches), amp)
+            _settle(layers, before, communicator)
+            yield loader
+        finally:
+            for layer, state in zip(layers, before, strict=True):
+                _put_back(layer, state)
 
 
 @contextlib.contextmanager
@@ -124,13 +126,6 @@ def _layers(model: nn.Module) -> list[Any]:
         and layer.num_batches_tracked is not None
         and not is_lazy(layer.running_mean)
     ]
-
-
-def _with_age(model: nn.Module, communicator: Communicator) -> list[tuple[Any, bool]]:
-    """Each layer, and whether it is untrained: the same on all processes, one of which may be a batch ahead."""
-    layers = _layers(model)
-    batches = communicator.allreduce_max("batches trained", *(float(layer.num_batches_tracked) for layer in layers))
-    return [(layer, count < UNTRAINED) for layer, count in zip(layers, batches, strict=True)]
 
 
 def _state(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
