@@ -584,13 +584,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     sweep_rate = None if on_card else planning.measure_sweep_rate(shape[1], dtype, arguments.dim)
     limits: dict[str, Any] = {"rounding": arguments.rounding, "memory_limit": arguments.memory_limit}
     limits |= {"sweep_rate": sweep_rate, "read_rate": read_rate}
-    found: planning.Estimate | planning.RanksEstimate
-    if arguments.ranks == 1 and not on_card and arguments.dim is None:
-        found = planning.estimate(shape, dtype, **limits)
-    else:
-        limits["network"] = arguments.network or planning.NETWORK
-        limits |= {"dim": arguments.dim, "card": planning.CARDS[arguments.device] if on_card else None}
-        found = planning.estimate_ranks(shape, dtype, arguments.ranks, **limits)
+    limits |= {"dim": arguments.dim, "card": planning.CARDS[arguments.device] if on_card else None}
+    limits["network"] = arguments.network or planning.NETWORK
+    found = planning.estimate(shape, dtype, arguments.ranks, **limits)
     disk: dict[str, Any] = {}
     if arguments.scores is not None or arguments.output is not None:
         output = Path("labels.npy") if arguments.output is None else arguments.output
