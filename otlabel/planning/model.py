@@ -124,19 +124,12 @@ def estimate(
     swept = next((step for step in steps if step.name == "sweeps"), Step("sweeps", 1, 0.0, 0.0))
     message_seconds = sum(step.seconds(n_ranks, network) for step in steps)
     host_rate = sweep_rate if sweep_rate and dim is None and card is None else HOST_RATE
-    least = None
     if card is not None:
         sweep_rate = card.sweep_rate(part.n_classes, dim, ITEM_BYTES[dtype])
-        if kept == "card":
-            flops = 2.0 * part.rows_a_rank * part.n_classes * (dim or 0)
-            least = max(part.n_bytes / card.bandwidth, flops / card.bfloat16)
     entries = 0.0 if part.dense_on_card else part.curvature_entries
     serial = (NEWTON_SCORES * NEWTON_STEPS * entries + REPAIR_SCORES * part.moves / MOVES_A_ROW) / host_rate
-    pass_seconds = seconds = None
-    if all(fits) or (n_ranks == 1 and card is None):
-        pass_seconds, seconds = _reading(part, sweep_rate, read_rate)
-    if seconds is not None:
-        seconds += serial + message_seconds
+    is_told = all(fits) or (n_ranks == 1 and card is None)
+    pass_seconds, seconds = _reading(part, sweep_rate, read_rate) if is_told else (None, None)
     return Estimate(
         **vars(part),
         device="CPUs like these" if card is None else f"{card.name} cards",
@@ -163,8 +156,8 @@ def estimate(
         pass_message_seconds=swept.seconds(n_ranks, network) / swept.times,
         message_seconds=message_seconds,
         serial_seconds=serial,
-        seconds=seconds,
-        least_pass_seconds=least,
+        seconds=None if seconds is None else seconds + serial + message_seconds,
+        least_pass_seconds=_least_pass_seconds(part),
         findings=tuple(_findings(part, memory, card_memory, rooms)),
     )
 
@@ -180,6 +173,13 @@ def _reading(part: Part, sweep_rate: float | None, read_rate: float | None) -> t
     first = max(reading - a_pass, 0.0)  # that the first pass takes longer
     on_samples = SAMPLE_PASSES * sum(part.samples) * part.n_classes / part.n_ranks / sweep_rate
     return a_pass, PASSES[part.rounding][0] * a_pass + first + on_samples
+
+
+def _least_pass_seconds(part: Part) -> float | None:
+    if part.card is None or part.kept != "card":
+        return None
+    flops = 2.0 * part.rows_a_rank * part.n_classes * (part.dim or 0)
+    return max(part.n_bytes / part.card.bandwidth, flops / part.card.bfloat16)
 
 
 def _findings(part: Part, memory: dict[str, int], card_memory: dict[str, int], rooms: tuple[float, float]) -> list[str]:
