@@ -37,7 +37,7 @@ from otlabel import metrics
 from otlabel.selflabel import quality
 from otlabel.selflabel.calibration import BatchNorms
 from otlabel.selflabel.features import parted
-from otlabel.selflabel.model import forward_only, view
+from otlabel.selflabel.model import forward_only, reader_of
 from otlabel.training.augment import Augmentation, plain
 from otlabel.training.config import Config, config_of
 from otlabel.training.run import Run
@@ -215,12 +215,12 @@ def run_one(data: str, setting: str, seed: int, folder: Path) -> dict[str, Any]:
             group["weight_decay"] = 0.0
     relabellings: list[dict[str, Any]] = []
     every, mode = max(1, run.config.labels.n_relabels // 5), run.config.labels.mode
-    update, seen = run.labeler.update, view(run.model, run.labeler.n_classes, None, None)
+    update, reader = run.labeler.update, reader_of(run.model, run.labeler.n_classes, None, None)
     if mode == "calibrated":  # once for labels and signs
         run.labeler._extractor.mode = "eval"
 
     def updated(model: Any, loader: Any, last: bool = False) -> Any:
-        around = BatchNorms(seen).calibrated(loader, len(truth), parted, seed=run.labeler.n_updates)
+        around = BatchNorms(reader).calibrated(loader, len(truth), parted, seed=run.labeler.n_updates)
         with around if mode == "calibrated" else contextlib.nullcontext(loader) as whole:
             records = update(model, whole)
             if last or (run.labeler.n_updates - 1) % every == 0:

@@ -32,7 +32,7 @@ from torch.utils.data import (
 )
 
 from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
-from otlabel.selflabel.model import NoRowsError, View, forward_only, joined, n_bytes, taken, to_device
+from otlabel.selflabel.model import ModelReader, NoRowsError, forward_only, joined, n_bytes, taken, to_device
 
 UNTRAINED = 20  # batches; with the usual momentum, an eighth of what a layer began with is left by then
 N_BATCHES, BATCH = 40, 64  # of samples that the averages are made of, over all processes
@@ -45,13 +45,13 @@ class BatchNorms:
     """A model's layers of BatchNorm, as they are now: their age, which all processes that share the work agree on.
 
     Args:
-        seen: the model, as `view` sees it.
+        reader: of the model.
         communicator: processes that share the work; one of them may be a batch ahead.
     """
 
-    def __init__(self, seen: View, communicator: Communicator = SINGLE_PROCESS) -> None:
-        self._seen, self._communicator = seen, communicator
-        layers = _layers(seen.model)
+    def __init__(self, reader: ModelReader, communicator: Communicator = SINGLE_PROCESS) -> None:
+        self._reader, self._communicator = reader, communicator
+        layers = _layers(reader.model)
         batches = communicator.allreduce_max("batches trained", *(float(layer.num_batches_tracked) for layer in layers))
         self._trained = [layer for layer, count in zip(layers, batches, strict=True) if count >= UNTRAINED]
         self.all_trained = len(self._trained) == len(layers)  # else averages are of an untrained network, not for long
@@ -86,12 +86,12 @@ class BatchNorms:
             return
         before = [_state(layer) for layer in layers]
         try:
-            with _same_random_numbers(self._seen.model, loader):
+            with _same_random_numbers(self._reader.model, loader):
                 batches, loader = _batches(loader, n_samples, parted, np.random.default_rng(seed), communicator)
                 n_batches = len(batches)
                 if any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):  # they wait for each other each time
                     n_batches = int(-communicator.allreduce_max("batches", -n_batches)[0])
-                _average(self._seen, layers, itertools.islice(batches, n_batches), amp)
+                _average(self._reader, layers, itertools.islice(batches, n_batches), amp)
             _settle(layers, before, communicator)
             yield loader
         finally:
@@ -137,13 +137,13 @@ def _put_back(layer: Any, state: tuple[Tensor, Tensor, Tensor]) -> None:
         tensor.copy_(value)
 
 
-def _average(seen: View, layers: list[Any], batches: Iterable[Any], amp: torch.dtype | None) -> None:
+def _average(reader: ModelReader, layers: list[Any], batches: Iterable[Any], amp: torch.dtype | None) -> None:
     """Leave in the layers the averages over batches, and how many there were; all else is in evaluation mode."""
-    device = next((p.device for p in seen.model.parameters()), torch.device("cpu"))
-    heads: list[Any] = [head for head in seen.heads if isinstance(head, nn.Module)]
+    device = next((p.device for p in reader.model.parameters()), torch.device("cpu"))
+    heads: list[Any] = [head for head in reader.heads if isinstance(head, nn.Module)]
     heads = [head for head in heads if any(module in layers for module in head.modules())]
     momenta = [layer.momentum for layer in layers]
-    with forward_only(seen.model):
+    with forward_only(reader.model):
         try:
             for layer in layers:
                 layer.reset_running_stats()
@@ -152,7 +152,7 @@ def _average(seen: View, layers: list[Any], batches: Iterable[Any], amp: torch.d
             for inputs in batches:
                 precision: Any = contextlib.nullcontext() if amp is None else torch.autocast(device.type, dtype=amp)
                 with precision:
-                    rows = seen.rows(to_device(inputs, device))
+                    rows = reader.rows(to_device(inputs, device))
                 for head in heads:
                     head(rows.to(next(head.parameters()).dtype))
         finally:

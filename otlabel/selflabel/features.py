@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from otlabel.errors import FingerprintError
 from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
-from otlabel.selflabel.model import LOGITS, View, forward_only, to_device, unwrapped
+from otlabel.selflabel.model import LOGITS, ModelReader, forward_only, to_device, unwrapped
 from otlabel.selflabel.ranks import Batch, Holders, gathered, in_step
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Extractor:
         return norms.calibrated(loader, self.n_samples, self.parted, seed=seed, amp=self.amp)
 
     def extract(
-        self, seen: View, loader: Iterable[Any], keeping: Keeping, looks: Looks | None = None
+        self, reader: ModelReader, loader: Iterable[Any], keeping: Keeping, looks: Looks | None = None
     ) -> Holders | None:
         """Store the model's rows for all samples, in place of what may have been recorded.
 
@@ -87,7 +87,7 @@ class Extractor:
         settings are the same.
 
         Args:
-            seen: the model, as `view` sees it.
+            reader: of the model.
             loader: goes through all samples, in any order.
             keeping: takes the rows.
             looks: takes what some samples look like under augmentation. None: nobody asks.
@@ -102,15 +102,15 @@ class Extractor:
             FingerprintError: the store holds features of other data.
         """
         store, communicator = keeping.store, keeping.communicator
-        about = self._about(seen.kind, f"{weights_hash(unwrapped(seen.model))} mode={self.mode} amp={self.amp}")
+        about = self._about(reader.kind, f"{weights_hash(unwrapped(reader.model))} mode={self.mode} amp={self.amp}")
         if keeping.is_here:
             _check_data(store, about)
         self.came = None
         several, parts = communicator.world_size > 1, keeping.group is not None
         present = np.zeros(self.n_samples, bool)  # rows that an interrupted extraction has left, once the store tells
-        with _extracting(seen, self.mode, store):
+        with _extracting(reader, self.mode, store):
             shown = _bar(loader, self.progress and communicator.rank == 0)
-            batches = _rows(seen, map(self.parted, shown), self.amp, present, looks)
+            batches = _rows(reader, map(self.parted, shown), self.amp, present, looks)
             if parts:
                 batches = in_step(batches, communicator)
             elif several:  # who only sends does not know what is there, and sends all
@@ -146,7 +146,7 @@ class Extractor:
         store.write(index, rows)
         self.came[index] = True
 
-    def finish_recording(self, keeping: Keeping, seen: View, *, has_classes: bool) -> None:
+    def finish_recording(self, keeping: Keeping, reader: ModelReader, *, has_classes: bool) -> None:
         """Let the rows that were recorded take the place of the old ones; there may be none where best classes were."""
         if keeping.communicator.world_size > 1:
             raise ValueError("recorded batches are of one process only; pass a loader where several train together")
@@ -154,7 +154,7 @@ class Extractor:
             if has_classes:
                 return
             raise ValueError("nothing was recorded since the last update; pass a loader, or call record while training")
-        if seen.kind == LOGITS:
+        if reader.kind == LOGITS:
             raise ValueError("features were recorded, but the model shows no heads to apply to them; pass heads=")
         check_complete(self.came, recorded=True)
         if keeping.store.about != self.recording:  # else an update has failed after this
@@ -176,10 +176,10 @@ def _check_data(store: Store, about: dict[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def _extracting(seen: View, mode: str, store: Store) -> Iterator[None]:
+def _extracting(reader: ModelReader, mode: str, store: Store) -> Iterator[None]:
     """The model in its mode, without gradients; in the end its modules are as they were, and the store is closed."""
     try:
-        with forward_only(seen.model, training=mode == "train"):
+        with forward_only(reader.model, training=mode == "train"):
             yield
     finally:
         store.close()
@@ -243,14 +243,14 @@ def check_complete(came: np.ndarray, *, recorded: bool = False) -> None:
 
 
 def _rows(
-    seen: View,
+    reader: ModelReader,
     batches: Iterable[tuple[np.ndarray, Any]],
     amp: torch.dtype | None,
     present: np.ndarray,
     looks: Looks | None,
 ) -> Iterator[Batch]:
     """What the model gives for each batch; nothing for one whose rows are all there already."""
-    device = next((p.device for p in seen.model.parameters()), torch.device("cpu"))
+    device = next((p.device for p in reader.model.parameters()), torch.device("cpu"))
     precision: Any = contextlib.nullcontext() if amp is None else torch.autocast(device.type, dtype=amp)
     for index, inputs in batches:
         check_range(index, len(present))
@@ -260,15 +260,15 @@ def _rows(
             yield index, np.empty((0, 0), np.float32)
             continue
         with precision:
-            rows = seen.rows(to_device(inputs, device))
+            rows = reader.rows(to_device(inputs, device))
         if not isinstance(rows, Tensor):
-            raise TypeError(f"features of the model are {_told(rows)}; a tensor (B, D) is needed: {seen.remedy}")
+            raise TypeError(f"features of the model are {_told(rows)}; a tensor (B, D) is needed: {reader.remedy}")
         if rows.ndim != 2 or len(rows) != len(index):
             told = f"the model gives {tuple(rows.shape)} for a batch of {len(index)}; (B, D) is needed"
-            raise ValueError(f"{told}: {seen.remedy}" if seen.remedy else told)
+            raise ValueError(f"{told}: {reader.remedy}" if reader.remedy else told)
         yield index, rows.float().cpu().numpy()
     if looks is not None:
-        looks.see(seen, device, precision)
+        looks.see(reader, device, precision)
 
 
 def parting(batch: Any) -> Parted:

@@ -14,7 +14,7 @@ import torch
 
 from otlabel.errors import InvalidScoresError
 from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
-from otlabel.selflabel.model import FEATURES, View, forward_only, linear_parts
+from otlabel.selflabel.model import FEATURES, ModelReader, forward_only, linear_parts
 from otlabel.sources import Source, free_memory, linear_scores, row_blocks
 from otlabel.sweep.pool import run_tasks
 
@@ -22,7 +22,7 @@ MATRIX_SHARE = 0.25  # of the free memory may hold one head's (N, K) scores
 
 
 def scores_of_heads(
-    seen: View,
+    reader: ModelReader,
     source: Source | None,
     n_classes: list[int],
     limit: int | None = None,
@@ -33,7 +33,7 @@ def scores_of_heads(
     """For each head a function that gives its (N, K) log-probabilities; forget one before asking for the next.
 
     Args:
-        seen: the model's heads.
+        reader: of the model, for its heads.
         source: (N, D) features or (N, sum of K) logits, as they were stored; None: nothing is stored.
         n_classes: K of each head.
         limit: bytes that one head's scores may take. None: a quarter of the free memory.
@@ -42,14 +42,14 @@ def scores_of_heads(
     """
     if source is None:
         yield from [_nothing_stored] * len(n_classes)
-    elif seen.kind == FEATURES:
-        _check_heads(seen, n_classes)
-        parts = list(linear_parts(seen.heads))
+    elif reader.kind == FEATURES:
+        _check_heads(reader, n_classes)
+        parts = list(linear_parts(reader.heads))
         linear = [part for part in parts if part is not None]
         ready = iter(linear_scores(source, [w for w, _ in linear], [b for _, b in linear]) if linear else [])
         for head, part in enumerate(parts):
             if part is None:
-                yield _Matrix(source, seen.heads[head], head, n_classes[head], limit)
+                yield _Matrix(source, reader.heads[head], head, n_classes[head], limit)
             else:
                 scores = next(ready)
                 yield partial(_kept, scores, limit if kept else 0, communicator)
@@ -62,13 +62,13 @@ def _nothing_stored() -> Any:
     raise RuntimeError("nothing but best classes was recorded; pass a loader to update for a labeling that needs more")
 
 
-def _check_heads(seen: View, n_classes: list[int]) -> None:
-    if len(seen.heads) != len(n_classes):
+def _check_heads(reader: ModelReader, n_classes: list[int]) -> None:
+    if len(reader.heads) != len(n_classes):
         raise ValueError(
-            f"the model has {len(seen.heads)} heads; the labeler was made for {len(n_classes)}. It takes them from "
+            f"the model has {len(reader.heads)} heads; the labeler was made for {len(n_classes)}. It takes them from "
             "model.heads, or from heads= where that is passed"
         )
-    for number, (head, part, k) in enumerate(zip(seen.heads, linear_parts(seen.heads), n_classes, strict=True)):
+    for number, (head, part, k) in enumerate(zip(reader.heads, linear_parts(reader.heads), n_classes, strict=True)):
         if part is not None and part[0].shape[0] != k:
             raise ValueError(f"head {number} of the model has {part[0].shape[0]} classes; the labeler was made for {k}")
         weights = head.parameters() if isinstance(head, torch.nn.Module) else part or ()

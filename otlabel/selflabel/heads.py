@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from otlabel.selflabel.model import View, unwrapped
+from otlabel.selflabel.model import ModelReader, unwrapped
 
 
-def heads_hash(seen: View) -> str:
+def heads_hash(reader: ModelReader) -> str:
     """A digest of the heads' weights, where there are heads."""
     digest = hashlib.sha256()
-    for head in seen.heads:
+    for head in reader.heads:
         for weight in _weights(head):
             digest.update(weight.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:12]
 
 
-def renew_heads(seen: View, heads: list[int], optimizers: list[Any], seed: int) -> list[str]:
+def renew_heads(reader: ModelReader, heads: list[int], optimizers: list[Any], seed: int) -> list[str]:
     """Draw the weights of heads anew, the same on every process, and forget what optimisers have gathered about them.
 
     Returns:
@@ -29,7 +29,7 @@ def renew_heads(seen: View, heads: list[int], optimizers: list[Any], seed: int) 
     """
     if not heads:
         return []
-    inner = unwrapped(seen.model)
+    inner = unwrapped(reader.model)
     reset: Any = getattr(inner, "reset_head", None)
     if not callable(reset):
         return [
@@ -45,7 +45,7 @@ def renew_heads(seen: View, heads: list[int], optimizers: list[Any], seed: int) 
                 torch.cuda.default_generators[device].manual_seed(seed + head)
             reset(head)
     anew: list[Tensor] = [parameter for parameter, version in versions if parameter._version != version]  # in place
-    anew += [weight for number in heads if seen.heads for weight in _weights(seen.heads[number])]
+    anew += [weight for number in heads if reader.heads for weight in _weights(reader.heads[number])]
     for optimizer in optimizers:
         for parameter in anew:
             optimizer.state.pop(parameter, None)

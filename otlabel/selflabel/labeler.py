@@ -24,7 +24,7 @@ from otlabel.selflabel.features import Extractor, check_range, keeping_of, parti
 from otlabel.selflabel.heads import checked_optimizers, heads_hash, renew_heads
 from otlabel.selflabel.loss import ClassWeights, cross_entropy
 from otlabel.selflabel.methods import Labeling, OptimalTransport
-from otlabel.selflabel.model import as_logits, class_counts, view
+from otlabel.selflabel.model import as_logits, class_counts, reader_of
 from otlabel.selflabel.quality import Looks, MakeView, common_view
 from otlabel.selflabel.ranks import training_group
 from otlabel.selflabel.relabelling import Relabelled, Relabelling
@@ -225,7 +225,7 @@ class SelfLabeler:
         return loss
 
     def record(self, index: Any, logits: Any = None, *, features: Tensor | None = None) -> None:
-        """Keep what a training step has seen, so that the next `update(model)` needs no loader.
+        """Keep what a training step gave, so that the next `update(model)` needs no loader.
 
         Best classes are saved with `state_dict`; features are not: leave off where none are pending.
 
@@ -312,25 +312,25 @@ class SelfLabeler:
         optimizers, state = checked_optimizers(optimizer), self._state
         group = training_group(self._ranks_group)
         with communicator_of(group) as communicator, contextlib.ExitStack() as calibration:
-            seen = view(model, self.n_classes, self._features_of, self._heads_of)
+            reader = reader_of(model, self.n_classes, self._features_of, self._heads_of)
             communicator.check_alike(
                 n_samples=self.n_samples, n_classes=self.n_classes, n_updates=state.n_updates, seed=self.seed,
-                labeling=type(self.labeling).__name__, heads=communicator.world_size > 1 and heads_hash(seen),
+                labeling=type(self.labeling).__name__, heads=communicator.world_size > 1 and heads_hash(reader),
             )  # fmt: skip
-            norms = BatchNorms(seen, communicator)
+            norms = BatchNorms(reader, communicator)
             keeping = keeping_of(self.store, getattr(self.labeling, "over_ranks", False), communicator, group)
             started = time.perf_counter()
             holders = looks = None
             if loader is None:
-                self._extractor.finish_recording(keeping, seen, has_classes=state.recorded is not None)
+                self._extractor.finish_recording(keeping, reader, has_classes=state.recorded is not None)
             else:
                 loader = calibration.enter_context(self._extractor.calibrated(norms, loader, self._seed_of_update()))
                 looks = Looks(self.n_samples, self.seed, self._make_view)
-                holders = self._extractor.extract(seen, loader, keeping, looks)
+                holders = self._extractor.extract(reader, loader, keeping, looks)
             seconds = time.perf_counter() - started
             relabelling = Relabelling(
                 self.labeling,
-                seen,
+                reader,
                 self.n_classes,
                 as_array(state.labels),
                 state.states,
@@ -351,7 +351,7 @@ class SelfLabeler:
             training = state.training(communicator)
         views_keep = looks is None or not looks.of_vectors
         raised = renew_heads(
-            seen, [t for t, one in enumerate(found) if one.new_classes], optimizers, self._seed_of_update()
+            reader, [t for t, one in enumerate(found) if one.new_classes], optimizers, self._seed_of_update()
         )
         return self._commit(found, training | {"seconds_extract": seconds}, raised, views_keep)
 

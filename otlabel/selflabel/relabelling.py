@@ -16,7 +16,7 @@ from otlabel.ranks.wire import Arrays
 from otlabel.selflabel.features import Keeping
 from otlabel.selflabel.head_scores import scores_of_heads
 from otlabel.selflabel.methods import HeadView, Labeling, NewLabels, in_memory
-from otlabel.selflabel.model import FEATURES, View
+from otlabel.selflabel.model import FEATURES, ModelReader
 from otlabel.selflabel.quality import Looks, heads_foresee
 from otlabel.selflabel.ranks import Holders
 from otlabel.sources import Source, cached, draw_rows, open_scores
@@ -40,7 +40,7 @@ class Relabelling:
     """All that a relabelling starts from, but the rows."""
 
     labeling: Labeling  # of its attributes, `device` and `memory_limit` are looked at: see `run`
-    seen: View  # the model's heads
+    reader: ModelReader  # the model's heads
     n_classes: list[int]  # K of each head
     before: np.ndarray  # (T, N) labels up to now
     states: list[Mapping[str, np.ndarray]]  # what the labeling has left for itself, one a head
@@ -68,7 +68,7 @@ class Relabelling:
         found = []
         shared: dict[str, Any] = {}
         scores = scores_of_heads(
-            self.seen, source, self.n_classes, limit, kept=on_host, communicator=everybody.communicator
+            self.reader, source, self.n_classes, limit, kept=on_host, communicator=everybody.communicator
         )
         for head, make_scores in enumerate(scores):
             started = time.perf_counter()
@@ -130,7 +130,7 @@ class Relabelling:
         best_class_share: share of samples whose best class is the most common one, before any balance.
         feature_alignment: length of the mean of features scaled to length 1, near 1 where all samples look the same.
         """
-        of_features = self.seen.kind == FEATURES
+        of_features = self.reader.kind == FEATURES
         n_drawn = min(holders.n_samples, LOOKED_AT)
         drawn = draw_rows(holders.n_samples, n_drawn, np.random.default_rng(0))
         here = np.flatnonzero(np.isin(holders.index, drawn))
@@ -141,7 +141,7 @@ class Relabelling:
                 rows = in_memory(sample).astype(np.float64)
                 lengths = np.linalg.norm(rows, axis=1, keepdims=True)
                 sums[0] = (rows / np.where(lengths > 0, lengths, 1)).sum(0)
-            for head, make_scores in enumerate(scores_of_heads(self.seen, sample, self.n_classes)):
+            for head, make_scores in enumerate(scores_of_heads(self.reader, sample, self.n_classes)):
                 best = in_memory(open_scores(make_scores())).argmax(1)
                 sums[1 + head] = np.bincount(best, minlength=self.n_classes[head])
         total, *counts = holders.communicator.allreduce("look", *sums)
@@ -197,7 +197,7 @@ class Relabelling:
             The rows to compare with next time.
         """
         rows = np.empty((0, 0), np.float32)
-        if looks.rows is not None and self.seen.kind == FEATURES:
+        if looks.rows is not None and self.reader.kind == FEATURES:
             rows = looks.rows[:FEW]
         change = -1.0
         if first is None or first.shape != rows.shape:
@@ -213,7 +213,7 @@ class Relabelling:
     def _best_classes(self, rows: np.ndarray, found: list[Relabelled]) -> np.ndarray:
         """(T, n) best class of each row, with the potentials that new labels were made with, where there are any."""
         best = []
-        heads = scores_of_heads(self.seen, open_scores(rows, may_be_empty=True), self.n_classes)
+        heads = scores_of_heads(self.reader, open_scores(rows, may_be_empty=True), self.n_classes)
         for one, make_scores in zip(found, heads, strict=True):
             scores = in_memory(open_scores(make_scores()))
             potentials = one.state.get("potentials")
