@@ -33,8 +33,8 @@ from machine import describe_machine, machine_line
 from quality import N_CLASSES, plain_of, write_texts
 
 from otlabel import metrics
+from otlabel.selflabel.batches import parted
 from otlabel.selflabel.calibration import BatchNorms
-from otlabel.selflabel.features import parted
 from otlabel.selflabel.model import reader_of
 from otlabel.training.config import config_of
 from otlabel.training.data import Images, load_images, part_of

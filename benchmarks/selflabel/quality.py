@@ -35,8 +35,8 @@ from machine import describe_machine, machine_line
 
 from otlabel import metrics
 from otlabel.selflabel import quality
+from otlabel.selflabel.batches import parted
 from otlabel.selflabel.calibration import BatchNorms
-from otlabel.selflabel.features import parted
 from otlabel.selflabel.model import forward_only, reader_of
 from otlabel.training.augment import Augmentation, plain
 from otlabel.training.config import Config, config_of

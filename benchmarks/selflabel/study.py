@@ -301,8 +301,8 @@ def quality_of(run: Any) -> float:
     """`SelfLabeler.quality` of the trained network at the very end, for labels of any origin."""
     import torch
 
+    from otlabel.selflabel.batches import parted
     from otlabel.selflabel.calibration import BatchNorms
-    from otlabel.selflabel.features import parted
     from otlabel.selflabel.model import forward_only, reader_of
     from otlabel.selflabel.quality import common_view, heads_foresee
     from otlabel.training.augment import plain

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -32,13 +32,12 @@ from torch.utils.data import (
 )
 
 from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
+from otlabel.selflabel.batches import Parted
 from otlabel.selflabel.model import ModelReader, NoRowsError, forward_only, joined, n_bytes, taken, to_device
 
 UNTRAINED = 20  # batches; with the usual momentum, an eighth of what a layer began with is left by then
 N_BATCHES, BATCH = 40, 64  # of samples that the averages are made of, over all processes
 MOST_BYTES = 1 << 30  # of samples that are kept until batches are mixed from them, where a loader only goes through all
-
-Parted = Callable[[Any], tuple[np.ndarray, Any]]
 
 
 class BatchNorms:

@@ -16,9 +16,9 @@ from torch import nn
 
 from otlabel.errors import FileFormatError, FingerprintError, MissingPackageError
 from otlabel.files import replacing
-from otlabel.selflabel.features import weights_hash
 from otlabel.selflabel.labeler import SelfLabeler
 from otlabel.selflabel.model import unwrapped
+from otlabel.selflabel.weights import weights_hash
 from otlabel.sources.paths import load_plain
 
 Loader = Iterable[Any] | Callable[[], Iterable[Any]]

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from otlabel.errors import FingerprintError
 from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
+from otlabel.selflabel.batches import Parted, check_range, described
 from otlabel.selflabel.model import LOGITS, ModelReader, forward_only, to_device, unwrapped
 from otlabel.selflabel.ranks import Batch, Holders, gathered, in_step
+from otlabel.selflabel.weights import weights_hash
 
 if TYPE_CHECKING:
     from otlabel.selflabel.calibration import BatchNorms
@@ -25,12 +25,6 @@ if TYPE_CHECKING:
     from otlabel.selflabel.stores import Store
 
 MISSING_SHOWN = 5
-REMEDY = (
-    "say which parts are index and input, as batch=('index', 'image') or batch=(2, 0), or by a function; or wrap the "
-    "data set in otlabel.IndexedDataset"
-)
-
-Parted = Callable[[Any], tuple[np.ndarray, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,13 +217,6 @@ def _fresh(index: np.ndarray, came: np.ndarray, *, several: bool) -> np.ndarray:
     return fresh
 
 
-def check_range(index: np.ndarray, n_samples: int) -> None:
-    """Raise ValueError for an index that is no sample's."""
-    if len(index) and (index.min() < 0 or index.max() >= n_samples):
-        wrong = int(index[(index < 0) | (index >= n_samples)][0])
-        raise ValueError(f"index {wrong} is out of range; the labeler was made for {n_samples} samples, 0 to N - 1")
-
-
 def check_complete(came: np.ndarray, *, recorded: bool = False) -> None:
     """Raise ValueError for samples that never came."""
     if came.all():
@@ -262,104 +249,13 @@ def _rows(
         with precision:
             rows = reader.rows(to_device(inputs, device))
         if not isinstance(rows, Tensor):
-            raise TypeError(f"features of the model are {_told(rows)}; a tensor (B, D) is needed: {reader.remedy}")
+            raise TypeError(f"features of the model are {described(rows)}; a tensor (B, D) is needed: {reader.remedy}")
         if rows.ndim != 2 or len(rows) != len(index):
             told = f"the model gives {tuple(rows.shape)} for a batch of {len(index)}; (B, D) is needed"
             raise ValueError(f"{told}: {reader.remedy}" if reader.remedy else told)
         yield index, rows.float().cpu().numpy()
     if looks is not None:
         looks.see(reader, device, precision)
-
-
-def parting(batch: Any) -> Parted:
-    """A function that takes what a loader yields to index and input.
-
-    Args:
-        batch: None: it is a pair (index, input); (at, at): where either is, a key or a position, for the input also a
-            list of them, of which the model is then given a dict or a tuple; or a function that returns (index, input).
-
-    Raises:
-        TypeError: none of these.
-    """
-    if batch is None:
-        return parted
-    if callable(batch):
-        return partial(_by_function, batch)
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(map(_names_parts, batch))):
-        raise TypeError(
-            f"batch is {batch!r}; pass where index and input are in what the loader yields, as ('index', 'image') or "
-            "(2, 0), or a function that returns (index, input)"
-        )
-    return partial(_by_places, tuple(batch))
-
-
-def _names_parts(at: Any) -> bool:
-    return all(isinstance(one, (str, int)) and not isinstance(one, bool) for one in (at if _is_list(at) else [at]))
-
-
-def _is_list(at: Any) -> bool:
-    return isinstance(at, (list, tuple)) and len(at) > 0
-
-
-def parted(item: Any) -> tuple[np.ndarray, Any]:
-    """Index and input of what a loader yields, where it yields pairs of them."""
-    if not isinstance(item, (tuple, list)) or len(item) != 2:
-        raise TypeError(f"the loader yields {_told(item)}, not (index, input); {REMEDY}")
-    return whole_numbers(item[0], "the first of what the loader yields", REMEDY), item[1]
-
-
-def _by_function(batch: Callable[[Any], Any], item: Any) -> tuple[np.ndarray, Any]:
-    found = batch(item)
-    if not isinstance(found, (tuple, list)) or len(found) != 2:
-        raise TypeError(f"the function batch returns {_told(found)}; it must return (index, input)")
-    return whole_numbers(found[0], "the first of what the function batch returns"), found[1]
-
-
-def _by_places(batch: tuple[Any, Any], item: Any) -> tuple[np.ndarray, Any]:
-    at, inputs_at = batch
-    index = whole_numbers(_part(item, at, batch), f"what the loader yields at {at!r}")
-    if not _is_list(inputs_at):
-        return index, _part(item, inputs_at, batch)
-    parts = [_part(item, one, batch) for one in inputs_at]
-    return index, dict(zip(inputs_at, parts, strict=True)) if isinstance(item, Mapping) else tuple(parts)
-
-
-def _part(item: Any, at: Any, batch: tuple[Any, Any]) -> Any:
-    try:
-        return item[at]
-    except (KeyError, IndexError, TypeError) as error:
-        raise TypeError(f"batch={batch!r} names {at!r}, but the loader yields {_told(item)}") from error
-
-
-def _told(item: Any) -> str:
-    """What it is, and of what parts."""
-    if isinstance(item, Mapping):
-        return f"a {type(item).__name__} of {', '.join(map(repr, item))}"
-    if isinstance(item, (tuple, list)):
-        return f"a {type(item).__name__} of {len(item)}"
-    return type(item).__name__
-
-
-def whole_numbers(index: Any, what: str = "the index", remedy: str = "") -> np.ndarray:
-    """Indices of samples, (B,) int64."""
-    array = index.detach().cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        if array.ndim == 0 and array.dtype.kind in "iu":
-            remedy = "that is of a single sample; pass a DataLoader of the data set, whose batches have (B,)"
-        raise TypeError(
-            f"{what} is {array.dtype} of shape {array.shape}, no indices of samples" + (f"; {remedy}" if remedy else "")
-        )
-    return array.astype(np.int64)
-
-
-def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all weights: features of two hashes must not be mixed."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _bar(loader: Iterable[Any], shown: bool) -> Iterable[Any]:

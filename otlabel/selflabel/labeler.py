@@ -19,9 +19,9 @@ from otlabel.errors import SelfLabelWarning
 from otlabel.interrupts import interruptible
 from otlabel.ranks.communicator import communicator_of
 from otlabel.selflabel import alarms
+from otlabel.selflabel.batches import check_range, parting, whole_numbers
 from otlabel.selflabel.calibration import BatchNorms
-from otlabel.selflabel.features import Extractor, check_range, keeping_of, parting, whole_numbers
-from otlabel.selflabel.heads import checked_optimizers, heads_hash, renew_heads
+from otlabel.selflabel.features import Extractor, keeping_of
 from otlabel.selflabel.loss import ClassWeights, cross_entropy
 from otlabel.selflabel.methods import Labeling, OptimalTransport
 from otlabel.selflabel.model import as_logits, class_counts, reader_of
@@ -31,6 +31,7 @@ from otlabel.selflabel.relabelling import Relabelled, Relabelling
 from otlabel.selflabel.schedule import Schedule, share_done, time_of
 from otlabel.selflabel.state import NO_LABEL, VERSION, State, checked_truth, first_labels, read_state
 from otlabel.selflabel.stores import Store, opened
+from otlabel.selflabel.weights import checked_optimizers, heads_hash, renew_heads
 from otlabel.sources import as_array
 
 logger = logging.getLogger("otlabel")

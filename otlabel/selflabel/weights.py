@@ -1,4 +1,4 @@
-"""The weights of a model's heads: told apart from others, and drawn anew where classes have lost their meaning."""
+"""The weights of a model: told apart from others, and those of heads drawn anew where classes lost their meaning."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from otlabel.selflabel.model import ModelReader, unwrapped
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all weights: features of two hashes must not be mixed."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def heads_hash(reader: ModelReader) -> str:
