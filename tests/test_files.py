@@ -23,7 +23,7 @@ from otlabel import Assignment, FeatureStore, sinkhorn_assign
 from otlabel.commands import assign
 from otlabel.commands.main import main
 from otlabel.errors import OtlabelError
-from otlabel.selflabel.labels import save_labels
+from otlabel.selflabel.stores.head_labels import save_labels
 from otlabel.storage.atomic import LOCK, destination, replacing, save_array, working_in
 from otlabel.storage.label_files import StoredLabels, read_labels, write_labels
 from otlabel.storage.outputs import check_apart

@@ -38,11 +38,8 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 ONLY_IN = {
     "h5py": {
-        "sources/hdf5.py",
-        "sources/hdf5_guard.py",
-        "storage/label_files.py",
-        "selflabel/store.py",
-        "selflabel/labels.py",
+        *("sources/hdf5.py", "sources/hdf5_guard.py", "storage/label_files.py"),
+        *("selflabel/stores/finished.py", "selflabel/stores/head_labels.py"),
     },
     "numba": {"compiling.py", "sweep/cpu.py"},
     "llvmlite": {"compiling.py", "sweep/cpu.py"},
@@ -52,7 +49,7 @@ ONLY_IN = {
 EAGER = {
     "torch": {"sweep/reference.py", "sweep/cuda.py", "sweep/batch.py", "soft.py"}
     | {str(f.relative_to(PACKAGE)) for f in (PACKAGE / "selflabel").glob("*.py")}
-    | {f"training/{name}.py" for name in ("augment", "networks", "run", "evaluate")},
+    | {f"training/{name}.py" for name in ("augment", "evaluate", "folder", "loaders", "networks", "run", "setup")},
     "sklearn": {"cluster/estimator.py"},
 }  # what is written in them, and loaded late itself
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from otlabel.commands import options
 from otlabel.commands.labels import folder_of
 from otlabel.commands.printing import print_json
 from otlabel.storage.outputs import LABEL_ENDINGS, Output, check_outputs
-
-if TYPE_CHECKING:
-    from otlabel.planning import Estimate, RanksEstimate
 
 
 def add(commands: Any) -> None:
@@ -66,13 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     sweep_rate = None if on_card else planning.measure_sweep_rate(shape[1], dtype, arguments.dim)
     limits: dict[str, Any] = {"rounding": arguments.rounding, "memory_limit": arguments.memory_limit}
     limits |= {"sweep_rate": sweep_rate, "read_rate": read_rate}
-    found: Estimate | RanksEstimate
-    if arguments.ranks == 1 and not on_card and arguments.dim is None:
-        found = planning.estimate(shape, dtype, **limits)
-    else:
-        limits["network"] = arguments.network or planning.NETWORK
-        limits |= {"dim": arguments.dim, "card": planning.CARDS[arguments.device] if on_card else None}
-        found = planning.estimate_ranks(shape, dtype, arguments.ranks, **limits)
+    limits |= {"dim": arguments.dim, "card": planning.CARDS[arguments.device] if on_card else None}
+    limits["network"] = arguments.network or planning.NETWORK
+    found = planning.estimate(shape, dtype, arguments.ranks, **limits)
     disk = _disk(arguments, shape)
     if arguments.json:
         print_json(**found.to_dict(), **disk)

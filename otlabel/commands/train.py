@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _train_suited(arguments: argparse.Namespace) -> int:
     """Train by settings that suit the data, which are loaded first for their shape."""
     from otlabel.training.config import config_of
-    from otlabel.training.run import loaded
+    from otlabel.training.setup import loaded
     from otlabel.training.suited import suited, told
 
     name = arguments.config
@@ -107,7 +107,8 @@ def _say(text: str) -> None:
 
 def train_by(arguments: argparse.Namespace, config: Config, images: Images | None = None) -> int:
     """One run, and what came of it."""
-    from otlabel.training.run import FILES, train
+    from otlabel.training.folder import FILES
+    from otlabel.training.run import train
 
     if Path(arguments.config).is_file():  # else a recipe
         check_apart({f"the run's {name}": arguments.output / name for name in FILES}, {"CONFIG": arguments.config})

@@ -24,7 +24,7 @@ from otlabel.storage.texts import read_json, read_json_lines, read_lines
 from otlabel.text import one_line
 
 if TYPE_CHECKING:
-    from otlabel.selflabel.labels import HeadLabels
+    from otlabel.selflabel.stores.head_labels import HeadLabels
     from otlabel.training.config import Config
     from otlabel.training.data import Images
 

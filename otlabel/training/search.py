@@ -95,13 +95,7 @@ def search(
         begun = time.monotonic()
         first.train_epoch()
         save(epoch=time.monotonic() - begun)
-    shares = [RUNGS[rung] * len(SETTINGS) / 2**rung for rung in range(len(RUNGS))]
-    low, high = TRIAL_EPOCHS
-    unit = min(max(int(SEARCHING * seconds / state["epoch"] / sum(shares)), low), high)
-    last_epoch = state["epoch"] * len(images.train) / len(part.train)
-    needed = unit * sum(shares) * state["epoch"] + LAST_EPOCHS[0] * last_epoch
-    if needed > seconds and unit == low:
-        raise ValueError(f"{seconds:g} s are too few for {len(images.train):,} samples here; give about {needed:.0f} s")
+    unit = _unit(state["epoch"], len(images.train) / len(part.train), seconds, len(images.train))
     names = list(SETTINGS)
     for rung, epochs in enumerate(unit * factor for factor in RUNGS):
         for number, name in enumerate(names):
@@ -134,6 +128,21 @@ def search(
     say(f"training by {last['name']!r}: {last['epochs']} epochs on all {len(images.train):,} samples")
     config = _config(given, last["name"], last["epochs"], is_trial=False)
     return train(config, folder, report=report, images=images)
+
+
+def _unit(epoch: float, ratio: float, seconds: float, n_samples: int) -> int:
+    """Epochs of a trial in the first rung, where one takes so long, and one on all data `ratio` times as long.
+
+    Raises:
+        ValueError: too little time for the fewest that mean anything.
+    """
+    low, high = TRIAL_EPOCHS
+    n_trials = sum(RUNGS[rung] * len(SETTINGS) / 2**rung for rung in range(len(RUNGS)))
+    unit = min(max(int(SEARCHING * seconds / epoch / n_trials), low), high)
+    needed = unit * n_trials * epoch + LAST_EPOCHS[0] * epoch * ratio
+    if needed > seconds and unit == low:
+        raise ValueError(f"{seconds:g} s are too few for {n_samples:,} samples here; give about {needed:.0f} s")
+    return unit
 
 
 def told(state: dict[str, Any]) -> list[str]:

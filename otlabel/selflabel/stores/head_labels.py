@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otlabel.errors import FileFormatError
+from otlabel.errors import FileFormatError, FingerprintError
 from otlabel.sources.hdf5_guard import (
     DAMAGE,
     check_complete,
@@ -115,6 +115,22 @@ def described(path: str | os.PathLike[str]) -> tuple[int, list[int], str | None]
     with _opened(path) as (handle, about, n_classes):
         (n_samples,) = find_dataset(handle, Path(path), "heads/0/labels").shape
         return n_samples, n_classes, about.get("data")
+
+
+def load_labels_of(path: str | os.PathLike[str], n_samples: int, n_classes: list[int], data: str | None) -> np.ndarray:
+    """(T, N) labels that `save_labels` wrote of these samples, classes and data; None: whatever data.
+
+    Raises:
+        FingerprintError: they are of others; nothing was read.
+        FileFormatError, FileNotFoundError: as `load_labels`.
+    """
+    theirs = described(path)
+    ours = (n_samples, n_classes, data if theirs[2] is not None else None)
+    if theirs != ours and not (data is None and theirs[:2] == ours[:2]):
+        raise FingerprintError(
+            f"{os.fspath(path)} holds labels of other data: (samples, classes, data) are {theirs}, here {ours}"
+        )
+    return load_labels(path).labels
 
 
 @contextlib.contextmanager
