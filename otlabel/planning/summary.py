@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from typing import TYPE_CHECKING
 
 from otlabel.sources import ITEM_BYTES
-from otlabel.text import bytes_text
+from otlabel.text import bytes_text, duration
 
 if TYPE_CHECKING:
     from otlabel.planning.model import Estimate
@@ -48,7 +47,7 @@ def _alone(plan: Estimate) -> list[tuple[str, str]]:
     if plan.seconds is not None and plan.sweep_rate is not None:
         read = "" if plan.read_rate is None else f", the file reads at {bytes_text(plan.read_rate)}/s"
         # Less than a second is less than what a process takes to start.
-        seconds = "under a second" if plan.seconds < 1 else f"about {_plain(plan.seconds)}"
+        seconds = "under a second" if plan.seconds < 1 else f"about {duration(plan.seconds)}"
         lines.append(("time", f"{seconds}; measured just now: {plan.sweep_rate:.2g} scores/s{read}"))
     return lines
 
@@ -82,7 +81,9 @@ def _time(plan: Estimate) -> str:
     if plan.n_ranks > 1:
         messages = f", and {_brief(plan.pass_message_seconds)} of messages"
         alike = f"{_brief(plan.message_seconds)} messages and {_brief(plan.serial_seconds)} on every rank alike"
-    return f"a pass {_brief(plan.pass_seconds)}{least}{messages}; in all about {_plain(plan.seconds)}, of which {alike}"
+    return (
+        f"a pass {_brief(plan.pass_seconds)}{least}{messages}; in all about {duration(plan.seconds)}, of which {alike}"
+    )
 
 
 def _room(parts: dict[str, int], suffices: bool) -> str:
@@ -91,13 +92,5 @@ def _room(parts: dict[str, int], suffices: bool) -> str:
     return text if suffices else f"{text}, MORE THAN THERE IS"
 
 
-def _plain(seconds: float) -> str:
-    """A time in two digits."""
-    if seconds < 90:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = math.ceil(seconds / 60)
-    return f"{minutes} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
-
-
 def _brief(seconds: float) -> str:
-    return f"{1000 * seconds:.2g} ms" if seconds < 0.0995 else _plain(seconds)
+    return f"{1000 * seconds:.2g} ms" if seconds < 0.0995 else duration(seconds)
