@@ -156,7 +156,7 @@ def sinkhorn_assign(
         labels, potentials = None, solution.point.plan_potentials
         exact = solver.rounding == "exact" and math.isinf(problem.row_rho)
         if exact:
-            point = near_integer(distinct, solver, solution.point, monitor)
+            point = near_integer(distinct, solver, solution, monitor)
             rounded = round_exact(distinct, point.potentials, solver.seed, monitor)
             labels = unmerged(rounded.placement, members, rows, np.random.default_rng(solver.seed))
             potentials = rounded.potentials

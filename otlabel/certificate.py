@@ -14,8 +14,8 @@ from otlabel.ranks.communicator import communicator_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Certificate, like
 from otlabel.solver.posing import middle
+from otlabel.solver.precision import TIE
 from otlabel.solver.proof import shortfall
-from otlabel.solver.rounding import TIE
 from otlabel.sources import by_class, by_row, class_mass_of, moved, open_scores
 from otlabel.validate import (
     FAR,

@@ -5,7 +5,7 @@ in the user's cache. It is read from whichever of these has it and written to th
 each process compiles anew and says so once. Each file ends in a digest of the code and of all that it was made from
 (the function, its source file, the types, the processor, the versions), so that one that is damaged, cut short, of
 another version or half replaced by another process is no code at all, and is written anew. A function and the compiled
-ones that it calls stand in one source file, which is all that the digest sees.
+ones that it calls stand in one folder: the digest sees all its source files that have any.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ def _folders(source: str) -> list[Path]:
 
 @functools.cache
 def _source_digest(source: str) -> str:
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    own = Path(source)
+    beside = (path.read_bytes() for path in sorted(own.parent.glob("*.py")) if path != own)
+    return hashlib.sha256(b"".join([own.read_bytes(), *(text for text in beside if b"njit" in text)])).hexdigest()
 
 
 def _replace(path: Path, content: bytes) -> None:

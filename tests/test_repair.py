@@ -7,9 +7,11 @@ import time
 import numpy as np
 import pytest
 from families import FAMILIES, Drawn, check, draw
+from scipy.optimize import linear_sum_assignment
 
 from otlabel import sinkhorn_assign
-from otlabel.solver.repair import Board, repair
+from otlabel.solver.board import Board
+from otlabel.solver.repair import repair
 
 MASSES = {
     "tenths": lambda rng, n: rng.integers(1, 8, n) / 10.0,
@@ -48,9 +50,11 @@ def test_problems_that_did_not_end(family: str, rule: str, seed: int) -> None:
     assert not check(draw(family, rule, seed)).wrong
 
 
-def _board(rng: np.random.Generator, n_rows: int, n_classes: int, weights: np.ndarray, levels: int) -> Board:
-    """All rows may take all classes, at scores of a few levels; each has its best one."""
-    scores = rng.integers(0, levels, (n_rows, n_classes)) / levels
+def _board(
+    rng: np.random.Generator, n_rows: int, n_classes: int, weights: np.ndarray, levels: int, bias: float = 0.0
+) -> Board:
+    """All rows may take all classes, at scores of a few levels, the later the better; each has its best one."""
+    scores = rng.integers(0, levels, (n_rows, n_classes)) / levels + np.linspace(0, bias, n_classes)
     labels = scores.argmax(1)
     units = np.where(labels[:, None] == np.arange(n_classes), weights[:, None], 0)
     share, rest = divmod(int(weights.sum()), n_classes)
@@ -66,9 +70,13 @@ def _board(rng: np.random.Generator, n_rows: int, n_classes: int, weights: np.nd
     )
 
 
+@pytest.mark.parametrize("patience", [0, np.inf], ids=["heaps", "lists"])
 @pytest.mark.parametrize("levels", [1, 3, 10**6])
-def test_paths_do_not_grow_with_units(levels: int) -> None:
-    """Units of 1, of 2**20 and of 2**40, and odd ones of all sizes: about as many paths, and all rows at their best."""
+def test_paths_do_not_grow_with_units(levels: int, patience: float) -> None:
+    """Units of 1, of 2**20 and of 2**40, and odd ones of all sizes: about as many paths, and all rows at their best.
+
+    Where each row is split between many classes, heaps lack places for all moves, and lists take over again.
+    """
     n_rows, n_classes = 200, 12
     for make in (
         lambda rng: np.ones(n_rows, np.int64),
@@ -79,7 +87,7 @@ def test_paths_do_not_grow_with_units(levels: int) -> None:
         rng = np.random.default_rng(levels)
         board = _board(rng, n_rows, n_classes, make(rng), levels)
         weights = np.bincount(board.row_of, board.units)
-        done = repair(board, np.inf, 1e-15, np.zeros(1, bool))
+        done = repair(board, np.inf, 1e-15, np.zeros(1, bool), patience)
         assert done.n_paths <= 3 * n_rows
         assert np.array_equal(board.counts, board.targets)
         assert np.array_equal(np.bincount(board.classes, board.units).astype(np.int64), board.targets)
@@ -88,12 +96,29 @@ def test_paths_do_not_grow_with_units(levels: int) -> None:
         assert (worth.max(1, keepdims=True) - worth)[board.units.reshape(worth.shape) > 0].max() <= 4e-15
 
 
-def test_no_potential_falls_further_than_the_slack() -> None:
+@pytest.mark.parametrize("patience", [0, np.inf], ids=["heaps", "lists"])
+def test_no_potential_falls_further_than_the_slack(patience: float) -> None:
     """What is no entry lies that far below and must not become the better one."""
     rng = np.random.default_rng(0)
     board = _board(rng, 200, 12, np.ones(200, np.int64), 10**6)
-    repair(board, 0.01, 1e-15, np.zeros(1, bool))
+    repair(board, 0.01, 1e-15, np.zeros(1, bool), patience)
     assert -0.01 <= board.potentials.min() < 0
+
+
+@pytest.mark.parametrize("places", [0.5, 1.3, 2.0], ids=["too few places", "few places", "places"])
+@pytest.mark.parametrize("n_classes", [2, 5, 20])
+def test_heaps_move_units_as_well_as_hungarian(n_classes: int, places: float) -> None:
+    """Many paths with units of one, so that moves come, go and come back: the value of an independent solver."""
+    for seed in range(20):
+        rng = np.random.default_rng([seed, n_classes])
+        n_rows = 12 * n_classes
+        board = _board(rng, n_rows, n_classes, np.ones(n_rows, np.int64), 10**6, bias=3.0)
+        repair(board, np.inf, 1e-15, np.zeros(1, bool), 0, places)
+        scores = board.scores.reshape(n_rows, n_classes)
+        rows, seats = linear_sum_assignment(np.repeat(scores, board.targets, 1), maximize=True)
+        best = np.repeat(scores, board.targets, 1)[rows, seats].sum()
+        assert np.array_equal(board.counts, board.targets)
+        assert (board.scores * board.units).sum() == pytest.approx(best, abs=1e-12)
 
 
 @pytest.mark.parametrize("power", [1, 3])

@@ -30,8 +30,8 @@ from otlabel.ranks.wire import FRAME
 from otlabel.result import bytes_text
 from otlabel.solver.equal_rows import HASHES
 from otlabel.solver.objective import CURVATURE_ENTRIES, CURVATURE_ROWS, DEVICE_CLASSES
-from otlabel.solver.rounding import MOVES_A_CLASS, MOVES_A_ROW, SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS
-from otlabel.solver.samples import COARSE_ROWS, FEWEST_ROWS, sample_sizes
+from otlabel.solver.samples import COARSE_ROWS, FEWEST_ROWS, LOOK_ROWS, LOOK_ROWS_A_CLASS, sample_sizes
+from otlabel.solver.slack import MOVES_A_CLASS, MOVES_A_ROW
 from otlabel.sources import ITEM_BYTES, default_limit, free_memory
 from otlabel.sources.caching import CACHE_SHARE
 from otlabel.sources.device import BLOCK_BYTES, MEMORY_SHARE
@@ -388,7 +388,7 @@ def conversation(
         size = ENTRY_BYTES * entries + ENTRY_ROW_BYTES * rows
         found.append(step("curvature", newton_steps, size / n_ranks, size))
     if rounding == "exact":
-        judged = min(max(SAMPLE_ROWS, SAMPLE_ROWS_A_CLASS * n_classes), samples[-1] if samples else n_rows)
+        judged = min(max(LOOK_ROWS, LOOK_ROWS_A_CLASS * n_classes), samples[-1] if samples else n_rows)
         costs = 8 * SLACK_SHARE * judged
         moved = MOVE_BYTES * _moves(n_rows, n_classes)
         found += [

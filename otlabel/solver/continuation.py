@@ -25,8 +25,8 @@ STARVED = 0.1  # share of its mass under which a class counts as lost on the way
 WARM_PASSES = 12  # within which a given start must lead to the end; a fresh one takes about as many
 FRESH_PASSES = 30  # the same for the start that samples of the rows lead to
 RUNG_PASSES = 40  # passes a rung on the way may take
-SERVING_PASSES = 100  # that a fresh start may take there in all: what is left over is for the repair ...
-UNEVEN_PASSES = 40  # ... and where some rows are so much wider than most that plans of a small epsilon are staircases
+SERVING_PASSES = 60  # that a fresh start may take there in all: what is left over is for the repair ...
+UNEVEN_PASSES = 24  # ... and where some rows are so much wider than most that plans of a small epsilon are staircases
 UNEVEN = 100.0  # times the spread of most rows
 SERVING_SHARE = 2  # each rung on the way takes at most one in so many of what is left
 

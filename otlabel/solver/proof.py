@@ -8,7 +8,7 @@ from otlabel import sweep
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem
 from otlabel.result import Certificate
-from otlabel.solver.rounding import rounding_of
+from otlabel.solver.precision import rounding_of
 
 PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
 

@@ -2,10 +2,9 @@
 
 A row (or several equal rows) holds units; an entry is a class that it may take. Moving units of a row from entry e to
 entry f costs (scores[e] - scores[f]) + (g[class of e] - g[class of f]), which is never negative at the start and is
-kept so: potentials fall by what the shortest path leaves over. The entries of a class that hold units are its members,
-in a list in the order of their cheapest moves when it was sorted. Potentials only fall, so that a move costs at least
-what it did then, less what the class's own potential has fallen since: a search looks at the head of the list. Costs
-are sums in float64, `tie` apart means equal.
+kept so: potentials fall by what the shortest path leaves over. The entries of a class that hold units are its members.
+Costs are sums in float64, `tie` apart means equal. Searches begin in lists of members; where few classes have many,
+and looking through these takes long, heaps of the moves between each two classes take over.
 
 Paths of many units come first. Only entries with `least` units or more are members, and `least` falls to one; each
 path then moves that many, and how many paths there are does not depend on how many units there are.
@@ -21,53 +20,37 @@ from typing import NamedTuple
 import numpy as np
 
 from otlabel.compiling import njit
+from otlabel.solver.board import (
+    AT,
+    ENTERS,
+    FIRST,
+    FOUND,
+    FRESH,
+    LEAVES,
+    N_FIELDS,
+    NONE,
+    OTHER,
+    PART,
+    PATH,
+    RANK,
+    UNLISTED,
+    Board,
+    Work,
+    cost_of,
+    enlist,
+    move,
+    part,
+)
+from otlabel.solver.pairs import empty_out, no_pairs, search_pairs
+from otlabel.solver.search import search
 
 EPS = float(np.finfo(np.float64).eps)
-_part = njit(
-    nogil=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)  # of what Python calls: kept with that
-
 SCALE = 8  # by which `least` falls
-LOOKS_AT_ONCE = 64  # moves out of a class before the next class has its turn, if that is nearer
-LOOKS_A_SORT = 4  # times all moves out of a class that are looked at before its members are sorted anew
-NONE, UNLISTED = -1, -2  # in place of an entry: the end of a list, in no list
-
-# Rows of `Work.nodes`: numbers of each class.
-FIRST, FRESH = 0, 1  # entry: the first of its sorted members, and of those that came since
-LOOKED, MOVES = 2, 3  # moves looked at since its members were sorted, and how many there were then
-RANK = 4  # when a search settled it, -1 for never
-HOPS = 5  # moves on the way there
-LEAVES, ENTERS = 6, 7  # entries: the last of these moves
-PLACE, HEAP = 8, 9  # place in the heap of classes to settle, and this heap
-FOUND = 10  # underfull classes, the nearest first
-AT, OTHER = 11, 12  # entries: the move that the search for more paths has come to
-PART = 13  # and in which of the two lists
-PATH = 14  # classes on its way
-N_FIELDS = 15
-
-
-class Board(NamedTuple):
-    """Rows, classes and units; the solver moves `units` and lowers `potentials`, and keeps the rest in step."""
-
-    start: np.ndarray  # (R + 1,) int64: entries start[r] to start[r + 1] belong to row r
-    row_of: np.ndarray  # (E,) int64
-    classes: np.ndarray  # (E,) int32
-    scores: np.ndarray  # (E,) float64
-    units: np.ndarray  # (E,) int64: how many units of the row have this class now
-    potentials: np.ndarray  # (K,) float64
-    counts: np.ndarray  # (K,) int64: units in each class, those of rows that cannot move included
-    targets: np.ndarray  # (K,) int64
-
-
-class Work(NamedTuple):
-    """What the solver keeps beside the board."""
-
-    after: np.ndarray  # (E,) int64: the member after this one
-    bound: np.ndarray  # (E,) float64: its cheapest move when sorted, but for its own class's potential
-    nodes: np.ndarray  # (N_FIELDS, 2 K) int64: of each class, then of the rest of its members
-    distance: np.ndarray  # (2 K,) float64
-    level: np.ndarray  # (K,) float64: this and the potential, at most `slack` of it
-    dropped: np.ndarray  # (K,) float64: how far potentials have fallen
+MOST_PAIRED = 1024  # classes whose pairs may have heaps
+LOOKS_BEFORE_PAIRS = 8  # times all entries that searches in lists look at first: heaps take about as long to fill
+PLACES_AN_ENTRY = 2.0  # of the heaps: as a rule a move for each entry, and as many again that came since
+FULL = 0.75  # share of the places that moves may take when heaps are filled anew
+LOOKS_A_PAIR = 4.0  # times all pairs that such a search has looked at: then heaps are worth it
 
 
 class Done(NamedTuple):
@@ -77,11 +60,19 @@ class Done(NamedTuple):
     n_looked: int  # moves looked at by searches
 
 
-def repair(board: Board, slack: float, tie: float, stop: np.ndarray) -> Done:
+def repair(
+    board: Board,
+    slack: float,
+    tie: float,
+    stop: np.ndarray,
+    patience: float = 1.0,
+    places: float = PLACES_AN_ENTRY,
+) -> Done:
     """Move units along shortest paths until every class has its target, no path is short enough, or stop[0] is set.
 
     No potential falls by more than `slack`, so that a class further than that below a row's own, which is no entry,
-    cannot have become the better one.
+    cannot have become the better one. `patience` is how much longer lists are kept to than seems best: 0 takes heaps
+    after one search, infinity never; heaps have so many `places` an entry.
     """
     if np.array_equal(board.counts, board.targets):
         return Done(0, 0)
@@ -99,7 +90,17 @@ def repair(board: Board, slack: float, tie: float, stop: np.ndarray) -> Done:
         np.zeros(n_classes),
     )
     work.nodes[: FRESH + 1] = NONE
-    return Done(*_repair(board, work, slack, tie, step, stop))
+    if n_classes > MOST_PAIRED or n_entries > np.iinfo(np.int32).max / places:
+        patience = np.inf
+    n_paths, n_looked, pays, least = _repair(board, work, slack, tie, step, stop, patience)
+    if pays:
+        pairs = no_pairs(n_classes, n_entries, int(places * n_entries))
+        n_more, is_full = _repair_by_pairs(board, work, pairs, slack, tie, step, stop, least)
+        n_paths += n_more
+        if is_full:
+            n_more, n_more_looked, _, _ = _repair(board, work, slack, tie, step, stop, np.inf)
+            n_paths, n_looked = n_paths + n_more, n_looked + n_more_looked
+    return Done(n_paths, n_looked)
 
 
 def _power_of_two(number: float) -> float:
@@ -138,15 +139,16 @@ def spread_ties(board, order, tie):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _repair(board, work, slack, tie, step, stop):
-    """All levels of `least`.
+def _repair(board, work, slack, tie, step, stop, patience):
+    """All levels of `least`, with searches in lists; returns paths, moves looked at, whether heaps are better, `least`.
 
     Each path lessens the surplus by `least` or more. Once none is left, each entry lets less than `least` through, and
     joining the next ones adds less than that for each: so a level has at most 2 SCALE E paths, and there are at most
     21 levels of int64 units. The first one's surplus is at most SCALE (E + K) `least`.
     """
-    potentials, counts, targets = board.potentials, board.counts, board.targets
+    counts, targets = board.counts, board.targets
     n_paths, surplus, least, before, n_idle, n_wait, n_looked = 0, 0, 1, np.iinfo(np.int64).max, 0, 0, 0
+    n_enough = 0.0
     for node in range(counts.size):
         surplus += max(0, counts[node] - targets[node])
     while least * SCALE <= surplus // (board.start.size + counts.size):
@@ -155,14 +157,12 @@ def _repair(board, work, slack, tie, step, stop):
         _join(board, work, least, before, tie)
         n_found = 1
         while n_found > 0 and not stop[0]:
-            n_found, radius, n_more = _search(board, work, slack, tie, step, least)
+            n_found, radius, n_more = search(board, work, slack, tie, step, least)
             n_looked += n_more
+            n_enough += LOOKS_A_PAIR * counts.size**2
             if n_found == 0 and least > 1:
                 break
-            for node in range(counts.size):
-                if work.nodes[RANK, node] >= 0 and work.distance[node] < radius:
-                    potentials[node] -= radius - work.distance[node]
-                    work.dropped[node] += radius - work.distance[node]
+            _lower(board, work, radius)
             if n_found > 0:
                 n_made, n_left = _move_along_tree(board, work, n_found, least)
                 n_paths += n_made
@@ -172,12 +172,47 @@ def _repair(board, work, slack, tie, step, stop):
                     n_idle, n_wait = 0, (2 * n_wait + 1 if n_more < n_made else 0)  # it takes as long as a search
                 else:
                     n_idle += 1
+            if n_looked > patience * max(n_enough, LOOKS_BEFORE_PAIRS * board.classes.size):
+                return n_paths, n_looked, True, least
         if least == 1 or stop[0]:
-            return n_paths, n_looked
+            return n_paths, n_looked, False, least
         before, least = least, least // SCALE
 
 
-@_part
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _repair_by_pairs(board, work, pairs, slack, tie, step, stop, least):
+    """The levels from `least` on, with searches in heaps; returns paths, and whether there is no place for moves."""
+    n_paths, before, n_before = 0, np.iinfo(np.int64).max, -1
+    while True:
+        _join(board, work, least, before, tie)
+        n_found = 1
+        while n_found != 0 and not stop[0]:
+            n_found, radius, _ = search_pairs(board, work, pairs, slack, tie, step, least)
+            if n_found < 0:
+                if empty_out(board, work, pairs) > FULL * pairs.losses.size or n_paths == n_before:
+                    return n_paths, True
+                n_before = n_paths
+                continue
+            if n_found == 0 and least > 1:
+                break
+            _lower(board, work, radius)
+            n_made, _ = _move_along_tree(board, work, n_found, least)
+            n_paths += n_made
+        if least == 1 or stop[0]:
+            return n_paths, False
+        before, least = least, least // SCALE
+
+
+@part
+def _lower(board, work, radius):
+    """Let the potentials of settled classes fall by what they are nearer than a radius."""
+    for node in range(board.counts.size):
+        if work.nodes[RANK, node] >= 0 and work.distance[node] < radius:
+            board.potentials[node] -= radius - work.distance[node]
+            work.dropped[node] += radius - work.distance[node]
+
+
+@part
 def _join(board, work, least, before, tie):
     """Make members of the entries of `least` to `before` units; those that are not the best of their row move there."""
     for entry in range(board.classes.size):
@@ -185,239 +220,19 @@ def _join(board, work, least, before, tie):
             continue
         row, best, cheapest = board.row_of[entry], entry, -tie
         for other in range(board.start[row], board.start[row + 1]):
-            cost = _cost(board, entry, other)
+            cost = cost_of(board, entry, other)
             if cost < cheapest:
                 best, cheapest = other, cost
         if best == entry:
-            _list(board, work, entry)
+            enlist(board, work, entry)
         else:
             amount = board.units[entry]
             board.counts[board.classes[entry]] -= amount
             board.counts[board.classes[best]] += amount
-            _move(board, work, entry, best, amount, least)
+            move(board, work, entry, best, amount, least)
 
 
-@_part
-def _list(board, work, entry):
-    """Make a member of an entry."""
-    node = board.classes[entry]
-    work.after[entry] = work.nodes[FRESH, node]
-    work.nodes[FRESH, node] = entry
-
-
-@_part
-def _cost(board, leaves, enters):
-    """What a move from one entry to another of its row loses now."""
-    gained = board.potentials[board.classes[leaves]] - board.potentials[board.classes[enters]]
-    return (board.scores[leaves] - board.scores[enters]) + gained
-
-
-@_part
-def _move(board, work, leaves, enters, amount, least):
-    """Let `amount` units go from one entry to another of the same row."""
-    board.units[leaves] -= amount
-    board.units[enters] += amount
-    if board.units[enters] >= least and work.after[enters] == UNLISTED:
-        _list(board, work, enters)
-
-
-# ---- shortest paths ----
-
-
-@_part
-def _search(board, work, slack, tie, step, least):
-    """Dijkstra from all overfull classes at once to the nearest underfull ones.
-
-    The heap holds classes to settle and, as node K + k, the rest of settled class k's members, which cost at least
-    what the next of them does: only moves that are shorter than the way to the found ones are looked at.
-    Beyond the nearest it goes on for as much work again: one search then serves many paths. Of ways equally long the
-    one of fewest moves counts. Returns how many it found, the distance up to which all classes are settled,
-    and moves looked at.
-    """
-    nodes, distance, n_classes = work.nodes, work.distance, board.counts.size
-    size, n_settled, n_found, n_looked, n_enough, farthest = 0, 0, 0, 0, np.inf, 0.0
-    radius = _whole(slack, step)
-    for node in range(n_classes):
-        distance[node], nodes[RANK, node], nodes[LEAVES, node], nodes[PLACE, node] = np.inf, NONE, NONE, NONE
-        if board.counts[node] - board.targets[node] >= least:
-            distance[node], nodes[HOPS, node], nodes[PLACE, node], nodes[HEAP, size] = 0.0, 0, size, node
-            size += 1
-        work.level[node] = board.potentials[node] + min(distance[node], slack)
-    while size > 0:
-        node = nodes[HEAP, 0]
-        reached = distance[node]
-        if reached >= radius or n_looked > n_enough:
-            break
-        size -= 1
-        _sink(work, nodes[HEAP, size], size)
-        if node < n_classes:
-            nodes[RANK, node] = n_settled
-            n_settled += 1
-            if board.targets[node] - board.counts[node] >= least:
-                nodes[FOUND, n_found] = node
-                n_found += 1
-                farthest = reached
-                if n_found == 1:
-                    n_enough = 2.0 * n_looked + n_classes
-            radius = min(radius, reached + _whole(slack - work.dropped[node], step))
-            if nodes[LOOKED, node] >= LOOKS_A_SORT * nodes[MOVES, node]:
-                _sort(board, work, node, least)
-            size, n_more = _reach_out(board, work, node, FRESH, radius, tie, step, least, size)
-            n_looked += n_more
-            nodes[AT, node] = NONE
-        size, n_more = _reach_out(board, work, node % n_classes, FIRST, radius, tie, step, least, size)
-        n_looked += n_more
-    return n_found, (farthest if n_found > 0 else radius), n_looked
-
-
-@_part
-def _reach_out(board, work, node, part, radius, tie, step, least, size):
-    """Shorten the ways to other classes by the moves out of one; returns the heap's size, and moves looked at.
-
-    Of the sorted members it takes those that are nearer than all else in the heap, and a few more.
-    """
-    nodes, distance, level, after = work.nodes, work.distance, work.level, work.after
-    classes, scores, potentials = board.classes, board.scores, board.potentials
-    reached, own, hops, n_looked = distance[node], potentials[node], nodes[HOPS, node] + 1, 0
-    nearest = reached + own - 2 * tie
-    last = nodes[AT, node] if part == FIRST else NONE
-    entry = nodes[part, node] if last < 0 else after[last]
-    while entry >= 0:
-        if part == FIRST:
-            through = work.bound[entry] + nearest
-            if through >= radius:
-                break
-            if n_looked > LOOKS_AT_ONCE and size > 0 and through > distance[nodes[HEAP, 0]]:
-                rest = distance.size // 2 + node
-                distance[rest], nodes[HOPS, rest], nodes[HEAP, size], nodes[PLACE, rest] = through, 0, rest, size
-                nodes[AT, node] = last
-                size += 1
-                _rise(work, rest)
-                break
-        following = after[entry]
-        if board.units[entry] >= least:
-            row, last, mark = board.row_of[entry], entry, scores[entry] + own + reached + 0.5 * tie
-            n_looked += board.start[row + 1] - board.start[row]
-            for other in range(board.start[row], board.start[row + 1]):
-                if scores[other] + level[classes[other]] > mark:  # rules most out
-                    second, cost = np.int64(classes[other]), _cost(board, entry, other)
-                    through = reached + (_whole(cost, step) if cost > tie else 0.0)
-                    if through < distance[second] and through < radius:
-                        distance[second], level[second] = through, through + potentials[second]
-                        nodes[HOPS, second], nodes[LEAVES, second], nodes[ENTERS, second] = hops, entry, other
-                        if nodes[PLACE, second] < 0:
-                            nodes[PLACE, second] = size
-                            size += 1
-                        _rise(work, second)
-        else:
-            after[entry] = UNLISTED
-            if last < 0:
-                nodes[part, node] = following
-            else:
-                after[last] = following
-        entry = following
-    nodes[LOOKED, node] += n_looked
-    return size, n_looked
-
-
-@_part
-def _sort(board, work, node, least):
-    """Put the members of a class in the order of their cheapest moves."""
-    nodes, after, n_moves, first = work.nodes, work.after, 0, np.int64(NONE)
-    for part in (FIRST, FRESH):
-        entry = nodes[part, node]
-        while entry >= 0:
-            following = after[entry]
-            after[entry] = UNLISTED
-            if board.units[entry] >= least:
-                row, cheapest = board.row_of[entry], np.inf
-                for other in range(board.start[row], board.start[row + 1]):
-                    if other != entry:
-                        gained = board.scores[entry] - board.scores[other]
-                        cheapest = min(cheapest, gained - board.potentials[board.classes[other]])
-                n_moves += board.start[row + 1] - board.start[row]
-                work.bound[entry], after[entry], first = cheapest, first, entry
-            entry = following
-    nodes[FIRST, node], nodes[FRESH, node] = _sorted_list(first, after, work.bound), NONE
-    nodes[LOOKED, node], nodes[MOVES, node] = 0, n_moves
-
-
-@_part
-def _sorted_list(first, after, key):
-    """Merge sort of a linked list: runs of one, two, four, ... are merged; returns its first."""
-    length, n_runs = 1, 2
-    while n_runs > 1:
-        one, first, last, n_runs = first, NONE, NONE, 0
-        while one >= 0:
-            other, n_one, n_other = one, 0, length
-            while n_one < length and other >= 0:
-                n_one += 1
-                other = after[other]
-            while n_one > 0 or (n_other > 0 and other >= 0):
-                if n_one > 0 and (n_other == 0 or other < 0 or key[one] <= key[other]):
-                    chosen, one = one, after[one]
-                    n_one -= 1
-                else:
-                    chosen, other = other, after[other]
-                    n_other -= 1
-                if last < 0:
-                    first = chosen
-                else:
-                    after[last] = chosen
-                last = chosen
-            one = other
-            n_runs += 1
-        if last >= 0:
-            after[last] = NONE
-        length *= 2
-    return first
-
-
-@_part
-def _whole(number, step):
-    """The largest multiple of a step that is no more than a number."""
-    return number - number % step if number < np.inf else number
-
-
-@_part
-def _is_nearer(work, one, other):
-    if work.distance[one] != work.distance[other]:
-        return work.distance[one] < work.distance[other]
-    return work.nodes[HOPS, one] < work.nodes[HOPS, other]
-
-
-@_part
-def _rise(work, node):
-    """Let a class that has come nearer rise in the heap from its place there."""
-    nodes = work.nodes
-    place = nodes[PLACE, node]
-    while place > 0 and _is_nearer(work, node, nodes[HEAP, (place - 1) >> 1]):
-        parent = nodes[HEAP, (place - 1) >> 1]
-        nodes[HEAP, place], nodes[PLACE, parent] = parent, place
-        place = (place - 1) >> 1
-    nodes[HEAP, place], nodes[PLACE, node] = node, place
-
-
-@_part
-def _sink(work, node, size):
-    """Put a class in place of the heap's top, and let it sink."""
-    nodes, place = work.nodes, 0
-    while 2 * place + 1 < size:
-        below = 2 * place + 1
-        if below + 1 < size and _is_nearer(work, nodes[HEAP, below + 1], nodes[HEAP, below]):
-            below += 1
-        child = nodes[HEAP, below]
-        if not _is_nearer(work, child, node):
-            break
-        nodes[HEAP, place], nodes[PLACE, child] = child, place
-        place = below
-    nodes[HEAP, place], nodes[PLACE, node] = node, place
-
-
-# ---- what moves ----
-
-
-@_part
+@part
 def _move_along_tree(board, work, n_found, least):
     """Pass units down the paths of a search where they do not get in one another's way.
 
@@ -438,13 +253,13 @@ def _move_along_tree(board, work, n_found, least):
         node = target
         while nodes[LEAVES, node] >= 0:
             leaves = nodes[LEAVES, node]
-            _move(board, work, leaves, nodes[ENTERS, node], amount, least)
+            move(board, work, leaves, nodes[ENTERS, node], amount, least)
             node = board.classes[leaves]
         n_paths += 1
     return n_paths, n_left
 
 
-@_part
+@part
 def _move_for_free(board, work, least, tie):
     """Move surplus along the paths that now cost nothing, depth first; returns how many there were.
 
@@ -471,13 +286,13 @@ def _move_for_free(board, work, least, tie):
             counts[source] -= amount
             counts[found] += amount
             for node in nodes[PATH, :depth]:
-                _move(board, work, nodes[AT, node], nodes[OTHER, node], amount, least)
+                move(board, work, nodes[AT, node], nodes[OTHER, node], amount, least)
             n_paths += 1
             depth = 1
     return n_paths
 
 
-@_part
+@part
 def _next_free(board, work, node, least, tie):
     """The next class that units of `node` may go to at no cost, or -1."""
     nodes, after, units, start = work.nodes, work.after, board.units, board.start
@@ -498,7 +313,7 @@ def _next_free(board, work, node, least, tie):
         while other < start[row + 1] and units[entry] >= least:
             second = board.classes[other]
             leads_on = nodes[AT, second] != NONE or board.targets[second] - board.counts[second] >= least
-            if leads_on and nodes[RANK, second] > nodes[RANK, node] and _cost(board, entry, other) <= tie:
+            if leads_on and nodes[RANK, second] > nodes[RANK, node] and cost_of(board, entry, other) <= tie:
                 nodes[OTHER, node] = other
                 return second
             other += 1

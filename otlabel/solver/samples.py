@@ -14,6 +14,7 @@ from otlabel.sources import draw_rows
 COARSE_ROWS = 20  # rows a class in the first sample; its class masses are then off by about 1 / sqrt(20)
 FEWEST_ROWS = 4096  # a smaller sample saves no time
 GROWTH = 6  # how much larger each further sample is
+LOOK_ROWS, LOOK_ROWS_A_CLASS = 4096, 4  # of a few rows for first looks
 SAMPLE_ENTRIES = 1 << 29  # scores of the largest sample: all of it is in memory
 
 
@@ -46,3 +47,10 @@ def _restricted(problem: Problem, chosen: np.ndarray) -> Problem:
         (taken,) = problem.rows.concat("sample", weights[problem.rows.local(chosen)])
         weights = taken[rows.first : rows.stop]
     return replace(problem, rows=rows, weights=weights, sampled=np.arange(len(chosen)))
+
+
+def few_sampled(problem: Problem, rng: np.random.Generator) -> np.ndarray:
+    """A few of the rows (sorted) that samples are taken from, for first looks."""
+    n_takers = int(np.count_nonzero(problem.bounds[1]))
+    size = min(len(problem.sampled), max(LOOK_ROWS, LOOK_ROWS_A_CLASS * n_takers))
+    return problem.sampled[draw_rows(len(problem.sampled), size, rng)]

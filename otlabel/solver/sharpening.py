@@ -9,7 +9,9 @@ import numpy as np
 from otlabel import sweep
 from otlabel.monitor import Monitor
 from otlabel.problem import Problem, Solver
+from otlabel.result import Status
 from otlabel.solver.continuation import EPSILON_STEP, sharpen
+from otlabel.solver.newton import Solution
 from otlabel.solver.objective import Point
 
 EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon is tried before moving them one by one
@@ -19,8 +21,11 @@ WORTHWHILE = 0.7  # share of the excess that may be left after such a step, or i
 SHARPENING_PASSES = 24  # that all of these steps may take: what is left over is for the repair
 
 
-def near_integer(problem: Problem, solver: Solver, point: Point, monitor: Monitor) -> Point:
+def near_integer(problem: Problem, solver: Solver, solution: Solution, monitor: Monitor) -> Point:
     """Potentials whose argmax comes near the class sizes: at a large epsilon that takes a smaller one first."""
+    point = solution.point
+    if solution.status is Status.STALLED:
+        return point  # what did not get on at this epsilon would not at a smaller one
     takers = problem.bounds[1] > 0
     integer = replace(problem, rule=problem.rule.with_units(problem.n_units))
     excess = _excess(point, integer)

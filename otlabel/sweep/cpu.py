@@ -139,6 +139,48 @@ def _infinity_by_type(stored):
     return lambda stored: pattern
 
 
+def _larger(one, other):
+    """The larger of two numbers, neither of them NaN."""
+    return max(one, other)
+
+
+def _smaller(one, other):
+    """The smaller of two numbers, neither of them NaN."""
+    return min(one, other)
+
+
+def _extreme(name):
+    """A function of LLVM: unlike a comparison and a choice, a loop of it runs on all lanes of the processor."""
+
+    @intrinsic
+    def of_two(typing_context, one, other):
+        number = typing_context.unify_types(one, other)
+        llvm_type = ir.FloatType() if number == types.float32 else ir.DoubleType()
+
+        def codegen(context, builder, signature, arguments):
+            both = [context.cast(builder, *pair, number) for pair in zip(arguments, signature.args, strict=True)]
+            function_type = ir.FunctionType(llvm_type, [llvm_type, llvm_type])
+            function = builder.module.declare_intrinsic(f"llvm.{name}", [llvm_type], function_type)
+            return builder.call(function, both, fastmath=("nnan", "nsz"))
+
+        return number(one, other), codegen
+
+    return of_two
+
+
+_maxnum, _minnum = _extreme("maxnum"), _extreme("minnum")
+
+
+@overload(_larger)
+def _larger_by_type(one, other):
+    return lambda one, other: _maxnum(one, other)
+
+
+@overload(_smaller)
+def _smaller_by_type(one, other):
+    return lambda one, other: _minnum(one, other)
+
+
 # exp(x) for x <= 0: x = n ln 2 + f with |f| <= ln 2 / 2, ln 2 split so that n * LN2_HIGH is exact.
 LOG2_E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693359375, -2.121944400546905827679e-4
@@ -222,11 +264,12 @@ def sweep_block(scores, potentials, inverse_epsilon, weights, row_exponent, labe
         for k in range(n_classes):
             value = _widen(scores[i, k]) + potentials[k]
             u[k] = value
-            top = max(top, value)
+            top = _larger(top, value)
         total = np.float32(0)
         label = np.int32(n_classes - 1)
         for k in range(n_classes):
             label = min(label, np.int32(k) if u[k] == top else np.int32(n_classes - 1))
+        for k in range(n_classes):
             e = _exp((u[k] - top) * inverse_epsilon)
             u[k] = e
             total += e
@@ -268,7 +311,7 @@ def log_sum_exp_block(scores, result):
     for i in range(n_rows):
         top = np.float32(-np.inf)
         for k in range(n_classes):
-            top = max(top, scores[i, k])
+            top = _larger(top, scores[i, k])
         total = 0.0
         if top > -np.inf:
             part = np.float32(0)
@@ -289,7 +332,7 @@ def plan_block(scores, potentials, inverse_epsilon, plan):
         for k in range(n_classes):
             value = _widen(scores[i, k]) + potentials[k]
             u[k] = value
-            top = max(top, value)
+            top = _larger(top, value)
         total = np.float32(0)
         for k in range(n_classes):
             e = _exp((u[k] - top) * inverse_epsilon)
@@ -313,7 +356,7 @@ def label_block(scores, potentials, labels, best, own):
         for k in range(n_classes):
             value = np.float64(_widen(scores[i, k])) + potentials[k]
             u[k] = value
-            top = max(top, value)
+            top = _larger(top, value)
         if labels[i] < 0:
             label = np.int32(n_classes - 1)
             for k in range(n_classes):
@@ -347,7 +390,7 @@ def candidates_block(scores, potentials, labels, slack, tie):
         for k in range(n_classes):
             value = np.float64(_widen(scores[i, k])) + potentials[k]
             u[k] = value
-            top = max(top, value)
+            top = _larger(top, value)
         if labels[i] < 0 or u[labels[i]] < top - tie:
             label = np.int32(n_classes - 1)
             for k in range(n_classes):
@@ -387,8 +430,8 @@ def inspect_block(scores, multipliers, step, hashes, tops, bottoms):
             value = _widen(scores[i, k])
             largest = max(largest, _magnitude(scores[i, k]))
             u[k] = value
-            top = max(top, value)
-            bottom = min(bottom, value)
+            top = _larger(top, value)
+            bottom = _smaller(bottom, value)
         if largest >= _infinity(scores[i, 0]):  # by bits, because compiled comparisons assume that there is no NaN
             top, bottom = np.float32(-np.inf), np.float32(np.inf)
             for k in range(n_classes):
@@ -426,7 +469,7 @@ def sparse_plan_block(scores, rows, potentials, inverse_epsilon, share):
         for k in range(n_classes):
             value = _widen(scores[rows[number], k]) + potentials[k]
             u[k] = value
-            top = max(top, value)
+            top = _larger(top, value)
         total = np.float32(0)
         for k in range(n_classes):
             e = _exp((u[k] - top) * inverse_epsilon)
