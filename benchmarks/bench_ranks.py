@@ -37,19 +37,20 @@ LIMIT = timedelta(minutes=20)
 TARGET = 1.3  # times the time of one process with as many threads
 LATENCY_ROUNDS = 200
 STEPS = {  # what the plan calls a step, and under which names it is counted
-    "layout": ("layout", "first look", "settings"),
-    "spread": ("spread", "spread, digits", "spread, rows"),
+    "layout": ("layout",),
+    "spread": ("spread",),
     "hashes": ("hashes",),
     "sweep": ("sweeps",),
     "probe": ("probes",),
-    "curvature": ("curvature", "curvature, weights", "curvature, mass"),
-    "slack": ("slack",),
-    "round": ("candidates", "fixed labels"),
-    "certify": ("proof",),
-    "labels": ("labels",),
+    "curvature": ("curvature",),
+    "candidates": ("candidates",),
+    "proof": ("proof",),
     "rows sent": ("rows of shared blocks",),
 }
-COUNTED_AS = {"shards": "layout", "settings": "layout", "inspect": "layout", "extents": "layout", "look": "layout"}
+COUNTED_AS = {
+    "shards": "layout", "settings": "layout", "inspect": "layout", "extents": "layout", "look": "layout",
+    "slack": "candidates", "round": "candidates", "certify": "proof", "labels": "proof",
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- one process of a run
@@ -199,13 +200,11 @@ def measure(arguments: argparse.Namespace) -> dict:
 def planned(results: dict, n_ranks: int, first: dict) -> dict:
     """Rounds and bytes of the plan for the passes that were counted, by the names that are counted."""
     from otlabel.planning import conversation
+    from otlabel.planning.part import Part
 
-    n, k = parse_size(results["size"])
-    steps = conversation(
-        (n, k), k * np.dtype(results["dtype"]).itemsize, n_ranks,
-        solve_passes=first["solve_passes"], sample_passes=first["sample_passes"],
-        newton_steps=first["newton_steps"], repairs=first["repairs"],
-    )  # fmt: skip
+    part = Part(*parse_size(results["size"]), results["dtype"], n_ranks)
+    passes = first["solve_passes"] + first["sample_passes"]
+    steps = conversation(part, passes=passes, newton_steps=first["newton_steps"], repairs=first["repairs"])
     found = {}
     for name, parts in STEPS.items():
         own = [step for step in steps if step.name in parts]

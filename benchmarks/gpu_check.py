@@ -535,11 +535,12 @@ def time_clusters(check: Check) -> None:
     centres = features[torch.randperm(n_rows, device=plan.device, generator=generator)[:n_clusters]]
     check.keep("shape", list(plan.clusters))
     product = check.row("product", lambda: median_of(lambda: features @ centres.T, plan))
-    from otlabel.cluster import EPSILON_SHARE, PLAN_TOLERANCE, _moments
+    from otlabel.cluster.alternation import PLAN_TOLERANCE
+    from otlabel.cluster.moments import EPSILON_SHARE, moments
 
     labels = torch.randint(0, n_clusters, (n_rows,)).numpy()
     source, start = TensorSource(features), centres.cpu().numpy()
-    check.row("means", lambda: timed(lambda: _moments(RowSet(source), labels, start), plan, repeats=2)["median"])
+    check.row("means", lambda: timed(lambda: moments(RowSet(source), labels, start), plan, repeats=2)["median"])
 
     closeness, epsilon = otlabel.sources.closeness(source, start), EPSILON_SHARE * float(features.var(0).sum())
     entropic: dict[str, Any] = {"epsilon": epsilon, "tol": PLAN_TOLERANCE, "rounding": "argmax"}

@@ -35,10 +35,10 @@ import torch
 from machine import describe_machine, machine_line, table, write_json
 
 from otlabel import Assignment, FeatureStore, load_labels, sinkhorn_assign
-from otlabel.cli import main as command
-from otlabel.labels_file import Receipt, read_labels, write_labels
+from otlabel.commands.main import main as command
 from otlabel.selflabel import save_labels
 from otlabel.sources import load_array, open_scores, read_rows
+from otlabel.storage.label_files import Receipt, StoredLabels, read_labels, write_labels
 from otlabel.training.config import read_config
 
 N, K = 396, 5
@@ -120,7 +120,7 @@ def _labelled() -> tuple[Any, ...]:
 def labels_of(name: str) -> Callable[[Path], str]:
     def make(folder: Path) -> str:
         _, labels, counts, potentials, receipt = _labelled()
-        write_labels(folder / name, labels, counts, potentials, receipt)
+        write_labels(folder / name, StoredLabels(labels, counts, potentials, receipt))
         return name
 
     return make

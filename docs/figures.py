@@ -24,8 +24,10 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from otlabel import KL, Exact, balance_path, certify, demo, sinkhorn_assign
-from otlabel.files import replacing
+from otlabel import KL, Exact, balance_path, certify, sinkhorn_assign
+from otlabel.commands.demo import picture as demo
+from otlabel.commands.demo.runs import compare
+from otlabel.storage.atomic import replacing
 from otlabel.training.augment import Augmentation
 from otlabel.training.config import read_config
 from otlabel.training.run import train
@@ -232,7 +234,7 @@ def draw_demo() -> None:
     from PIL import Image
 
     image = io.BytesIO()
-    demo.draw(demo.compare()).savefig(image, format="png", dpi=DEMO_DPI)
+    demo.draw(compare()).savefig(image, format="png", dpi=DEMO_DPI)
     small = Image.open(image).convert("RGB").quantize(DEMO_COLOURS, dither=Image.Dither.NONE)
     with replacing(IMAGES / "demo.png") as file:
         small.save(file, format="png", optimize=True)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from otlabel.curation import Curated as Curated
     from otlabel.curation import curate as curate
     from otlabel.doctor import diagnose as diagnose
-    from otlabel.labels_file import read_labels as read_labels
     from otlabel.lp import lp_assign as lp_assign
     from otlabel.marginals import KL as KL
     from otlabel.marginals import Exact as Exact
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from otlabel.path import balance_path as balance_path
     from otlabel.reporting.page import report as report
     from otlabel.result import Assignment as Assignment
-    from otlabel.result import Certificate as Certificate
-    from otlabel.result import Status as Status
     from otlabel.selflabel import Argmax as Argmax
     from otlabel.selflabel import ClassUniformSampler as ClassUniformSampler
     from otlabel.selflabel import EveryEpochs as EveryEpochs
@@ -40,7 +37,10 @@ if TYPE_CHECKING:
     from otlabel.selflabel import TensorStore as TensorStore
     from otlabel.selflabel import load_labels as load_labels
     from otlabel.soft import soft_assign as soft_assign
+    from otlabel.solver.outcome import Certificate as Certificate
+    from otlabel.solver.outcome import Status as Status
     from otlabel.sources import linear_scores as linear_scores
+    from otlabel.storage.label_files import read_labels as read_labels
 
 __version__ = "0.1.0"
 
@@ -49,7 +49,7 @@ _HOMES = {
     "Argmax": "selflabel",
     "Assignment": "result",
     "BalancedKMeans": "cluster",
-    "Certificate": "result",
+    "Certificate": "solver.outcome",
     "ClassUniformSampler": "selflabel",
     "EveryEpochs": "selflabel",
     "EverySteps": "selflabel",
@@ -66,7 +66,7 @@ _HOMES = {
     "QuadraticSchedule": "selflabel",
     "Range": "marginals",
     "SelfLabeler": "selflabel",
-    "Status": "result",
+    "Status": "solver.outcome",
     "TensorStore": "selflabel",
     "balance_path": "path",
     "certify": "certificate",
@@ -76,7 +76,7 @@ _HOMES = {
     "load_labels": "selflabel",
     "lp_assign": "lp",
     "metrics": "metrics",
-    "read_labels": "labels_file",
+    "read_labels": "storage.label_files",
     "report": "reporting.page",
     "sinkhorn_assign": "assign",
     "soft_assign": "soft",

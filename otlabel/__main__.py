@@ -2,6 +2,6 @@
 
 import sys
 
-from otlabel.cli import main
+from otlabel.commands.main import main
 
 sys.exit(main())

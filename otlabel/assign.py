@@ -8,23 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from otlabel.errors import ConvergenceWarning
+from otlabel.errors import ConvergenceWarning, warn
 from otlabel.interrupts import interruptible
 from otlabel.marginals import KL, Exact, Range
-from otlabel.monitor import Monitor, observing
-from otlabel.problem import EXACT, Method, Problem, Rounding, Solver
 from otlabel.ranks.communicator import communicator_of
 from otlabel.ranks.rowset import RowSet
-from otlabel.result import Assignment, Status, like
+from otlabel.result import Assignment, like
 from otlabel.solver.continuation import solve
 from otlabel.solver.equal_rows import merge_equal_rows, unmerged
 from otlabel.solver.exact import exact_labels
+from otlabel.solver.monitor import Monitor, observing
 from otlabel.solver.objective import Point
+from otlabel.solver.outcome import Status
 from otlabel.solver.posing import pose
+from otlabel.solver.problem import EXACT, Method, Problem, Rounding, Solver, check_demand, check_solver
 from otlabel.solver.proof import certified
 from otlabel.solver.samples import draw_sampled
 from otlabel.sources import by_class, cached, open_scores, plain_names
-from otlabel.validate import check_demand, check_solver, check_vector, warn
+from otlabel.validate import check_vector
 
 FAR_BEHIND = 50.0  # times epsilon and the usual spread of potentials: who must be raised by more is wanted by no sample
 

@@ -12,15 +12,14 @@ from otlabel.interrupts import interruptible
 from otlabel.marginals import class_sizes
 from otlabel.ranks.communicator import communicator_of
 from otlabel.ranks.rowset import RowSet
-from otlabel.result import Certificate, like
-from otlabel.solver.posing import middle
+from otlabel.result import like
+from otlabel.solver.outcome import Certificate
+from otlabel.solver.posing import FAR, check_finite, middle
 from otlabel.solver.precision import TIE
+from otlabel.solver.problem import LARGEST_SCORE
 from otlabel.solver.proof import shortfall
 from otlabel.sources import by_class, by_row, class_mass_of, moved, open_scores
 from otlabel.validate import (
-    FAR,
-    LARGEST_SCORE,
-    check_finite,
     check_labels,
     check_mass,
     check_number_of_labels,

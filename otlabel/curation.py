@@ -16,6 +16,8 @@ from otlabel.interrupts import interruptible
 from otlabel.ranks.communicator import communicator_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import like
+from otlabel.solver.posing import check_finite
+from otlabel.solver.problem import LARGEST_SCORE
 from otlabel.sources import (
     Opened,
     cached,
@@ -23,7 +25,6 @@ from otlabel.sources import (
     draw_rows,
     open_scores,
 )
-from otlabel.validate import LARGEST_SCORE, check_finite
 
 ROWS, ITERATIONS = 20_000, 20  # rows that k-means finds its centres from
 PRODUCTS = 3_000_000_000  # rows x clusters x features, at most: fewer rows where that is more

@@ -1,9 +1,12 @@
-"""What can go wrong, each with its remedy. Nothing else may go in here.
+"""What can go wrong, each with its remedy, and how a warning is given. Nothing else may go in here.
 
 Every error of the library is an `OtlabelError`; each is also the built-in error a caller would expect.
 """
 
 from __future__ import annotations
+
+import sys
+import warnings
 
 
 class OtlabelError(Exception):
@@ -63,3 +66,11 @@ class FewSamplesWarning(OtlabelWarning):
 
 class SelfLabelWarning(OtlabelWarning):
     """Signs that self-labelling goes wrong: a loss that is stuck, labels that never settle, features that collapse."""
+
+
+def warn(category: type[Warning], message: str) -> None:
+    """Warn at the line that called otlabel."""
+    depth, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("otlabel."):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=depth)

@@ -11,11 +11,12 @@ import numpy as np
 from otlabel.certificate import certify
 from otlabel.errors import InfeasibleError, MissingPackageError
 from otlabel.interrupts import interruptible
-from otlabel.monitor import Monitor
-from otlabel.problem import Demand, Solver
 from otlabel.ranks.rowset import RowSet
-from otlabel.result import Assignment, Status, like
+from otlabel.result import Assignment, like
+from otlabel.solver.monitor import Monitor
+from otlabel.solver.outcome import Status
 from otlabel.solver.posing import pose
+from otlabel.solver.problem import Demand, Solver
 from otlabel.sources import class_mass_of, open_scores
 
 MAX_ITERATIONS = 10_000_000  # of the simplex; POT's own default ends early on a few thousand samples

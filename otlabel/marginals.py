@@ -13,7 +13,6 @@ Mathematics of Computation 87 (2018), section 3.
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,18 +39,6 @@ def one_number(given: Any, name: str) -> float:
     except (TypeError, ValueError, RuntimeError, OverflowError):
         kind = "" if given is None else f", of type {type(given).__name__}"
         raise ValueError(f"{name} is {given!r:.60}{kind}; pass one number") from None
-
-
-def one_whole_number(given: Any, name: str, least: int) -> int:
-    """The same of a whole number that is not below the least."""
-    try:
-        number = operator.index(given)
-    except (TypeError, ValueError, RuntimeError):  # a float may be whole all the same
-        real = one_number(given, name)
-        number = int(real) if real.is_integer() else least - 1
-    if number < least:
-        raise ValueError(f"{name} is {given}; pass a whole number, at least {least}")
-    return number
 
 
 @dataclass(frozen=True)

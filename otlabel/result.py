@@ -1,8 +1,7 @@
-"""What comes back: Assignment, Certificate and Status. Results never hold the scores."""
+"""What comes back: an Assignment. Results never hold the scores."""
 
 from __future__ import annotations
 
-import enum
 import json
 import math
 import os
@@ -12,24 +11,31 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from otlabel import sweep
 from otlabel.errors import FileFormatError, InfeasibleError, InvalidScoresError
-from otlabel.files import replacing
 from otlabel.interrupts import interruptible
 from otlabel.ranks.rowset import RowSet
-from otlabel.sources import Opened, home_of, in_order_of, open_scores, plain_names, sample_mass_of, with_column
+from otlabel.solver.outcome import Array, Certificate, Status
+from otlabel.solver.posing import check_finite
+from otlabel.sources import (
+    Opened,
+    as_array,
+    home_of,
+    in_order_of,
+    open_scores,
+    plain_names,
+    sample_mass_of,
+    with_column,
+)
 from otlabel.sources.paths import load_archive
-from otlabel.text import printable
-from otlabel.validate import check_finite, check_vector
-
-if TYPE_CHECKING:
-    import torch
-
-Array: TypeAlias = "np.ndarray | torch.Tensor"
+from otlabel.storage.atomic import replacing
+from otlabel.storage.texts import check_format
+from otlabel.text import bytes_text, printable
+from otlabel.validate import check_vector
 
 FORMAT = "otlabel.Assignment"
 FORMAT_VERSION = 2
@@ -41,90 +47,6 @@ DAMAGED = (  # what a damaged archive may raise, by where the damage is
     OverflowError,
 )  # fmt: skip
 WHOLES = ("n_sweeps", "n_readings", "bytes_read", "bytes_sent", "peak_memory", "n_samples")
-
-
-class Status(enum.Enum):
-    """How the entropic solve ended; `remedy` says what to change where something should be."""
-
-    CONVERGED = "converged"
-    MAX_SWEEPS = "max_sweeps"
-    STALLED = "stalled"
-    NOT_RUN = "not_run"
-
-    @property
-    def remedy(self) -> str:
-        """What to do about it, in one sentence."""
-        return _REMEDIES[self]
-
-
-_REMEDIES = {
-    Status.CONVERGED: "Nothing to do.",
-    Status.MAX_SWEEPS: "Raise max_sweeps, tol or epsilon; method='auto' needs far fewer sweeps than 'sinkhorn'.",
-    Status.STALLED: "More passes bring little: raise tol or epsilon, pass the scores as float64, or try for all of "
-    "max_sweeps with rounding='argmax'.",
-    Status.NOT_RUN: "No entropic plan was asked for; the labels come from the linear program.",
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Certificate:
-    """How good labels are, and a bound that no assignment with the same class sizes can pass.
-
-        value = mean_i s[i, labels_i] <= bound = mean_i max_k (s_ik + g_k) - <sizes / N, g>
-
-    Both are sums in float64, whatever the scores are stored in. A gap at rounding error proves the labels optimal.
-    Source: weak duality of the transport problem; Peyre, Cuturi, "Computational Optimal Transport" (2019), section 2.5.
-    """
-
-    value: float  # mean score of the labels
-    bound: float  # upper bound on the value of every assignment with these class sizes
-    counts: Array  # (K,) int64: class sizes of the labels
-    gap: float = math.nan  # bound - value, as the mean of differences; NaN stands for that difference itself
-    rounding: float = math.nan  # how much of the gap float64 may have rounded, row by row; NaN: not known
-    size_error: float = 0.0  # share of the mass that would have to move for the sizes to be those of the bound
-
-    def __post_init__(self) -> None:
-        if math.isnan(self.gap):
-            object.__setattr__(self, "gap", self.bound - self.value)
-
-    @property
-    def relative_gap(self) -> float:
-        """The gap relative to the size of the value, which constants in rows change; `proven` does not go by it."""
-        return self.gap / max(abs(self.value), float(np.finfo(np.float64).tiny))
-
-    @property
-    def proven(self) -> bool:
-        """Whether the labels have the sizes that the bound is for, and the gap is nothing but rounding.
-
-        `rounding` is what of the gap is below 64 times the rounding of the numbers that are added in its row, less what
-        a whole row has in common: no constant in a row changes it, what is large in other rows does not count, and it
-        is so small that nothing to be won is taken for it. Where it is not known, only a gap of exactly zero will do.
-        """
-        return not self.size_error and abs(self.gap) <= (self.rounding if self.rounding > 0 else 0.0)
-
-    @property
-    def verdict(self) -> str:
-        """What the gap says, in words."""
-        if self.proven:
-            return "rounding error: proven optimal"
-        if math.isinf(self.gap):
-            return "some labels are on forbidden pairs"
-        off = f"sizes are off by {self.size_error:.2%} of the mass" if self.size_error else ""
-        if self.gap < 0:
-            return f"{off or 'sizes are not those asked for'}, so this is no proof"
-        return "at most this much better is possible" + (f"; {off}" if off else "")
-
-    def summary(self) -> str:
-        """A few lines for people, at most 80 columns."""
-        sizes = _to_numpy(self.counts)
-        return "\n".join(
-            (
-                f"labels    {sizes.sum():,} samples in {len(sizes):,} classes of {_range_text(sizes)}",
-                f"value     {self.value:.9g} (mean score a sample)",
-                f"bound     {self.bound:.9g} (no labels with these class sizes exceed it)",
-                f"gap       {self.gap:.1e} ({self.verdict})",
-            )
-        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -191,7 +113,7 @@ class Assignment:
             InfeasibleError: a sample that is allowed no class, or only such as are to stay empty (potential -inf),
                 where none may stay unlabelled.
         """
-        return predict(scores, _to_numpy(self.potentials), self.threshold, self.class_names)
+        return predict(scores, as_array(self.potentials), self.threshold, self.class_names)
 
     @interruptible
     def plan(self, scores: Any, *, sample_mass: Any = None) -> Array:
@@ -262,7 +184,7 @@ class Assignment:
 
     def _choices(self, opened: Opened) -> tuple[RowSet, np.ndarray]:
         """Scores and plan potentials of all that a sample may choose from: after the classes, staying unlabelled."""
-        g = _to_numpy(self.plan_potentials)
+        g = as_array(self.plan_potentials)
         if self.plan_threshold == -math.inf:
             return RowSet(opened.stripped if math.isinf(self.sample_rho) else opened), g
         return RowSet(opened).over(with_column(opened)), np.append(g, self.plan_threshold)
@@ -281,7 +203,7 @@ class Assignment:
         if self.class_names is not None:
             header["class_names"] = list(self.class_names)
         header["status"] = self.status.value
-        arrays: dict[str, Any] = {name: _to_numpy(getattr(self, name)) for name in ARRAYS}
+        arrays: dict[str, Any] = {name: as_array(getattr(self, name)) for name in ARRAYS}
         with replacing(path) as file:  # numbers and a text, never pickled; NumPy 1 would store allow_pickle as an array
             np.savez(file, header=np.array(json.dumps(header)), **arrays)
 
@@ -299,8 +221,7 @@ class Assignment:
             stored = load_archive(Path(path))
             header = json.loads(str(stored["header"]))
             arrays: dict[str, Any] = {name: stored[name] for name in ARRAYS}
-            if (header.pop("format"), header.pop("version")) != (FORMAT, FORMAT_VERSION):
-                raise ValueError(f"it is no {FORMAT} of version {FORMAT_VERSION}")
+            check_format((header.pop("format"), header.pop("version")), FORMAT, FORMAT_VERSION)
             header["status"] = Status(header["status"])
             header["history"] = tuple(map(dict, header["history"]))
             header["notes"] = _texts(header["notes"])
@@ -325,7 +246,7 @@ class Assignment:
 
     def summary(self) -> str:
         """What came out, in a few lines of at most 80 columns."""
-        sizes = _to_numpy(self.counts)
+        sizes = as_array(self.counts)
         lines = self.proof.summary().split("\n")
         n_samples = self.n_samples or len(self.labels)
         if unlabelled := n_samples - int(sizes.sum()):
@@ -424,21 +345,3 @@ def _check_arrays(arrays: dict[str, np.ndarray], *, is_part: bool) -> None:
         raise ValueError(f"labels are not from 0 to {n_classes - 1}, or -1")
     if not is_part and not np.array_equal(np.bincount(labels[labels >= 0], minlength=n_classes), counts):
         raise ValueError("counts are not those of the labels")
-
-
-def _to_numpy(array: Array) -> np.ndarray:
-    return array if isinstance(array, np.ndarray) else array.cpu().numpy()
-
-
-def _range_text(sizes: np.ndarray) -> str:
-    low, high = sizes.min(), sizes.max()
-    return f"{low:,} each" if low == high else f"{low:,} to {high:,}"
-
-
-def bytes_text(number: float) -> str:
-    """A number of bytes with three digits."""
-    units = ["bytes", "kB", "MB", "GB", "TB"]
-    while number >= 1000 and len(units) > 1:
-        number /= 1000
-        units.pop(0)
-    return f"{number:.3g} {units[0]}"

@@ -1,71 +1,21 @@
-"""What came in, looked at once: settings, scores, masses, labels. Everything inside may then trust them."""
+"""Masses, labels and potentials that came in, looked at once: everything inside may then trust them."""
 
 from __future__ import annotations
 
-import math
-import sys
-import warnings
 from typing import Any
 
 import numpy as np
 
-from otlabel import sweep
 from otlabel.errors import (
     InvalidMassError,
-    InvalidScoresError,
 )
 from otlabel.marginals import (
-    KL,
     MASS_TOLERANCE,
     MASS_UNITS,
-    Exact,
-    Range,
     class_shares,
     class_sizes,
-    one_number,
-    one_whole_number,
 )
-from otlabel.problem import Demand, Method, Rounding, Solver
-from otlabel.ranks.rowset import RowSet
-from otlabel.sources import Opened, as_array, by_class, class_mass_of, sample_mass_of
-
-FAR = 1e3  # times the usual spread of a row: scores as large hide from sums what tells classes apart
-LARGEST_SCORE, LEAST_EPSILON = 1e200, 1e-200  # sums and quotients of what lies between are numbers
-
-
-def check_solver(epsilon: Any, rounding: Rounding, tol: Any, max_sweeps: Any, method: Method, seed: Any) -> Solver:
-    """The settings as plain numbers, once each is seen to make sense."""
-    epsilon, tol = one_number(epsilon, "epsilon"), one_number(tol, "tol")
-    for name, number in (("epsilon", epsilon), ("tol", tol)):
-        if not (math.isfinite(number) and number > 0):
-            raise ValueError(f"{name} is {number}; it must be a positive number")
-    if not LEAST_EPSILON <= epsilon <= LARGEST_SCORE:
-        raise ValueError(f"epsilon is {epsilon:g}; beyond {LEAST_EPSILON:g} to {LARGEST_SCORE:g} sums are no numbers")
-    for name, value, choices in (("rounding", rounding, ("exact", "argmax")), ("method", method, ("auto", "sinkhorn"))):
-        if str(value) not in choices:
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
-    max_sweeps, seed = one_whole_number(max_sweeps, "max_sweeps", 1), one_whole_number(seed, "seed", 0)
-    return Solver(epsilon, rounding, tol, max_sweeps, method, seed)
-
-
-def check_demand(
-    scores: Opened, class_mass: Any, sample_mass: Any, classes: Exact | KL | Range, samples: Exact | KL, abstain: Any
-) -> Demand:
-    """What is asked for, with names put in the order of the classes and rows; sums are looked at when it is posed."""
-    abstain = one_number(abstain, "abstain")
-    if not isinstance(samples, (Exact, KL)):
-        raise TypeError(f"samples is {samples!r}; pass Exact() or KL(rho)")
-    if not 0 <= abstain < 1:
-        raise ValueError(f"abstain is {abstain}; pass the share of samples to leave unlabelled, from 0 to below 1")
-    mass, of_samples = class_mass_of(class_mass, scores), sample_mass_of(sample_mass, scores)
-    if isinstance(classes, Range):
-        n_classes, names = scores.shape[1], scores.class_names
-        lo, hi = (
-            by_class(bound, n_classes, names, f"Range: {name}", InvalidMassError)
-            for name, bound in (("lo", classes.lo), ("hi", classes.hi))
-        )
-        classes = Range(lo, hi)
-    return Demand(mass, of_samples, classes, samples, abstain)
+from otlabel.sources import as_array
 
 
 def check_sample_mass(sample_mass: Any, n_rows: int) -> tuple[np.ndarray | None, int]:
@@ -89,25 +39,6 @@ def check_sample_mass(sample_mass: Any, n_rows: int) -> tuple[np.ndarray | None,
     if whole:
         return mass, int(given.sum())
     return class_sizes(mass / mass.sum(), MASS_UNITS).astype(np.float64), MASS_UNITS
-
-
-def check_finite(rows: RowSet, inspection: sweep.Inspection, what: str = "scores") -> None:
-    """Raise InvalidScoresError that names the first NaN or +inf, if there is one."""
-    if not inspection.n_bad:
-        return
-    rows, found = rows.fine, ""
-    for (start, _), values in rows.blocks([span] for span in rows.fine.spans):
-        bad = np.isnan(values) | (values == np.inf)
-        if bad.any():
-            row, cls = np.argwhere(bad)[0]
-            column = "class" if what == "scores" else "column"
-            found = f"{rows.opened.place(start + int(row))}, {column} {cls} ({values[row, cls]})"
-            break
-    where = rows.communicator.first_text("bad scores", found)
-    remedy = "mend them, or use -inf to forbid a pair" if what == "scores" else "mend them, or leave these rows out"
-    raise InvalidScoresError(
-        f"{inspection.n_bad} of {rows.n_rows * rows.shape[1]} {what} are NaN or +inf, the first at {where}; {remedy}"
-    )
 
 
 def check_mass(class_mass: Any, n_rows: int, n_classes: int) -> np.ndarray:
@@ -169,11 +100,3 @@ def check_vector(values: Any, n_classes: int, name: str) -> np.ndarray:
             f"{name} is {vector[bad[0]]} for class {bad[0]} ({len(bad)} such classes); none may be NaN or +inf"
         )
     return vector
-
-
-def warn(category: type[Warning], message: str) -> None:
-    """Warn at the line that called otlabel."""
-    depth, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("otlabel."):
-        depth, frame = depth + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=depth)

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import Ran
 from hypothesis import settings
 from threadpoolctl import threadpool_limits
+
+from otlabel.commands.main import main
 
 settings.register_profile("otlabel", deadline=None, derandomize=True, database=None, max_examples=30)
 settings.load_profile("otlabel")
@@ -40,6 +43,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_further_seed_of_card(item: pytest.Item) -> bool:
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     return parameters.get("device") == "cuda" and parameters.get("seed", 0) != 0
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """A function that runs the command in this process."""
+
+    def run(*argv: Any) -> Ran:
+        capsys.readouterr()
+        code = main([str(word) for word in argv])
+        return Ran(code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

@@ -9,37 +9,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from command import Ran
 from oracles import hungarian_labels
 
 import otlabel
 from otlabel import KL, Assignment, Exact, Range, read_labels, sinkhorn_assign
-from otlabel.cli import build_parser, main
+from otlabel.commands.main import build_parser
 
 N_SAMPLES, N_CLASSES = 40, 4
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    """A function that runs the command in this process."""
-
-    def run(*argv: Any) -> Ran:
-        capsys.readouterr()
-        code = main([str(word) for word in argv])
-        return Ran(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
@@ -421,14 +404,14 @@ def test_full_disk_keeps_the_old_labels(run, file, monkeypatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("otlabel.cli.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     assert_refused(run("assign", file, "-o", labels, "--force"), os.strerror(errno.ENOSPC), code=1)
     assert labels.read_bytes() == b"precious"
     assert_only(file.parent, "labels.npy", "scores.npy")
 
 
 def test_too_small_a_disk_is_noticed_before_solving(run, file, monkeypatch) -> None:
-    monkeypatch.setattr("otlabel.cli.shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
     monkeypatch.setattr(otlabel, "sinkhorn_assign", lambda *_, **__: pytest.fail("solved first"))
     ran = run("assign", file, "-o", file.with_name("labels.npy"))
     assert_refused(ran, "labels.npy needs 448 bytes", "100 free", code=1)
@@ -454,7 +437,7 @@ def test_module_and_command_are_one(file) -> None:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = "import sys; from otlabel.cli import main; main(['--help']); print('LOADED', *sys.modules)"
+    code = "import sys; from otlabel.commands.main import main; main(['--help']); print('LOADED', *sys.modules)"
     ran = python("-c", code)
     assert "assign" in ran.stdout
     loaded = ran.stdout.partition("LOADED")[2].split()

@@ -21,7 +21,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import otlabel
-from otlabel import BalancedKMeans, cluster
+from otlabel import BalancedKMeans
+from otlabel.cluster import alternation, estimator
 from otlabel.errors import InvalidScoresError
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
@@ -269,12 +270,12 @@ def test_a_file_is_read_once_where_memory_holds_it(tmp_path: Path, monkeypatch: 
     x = points(3000, 6)
     np.save(tmp_path / "x.npy", x)
     opened = []
-    monkeypatch.setattr(cluster, "cached", lambda source: opened.append(cluster_keep(source)) or opened[-1])
+    monkeypatch.setattr(estimator, "cached", lambda source: opened.append(cluster_keep(source)) or opened[-1])
     BalancedKMeans(3, init=x[:3]).fit(tmp_path / "x.npy")
     assert x.nbytes <= opened[0].bytes_read < 1.1 * x.nbytes
 
 
-cluster_keep = cluster.cached
+cluster_keep = estimator.cached
 
 
 def test_bfloat16() -> None:
@@ -289,7 +290,7 @@ def test_bfloat16() -> None:
 
 def test_a_warm_start_takes_fewer_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     passes: dict[bool, list[int]] = {True: [], False: []}
-    original = cluster.sinkhorn_assign
+    original = alternation.sinkhorn_assign
 
     def watched(scores, **options):
         result = original(scores, **options)
@@ -298,7 +299,7 @@ def test_a_warm_start_takes_fewer_passes(monkeypatch: pytest.MonkeyPatch) -> Non
             passes[False].append(len(original(scores, **(options | {"init": None})).history))
         return result
 
-    monkeypatch.setattr(cluster, "sinkhorn_assign", watched)
+    monkeypatch.setattr(alternation, "sinkhorn_assign", watched)
     BalancedKMeans(40, max_iter=10, tol=0, random_state=0).fit(points(8000, 8))
     assert len(passes[True]) == 10
     warm, cold = (sum(passes[is_warm][2:]) for is_warm in (True, False))  # centres drawn at random move far at first

@@ -15,7 +15,7 @@ from scipy.spatial.distance import cdist
 pytest.importorskip("sklearn")
 
 from otlabel import BalancedKMeans, certify, read_labels
-from otlabel.cli import build_parser, main
+from otlabel.commands.main import build_parser, main
 
 N, D, K = 300, 5, 7
 
@@ -126,7 +126,8 @@ def test_features_that_are_not_finite_are_told_by_their_place(features: np.ndarr
 
 
 def test_without_scikit_learn_it_says_what_to_install(features: np.ndarray, monkeypatch, capsys) -> None:
-    monkeypatch.delitem(sys.modules, "otlabel.cluster", raising=False)
+    for name in ("otlabel.cluster", "otlabel.cluster.estimator"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
     assert cluster("-o", "labels.h5") == 1
     assert 'pip install "otlabel[cluster]"' in capsys.readouterr().err

@@ -18,7 +18,7 @@ pytest.importorskip("sklearn")
 from sklearn.metrics import pairwise_distances_argmin
 
 from otlabel import curate, curation
-from otlabel.cli import main
+from otlabel.commands.main import main
 from otlabel.errors import InvalidScoresError, MissingPackageError
 from otlabel.ranks.rowset import RowSet
 from otlabel.sources import open_scores

@@ -19,8 +19,10 @@ pytest.importorskip("matplotlib")
 from matplotlib.image import imread
 from sklearn.metrics import normalized_mutual_info_score
 
-from otlabel import demo
-from otlabel.cli import main
+from otlabel.commands import demo
+from otlabel.commands.demo import runs
+from otlabel.commands.demo.words import conclusion, table
+from otlabel.commands.main import main
 from otlabel.errors import MissingPackageError
 from otlabel.training import config
 from otlabel.training.config import read_config
@@ -31,14 +33,14 @@ EPOCHS = 10  # a third of the recipe's; the order of the methods is the same
 
 
 class Run(NamedTuple):
-    findings: demo.Findings
+    findings: runs.Findings
     folder: Path
     printed: str
 
 
-def in_few_epochs(seed: int, self_labelled: Callable[[int], demo.Labelled] = demo.self_labelled) -> demo.Labelled:
+def in_few_epochs(seed: int, self_labelled: Callable[[int], runs.Labelled] = runs.self_labelled) -> runs.Labelled:
     """What a process of the demo calls."""
-    recipe = read_config(demo.RECIPE)
+    recipe = read_config(runs.RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             config, "read_config", lambda name: recipe.with_values(train__epochs=EPOCHS, labels__n_relabels=2 * EPOCHS)
@@ -51,9 +53,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("demo") / "otlabel-demo"
     printed: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "SEEDS", range(2))
-        patch.setattr(demo, "self_labelled", in_few_epochs)
-        patch.setattr(demo, "_clothes", lambda: None)  # as where it is not installed
+        patch.setattr(runs, "SEEDS", range(2))
+        patch.setattr(runs, "self_labelled", in_few_epochs)
+        patch.setattr(runs, "_clothes", lambda: None)  # as where it is not installed
         return Run(demo.run_demo(folder, echo=printed.append), folder, "\n".join(printed))
 
 
@@ -79,7 +81,7 @@ def test_report_tells_of_the_same_labels(run: Run) -> None:
 
 
 def test_labels_are_better_than_those_of_k_means(run: Run) -> None:
-    k_means, own = (run.findings.runs[method] for method in demo.METHODS)
+    k_means, own = (run.findings.runs[method] for method in runs.METHODS)
     for measure in ("nmi", "accuracy"):
         assert np.mean([getattr(one, measure) for one in own]) > np.mean([getattr(one, measure) for one in k_means])
     assert own[0].course[-1] == (own[0].nmi, own[0].accuracy)
@@ -91,7 +93,7 @@ def test_measures_are_right(run: Run) -> None:
     assert truth is not None
     for one in [*run.findings.runs["self-labelled"], *run.findings.runs["k-means on pixels"]]:
         assert one.nmi == pytest.approx(normalized_mutual_info_score(truth, one.labels), abs=1e-9)
-        names = demo.name_classes(one.labels, truth.numpy())
+        names = runs.name_classes(one.labels, truth.numpy())
         assert sorted(names) == list(range(10))
         assert one.accuracy == pytest.approx((names[one.labels] == truth.numpy()).mean())
 
@@ -110,7 +112,7 @@ def test_printed_lines_fit_a_terminal(run: Run) -> None:
 
 def test_page_and_terminal_show_the_same(run: Run) -> None:
     page = (run.folder / "summary.md").read_text()
-    for text in (demo.table(run.findings), demo.conclusion(run.findings)):
+    for text in (table(run.findings), conclusion(run.findings)):
         assert text in page
         assert text in run.printed
     for one in run.findings.runs["self-labelled"]:
@@ -120,7 +122,7 @@ def test_page_and_terminal_show_the_same(run: Run) -> None:
 @pytest.mark.parametrize(("accuracy", "words"), [(0.9, "above k-means"), (0.1, "below k-means")])
 def test_closing_words_follow_the_figures(run: Run, accuracy: float, words: str) -> None:
     own = [replace(one, accuracy=accuracy) for one in run.findings.runs["self-labelled"]]
-    told = demo.conclusion(replace(run.findings, runs=run.findings.runs | {"self-labelled": own}))
+    told = conclusion(replace(run.findings, runs=run.findings.runs | {"self-labelled": own}))
     assert words in told
     assert f"{2 if accuracy > 0.5 else 0} of 2 seeds beat" in " ".join(told.split())
 
@@ -134,12 +136,12 @@ def test_words_on_quality_warnings_and_other_data(run: Run) -> None:
         )
     ]  # fmt: skip
     findings = replace(run.findings, runs=run.findings.runs | {"self-labelled": own})
-    told = " ".join(demo.conclusion(findings).split())
+    told = " ".join(conclusion(findings).split())
     assert "0.31 to 0.42 here. The run that it prefers has accuracy 0.93, the one that it likes least 0.84." in told
     assert 'warned in 1 of 2 runs, with seed 1: "labels have stopped changing".' in told
     assert "dataset-fashion-mnist" in told
     clothes = (replace(own[0], accuracy=0.51, nmi=0.5), replace(own[1], accuracy=0.62, nmi=0.6, quality=0.66))
-    lines = demo.conclusion(replace(findings, clothes=clothes))
+    lines = conclusion(replace(findings, clothes=clothes))
     assert max(map(len, lines.splitlines())) <= 80
     told = " ".join(lines.split())
     assert "reach accuracy 0.62 and NMI 0.60; k-means 0.51 and 0.50; quality is 0.66." in told
@@ -149,7 +151,7 @@ def test_words_on_quality_warnings_and_other_data(run: Run) -> None:
 def test_a_second_data_set_is_used_where_there_is_one(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("OTLABEL_DATA", str(tmp_path))
     monkeypatch.setattr("otlabel.training.data.FASHION_FOLDER", tmp_path)
-    assert demo._clothes() is None
+    assert runs._clothes() is None
     rng = np.random.default_rng(0)
     (tmp_path / "fashion-mnist").mkdir()
     for part, n in (("train", 60), ("t10k", 10)):
@@ -158,9 +160,9 @@ def test_a_second_data_set_is_used_where_there_is_one(monkeypatch: Any, tmp_path
             header = struct.pack(">BBBB", 0, 0, 8, len(shape)) + struct.pack(f">{len(shape)}I", *shape)
             path = tmp_path / "fashion-mnist" / f"{part}-{kind}-ubyte.gz"
             path.write_bytes(gzip.compress(header + values.tobytes()))
-    monkeypatch.setattr(demo, "N_CLOTHES", 40)
-    monkeypatch.setattr(demo, "CLOTHES_EPOCHS", 1)
-    found = demo.clothes_labelled()
+    monkeypatch.setattr(runs, "N_CLOTHES", 40)
+    monkeypatch.setattr(runs, "CLOTHES_EPOCHS", 1)
+    found = runs.clothes_labelled()
     assert found.labels.shape == (40,)
     np.testing.assert_array_equal(found.sizes, np.full(10, 4))
     assert found.quality is not None
@@ -171,14 +173,14 @@ def test_classes_get_the_naming_that_is_right_most_often() -> None:
     truth, names = rng.integers(0, 10, 500), rng.permutation(10)
     labels = np.argsort(names)[truth]
     labels[:100] = rng.integers(0, 10, 100)
-    np.testing.assert_array_equal(demo.name_classes(labels, truth), names)
+    np.testing.assert_array_equal(runs.name_classes(labels, truth), names)
 
 
 def test_second_run_renews_the_files(run: Run, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     for name in demo.FILES:
         (tmp_path / name).write_bytes((run.folder / name).read_bytes())
     (tmp_path / "labels.npy").write_bytes(b"old")
-    monkeypatch.setattr(demo, "compare", lambda: run.findings)
+    monkeypatch.setattr(runs, "compare", lambda: run.findings)
     assert main(["demo", "-o", str(tmp_path)]) == 0
     assert np.load(tmp_path / "labels.npy").shape == (N_SAMPLES,)
     assert "| k-means on pixels " in capsys.readouterr().out

@@ -348,15 +348,15 @@ def test_moments_of_clusters_are_summed_where_the_rows_are(
 ) -> None:
     """Far from zero, in chunks, with a cluster of no rows: what NumPy gives in float64, the same bits each time."""
     pytest.importorskip("sklearn")
-    from otlabel import cluster
+    from otlabel.cluster import moments
 
-    monkeypatch.setattr(cluster, "DEVICE_ENTRIES", 100)
+    monkeypatch.setattr(moments, "DEVICE_ENTRIES", 100)
     rows = 1000 + drawn((211, 5), "float16")
     centres = 1000 + drawn((n_clusters + 1, 5), "float32", seed=3).numpy()
     labels = np.random.default_rng(0).integers(0, n_clusters, 211).astype(np.int32)
     source = TensorSource(rows) if kind == "whole" else streamed(rows)
     monkeypatch.setattr(RowSet, "blocks", None)  # which brings rows to the host
-    first, second = (cluster._moments(RowSet(source), labels, centres) for _ in range(2))
+    first, second = (moments.moments(RowSet(source), labels, centres) for _ in range(2))
     differences = rows.double().numpy() - centres[labels].astype(np.float64)
     sums = np.stack([differences[labels == k].sum(0) for k in range(n_clusters + 1)])
     np.testing.assert_allclose(first[0], sums, rtol=0, atol=1e-10)

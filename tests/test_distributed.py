@@ -235,7 +235,7 @@ def run_case(name: str, folder: Path, rank: int, n_ranks: int) -> dict[str, Any]
         return {"error": f"{type(error).__name__}: {error}", "seconds": time.monotonic() - started}
     finally:
         patch.undo()
-    states = [{key: value.tolist() for key, value in state.items()} for state in labeler._states]
+    states = [{key: value.tolist() for key, value in state.items()} for state in labeler._state.states]
     weights = [weight.tolist() for weight in inner.parameters()]
     return {
         "labels": labeler.labels.tolist(), "weights": weights, "states": states, "history": labeler.history,

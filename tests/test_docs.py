@@ -31,8 +31,9 @@ from scipy.sparse import csr_array
 
 import otlabel
 from otlabel import errors
-from otlabel.cli import build_parser
-from otlabel.files import Output, check_outputs, working_in
+from otlabel.commands.main import build_parser
+from otlabel.storage.atomic import working_in
+from otlabel.storage.outputs import Output, check_outputs
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -82,7 +83,7 @@ def run(page: Path) -> Iterator[Shown]:
 
 def output_of(command: str) -> str:
     """What `otlabel ...` prints in a terminal of 80 columns."""
-    from otlabel.cli import main
+    from otlabel.commands.main import main
 
     program, *arguments = shlex.split(command.replace("\\\n", " "))
     assert program == "otlabel", command

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from command import Ran
 from oracles import hungarian_labels
 from problems import KINDS, clusters, draw, normal
 from scipy.special import log_softmax, softmax
 
 import otlabel
 from otlabel import sinkhorn_assign
-from otlabel.cli import main
 from otlabel.doctor import Diagnosis, diagnose
 from otlabel.errors import InvalidMassError, InvalidScoresError, MissingPackageError
 
@@ -60,6 +62,29 @@ def test_nothing_usable_is_still_a_diagnosis() -> None:
     assert (found.n_nan, found.n_bad_rows, found.epsilon, found.argmax_sizes) == (12, 4, None, ())
     assert found.severity == "problem"
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+PROBABLE = softmax(3 * np.random.default_rng(0).normal(size=(200, 5)), 1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "alike"),
+    [
+        (PROBABLE, True),
+        (PROBABLE.astype(np.float16), True),
+        ((0.97 * PROBABLE).astype(np.float16), False),  # by more than halves round
+        (PROBABLE / 2, False),
+        (np.eye(5)[PROBABLE.argmax(1)], False),  # votes
+        (np.log(PROBABLE), False),
+    ],
+    ids=["float64", "float16", "float16 off", "half of it", "votes", "logarithms"],
+)
+def test_the_doctor_and_assign_know_probabilities_alike(scores: np.ndarray, alike: bool) -> None:
+    assert (diagnose(scores).kind == "probabilities") == alike
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        sinkhorn_assign(scores)
+    assert any("like probabilities" in str(one.message) for one in told) == alike
 
 
 def test_no_possible_balance_is_a_finding(rng) -> None:
@@ -189,7 +214,7 @@ def test_cost_for_given_class_sizes(rng) -> None:
 def test_large_matrices_are_assessed_on_a_stated_sample(rng, monkeypatch) -> None:
     scores = clusters(rng, 6000, 10)
     whole = diagnose(scores)
-    monkeypatch.setattr("otlabel.doctor.ASSESSED_ENTRIES", 20_000)
+    monkeypatch.setattr("otlabel.doctor.looking.ASSESSED_ENTRIES", 20_000)
     sampled = diagnose(scores)
     assert (whole.n_assessed, sampled.n_assessed) == (6000, 2000)
     assert "random sample of 2,000 rows" in " ".join(sampled.summary().split())
@@ -265,22 +290,10 @@ def test_what_is_no_matrix_is_refused(rng) -> None:
 # ---- the command ----
 
 
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
+def run(run: Callable[..., Ran]) -> Callable[..., Ran]:
     """A function that runs `otlabel doctor` in this process."""
-
-    def run(*argv: Any) -> Ran:
-        capsys.readouterr()
-        code = main(["doctor", *map(str, argv)])
-        return Ran(code, *capsys.readouterr())
-
-    return run
+    return functools.partial(run, "doctor")
 
 
 @pytest.fixture

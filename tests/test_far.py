@@ -20,7 +20,7 @@ from otlabel import BalancedKMeans, certify, curate, linear_scores, lp_assign, s
 from otlabel.curation import nearest
 from otlabel.errors import InvalidScoresError
 from otlabel.reporting.summary import _closeness
-from otlabel.selflabel.labelings import whitened
+from otlabel.selflabel.methods import whitened
 from otlabel.sources import LinearScores, as_array, closeness, open_scores, read_rows, unit_rows
 from otlabel.sources.device import on_device
 

@@ -19,12 +19,14 @@ import numpy as np
 import pytest
 
 import otlabel
-from otlabel import Assignment, FeatureStore, cli, sinkhorn_assign
-from otlabel.cli import main
+from otlabel import Assignment, FeatureStore, sinkhorn_assign
+from otlabel.commands import assign
+from otlabel.commands.main import main
 from otlabel.errors import OtlabelError
-from otlabel.files import LOCK, check_apart, destination, replacing, save_array, working_in
-from otlabel.labels_file import read_labels, write_labels
-from otlabel.selflabel.labels import save_labels
+from otlabel.selflabel.stores.head_labels import save_labels
+from otlabel.storage.atomic import LOCK, destination, replacing, save_array, working_in
+from otlabel.storage.label_files import StoredLabels, read_labels, write_labels
+from otlabel.storage.outputs import check_apart
 
 N, K = 60, 4
 
@@ -51,7 +53,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     result.save("result.npz")
     with h5py.File("s.h5", "w") as file:
         file["a"], file["b"] = scores, scores
-    write_labels(Path("labels.h5"), result.labels, result.counts, result.potentials)
+    write_labels(Path("labels.h5"), StoredLabels(result.labels, result.counts, result.potentials))
     for part in range(2):
         np.save(f"s-{part}.npy", scores[part::2])
     Path("words.html").write_text("word\n" * N)
@@ -152,9 +154,9 @@ def test_a_checkpoint_takes_no_other_files_place(place: Path, capsys: Any, kind:
 
 
 def test_a_checkpoint_of_our_own_is_gone_on_from(place: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(assign, "CHECKPOINT_SECONDS", -1.0)
     kept = []
-    monkeypatch.setattr(cli, "save_array", lambda path, array: kept.append(array))
+    monkeypatch.setattr(assign, "save_array", lambda path, array: kept.append(array))
     assert main(shlex.split("assign s.npy -o first.npy --checkpoint at.npy --tol 1e-6")) == 0
     save_array("at.npy", kept[-1])
     assert np.load("at.npy").shape == (K,)
@@ -205,8 +207,8 @@ def store(path: Path) -> None:
 
 LABELS = np.arange(N) % K
 WRITERS: dict[str, Callable[[Path], Any]] = {
-    "l.npy": lambda path: write_labels(path, LABELS, np.bincount(LABELS), np.zeros(K)),
-    "l.h5": lambda path: write_labels(path, LABELS, np.bincount(LABELS), np.zeros(K)),
+    "l.npy": lambda path: write_labels(path, StoredLabels(LABELS, np.bincount(LABELS), np.zeros(K))),
+    "l.h5": lambda path: write_labels(path, StoredLabels(LABELS, np.bincount(LABELS), np.zeros(K))),
     "heads.h5": lambda path: save_labels(path, LABELS[None], [K]),
     "result.npz": lambda path: sinkhorn_assign(np.eye(8, 2)).save(path),
     "at.npy": lambda path: save_array(path, np.zeros(K)),
@@ -326,17 +328,17 @@ def test_an_interrupt_at_any_moment_leaves_nothing(tmp_path: Path) -> None:
 
 
 WAITING = """
-import signal, sys, time, otlabel.cli
+import signal, sys, time, otlabel.commands.main
 for number in (signal.SIGTERM, signal.SIGHUP):  # that these tests were started to ignore, as by nohup
     signal.signal(number, signal.SIG_DFL)
-from otlabel.files import replacing, working_in
+from otlabel.storage.atomic import replacing, working_in
 def wait(arguments):
     with working_in(arguments.output), replacing(arguments.output / "labels.npy") as file:
         file.write(b"half")
         print("ready", flush=True)
         time.sleep(60)
-otlabel.cli._demo = wait
-sys.exit(otlabel.cli.main(["demo", "-o", sys.argv[1]]))
+otlabel.commands.demo.run = wait
+sys.exit(otlabel.commands.main.main(["demo", "-o", sys.argv[1]]))
 """
 
 
@@ -371,7 +373,7 @@ def test_signals_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
     def own(*_: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("otlabel.cli._demo", look)
+    monkeypatch.setattr("otlabel.commands.demo.run", look)
     usual = {
         signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_IGN),
         signal.SIGTERM: signal.signal(signal.SIGTERM, own),

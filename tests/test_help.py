@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from otlabel import sinkhorn_assign
-from otlabel.cli import build_parser, main
+from otlabel.commands.main import build_parser, main
 
 pytest.importorskip("sklearn")
 pytest.importorskip("jinja2")

@@ -22,6 +22,8 @@ from sklearn.preprocessing import StandardScaler, normalize
 
 from otlabel import metrics
 from otlabel.errors import InvalidScoresError
+from otlabel.metrics import neighbours, table
+from otlabel.metrics.probe import L2_GRID
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -143,7 +145,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     truth, labels = rng.integers(-1, 20, 1000), rng.choice([5, -1, 10**9, 7], 1000)
     truth[:100] = -1  # whole chunks without a label
     whole, entropy = metrics.compare(truth, labels), metrics.class_entropy(truth, labels).entropy
-    monkeypatch.setattr(metrics, "CHUNK", 17)
+    monkeypatch.setattr(table, "CHUNK", 17)
     assert metrics.compare(truth, labels) == whole
     np.testing.assert_array_equal(metrics.class_entropy(truth, labels).entropy, entropy)
 
@@ -171,7 +173,7 @@ def test_memory_does_not_grow_with_the_samples() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found["n_samples"] == 2_000_000
-    assert peak < 64 * metrics.CHUNK  # 64 bytes a sample of one chunk, the 300,000 pairs included
+    assert peak < 64 * table.CHUNK  # 64 bytes a sample of one chunk, the 300,000 pairs included
 
 
 def test_pairs_of_many_samples_do_not_overflow() -> None:
@@ -251,14 +253,14 @@ def test_blocks_of_neighbours_change_nothing(monkeypatch: pytest.MonkeyPatch) ->
     x, y, new, _ = points(5)
     y[::3] = -1
     expected = plain_knn(x[y != -1], y[y != -1], new, 20, 0.1)
-    monkeypatch.setattr(metrics, "TRAIN_ROWS", 7)
+    monkeypatch.setattr(neighbours, "TRAIN_ROWS", 7)
     np.testing.assert_array_equal(metrics.knn_predict(x, y, new, k=20, batch=3), expected)
 
 
 @pytest.mark.parametrize("rows", [2, 3, 100])
 def test_the_first_of_equally_near_rows_count(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All rows point the same way: the first k vote, wherever blocks end."""
-    monkeypatch.setattr(metrics, "TRAIN_ROWS", rows)
+    monkeypatch.setattr(neighbours, "TRAIN_ROWS", rows)
     x, y = np.ones((8, 2)), np.array([9, 4, 4, 9, 4, 4, 4, 4])
     found = [int(metrics.knn_predict(x, y, [[2.0, 2.0]], k=k)[0]) for k in range(1, 7)]
     assert found == [9, 4, 4, 4, 4, 4]  # with two and with four votes it is a draw, which the smaller class wins
@@ -326,8 +328,8 @@ def test_probe_chooses_on_held_out_training_rows(monkeypatch: pytest.MonkeyPatch
     chosen = metrics.linear_probe(x[:80], y[:80], x[80:], y[80:], l2=None, seed=3)
     order = np.random.default_rng(3).permutation(80)
     held, rest = order[:16], order[16:]
-    right = [(regression(x[rest], y[rest], x[held], l2) == y[held]).sum() for l2 in metrics.L2_GRID]
-    best = metrics.L2_GRID[int(np.argmax(right))]
+    right = [(regression(x[rest], y[rest], x[held], l2) == y[held]).sum() for l2 in L2_GRID]
+    best = L2_GRID[int(np.argmax(right))]
     assert chosen == metrics.linear_probe(x[:80], y[:80], x[80:], y[80:], l2=best)
     assert chosen == metrics.linear_probe(x[:80], y[:80], x[80:], y[80:], l2=None, seed=3)
 

@@ -13,9 +13,9 @@ import pytest
 
 from otlabel import FeatureStore, load_labels
 from otlabel.errors import FileFormatError
-from otlabel.labels_file import Receipt, holds_labels, read_labels, write_labels
 from otlabel.selflabel import save_labels
 from otlabel.sources import load_array, open_scores, read_rows
+from otlabel.storage.label_files import Receipt, StoredLabels, holds_labels, read_labels, write_labels
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -157,7 +157,7 @@ def test_labels_have_checksums_everywhere(tmp_path: Path) -> None:
     labels = np.arange(300) % 7
     path = tmp_path / "labels.h5"
     potentials = np.random.default_rng(0).standard_normal(7)
-    write_labels(path, labels, np.bincount(labels), potentials)
+    write_labels(path, StoredLabels(labels, np.bincount(labels), potentials))
     with h5py.File(path) as handle:
         assert handle.id.get_create_plist().get_version()[0] == 3  # the superblock of 1.10
         assert all(handle[name].fletcher32 for name in ("labels", "counts", "potentials"))
@@ -178,7 +178,7 @@ RECEIPT = Receipt({"source": "x.npy"}, {"class_mass": list(range(30_000))}, {"ot
 def three_files(folder: Path) -> list[Path]:
     """One of each kind that has texts; of the first, one takes more than 64 KiB."""
     labels = np.arange(30) % 3
-    write_labels(folder / "labels.h5", labels, np.bincount(labels), np.zeros(3), RECEIPT)
+    write_labels(folder / "labels.h5", StoredLabels(labels, np.bincount(labels), np.zeros(3), RECEIPT))
     save_labels(folder / "heads.h5", labels[None], [3], data="Größe \u2192 1", records=[{"nmi": 0.5}])
     store = FeatureStore(folder / "features.h5")
     store.begin(30, 2, {"data": "Größe", "model": ""})

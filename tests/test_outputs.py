@@ -13,43 +13,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from command import assert_interrupted_at_once
 
 import otlabel
 from otlabel import Assignment, report, sinkhorn_assign
-from otlabel.cli import main
 from otlabel.errors import FileFormatError, FingerprintError, OtlabelWarning
-from otlabel.files import replacing
-from otlabel.labels_file import Receipt, fingerprint, read_labels, stored_bytes, write_labels
-from otlabel.sources import open_scores
+from otlabel.sources import ArraySource, Opened, open_scores
+from otlabel.storage.atomic import replacing
+from otlabel.storage.label_files import Receipt, StoredLabels, fingerprint, read_labels, stored_bytes, write_labels
 
 N_SAMPLES, N_CLASSES = 60, 5
 NOBODY = 65534
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    """A function that runs the command in this process."""
-
-    def run(*argv: Any) -> Ran:
-        capsys.readouterr()
-        code = main([str(word) for word in argv])
-        return Ran(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
@@ -96,7 +78,7 @@ def test_hdf5_holds_all_that_was_found(run, file, scores, ending) -> None:
 def test_labels_take_the_smallest_type_that_holds_them(tmp_path, n_classes, kind) -> None:
     labels = np.array([n_classes - 1, 0, n_classes - 1])
     counts = np.bincount(labels, minlength=n_classes)
-    write_labels(tmp_path / "labels.h5", labels, counts, np.zeros(n_classes))
+    write_labels(tmp_path / "labels.h5", StoredLabels(labels, counts, np.zeros(n_classes)))
     with h5py.File(tmp_path / "labels.h5", "r") as handle:
         assert handle["labels"].dtype == kind
     read = read_labels(tmp_path / "labels.h5").labels
@@ -109,7 +91,9 @@ def test_labels_take_the_smallest_type_that_holds_them(tmp_path, n_classes, kind
 def test_room_that_is_asked_for_is_enough_and_not_far_more(tmp_path, name, n_rows, n_classes) -> None:
     labels = np.arange(n_rows) % n_classes
     receipt = Receipt(input={"source": "a" * 500}, versions={"python": "3"}, value=0.0)
-    write_labels(tmp_path / name, labels, np.bincount(labels, minlength=n_classes), np.zeros(n_classes), receipt)
+    write_labels(
+        tmp_path / name, StoredLabels(labels, np.bincount(labels, minlength=n_classes), np.zeros(n_classes), receipt)
+    )
     taken = (tmp_path / name).stat().st_size
     assert taken <= stored_bytes(tmp_path / name, n_rows, n_classes) <= 1.001 * taken + 20_000
 
@@ -171,16 +155,19 @@ def test_fingerprints_tell_inputs_apart(tmp_path, scores) -> None:
 
 
 def test_fingerprint_reads_little(scores) -> None:
-    class Watched:
-        shape, dtype, on_cpu = (1_000_000, N_CLASSES), "float64", True
+    class Watched(ArraySource):
+        shape = 1_000_000, N_CLASSES
         rows_read = 0
 
-        def read(self, start: int, stop: int) -> np.ndarray:
-            self.rows_read += stop - start
-            return scores[:1]
+        def __init__(self) -> None:
+            self.dtype = "float64"
+
+        def read(self, spans: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+            self.rows_read += sum(stop - start for start, stop in spans)
+            return iter([scores[:1]])
 
     watched = Watched()
-    told = fingerprint(watched, "memory")  # type: ignore[arg-type]
+    told = fingerprint(Opened.of(watched), "memory")
     assert watched.rows_read == told["rows_hashed"] == 64
 
 
@@ -268,9 +255,9 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
     "unfinished": (_edit(lambda handle: handle.attrs.update(complete=False)), "never finished"),
     "newer": (_edit(lambda handle: handle.attrs.update(format_version=2)), "version 1"),
     "foreign": (_edit(lambda handle: handle.attrs.pop("format")), "no otlabel.labels"),
-    "missing": (_edit(lambda handle: handle.pop("counts")), "/counts is missing"),
-    "soft link": (_replaced("labels", h5py.SoftLink("/counts")), "/labels is missing"),
-    "external link": (_replaced("labels", h5py.ExternalLink("other.h5", "/labels")), "/labels is missing"),
+    "missing": (_edit(lambda handle: handle.pop("counts")), "holds no '/counts'"),
+    "soft link": (_replaced("labels", h5py.SoftLink("/counts")), "a soft link at 'labels'"),
+    "external link": (_replaced("labels", h5py.ExternalLink("other.h5", "/labels")), "an external link at 'labels'"),
     "absurd shape": (_edit(_absurd), "/labels claims"),
     "other counts": (_edit(lambda handle: handle["counts"].write_direct(np.arange(5))), "not those of its labels"),
     "short potentials": (_replaced("potentials", np.zeros(3)), "3 potentials for 5 classes"),
@@ -284,7 +271,7 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_spoiled_files_are_refused_by_name(tmp_path, fault) -> None:
     path = tmp_path / "labels.h5"
     labels = np.sort(np.arange(5000) % 5)
-    write_labels(path, labels, np.bincount(labels), np.zeros(5))
+    write_labels(path, StoredLabels(labels, np.bincount(labels), np.zeros(5)))
     spoil, told = SPOILED[fault]
     spoil(path)
     with pytest.raises(FileFormatError, match=told) as caught:
@@ -310,16 +297,16 @@ def python(code: str, *words: Any, **settings: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, text=True, env=environment, **pipes, **settings)
 
 
-COMMAND = "import sys; from otlabel.cli import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = "import sys; from otlabel.commands.main import main; sys.exit(main(sys.argv[1:]))"
 # The check before the start is taken out: this is the disk that fills up between it and the end.
-UNCHECKED = f"import otlabel.cli; otlabel.cli._check_space = lambda *_: None; {COMMAND}"
+UNCHECKED = f"from otlabel.commands import assign; assign.check_space = lambda *_: None; {COMMAND}"
 LIMITED = f"""
-import resource, otlabel.labels_file as labels_file
-plain = labels_file.write_labels
+import resource, otlabel.storage.label_files as label_files
+plain = label_files.write_labels
 def limited(*words):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     plain(*words)
-labels_file.write_labels = limited
+label_files.write_labels = limited
 {COMMAND}
 """
 
@@ -382,13 +369,13 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from otlabel.labels_file import write_labels
+from otlabel.storage.label_files import StoredLabels, write_labels
 path = Path(sys.argv[1])
 versions = [np.full(1_000_000, k) for k in range(4)]
 print("ready", flush=True)
 while True:
     for labels in versions:
-        write_labels(path, labels, np.bincount(labels, minlength=4), np.zeros(4))
+        write_labels(path, StoredLabels(labels, np.bincount(labels, minlength=4), np.zeros(4)))
 """
 
 
@@ -415,14 +402,14 @@ def test_killed_writers_leave_whole_files_and_the_next_run_clears_up(tmp_path, n
             break
     assert min(n_left, n_whole) >= 3  # else few were hit while they wrote, and this has shown nothing
     labels = np.zeros(3, np.int64)
-    write_labels(path, labels, np.array([3]), np.zeros(1))
+    write_labels(path, StoredLabels(labels, np.array([3]), np.zeros(1)))
     assert names(tmp_path) == [name]
 
 
 def test_first_write_that_is_killed_leaves_no_file(tmp_path) -> None:
     code = """
 import os, signal, sys
-from otlabel.files import replacing
+from otlabel.storage.atomic import replacing
 with replacing(sys.argv[1]) as file:
     file.write(b"half")
     file.flush()
@@ -493,13 +480,13 @@ LONG_WORK = {
 
 def test_interrupt_that_is_lost_in_a_callback_is_repeated(tmp_path) -> None:
     code = f"""
-import ctypes, os, signal, time, otlabel.cli
+import ctypes, os, signal, time, otlabel.commands.demo
 def lose(_):
     callback = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.SIGINT))
     callback()
     print("lost", flush=True)
     time.sleep(60)
-otlabel.cli._demo = lose
+otlabel.commands.demo.run = lose
 {COMMAND}
 """
     process = python(code, "demo")
@@ -513,10 +500,11 @@ otlabel.cli._demo = lose
 def test_exit_code_is_that_of_the_signal_wherever_it_came(number: signal.Signals) -> None:
     """Python takes any end for one by SIGINT after a KeyboardInterrupt in text that is run, as imports have it."""
     code = f"""
-import signal, otlabel.cli
+import signal
+from otlabel.commands import demo
 if signal.getsignal({int(number)}) is signal.SIG_IGN:  # as these tests may have been started, by nohup
     signal.signal({int(number)}, signal.SIG_DFL)
-otlabel.cli._demo = lambda _: exec("import os, time; os.kill(os.getpid(), {int(number)}); time.sleep(60)", {{}})
+demo.run = lambda _: exec("import os, time; os.kill(os.getpid(), {int(number)}); time.sleep(60)", {{}})
 {COMMAND}
 """
     process = python(code, "demo")
@@ -537,14 +525,7 @@ def test_interrupt_ends_at_once_and_leaves_nothing(tmp_path, work, delay) -> Non
     assert process.stderr is not None
     process.stderr.read(1)  # the bar shows up with the first pass
     time.sleep(delay)
-    assert process.poll() is None
-    begun = time.perf_counter()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert time.perf_counter() - begun < 3  # a second on an idle machine
-    assert (process.returncode, out) == (130, "")
-    assert err.endswith("otlabel: error: interrupted\n")
-    assert "Traceback" not in err
+    assert_interrupted_at_once(process)
     assert names(folder) == []
 
 
@@ -554,7 +535,7 @@ def test_interrupt_ends_at_once_and_leaves_nothing(tmp_path, work, delay) -> Non
 def _labels_with_receipt(path: Path) -> Path:
     labels = np.arange(20) % 4
     receipt = Receipt({"source": "scores.npy"}, {"epsilon": 0.04}, {"otlabel": "1"}, value=0.5)
-    write_labels(path, labels, np.bincount(labels), np.zeros(4), receipt)
+    write_labels(path, StoredLabels(labels, np.bincount(labels), np.zeros(4), receipt))
     return path
 
 

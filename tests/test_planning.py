@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch.distributed as dist
+from command import Ran
 from problems import clusters, normal
 from ranks import on_ranks
 from scipy.special import log_softmax
 
 import otlabel
 from otlabel import sinkhorn_assign
-from otlabel.cli import main
 from otlabel.planning import (
     CARDS,
     conversation,
     estimate,
-    estimate_ranks,
     measure_read_rate,
     measure_sweep_rate,
     rates,
 )
-from otlabel.planning.process import PASSES
-from otlabel.problem import Problem, Rounding
+from otlabel.planning.model import PASSES
+from otlabel.planning.part import Part
 from otlabel.ranks.communicator import ProcessGroup
 from otlabel.solver import samples
-from otlabel.sources import ITEM_BYTES, ArraySource, free_memory, open_scores
+from otlabel.solver.problem import Problem, Rounding
+from otlabel.sources import ITEM_BYTES, ArraySource, Opened, free_memory, open_scores
 
 GB = 10**9
 
@@ -166,7 +167,7 @@ def told() -> list[dict[str, dict[str, int]]]:
 def test_bytes_and_rounds_are_as_planned(case: str, told) -> None:
     n_rows, n_classes, rounding = RANKED[case]
     first, other = told[0][case], told[1][case]
-    planned = estimate_ranks((n_rows, n_classes), "float32", 2, rounding=rounding)  # type: ignore[arg-type]
+    planned = estimate((n_rows, n_classes), "float32", 2, rounding=rounding)  # type: ignore[arg-type]
     assert first["rounds"] == other["rounds"]
     assert 1 / 1.5 <= planned.rounds / first["rounds"] <= 1.5
     assert 1 / 1.6 <= planned.bytes_first / first["bytes"] <= 1.6
@@ -177,18 +178,16 @@ def test_bytes_and_rounds_are_as_planned(case: str, told) -> None:
 def test_messages_follow_from_the_passes(case: str, told) -> None:
     n_rows, n_classes, rounding = RANKED[case]
     first, other = told[0][case], told[1][case]
-    steps = conversation(
-        (n_rows, n_classes), 4 * n_classes, 2, rounding,  # type: ignore[arg-type]
-        solve_passes=first["solves"], sample_passes=first["samples"], newton_steps=first["steps"],
-        repairs=first["repairs"],
-    )  # fmt: skip
+    part = Part(n_rows, n_classes, "float32", 2, rounding=rounding)  # type: ignore[arg-type]
+    passes = first["solves"] + first["samples"]
+    steps = conversation(part, passes=passes, newton_steps=first["steps"], repairs=first["repairs"])
     assert sum(step.times * step.rounds for step in steps) == pytest.approx(first["rounds"], abs=4)
     assert sum(step.first for step in steps) == pytest.approx(first["bytes"], rel=0.3)
     assert sum(step.others for step in steps) == pytest.approx(other["bytes"], rel=0.3)
 
 
 def test_one_rank_sends_nothing(told) -> None:
-    planned = estimate_ranks((500, 5), "float32", 1)
+    planned = estimate((500, 5), "float32", 1)
     assert told[0]["alone"]["bytes"] == planned.bytes_first == planned.bytes_others == 0
 
 
@@ -197,9 +196,9 @@ def test_one_rank_sends_nothing(told) -> None:
 
 def test_a_card_s_pass_is_of_its_data_sheet() -> None:
     card = CARDS["h200"]
-    given = estimate_ranks((64 * 10**6, 1000), "float16", 64, card=card)
+    given = estimate((64 * 10**6, 1000), "float16", 64, card=card)
     assert given.pass_seconds == pytest.approx(10**9 * 2 / (card.bandwidth / 2))  # reads each score once, at half speed
-    made = estimate_ranks((64 * 10**6, 1000), "float16", 64, card=card, dim=4096)
+    made = estimate((64 * 10**6, 1000), "float16", 64, card=card, dim=4096)
     assert made.operations == 2 * 64 * 10**9 * 4096
     assert made.pass_seconds == pytest.approx(made.operations / 64 / (card.float32 / 2), rel=0.1)
     assert made.least_pass_seconds == pytest.approx(made.operations / 64 / card.bfloat16)
@@ -208,7 +207,7 @@ def test_a_card_s_pass_is_of_its_data_sheet() -> None:
 
 
 def test_rank_0_sends_in_proportion_to_ranks_and_classes() -> None:
-    sent = [estimate_ranks((10**8, k), "float16", r) for k, r in ((10**4, 8), (10**4, 57), (4 * 10**4, 8))]
+    sent = [estimate((10**8, k), "float16", r) for k, r in ((10**4, 8), (10**4, 57), (4 * 10**4, 8))]
     first, others = [one.pass_bytes_first for one in sent], [one.pass_bytes_others for one in sent]
     assert first[1] / first[0] == pytest.approx(8)
     assert first[2] / first[0] == pytest.approx(4, rel=0.01)
@@ -216,17 +215,38 @@ def test_rank_0_sends_in_proportion_to_ranks_and_classes() -> None:
 
 
 def test_more_ranks_take_less_time_and_memory_each(monkeypatch) -> None:
-    monkeypatch.setattr("otlabel.planning.ranks.free_memory", lambda: 100 * GB)
+    monkeypatch.setattr("otlabel.planning.model.free_memory", lambda: 100 * GB)
     settings: dict[str, Any] = {"sweep_rate": 1e9, "memory_limit": 10**12, "dim": 128}
-    few, many = (estimate_ranks((10**8, 1000), "float16", n_ranks, **settings) for n_ranks in (2, 64))
+    few, many = (estimate((10**8, 1000), "float16", n_ranks, **settings) for n_ranks in (2, 64))
     assert few.pass_seconds == pytest.approx(32 * many.pass_seconds, rel=0.05)
     assert many.seconds < few.seconds
     assert sum(many.memory.values()) < sum(few.memory.values())
 
 
+@pytest.mark.parametrize("read_rate", [None, 1e8])
+@pytest.mark.parametrize("memory_limit", [0, 10**12])
+def test_one_rank_and_two_answer_by_the_same_rule(memory_limit: int, read_rate: float | None) -> None:
+    settings: dict[str, Any] = {"sweep_rate": 1e9, "read_rate": read_rate, "memory_limit": memory_limit}
+    shape = 1 << 20, 128  # whole blocks for each rank
+    one, two = (estimate(shape, "float16", n_ranks, **settings) for n_ranks in (1, 2))
+    assert one.bytes_read == 2 * two.bytes_read
+    assert one.pass_seconds == 2 * two.pass_seconds
+    assert one.serial_seconds == two.serial_seconds
+    assert one.seconds - one.serial_seconds == pytest.approx(
+        2 * (two.seconds - two.serial_seconds - two.message_seconds)
+    )
+    assert (one.message_seconds, one.rounds, one.bytes_first) == (0, 0, 0)
+
+
+def test_one_process_that_does_not_fit_is_told_so(monkeypatch) -> None:
+    monkeypatch.setattr("otlabel.planning.model.free_memory", lambda: GB)
+    told = estimate((10**8, 100), "float32", sweep_rate=1e9).summary()
+    assert "DOES NOT FIT into the memory of a rank, 1 GB: candidates take 9.6 GB" in " ".join(told.split())
+
+
 def test_what_does_not_fit_is_said_and_has_no_time(monkeypatch) -> None:
-    monkeypatch.setattr("otlabel.planning.ranks.free_memory", lambda: 100 * GB)
-    planned = estimate_ranks((10**10, 10**5), "float16", 64, dim=256, sweep_rate=1e9)
+    monkeypatch.setattr("otlabel.planning.model.free_memory", lambda: 100 * GB)
+    planned = estimate((10**10, 10**5), "float16", 64, dim=256, sweep_rate=1e9)
     assert not planned.memory_suffices
     assert planned.pass_seconds is planned.seconds is None
     assert "candidates take" in " ".join(planned.findings)
@@ -237,14 +257,14 @@ def test_what_does_not_fit_is_said_and_has_no_time(monkeypatch) -> None:
 
 
 def test_what_is_left_out_is_said() -> None:
-    idle = estimate_ranks((1000, 10), "float32", 400).findings
+    idle = estimate((1000, 10), "float32", 400).findings
     assert any("ranks have nothing to do" in finding for finding in idle)
-    coarse = estimate_ranks((10**9, 10**5), "float16", 64, dim=256, card=CARDS["h200"]).findings
+    coarse = estimate((10**9, 10**5), "float16", 64, dim=256, card=CARDS["h200"]).findings
     assert any("it may take more passes" in finding for finding in coarse)
-    moved = estimate_ranks((4 * 10**8, 1000), "float16", 8, card=CARDS["a100"], rounding="argmax")
+    moved = estimate((4 * 10**8, 1000), "float16", 8, card=CARDS["a100"], rounding="argmax")
     assert moved.pass_seconds == pytest.approx(4 * 10**11 * 2 / 8 / CARDS["a100"].link)
     assert any("host's link" in finding for finding in moved.findings)
-    read = estimate_ranks((10**9, 1000), "float16", 8, card=CARDS["a100"], rounding="argmax")
+    read = estimate((10**9, 1000), "float16", 8, card=CARDS["a100"], rounding="argmax")
     assert read.pass_seconds is None  # nobody knows how fast its files are
     assert "a rate is not known" in read.summary()
     assert any("reads its files again" in finding for finding in read.findings)
@@ -316,14 +336,14 @@ def test_read_rate_reads_a_small_part_of_the_file(tmp_path) -> None:
     shape = (4_000_000, 100)  # 1.6 GB on paper, nothing on the disk
     np.lib.format.open_memmap(tmp_path / "scores.npy", "w+", np.float32, shape).flush()
     watched = Watched(np.load(tmp_path / "scores.npy", mmap_mode="r"), "float32")
-    assert measure_read_rate(watched) > 0
+    assert measure_read_rate(Opened.of(watched)) > 0
     assert 0 < watched.rows_read * 400 <= rates.READ_BYTES
 
 
 def test_one_huge_block_is_not_read_whole(monkeypatch) -> None:
     monkeypatch.setattr(rates, "READ_BYTES", 4000)
     watched = Watched(np.zeros((100_000, 10), np.float32), "float32")
-    measure_read_rate(watched)
+    measure_read_rate(Opened.of(watched))
     assert watched.rows_read <= 100
 
 
@@ -335,22 +355,10 @@ def test_free_memory_is_a_sensible_number() -> None:
 # ---- the command ----
 
 
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
+def run(run: Callable[..., Ran]) -> Callable[..., Ran]:
     """A function that runs `otlabel plan` in this process."""
-
-    def run(*argv: Any) -> Ran:
-        capsys.readouterr()
-        code = main(["plan", *map(str, argv)])
-        return Ran(code, *capsys.readouterr())
-
-    return run
+    return functools.partial(run, "plan")
 
 
 @pytest.fixture
@@ -377,7 +385,7 @@ def test_json_holds_the_estimate_and_the_disk(run, file) -> None:
 
 
 def test_too_little_room_is_told(run, file, monkeypatch) -> None:
-    monkeypatch.setattr("otlabel.cli.shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
     ran = run(file, "-o", file.with_name("labels.h5"))
     assert ran.code == 0
     assert "TOO LITTLE ROOM" in ran.out

@@ -15,7 +15,7 @@ from problems import normal
 
 from otlabel import KL, Assignment, Range, certify, report, sinkhorn_assign
 from otlabel.errors import InfeasibleError, InvalidMassError, InvalidScoresError
-from otlabel.result import Certificate
+from otlabel.solver.outcome import Certificate
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning")
 

@@ -24,15 +24,16 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from test_cli import Ran, assert_refused
+from command import Ran, assert_interrupted_at_once
+from test_cli import assert_refused
 from test_outputs import COMMAND, NOBODY, names, python
 from test_sources import WAYS, chunked, hdf5_file, npy
 
 from otlabel import certify, linear_scores, lp_assign, sinkhorn_assign
-from otlabel.cli import main
+from otlabel.commands.main import main
 from otlabel.doctor import diagnose
 from otlabel.errors import FileFormatError, InvalidScoresError
-from otlabel.monitor import Monitor
+from otlabel.solver.monitor import Monitor
 from otlabel.sources import load_array, open_scores, read_rows
 from otlabel.sources.hdf5 import HDF5Source
 
@@ -890,14 +891,7 @@ def test_interrupt_while_streaming_ends_at_once_and_leaves_nothing(tmp_path, way
     assert process.stderr is not None
     process.stderr.read(1)  # the bar shows up with the first pass
     time.sleep(0.3)
-    assert process.poll() is None
-    begun = time.perf_counter()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert time.perf_counter() - begun < 3  # a second on an idle machine
-    assert (process.returncode, out) == (130, "")
-    assert err.endswith("otlabel: error: interrupted\n")
-    assert "Traceback" not in err
+    assert_interrupted_at_once(process)
     assert names(folder) == []
 
 

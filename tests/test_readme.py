@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from otlabel import IndexedDataset, MultiHead
-from otlabel.cli import build_parser
+from otlabel.commands.main import build_parser
 
 README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")

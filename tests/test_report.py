@@ -30,7 +30,7 @@ from sklearn.cluster import KMeans
 
 import otlabel
 from otlabel import balance_path, certify, curation, metrics, report, sinkhorn_assign
-from otlabel.cli import main
+from otlabel.commands.main import main
 from otlabel.errors import FileFormatError, FingerprintError, MissingPackageError
 from otlabel.ranks.rowset import RowSet
 from otlabel.reporting import summary as summaries
@@ -747,7 +747,7 @@ def test_nothing_is_left_of_a_page_that_cannot_be_written(data, tmp_path: Path) 
 
 
 def test_the_function_is_not_hidden_by_the_command() -> None:
-    script = "import otlabel.cli, otlabel.reporting.command, otlabel; assert callable(otlabel.report)"
+    script = "import otlabel.commands.main, otlabel.commands.report, otlabel; assert callable(otlabel.report)"
     environment = {**os.environ, "PYTHONPATH": str(Path(otlabel.__file__).parent.parent)}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
 

@@ -463,7 +463,7 @@ def test_progress_bar_writes_to_stderr_only(scores: np.ndarray, capsys: pytest.C
     assert capsys.readouterr() == ("", "")
 
 
-PEAK = "from otlabel.monitor import Monitor; print(Monitor(1).peak_memory)"
+PEAK = "from otlabel.solver.monitor import Monitor; print(Monitor(1).peak_memory)"
 LARGE = f"""
 import subprocess, sys
 held = b"." * 600_000_000

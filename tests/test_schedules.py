@@ -227,7 +227,7 @@ def test_what_is_still_to_come_is_drawn_by_new_labels_also_after_a_resume() -> N
     drawn = iter(sampler)
     for _ in range(100):
         next(drawn)
-    labeler._n_updates += 1
+    labeler._state.n_updates += 1
     labeler.labels[0] = labeler.labels[0].flip(0)
     rest = list(drawn)
     assert len(rest) == 200

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from otlabel.cli import main
+from otlabel.commands.main import main
 from otlabel.errors import FingerprintError
 from otlabel.reporting.sources import find
 from otlabel.training import search as searching

@@ -44,15 +44,15 @@ from otlabel.selflabel import (
     OptimalTransport,
     SelfLabeler,
     TensorStore,
+    head_scores,
     load_labels,
-    relabel,
     save_labels,
 )
-from otlabel.selflabel.labelings import fill_empty, whitened
+from otlabel.selflabel.methods import fill_empty, whitened
 from otlabel.sources import LinearScores, load_array, open_scores
 
 N, D, HEADS = 90, 6, [3, 5, 4]
-STATE = ("_labels", "_n_updates", "_n_passed", "history", "_states")
+STATE = ("labels", "n_updates", "n_passed", "history", "states")
 
 
 class Backbone(nn.Module):
@@ -108,14 +108,14 @@ def log_probabilities(model: MultiHead, inputs: Tensor) -> list[np.ndarray]:
 
 
 def snapshot(labeler: SelfLabeler) -> dict[str, Any]:
-    return copy.deepcopy({name: getattr(labeler, name) for name in STATE})
+    return copy.deepcopy({name: getattr(labeler._state, name) for name in STATE})
 
 
 def assert_unchanged(labeler: SelfLabeler, before: dict[str, Any]) -> None:
-    assert torch.equal(labeler.labels, before["_labels"])
+    assert torch.equal(labeler.labels, before["labels"])
     for name in STATE[1:4]:
-        assert getattr(labeler, name) == before[name]
-    for one, other in zip(labeler._states, before["_states"], strict=True):
+        assert getattr(labeler._state, name) == before[name]
+    for one, other in zip(labeler._state.states, before["states"], strict=True):
         assert one.keys() == other.keys()
         assert all(np.array_equal(one[key], other[key]) for key in one)
 
@@ -225,7 +225,7 @@ def test_scores_on_the_disk_give_the_same_labels(monkeypatch: pytest.MonkeyPatch
     model, inputs = make_model(hidden=7), make_inputs()
     found = []
     for share in (0.25, 0.0):
-        monkeypatch.setattr(relabel, "MATRIX_SHARE", share)
+        monkeypatch.setattr(head_scores, "MATRIX_SHARE", share)
         labeler = make_labeler()
         labeler.update(model, batches(inputs))
         found.append(labeler.labels)
@@ -234,7 +234,7 @@ def test_scores_on_the_disk_give_the_same_labels(monkeypatch: pytest.MonkeyPatch
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(relabel.os, "posix_fallocate", full)
+    monkeypatch.setattr(head_scores.os, "posix_fallocate", full)
     before = snapshot(labeler)
     with pytest.raises(OSError, match="No space left"):
         labeler.update(model, batches(inputs))
@@ -287,7 +287,7 @@ def test_a_labeling_of_ones_own() -> None:
     features = features_of(model, inputs)
     means = np.stack([features[before[2] == k].mean(0) for k in range(4)])
     np.testing.assert_array_equal(labeler.labels[2], ((features[:, None] - means) ** 2).sum(2).argmin(1))
-    np.testing.assert_allclose(labeler._states[2]["means"], means, rtol=1e-6)
+    np.testing.assert_allclose(labeler._state.states[2]["means"], means, rtol=1e-6)
 
 
 # ---- the loss ----
@@ -297,7 +297,7 @@ def test_a_labeling_of_ones_own() -> None:
 def test_loss_is_the_mean_of_the_heads_cross_entropies(seed: int, weighted: bool, missing: float) -> None:
     rng = torch.Generator().manual_seed(seed)
     labeler = make_labeler()
-    labeler._labels[torch.rand(labeler.labels.shape, generator=rng) < missing] = -1
+    labeler.labels[torch.rand(labeler.labels.shape, generator=rng) < missing] = -1
     index = torch.randperm(N, generator=rng)[:20]
     logits = [torch.randn(20, k, generator=rng, requires_grad=True) for k in HEADS]
     weights = [torch.rand(k, generator=rng) + 0.1 for k in HEADS] if weighted else None
@@ -331,7 +331,7 @@ def test_balanced_loss_is_the_mean_over_classes_of_their_means() -> None:
 
 def test_loss_without_a_label_is_zero_with_gradients() -> None:
     labeler = make_labeler()
-    labeler._labels[:] = -1
+    labeler.labels[:] = -1
     logits = [torch.randn(4, k, requires_grad=True) for k in HEADS]
     loss = labeler.loss(logits, torch.arange(4))
     loss.backward()
@@ -845,7 +845,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     labeler.update(model, batches(inputs))
     assert labeler.n_updates == 2
-    assert not torch.equal(labeler.labels[0], before["_labels"][0])
+    assert not torch.equal(labeler.labels[0], before["labels"][0])
 
 
 @pytest.mark.parametrize("hidden", [None, 7])
@@ -1316,7 +1316,7 @@ def test_states_of_a_labeling_of_ones_own_are_its_own() -> None:
     labeler, other = make_labeler(labeling=means), make_labeler(labeling=means)
     labeler.update(make_model(), batches(make_inputs()))
     other.load_state_dict(labeler.state_dict())
-    assert np.isnan(other._states[0]["potentials"]).all()
+    assert np.isnan(other._state.states[0]["potentials"]).all()
 
 
 def test_a_state_holds_plain_values_whatever_times_were_given_in(tmp_path: Path) -> None:
@@ -1558,7 +1558,7 @@ def test_features_are_whitened_once_for_all_heads(monkeypatch: pytest.MonkeyPatc
         calls.append(args)
         return whitened(*args)
 
-    monkeypatch.setattr("otlabel.selflabel.labelings.whitened", counted)
+    monkeypatch.setattr("otlabel.selflabel.methods.whitened", counted)
     labeler = make_labeler(labeling=KMeans())
     for number in (1, 2):
         labeler.update(make_model(), batches(make_inputs()))

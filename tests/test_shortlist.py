@@ -11,8 +11,8 @@ from problems import KINDS
 from problems import draw as draw_kind
 
 from otlabel import KL, Range, Status, sinkhorn_assign
-from otlabel.monitor import Monitor
 from otlabel.solver import continuation, exact, samples, shortlist
+from otlabel.solver.monitor import Monitor
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
 

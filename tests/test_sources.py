@@ -25,15 +25,15 @@ from scipy.special import log_softmax
 from test_exact import assert_proven
 
 from otlabel import Assignment, assign, certify, linear_scores, lp_assign, sinkhorn_assign, sweep
-from otlabel.cli import main
+from otlabel.commands.main import main
 from otlabel.doctor import diagnose
 from otlabel.errors import FileFormatError, InvalidScoresError
-from otlabel.labels_file import fingerprint
 from otlabel.ranks.rowset import RowSet
 from otlabel.sources import ArraySource, Opened, as_float, files, hdf5, linear, open_scores, parts, read_rows
 from otlabel.sources.files import FileSource
 from otlabel.sources.hdf5 import HDF5Source
 from otlabel.sources.parts import Parts
+from otlabel.storage.label_files import fingerprint
 from otlabel.sweep import blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning")

@@ -29,8 +29,8 @@ from hypothesis import strategies as st
 import otlabel
 from otlabel import linear_scores, sinkhorn_assign
 from otlabel.errors import ExtractionError, FileFormatError, FingerprintError, InvalidScoresError, SelfLabelWarning
-from otlabel.selflabel import store as store_module
-from otlabel.selflabel.store import FeatureStore, Part, Store, TensorStore
+from otlabel.selflabel.stores import FeatureStore, Part, Store, TensorStore, extraction, finished, hdf5
+from otlabel.selflabel.stores.checks import DTYPES
 from otlabel.sources import open_scores, read_rows
 from otlabel.sources.base import as_numbers
 
@@ -75,7 +75,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def eager_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every write is marked in the journal at once."""
-    monkeypatch.setattr(store_module, "MARK_BYTES", 0)
+    monkeypatch.setattr(extraction, "MARK_BYTES", 0)
 
 
 # ---- what is written is there ----
@@ -83,7 +83,7 @@ def eager_marks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(data=st.data())
 def test_rows_come_back_in_the_order_of_the_index(data: st.DataObject) -> None:
-    kind, dtype = data.draw(st.sampled_from(KINDS)), data.draw(st.sampled_from(store_module.DTYPES))
+    kind, dtype = data.draw(st.sampled_from(KINDS)), data.draw(st.sampled_from(DTYPES))
     n_samples, n_columns = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 9))
     given_as = data.draw(st.sampled_from(["float16", "float32", "float64", "int8"]))
     rows = (10 * rows_of(n_samples, n_columns, data.draw(st.integers(0, 99)), "float64")).astype(given_as)
@@ -93,8 +93,8 @@ def test_rows_come_back_in_the_order_of_the_index(data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, n_samples), max_size=5)))
     pauses = data.draw(st.sets(st.integers(0, len(cuts)))) if kind == "file" else set()
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "CHUNK_BYTES", data.draw(st.sampled_from([1, 64, 300, 1 << 20])))
-        patch.setattr(store_module, "MARK_BYTES", data.draw(st.sampled_from([0, 100, 1 << 20])))
+        patch.setattr(finished, "CHUNK_BYTES", data.draw(st.sampled_from([1, 64, 300, 1 << 20])))
+        patch.setattr(extraction, "MARK_BYTES", data.draw(st.sampled_from([0, 100, 1 << 20])))
         store = make(kind, Path(folder), dtype)
         store.begin(n_samples, n_columns, ABOUT)
         written = np.zeros(n_samples, bool)
@@ -382,18 +382,18 @@ def test_a_second_writer_is_refused(path: Path) -> None:
 WRITER = """
 import json, os, sys, time
 import numpy as np
-from otlabel.selflabel import store as module
+from otlabel.selflabel.stores import FeatureStore, extraction, finished
 path, rows_file, log_file, about, ending = sys.argv[1:]
-module.MARK_BYTES = 0
+extraction.MARK_BYTES = 0
 if ending == "slow":
-    plain = module._Disk.write
+    plain = finished._Disk.write
     def slow(disk, content):
         time.sleep(0.05)
         return plain(disk, content)
-    module._Disk.write = slow
-    module.CHUNK_BYTES = 4096
+    finished._Disk.write = slow
+    finished.CHUNK_BYTES = 4096
 rows = np.load(rows_file)
-store = module.FeatureStore(path)
+store = FeatureStore(path)
 there = store.begin(*rows.shape, json.loads(about))
 log = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 os.write(log, f"begin {there.sum()}\\n".encode())
@@ -510,7 +510,7 @@ def test_a_finish_that_is_killed_is_done_again(path: Path) -> None:
 
 def test_a_kill_between_the_rename_and_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, store = rows_of(9, 4), FeatureStore(path)
-    monkeypatch.setattr(store_module._Extraction, "remove", lambda extraction: extraction.close())
+    monkeypatch.setattr(hdf5.Extraction, "remove", lambda extraction: extraction.close())
     extract(store, rows)
     monkeypatch.undo()
     np.testing.assert_array_equal(stored(store), rows)
@@ -621,7 +621,7 @@ def test_rows_cut_short_under_way_are_noticed(path: Path) -> None:
 
 def test_rows_are_on_the_disk_before_the_journal_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, by_number = [], {}
-    plain_sync, plain_write = os.fdatasync, store_module._write_at
+    plain_sync, plain_write = os.fdatasync, extraction.write_at
 
     def sync(descriptor: int) -> None:
         calls.append(("sync", by_number[descriptor]))
@@ -634,11 +634,11 @@ def test_rows_are_on_the_disk_before_the_journal_says_so(path: Path, monkeypatch
 
     store = FeatureStore(path)
     store.begin(6, 3, ABOUT)
-    monkeypatch.setattr(store_module, "_write_at", write)
+    monkeypatch.setattr(extraction, "write_at", write)
     monkeypatch.setattr(os, "fdatasync", sync)
     store.write(np.arange(3), rows_of(3, 3))
     assert calls == [("write", ".rows")]  # a few rows are not worth waiting for the disk
-    monkeypatch.setattr(store_module, "MARK_SECONDS", 0)
+    monkeypatch.setattr(extraction, "MARK_SECONDS", 0)
     store.write(np.array([5]), rows_of(1, 3))
     marked = [("write", ".rows"), ("sync", ".rows"), ("write", ".journal"), ("sync", ".journal")]
     assert calls[1:] == marked
@@ -671,7 +671,7 @@ FULL = """
 import resource, sys
 import h5py
 import numpy as np
-from otlabel.selflabel.store import FeatureStore
+from otlabel.selflabel.stores import FeatureStore
 path, rows = sys.argv[1], np.load(sys.argv[2])
 usual = resource.getrlimit(resource.RLIMIT_FSIZE)
 old = open(path, "rb").read()
@@ -725,19 +725,19 @@ def test_a_full_disk_is_named_and_costs_nothing(path: Path) -> None:
 
 @pytest.mark.parametrize("at", [1, 3, 9])
 def test_an_interrupted_finish_can_be_done_again(path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    monkeypatch.setattr(store_module, "CHUNK_BYTES", 300)
+    monkeypatch.setattr(finished, "CHUNK_BYTES", 300)
     rows, old, store = rows_of(100, 10), rows_of(4, 2, seed=1), FeatureStore(path)
     extract(store, old, OTHER)
     store.begin(*rows.shape, ABOUT)
     store.write(np.arange(100), rows)
-    calls, plain = itertools.count(1), store_module._write_at
+    calls, plain = itertools.count(1), finished.write_at
 
     def interrupted(descriptor: int, content: Any, place: int) -> None:
         if Path(os.readlink(f"/proc/self/fd/{descriptor}")).suffix == ".tmp" and next(calls) == at:
             raise KeyboardInterrupt
         plain(descriptor, content, place)
 
-    monkeypatch.setattr(store_module, "_write_at", interrupted)
+    monkeypatch.setattr(finished, "write_at", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.finish()
     np.testing.assert_array_equal(stored(store), old)
@@ -780,7 +780,7 @@ def test_no_room_is_told_before_anything_is_touched(path: Path, monkeypatch: pyt
 @given(n_samples=st.integers(1, 3000), n_columns=st.integers(1, 40), chunk_bytes=st.sampled_from([64, 1000, 1 << 20]))
 def test_no_file_is_larger_than_the_room_asked_for(n_samples: int, n_columns: int, chunk_bytes: int) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "CHUNK_BYTES", max(chunk_bytes, n_samples * n_columns // 100))
+        patch.setattr(finished, "CHUNK_BYTES", max(chunk_bytes, n_samples * n_columns // 100))
         patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
         store, rows = make("file", Path(folder)), rows_of(n_samples, n_columns)
         with pytest.raises(OSError, match="needs") as caught:
@@ -823,8 +823,8 @@ def test_a_part_keeps_what_it_is_to_keep(data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(came)), max_size=5)))
     pauses = data.draw(st.sets(st.integers(0, len(cuts)))) if kind == "file" else set()
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "CHUNK_BYTES", data.draw(st.sampled_from([1, 64, 300, 1 << 20])))
-        patch.setattr(store_module, "MARK_BYTES", data.draw(st.sampled_from([0, 100, 1 << 20])))
+        patch.setattr(finished, "CHUNK_BYTES", data.draw(st.sampled_from([1, 64, 300, 1 << 20])))
+        patch.setattr(extraction, "MARK_BYTES", data.draw(st.sampled_from([0, 100, 1 << 20])))
         whole = make(kind, Path(folder))
         part = whole.part(1, 3)
         part.begin(n_samples, n_columns, ABOUT)
@@ -1019,7 +1019,7 @@ def test_files_of_ours_are_replaced_whatever_their_version(path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
 def test_a_flipped_bit_is_told_by_its_chunk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(finished, "CHUNK_BYTES", 1000)
     rows = rows_of(500, 10)  # in 10 chunks of 50 rows
     extract(FeatureStore(path), rows)
     content = bytearray(path.read_bytes())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from otlabel.cli import main
+from otlabel.commands.main import main
 from otlabel.selflabel import load_labels
 from otlabel.training.config import config_of
 from otlabel.training.networks import network

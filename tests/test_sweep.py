@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import signal
@@ -17,6 +18,7 @@ import torch
 from numba import njit
 from scipy.sparse import csr_array
 from scipy.special import logsumexp, softmax
+from threadpoolctl import threadpool_info
 
 from otlabel import sweep
 from otlabel.ranks.rowset import RowSet
@@ -24,7 +26,7 @@ from otlabel.sources import Source, open_scores, read_rows
 from otlabel.sweep import cpu, reference
 from otlabel.sweep.blocks import partition
 from otlabel.sweep.contract import Immediate
-from otlabel.sweep.pool import run_tasks, thread_count
+from otlabel.sweep.pool import blas_on_one_thread, run_tasks, thread_count
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 REDUCED_IN = [(dtype, np.float64) for dtype in DTYPES] + [(dtype, np.float32) for dtype in DTYPES[:3]]
@@ -435,3 +437,19 @@ def test_any_number_of_blocks_adds_up(n_blocks: int, monkeypatch: pytest.MonkeyP
     expected = [math.fsum(column) / n_blocks for column in plan.T]
     np.testing.assert_allclose(found.mass, expected, rtol=1e-15)
     assert found.counts.sum() == n_blocks
+
+
+@pytest.mark.usefixtures("library_threads")
+def test_one_thread_of_linear_algebra_until_the_last_has_left() -> None:
+    """Passes of several threads overlap: the first to end is not to set the others' products free."""
+
+    def at_work() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    usual, first, second = at_work(), contextlib.ExitStack(), contextlib.ExitStack()
+    first.enter_context(blas_on_one_thread())
+    second.enter_context(blas_on_one_thread())
+    first.close()
+    assert at_work() == {1}
+    second.close()
+    assert at_work() == usual != {1}

@@ -18,8 +18,11 @@ import numpy as np
 import pytest
 from ranks import KILLED, as_torchrun
 
-from otlabel import cli, labels_file, torchrun
+from otlabel.commands import assign as assign_command
+from otlabel.commands import main as cli
+from otlabel.commands import torchrun
 from otlabel.errors import FileFormatError
+from otlabel.storage import label_files
 
 N, K = 9000, 12
 
@@ -56,7 +59,7 @@ def test_parts_hold_what_one_process_writes(folder: Path) -> None:
     assert "9,000 samples in 12 classes of 750 each" in out
     assert "gap" in out
     assert sorted(os.listdir("labels")) == [f"part-0000{rank}-of-00003.h5" for rank in range(3)]
-    one, many = labels_file.read_labels("one.h5"), labels_file.read_labels("labels")
+    one, many = label_files.read_labels("one.h5"), label_files.read_labels("labels")
     for name in ("labels", "counts", "potentials"):
         np.testing.assert_array_equal(getattr(many, name), getattr(one, name))
     assert many.receipt is not None
@@ -89,14 +92,14 @@ def test_parts_of_another_run_are_kept_or_replaced_whole(folder: Path) -> None:
     assert "rank 0 failed: FileExistsError: labels holds parts already" in refused[1][2]
     assert len(os.listdir("labels")) == 3
     assert all(code == 0 for code, *_ in assign(folder, 2, "-o", "labels", "--force"))
-    assert len(labels_file.read_labels("labels").labels) == N
+    assert len(label_files.read_labels("labels").labels) == N
     assert len(os.listdir("labels")) == 2
 
 
 def test_parts_that_are_read_are_not_written_over(folder: Path) -> None:
     (folder / "labels").mkdir()
     for part in range(2):
-        (folder / f"scores-{part}.h5").rename(labels_file.part_path(folder / "labels", part, 2))
+        (folder / f"scores-{part}.h5").rename(label_files.part_path(folder / "labels", part, 2))
     before = {path.name: path.read_bytes() for path in (folder / "labels").iterdir()}
     words = ["assign", "labels/*.h5::/x", "-o", "labels", "--force"]
     part = r"the part of --output part-0000\d-of-0000{0}.h5 labels/part-0000\d-of-0000{0}.h5"
@@ -117,7 +120,7 @@ def test_cluster_shares_its_work(folder: Path) -> None:
     (code, out, _), *others = as_torchrun(command, 3, str(folder), *words, "-o", "many.h5", "--centres", "centres.npy")
     assert (code, others) == (0, [(0, "", ""), (0, "", "")])
     assert "5,000 samples in 7 classes of 714 to 715" in out
-    one, many = labels_file.read_labels("one.h5"), labels_file.read_labels("many.h5")
+    one, many = label_files.read_labels("one.h5"), label_files.read_labels("many.h5")
     assert (many.labels == one.labels).mean() > 0.99  # sums are rounded in another order
     np.testing.assert_array_equal(many.counts, one.counts)
     assert many.receipt is not None
@@ -139,14 +142,14 @@ def test_commands_that_share_no_work_are_refused(folder: Path) -> None:
 
 
 def killed_while_writing(rank: int, folder: str, *words: str) -> tuple[int, str, str]:
-    write = labels_file.write_labels
+    write = label_files.write_labels
 
     def dying(*arguments: Any) -> None:
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         write(*arguments)
 
-    labels_file.write_labels = dying  # type: ignore[assignment]
+    label_files.write_labels = dying  # type: ignore[assignment]
     return command(rank, folder, *words)
 
 
@@ -161,7 +164,7 @@ def test_nothing_is_left_of_a_run_whose_rank_was_killed_while_writing(folder: Pa
 
 
 def killed_while_solving(rank: int, folder: str, *words: str) -> tuple[int, str, str]:
-    from otlabel.monitor import Monitor
+    from otlabel.solver.monitor import Monitor
 
     saw = Monitor.saw
 
@@ -171,7 +174,7 @@ def killed_while_solving(rank: int, folder: str, *words: str) -> tuple[int, str,
             os.kill(os.getpid(), signal.SIGKILL)
 
     Monitor.saw = dying  # type: ignore[assignment, method-assign]
-    cli.CHECKPOINT_SECONDS = -1.0
+    assign_command.CHECKPOINT_SECONDS = -1.0
     return command(rank, folder, *words)
 
 
@@ -185,7 +188,7 @@ def test_killed_run_goes_on_from_its_checkpoint(folder: Path) -> None:
     assert [code for code, *_ in resumed] == [0, 0]
     assert json.loads(resumed[0][1])["n_sweeps"] < json.loads(whole[0][1])["n_sweeps"]
     assert not Path("at.npy").exists()
-    np.testing.assert_array_equal(labels_file.read_labels("labels").labels, np.load(fresh))
+    np.testing.assert_array_equal(label_files.read_labels("labels").labels, np.load(fresh))
 
 
 @pytest.mark.parametrize("damage", ["missing", "foreign", "empty"])
@@ -193,16 +196,16 @@ def test_folder_that_is_no_whole_set_is_refused(folder: Path, damage: str) -> No
     potentials, labels = np.zeros(2), np.array([0, 1, 1])
     (folder / "labels").mkdir()
     for part in range(2 if damage != "empty" else 0):
-        receipt = labels_file.Receipt({"rows": [3 * part, 3 * part + 3]})
-        path = labels_file.part_path(folder / "labels", part, 2)
-        labels_file.write_labels(path, labels, np.array([1, 2]), potentials, receipt)
+        receipt = label_files.Receipt({"rows": [3 * part, 3 * part + 3]})
+        path = label_files.part_path(folder / "labels", part, 2)
+        label_files.write_labels(path, label_files.StoredLabels(labels, np.array([1, 2]), potentials, receipt))
     if damage == "missing":
-        labels_file.part_path(folder / "labels", 1, 2).unlink()
+        label_files.part_path(folder / "labels", 1, 2).unlink()
     if damage == "foreign":
-        labels_file.write_labels(path, labels, np.array([1, 2]), potentials + 1, receipt)
+        label_files.write_labels(path, label_files.StoredLabels(labels, np.array([1, 2]), potentials + 1, receipt))
     said = {"missing": "part-00001-of-00002.h5 is missing", "foreign": "is of another run", "empty": "holds no parts"}
     with pytest.raises(FileFormatError, match=said[damage]):
-        labels_file.read_labels(folder / "labels")
+        label_files.read_labels(folder / "labels")
 
 
 def stray(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
@@ -256,10 +259,11 @@ def test_one_process_of_torchrun_works_alone(folder: Path, monkeypatch, capsys) 
 
 def test_process_that_waits_for_others_says_so_and_can_be_interrupted(folder: Path) -> None:
     code = (
-        "import sys, otlabel.torchrun as t; t.PATIENCE = .3; from otlabel.cli import main; sys.exit(main(sys.argv[1:]))"
+        "import sys; from otlabel.commands import main as m, torchrun as t; t.PATIENCE = .3; "
+        "sys.exit(m.main(sys.argv[1:]))"
     )
     told = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    environment = os.environ | told | {"PYTHONPATH": str(Path(torchrun.__file__).parents[1])}
+    environment = os.environ | told | {"PYTHONPATH": str(Path(torchrun.__file__).parents[2])}
     words = [sys.executable, "-c", code, "assign", "whole.npy", "-o", "labels.npy"]
     with subprocess.Popen(words, text=True, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stderr is not None

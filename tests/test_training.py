@@ -23,13 +23,13 @@ import torch.nn.functional as F
 pytest.importorskip("sklearn")
 
 from otlabel import metrics
-from otlabel.cli import main
+from otlabel.commands.main import main
+from otlabel.commands.train import _Table
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.selflabel import load_labels, save_labels
 from otlabel.selflabel.quality import common_view
-from otlabel.training import run as run_module
+from otlabel.training import loaders, setup
 from otlabel.training.augment import plain
-from otlabel.training.command import _Table
 from otlabel.training.config import Config, config_of, read_config
 from otlabel.training.data import Images, load_images
 from otlabel.training.evaluate import features_of
@@ -372,7 +372,7 @@ def test_features_of_thinned_images_are_judged_by_all_of_them(monkeypatch: pytes
     labels = np.arange(60) % 2
     colours[labels == 1, :, :4] //= 4
     other = Images("", *map(torch.from_numpy, (colours[:40], labels[:40], colours[40:], labels[40:])))
-    monkeypatch.setattr(run_module, "load_images", lambda name, **given: other)
+    monkeypatch.setattr(setup, "load_images", lambda name, **given: other)
     wanted = config(data__imbalance="heavy", train__epochs=1, evaluation__other="cifar10", evaluation__baseline=True)
     run = train(wanted)
     whole = load_images("digits", n_samples=300)
@@ -524,7 +524,7 @@ def test_labels_of_views_and_in_the_end_of_images_as_they_are(fixed: int) -> Non
     assert len(before) == 2
     for number, views in enumerate(before):
         assert not any(torch.equal(views, other) for other in [*before[:number], as_they_are])
-    view = run_module._Views.common_view([before[0], as_they_are], torch.Generator().manual_seed(1))
+    view = loaders.Views.common_view([before[0], as_they_are], torch.Generator().manual_seed(1))
     torch.testing.assert_close(view[0], common_view(as_they_are, torch.Generator().manual_seed(1)))
 
 

@@ -33,9 +33,9 @@ from machine import describe_machine, machine_line
 from quality import N_CLASSES, plain_of, write_texts
 
 from otlabel import metrics
-from otlabel.selflabel.calibration import calibrated
-from otlabel.selflabel.features import parted
-from otlabel.selflabel.model import view
+from otlabel.selflabel.batches import parted
+from otlabel.selflabel.calibration import BatchNorms
+from otlabel.selflabel.model import reader_of
 from otlabel.training.config import config_of
 from otlabel.training.data import Images, load_images, part_of
 from otlabel.training.evaluate import evaluate
@@ -107,7 +107,7 @@ def run_one(data: str, network: str, mode: str, seed: int, images: Images, truth
     given["train"] |= {"epochs": EPOCHS, "seed": seed, "threads": 1} | change.get("train", {})
     given["augment"] = change.get("augment", given["augment"])
     run = Run(config_of(given, f"{data}, {network}"), None, images=images)
-    update, seen = run.labeler.update, view(run.model, run.labeler.n_classes, None, None)
+    update, reader = run.labeler.update, reader_of(run.model, run.labeler.n_classes, None, None)
     parts = torch.arange(len(truth)).split(256)
     layers = [one for one in run.model.modules() if isinstance(one, _BatchNorm)]
     as_they_are = [(index, plain_of(images.train[index])) for index in parts]
@@ -124,7 +124,7 @@ def run_one(data: str, network: str, mode: str, seed: int, images: Images, truth
         if anew and mode not in ("eval", "calibrated"):
             for layer in layers:  # as if it had been trained for long
                 layer.num_batches_tracked += LONG
-            around = calibrated(seen, shown, len(truth), parted, seed=run.labeler.n_updates)
+            around = BatchNorms(reader).calibrated(shown, len(truth), parted, seed=run.labeler.n_updates)
         with around:
             records = update(model, loader, **more)
         if anew and mode not in ("eval", "calibrated"):
@@ -141,7 +141,7 @@ def run_one(data: str, network: str, mode: str, seed: int, images: Images, truth
     found = {"nmi": course[-1][1], "quality": float(np.mean(run.labeler.quality))}
     if images.test is not None:
         found |= evaluate(run.model, images, run.config.evaluation, run.device)
-        with calibrated(seen, as_they_are, len(truth), parted, seed=0):
+        with BatchNorms(reader).calibrated(as_they_are, len(truth), parted, seed=0):
             anew = evaluate(run.model, images, run.config.evaluation, run.device)
         found |= {f"{name}, averages of samples as they are": value for name, value in anew.items()}
     return {

@@ -35,9 +35,9 @@ from machine import describe_machine, machine_line
 
 from otlabel import metrics
 from otlabel.selflabel import quality
-from otlabel.selflabel.calibration import calibrated
-from otlabel.selflabel.features import parted
-from otlabel.selflabel.model import forward_only, view
+from otlabel.selflabel.batches import parted
+from otlabel.selflabel.calibration import BatchNorms
+from otlabel.selflabel.model import forward_only, reader_of
 from otlabel.training.augment import Augmentation, plain
 from otlabel.training.config import Config, config_of
 from otlabel.training.run import Run
@@ -164,7 +164,7 @@ def signs(run: Run, truth: np.ndarray, training: bool) -> dict[str, float]:
             classes = []
             for head, module in enumerate(run.model.heads):
                 raw = torch.log_softmax(module(rows), 1).numpy()
-                potentials = labeler._states[head]["potentials"]
+                potentials = labeler._state.states[head]["potentials"]
                 classes.append((raw + np.where(np.isfinite(potentials), potentials, -1e9)).argmax(1))
                 add(found, f"cross-entropy, {name} view", -quality.label_loss(raw, here[head]))
                 if name == "mild":
@@ -215,12 +215,12 @@ def run_one(data: str, setting: str, seed: int, folder: Path) -> dict[str, Any]:
             group["weight_decay"] = 0.0
     relabellings: list[dict[str, Any]] = []
     every, mode = max(1, run.config.labels.n_relabels // 5), run.config.labels.mode
-    update, seen = run.labeler.update, view(run.model, run.labeler.n_classes, None, None)
+    update, reader = run.labeler.update, reader_of(run.model, run.labeler.n_classes, None, None)
     if mode == "calibrated":  # once for labels and signs
-        run.labeler._extraction["mode"] = "eval"
+        run.labeler._extractor.mode = "eval"
 
     def updated(model: Any, loader: Any, last: bool = False) -> Any:
-        around = calibrated(seen, loader, len(truth), parted, seed=run.labeler.n_updates)
+        around = BatchNorms(reader).calibrated(loader, len(truth), parted, seed=run.labeler.n_updates)
         with around if mode == "calibrated" else contextlib.nullcontext(loader) as whole:
             records = update(model, whole)
             if last or (run.labeler.n_updates - 1) % every == 0:

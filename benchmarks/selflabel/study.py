@@ -301,17 +301,17 @@ def quality_of(run: Any) -> float:
     """`SelfLabeler.quality` of the trained network at the very end, for labels of any origin."""
     import torch
 
-    from otlabel.selflabel.calibration import calibrated
-    from otlabel.selflabel.features import parted
-    from otlabel.selflabel.model import forward_only, view
+    from otlabel.selflabel.batches import parted
+    from otlabel.selflabel.calibration import BatchNorms
+    from otlabel.selflabel.model import forward_only, reader_of
     from otlabel.selflabel.quality import common_view, heads_foresee
     from otlabel.training.augment import plain
 
     images, labels = run.images.train, run.labeler.labels.numpy()
     looked_at = np.random.default_rng(0).permutation(len(images))[:LOOKED_AT]
-    seen = view(run.model, run.labeler.n_classes, None, None)
+    reader = reader_of(run.model, run.labeler.n_classes, None, None)
     loader = [(index, plain(images[index])) for index in torch.arange(len(images)).split(512)]
-    with calibrated(seen, loader, len(images), parted, seed=0), forward_only(run.model):
+    with BatchNorms(reader).calibrated(loader, len(images), parted, seed=0), forward_only(run.model):
         views = common_view(plain(images[looked_at]), torch.Generator().manual_seed(0))
         classes = np.stack([one.argmax(1).numpy() for one in run.model(views)])
     return float(np.mean(heads_foresee(classes, labels[:, looked_at])))

@@ -29,7 +29,7 @@ class RowSet:
     """Rows `first` up to `stop` of the `n_rows` of all ranks, which are numbered from 0 on where they are.
 
     In one process these are all rows, and what is summed or joined over ranks stays as it is. Blocks are those of a
-    matrix of so many columns, which stay the same where the rows get one more.
+    matrix of so many columns: as many as there were before one was added, or, of sparse rows, as a row lists.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class RowSet:
         """The row of all after the last one here."""
         return self.first + self.shape[0]
 
-    @functools.cached_property
+    @property
     def fine(self) -> RowSet:
         """The same rows as float64 makes them of what is stored; itself where it is stored."""
         return self if self.opened.fine is self.source else self.over(self.opened.refined)
@@ -103,7 +103,6 @@ class RowSet:
     def over(self, opened: Opened) -> RowSet:
         """The same rows in another form."""
         rows = copy.copy(self)
-        rows.__dict__.pop("fine", None)
         rows.opened = opened
         return rows
 

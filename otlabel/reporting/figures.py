@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from otlabel.text import range_text
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -81,7 +83,7 @@ def sizes(by_method: dict[str, np.ndarray]) -> Figure:
         else:
             places = np.unique(np.linspace(0, n_classes - 1, POINTS).astype(int))
             parts.append(_line([(x.at(place + 1), y.at(float(counts[place]))) for place in places], style))
-    told = "; ".join(f"{name}: {_span(one)}" for name, one in zip(by_method, ranked, strict=True))
+    told = "; ".join(f"{name}: {range_text(one)}" for name, one in zip(by_method, ranked, strict=True))
     return Figure(
         "Class sizes", f"{_capital(told)}.", _svg(parts, "Class sizes"), tuple(zip(STYLES, by_method, strict=False))
     )
@@ -112,20 +114,28 @@ def price(path: BalancePath, own: tuple[float, float] | None) -> Figure:
     return Figure("The price of balance", told, _svg(parts, "The price of balance"), tuple(legend))
 
 
+class _Times(NamedTuple):
+    """What all courses have in common: when they end, and what is marked on the way."""
+
+    last: float
+    marked: list[float]
+    marks: str
+
+
 def courses(epochs: list[dict[str, Any]], relabellings: list[dict[str, Any]]) -> list[Figure]:
     """The loss by epoch, what is known of the labels by relabelling, else by epoch; the times of relabelling marked."""
     marked, marks = _values(relabellings, "epochs_trained", "epochs_trained"), "relabellings"
     if not marked:
         anew = [line for line in epochs if line.get("relabellings")]
         marked, marks = _values(anew, "epoch", "epoch"), "epochs with a relabelling"
-    times = [at for at, _ in marked]
-    last = max([*times, *(at for at, _ in _values(epochs, "epoch", "epoch")), 1.0])
+    at = [time for time, _ in marked]
+    last = max([*at, *(time for time, _ in _values(epochs, "epoch", "epoch")), 1.0])
     found = []
     for key, title in COURSES.items():
         by_epoch, by_relabelling = _values(epochs, "epoch", key), _values(relabellings, "epochs_trained", key)
         points = by_epoch or by_relabelling if key == "loss" else by_relabelling or by_epoch
         if points:
-            found.append(_course(key, title, points, _quartiles(relabellings, key), last, times, marks))
+            found.append(_course(key, title, points, _quartiles(relabellings, key), _Times(last, at, marks)))
     return found
 
 
@@ -145,22 +155,20 @@ def _course(
     title: str,
     points: list[tuple[float, float]],
     quartiles: list[tuple[float, float, float]],
-    last: float,
-    marked: list[float],
-    marks: str,
+    times: _Times,
 ) -> Figure:
     epochs, values = zip(*points, strict=True)
     high = 1.0 if key in ("nmi", "quality") else max(*values, *(upper for *_, upper in quartiles), 0.0) * 1.08 or 1.0
-    x = _Axis(min(0.0, *epochs, *marked), last, LEFT, WIDTH - RIGHT)
+    x = _Axis(min(0.0, *epochs, *times.marked), times.last, LEFT, WIDTH - RIGHT)
     y = _Axis(min(0.0, *values), high, HEIGHT - BOTTOM, TOP)
     places = [(x.at(epoch), y.at(value)) for epoch, value in points]
-    ticks = "".join(f"M{x.at(epoch):.1f} {y.start:.1f}v5" for epoch in marked)  # below the axis: curves end on it
+    ticks = "".join(f"M{x.at(epoch):.1f} {y.start:.1f}v5" for epoch in times.marked)  # below the axis: curves end on it
     parts = [
         _frame(x, y, "epoch", ""),
         f'<path class="mark other" d="{ticks}"/>',
     ]
     told = f"{values[-1]:.3g} after {epochs[-1]:.4g} epochs"
-    legend = [("other", marks)] if marked else []
+    legend = [("other", times.marks)] if times.marked else []
     if quartiles:
         around = [(at, upper) for at, _, upper in quartiles] + [(at, lower) for at, lower, _ in reversed(quartiles)]
         parts.append(_band([(x.at(at), y.at(value)) for at, value in around], "own"))
@@ -210,10 +218,6 @@ def _band(points: list[tuple[float, float]], style: str) -> str:
 
 def _dot(point: tuple[float, float], radius: float, style: str) -> str:
     return f'<circle class="{style}" cx="{point[0]:.1f}" cy="{point[1]:.1f}" r="{radius}"/>'
-
-
-def _span(ranked: np.ndarray) -> str:
-    return f"{ranked[0]:,} each" if ranked[0] == ranked[-1] else f"{ranked[-1]:,} to {ranked[0]:,}"
 
 
 def _capital(text: str) -> str:

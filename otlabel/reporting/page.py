@@ -13,16 +13,19 @@ import numpy as np
 
 from otlabel import __version__
 from otlabel.errors import MissingPackageError
-from otlabel.files import check_apart, replacing
 from otlabel.interrupts import interruptible
 from otlabel.reporting import figures
 from otlabel.reporting.montage import montage
 from otlabel.reporting.sources import find, number_of, opened
 from otlabel.reporting.summary import Summary, summarise
 from otlabel.reporting.words import NAME_LENGTH, TITLE_LENGTH, shown
+from otlabel.storage.atomic import replacing
+from otlabel.storage.outputs import check_apart
+from otlabel.text import range_text
 
 if TYPE_CHECKING:
-    from otlabel.result import Assignment, Certificate
+    from otlabel.result import Assignment
+    from otlabel.solver.outcome import Certificate
 
 HERE = Path(__file__).parent
 
@@ -124,9 +127,8 @@ def sentences(summary: Summary) -> list[str]:
     found = [f"{n_samples:,} samples in {summary.n_classes:,} classes."]
     if summary.n_unlabelled:
         found.append(f"{summary.n_unlabelled:,} samples are left unlabelled ({summary.n_unlabelled / n_samples:.1%}).")
-    low, high = int(sizes.min()), int(sizes.max())
-    spread = f"{low:,} to {high:,}, with a median of {float(np.median(sizes)):,.10g}"
-    found.append(f"Class sizes are {spread if low < high else f'{low:,} each'}.")
+    median = f", with a median of {float(np.median(sizes)):,.10g}" if np.ptp(sizes) else ""
+    found.append(f"Class sizes are {range_text(sizes)}{median}.")
     if summary.proof is not None:
         found += _proof(summary.proof)
     fit = summary.fit

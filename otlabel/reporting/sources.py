@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -13,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otlabel import labels_file
 from otlabel.errors import FileFormatError, FingerprintError
-from otlabel.labels_file import CLUSTERED
-from otlabel.result import Assignment, Certificate
+from otlabel.result import Assignment
+from otlabel.solver.outcome import Certificate
 from otlabel.sources import as_array, load_array, open_scores
 from otlabel.sources.npy import read_header
 from otlabel.sources.paths import load_plain
+from otlabel.storage import label_files
+from otlabel.storage.label_files import CLUSTERED
+from otlabel.storage.texts import read_json, read_json_lines, read_lines
 from otlabel.text import one_line
 
 if TYPE_CHECKING:
-    from otlabel.selflabel.labels import HeadLabels
+    from otlabel.selflabel.stores.head_labels import HeadLabels
     from otlabel.training.config import Config
     from otlabel.training.data import Images
 
@@ -76,16 +77,19 @@ def opened(n_samples: int | None, **given: Any) -> dict[str, Any]:
 
     def truth(text: str) -> np.ndarray:
         if n_samples is not None:
-            labels_file.check_number(text, n_samples)
+            label_files.check_number(text, n_samples)
         return load_array(text)
+
+    def lines(text: str) -> list[str]:
+        return read_lines(Path(text))
 
     readers: dict[str, Callable[[str], Any]] = {
         "images": _mapped,
-        "texts": _lines,
-        "names": _lines,
-        "true_names": _lines,
+        "texts": lines,
+        "names": lines,
+        "true_names": lines,
         "truth": truth,
-        "history": _json_lines,
+        "history": lambda text: read_json_lines(Path(text)),
     }
     return {
         name: readers[name](os.fspath(one)) if name in readers and isinstance(one, (str, os.PathLike)) else one
@@ -101,17 +105,6 @@ def _mapped(text: str) -> np.ndarray:
     return np.load(text, mmap_mode="r", allow_pickle=False)
 
 
-def _lines(text: str) -> list[str]:
-    try:
-        return Path(text).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{text} is no UTF-8 text: {error}") from error
-
-
-def _json_lines(text: str) -> list[Any]:
-    return [_json(Path(text), line) for line in _lines(text) if line]
-
-
 def _of_assignment(result: Assignment, title: str = "Labels") -> Subject:
     return Subject(
         as_array(result.labels),
@@ -125,23 +118,23 @@ def _of_assignment(result: Assignment, title: str = "Labels") -> Subject:
 def _of_path(text: str, head: int, n_samples: int | None) -> Subject:
     path = Path(text)
     if n_samples is not None:
-        labels_file.check_number(text, n_samples)
+        label_files.check_number(text, n_samples)
     if path.is_dir():
-        is_run = not labels_file.holds_labels(path)
-        return _of_run(path, head, n_samples) if is_run else _of_stored(labels_file.read_labels(path), path.name)
+        is_run = not label_files.holds_labels(path)
+        return _of_run(path, head, n_samples) if is_run else _of_stored(label_files.read_labels(path), path.name)
     match path.suffix.lower() if "::" not in text else "":
         case ".npz":
             return _of_assignment(Assignment.load(path), path.name)
         case ".npy":
-            return _of_stored(labels_file.read_labels(path), path.name)
+            return _of_stored(label_files.read_labels(path), path.name)
         case ".h5" | ".hdf5":
-            if path.exists() and labels_file.holds_labels(path):
-                return _of_stored(labels_file.read_labels(path), path.name)
+            if path.exists() and label_files.holds_labels(path):
+                return _of_stored(label_files.read_labels(path), path.name)
             return _of_head(_heads(path, n_samples), head, path.name)
     return Subject(load_array(text), path.name)
 
 
-def _of_stored(stored: labels_file.StoredLabels, title: str) -> Subject:
+def _of_stored(stored: label_files.StoredLabels, title: str) -> Subject:
     receipt, about = stored.receipt, []
     if receipt is not None and receipt.status == CLUSTERED:
         about.append("Scores are minus the distances of k-means; the bound is for the centres that k-means came to.")
@@ -155,7 +148,7 @@ def _of_stored(stored: labels_file.StoredLabels, title: str) -> Subject:
     )
 
 
-def _stated(stored: labels_file.StoredLabels) -> Certificate | None:
+def _stated(stored: label_files.StoredLabels) -> Certificate | None:
     """What a receipt says of the labels that it lies beside."""
     receipt = stored.receipt
     if receipt is None or receipt.value is None or receipt.bound is None:
@@ -169,7 +162,7 @@ def _heads(path: Path, n_samples: int | None) -> HeadLabels:
     from otlabel.selflabel import load_labels
 
     if n_samples is not None:
-        labels_file.check_number(f"{path}::heads/0/labels", n_samples)
+        label_files.check_number(f"{path}::heads/0/labels", n_samples)
     return load_labels(path)
 
 
@@ -199,7 +192,7 @@ def _of_run(folder: Path, head: int, n_samples: int | None) -> Subject:
     from otlabel.training.config import config_of
     from otlabel.training.data import images_of
 
-    asked = _json(folder / "config.json", "\n".join(_lines(str(folder / "config.json"))))
+    asked = read_json(folder / "config.json")
     try:
         given = {
             section: {key: value for key, value in values.items() if value is not None}
@@ -212,7 +205,7 @@ def _of_run(folder: Path, head: int, n_samples: int | None) -> Subject:
     stored = _heads(folder / "labels.h5", n_samples)
     subject = _of_head(stored, head, folder.resolve().name)
     weights, relabellings = _checkpoint(folder / "checkpoint.pt")
-    subject = dataclasses.replace(subject, history=[*_json_lines(str(folder / "metrics.jsonl")), *relabellings])
+    subject = dataclasses.replace(subject, history=[*read_json_lines(folder / "metrics.jsonl"), *relabellings])
     about, notes = [*subject.about, *_features_judged(folder)], list(subject.notes)
     try:
         images = images_of(config.data)
@@ -238,19 +231,12 @@ def _of_run(folder: Path, head: int, n_samples: int | None) -> Subject:
     )
 
 
-def _json(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path} is damaged: {one_line(error)}") from error
-
-
 def _features_judged(folder: Path) -> list[str]:
     """What result.json and search.json say of labels and features, a sentence each."""
     from otlabel.training.search import told as tried_settings
 
     path = folder / "result.json"
-    found = _json(path, path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = read_json(path) if path.is_file() else {}
     told_without = []
     if isinstance(found.get("quality"), float):
         told_without.append(
@@ -259,7 +245,7 @@ def _features_judged(folder: Path) -> list[str]:
         )
     tried = folder / "search.json"
     if tried.is_file():
-        told_without += tried_settings(_json(tried, tried.read_text(encoding="utf-8")))
+        told_without += tried_settings(read_json(tried))
     named = {"knn": "nearest neighbours", "probe": "a linear probe"}
     told = [f"{named[key]} {found[key]:.3f}" for key in named if isinstance(found.get(key), float)]
     return told_without + ([f"Accuracy of the features on test data: {', '.join(told)}."] if told else [])

@@ -15,11 +15,11 @@ from otlabel import metrics, sweep
 from otlabel.certificate import certify
 from otlabel.curation import k_means, nearest
 from otlabel.errors import OtlabelWarning
-from otlabel.labels_file import check_not_absurd
 from otlabel.path import BalancePath, balance_path
 from otlabel.ranks.rowset import RowSet
 from otlabel.reporting.sources import Subject
-from otlabel.result import Certificate
+from otlabel.solver.outcome import Certificate
+from otlabel.solver.posing import check_finite
 from otlabel.sources import (
     Opened,
     by_row,
@@ -28,7 +28,8 @@ from otlabel.sources import (
     in_one_order,
     open_scores,
 )
-from otlabel.validate import check_finite, class_numbers
+from otlabel.storage.label_files import check_not_absurd
+from otlabel.validate import class_numbers
 
 PATH_ENTRIES = 10_000_000  # scores up to which the price of balance is drawn: ten solves
 COMMONEST = 3  # true classes that are named for each class

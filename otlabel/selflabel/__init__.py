@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from otlabel.selflabel.labeler import SelfLabeler
-from otlabel.selflabel.labelings import Argmax, HeadView, KMeans, NewLabels, OptimalTransport
-from otlabel.selflabel.labels import HeadLabels, load_labels, save_labels
+from otlabel.selflabel.methods import Argmax, HeadView, KMeans, NewLabels, OptimalTransport
 from otlabel.selflabel.model import MultiHead
 from otlabel.selflabel.sampler import ClassUniformSampler, IndexedDataset
 from otlabel.selflabel.schedule import (
@@ -15,7 +14,8 @@ from otlabel.selflabel.schedule import (
     LogarithmicSchedule,
     QuadraticSchedule,
 )
-from otlabel.selflabel.store import FeatureStore, TensorStore
+from otlabel.selflabel.stores import FeatureStore, TensorStore
+from otlabel.selflabel.stores.head_labels import HeadLabels, load_labels, save_labels
 
 __all__ = [
     "Argmax", "AtTimes", "ClassUniformSampler", "EveryEpochs", "EverySteps", "FeatureStore", "HeadLabels", "HeadView",

@@ -85,7 +85,7 @@ def _of_quality(
 ) -> dict[str, str]:
     """Labels that mean little, or less than they did."""
     last = history[-1]
-    course = [_mean(history[start : start + n_heads], "quality") for start in range(0, len(history), n_heads)]
+    course = [mean_of(history[start : start + n_heads], "quality") for start in range(0, len(history), n_heads)]
     known = [one for one in course if one is not None]
     if not known or course[-1] is None:
         return {}
@@ -112,18 +112,19 @@ def _of_quality(
     return {}
 
 
-def _mean(records: list[dict[str, Any]], name: str) -> float | None:
+def mean_of(records: list[dict[str, Any]], name: str) -> float | None:
+    """Of a figure, over the records that have it; None where none has."""
     values = [record[name] for record in records if name in record]
     return float(np.mean(values)) if values else None
 
 
 def told(records: list[dict[str, Any]]) -> str:
     """One line about a relabelling, of at most 80 columns or so."""
-    parts = [f"{len(records)} heads", f"churn {_mean(records, 'churn'):.3f}"]
+    parts = [f"{len(records)} heads", f"churn {mean_of(records, 'churn'):.3f}"]
     parts += [
         f"{name} {value:.3g}"
         for name in ("value", "gap", "quality", "nmi")
-        if (value := _mean(records, name)) is not None
+        if (value := mean_of(records, name)) is not None
     ]
     seconds = records[0]["seconds_extract"] + sum(record["seconds"] for record in records)
     return ", ".join([*parts, f"{seconds:.2f} s"])

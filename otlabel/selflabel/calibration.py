@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -32,69 +32,70 @@ from torch.utils.data import (
 )
 
 from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
-from otlabel.selflabel.model import NoRowsError, View, forward_only, joined, n_bytes, taken, to_device
+from otlabel.selflabel.batches import Parted
+from otlabel.selflabel.model import ModelReader, NoRowsError, forward_only, joined, n_bytes, taken, to_device
 
 UNTRAINED = 20  # batches; with the usual momentum, an eighth of what a layer began with is left by then
 N_BATCHES, BATCH = 40, 64  # of samples that the averages are made of, over all processes
 MOST_BYTES = 1 << 30  # of samples that are kept until batches are mixed from them, where a loader only goes through all
 
-Parted = Callable[[Any], tuple[np.ndarray, Any]]
 
-
-@contextlib.contextmanager
-def calibrated(
-    seen: View,
-    loader: Iterable[Any],
-    n_samples: int,
-    parted: Parted,
-    *,
-    seed: int,
-    amp: torch.dtype | None = None,
-    communicator: Communicator = SINGLE_PROCESS,
-) -> Iterator[Iterable[Any]]:
-    """For the time being, the model's BatchNorm layers have averages of samples of the loader, as the weights are now.
-
-        mean = 1/B sum_b mean_b,   variance = 1/B sum_b variance_b      over B batches, about 40 of 64 samples
-
-    A layer that is in evaluation mode while the model is in training mode is frozen, and stays as it is; so does one
-    that has been trained on fewer than 20 batches. Averages, their counts, modes and random states are put back. Of
-    processes that share the work each runs its part of the batches, and all have the averages of all.
+class BatchNorms:
+    """A model's layers of BatchNorm, as they are now: their age, which all processes that share the work agree on.
 
     Args:
-        seen: the model, as `view` sees it.
-        loader: as for `extract`. Of a DataLoader that can be asked for single samples only those that are needed are
-            loaded; any other is gone through once more. Of an iterator, which cannot be, the first samples are taken.
-        n_samples: N.
-        parted: takes what the loader yields to index and input.
-        seed: of the draw, the same on all processes.
-        amp: as for `extract`.
-        communicator: processes that share the work.
-
-    Yields:
-        The loader to extract with: an iterator is given back whole.
+        reader: of the model.
+        communicator: processes that share the work; one of them may be a batch ahead.
     """
-    layers = [layer for layer, untrained in _with_age(seen.model, communicator) if not untrained]
-    if not layers:
-        yield loader
-        return
-    before = [_state(layer) for layer in layers]
-    try:
-        with _same_random_numbers(seen.model, loader):
-            batches, loader = _batches(loader, n_samples, parted, np.random.default_rng(seed), communicator)
-            n_batches = len(batches)
-            if any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):  # they wait for each other at each batch
-                n_batches = int(-communicator.allreduce_max("batches", -n_batches)[0])
-            _average(seen, layers, itertools.islice(batches, n_batches), amp)
-        _settle(layers, before, communicator)
-        yield loader
-    finally:
-        for layer, state in zip(layers, before, strict=True):
-            _put_back(layer, state)
 
+    def __init__(self, reader: ModelReader, communicator: Communicator = SINGLE_PROCESS) -> None:
+        self._reader, self._communicator = reader, communicator
+        layers = _layers(reader.model)
+        batches = communicator.allreduce_max("batches trained", *(float(layer.num_batches_tracked) for layer in layers))
+        self._trained = [layer for layer, count in zip(layers, batches, strict=True) if count >= UNTRAINED]
+        self.all_trained = len(self._trained) == len(layers)  # else averages are of an untrained network, not for long
 
-def has_untrained(model: nn.Module, communicator: Communicator) -> bool:
-    """Whether the model has layers whose averages are those of an untrained one, and will be others soon."""
-    return any(untrained for _, untrained in _with_age(model, communicator))
+    @contextlib.contextmanager
+    def calibrated(
+        self, loader: Iterable[Any], n_samples: int, parted: Parted, *, seed: int, amp: torch.dtype | None = None
+    ) -> Iterator[Iterable[Any]]:
+        """For the time being, layers have averages of samples of the loader, as the weights are now.
+
+            mean = 1/B sum_b mean_b,   variance = 1/B sum_b variance_b      over B batches, about 40 of 64 samples
+
+        A layer that is in evaluation mode while the model is in training mode is frozen, and stays as it is; so does
+        one that has been trained on fewer than 20 batches. Averages, their counts, modes and random states are put
+        back. Of processes that share the work each runs its part of the batches, and all have the averages of all.
+
+        Args:
+            loader: as for `Extractor`. Of a DataLoader that can be asked for single samples only those that are needed
+                are loaded; any other is gone through once more. Of an iterator, which cannot be, the first samples are
+                taken.
+            n_samples: N.
+            parted: takes what the loader yields to index and input.
+            seed: of the draw, the same on all processes.
+            amp: as for `Extractor`.
+
+        Yields:
+            The loader to extract with: an iterator is given back whole.
+        """
+        layers, communicator = self._trained, self._communicator
+        if not layers:
+            yield loader
+            return
+        before = [_state(layer) for layer in layers]
+        try:
+            with _same_random_numbers(self._reader.model, loader):
+                batches, loader = _batches(loader, n_samples, parted, np.random.default_rng(seed), communicator)
+                n_batches = len(batches)
+                if any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):  # they wait for each other each time
+                    n_batches = int(-communicator.allreduce_max("batches", -n_batches)[0])
+                _average(self._reader, layers, itertools.islice(batches, n_batches), amp)
+            _settle(layers, before, communicator)
+            yield loader
+        finally:
+            for layer, state in zip(layers, before, strict=True):
+                _put_back(layer, state)
 
 
 @contextlib.contextmanager
@@ -126,13 +127,6 @@ def _layers(model: nn.Module) -> list[Any]:
     ]
 
 
-def _with_age(model: nn.Module, communicator: Communicator) -> list[tuple[Any, bool]]:
-    """Each layer, and whether it is untrained: the same on all processes, one of which may be a batch ahead."""
-    layers = _layers(model)
-    batches = communicator.allreduce_max("batches trained", *(float(layer.num_batches_tracked) for layer in layers))
-    return [(layer, count < UNTRAINED) for layer, count in zip(layers, batches, strict=True)]
-
-
 def _state(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
     return layer.running_mean.clone(), layer.running_var.clone(), layer.num_batches_tracked.clone()
 
@@ -142,13 +136,13 @@ def _put_back(layer: Any, state: tuple[Tensor, Tensor, Tensor]) -> None:
         tensor.copy_(value)
 
 
-def _average(seen: View, layers: list[Any], batches: Iterable[Any], amp: torch.dtype | None) -> None:
+def _average(reader: ModelReader, layers: list[Any], batches: Iterable[Any], amp: torch.dtype | None) -> None:
     """Leave in the layers the averages over batches, and how many there were; all else is in evaluation mode."""
-    device = next((p.device for p in seen.model.parameters()), torch.device("cpu"))
-    heads: list[Any] = [head for head in seen.heads if isinstance(head, nn.Module)]
+    device = next((p.device for p in reader.model.parameters()), torch.device("cpu"))
+    heads: list[Any] = [head for head in reader.heads if isinstance(head, nn.Module)]
     heads = [head for head in heads if any(module in layers for module in head.modules())]
     momenta = [layer.momentum for layer in layers]
-    with forward_only(seen.model):
+    with forward_only(reader.model):
         try:
             for layer in layers:
                 layer.reset_running_stats()
@@ -157,7 +151,7 @@ def _average(seen: View, layers: list[Any], batches: Iterable[Any], amp: torch.d
             for inputs in batches:
                 precision: Any = contextlib.nullcontext() if amp is None else torch.autocast(device.type, dtype=amp)
                 with precision:
-                    rows = seen.rows(to_device(inputs, device))
+                    rows = reader.rows(to_device(inputs, device))
                 for head in heads:
                     head(rows.to(next(head.parameters()).dtype))
         finally:

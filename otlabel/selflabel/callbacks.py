@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from otlabel.errors import FileFormatError, FingerprintError, MissingPackageError
-from otlabel.files import replacing
-from otlabel.selflabel.features import weights_hash
 from otlabel.selflabel.labeler import SelfLabeler
 from otlabel.selflabel.model import unwrapped
+from otlabel.selflabel.weights import weights_hash
 from otlabel.sources.paths import load_plain
+from otlabel.storage.atomic import replacing
 
 Loader = Iterable[Any] | Callable[[], Iterable[Any]]
 

@@ -3,122 +3,177 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from otlabel.errors import FingerprintError
 from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
-from otlabel.selflabel.model import View, forward_only, to_device
+from otlabel.selflabel.batches import Parted, check_range, described
+from otlabel.selflabel.model import LOGITS, ModelReader, forward_only, to_device, unwrapped
 from otlabel.selflabel.ranks import Batch, Holders, gathered, in_step
+from otlabel.selflabel.weights import weights_hash
 
 if TYPE_CHECKING:
+    from otlabel.selflabel.calibration import BatchNorms
     from otlabel.selflabel.quality import Looks
-    from otlabel.selflabel.store import Part, Store
+    from otlabel.selflabel.stores import Store
 
 MISSING_SHOWN = 5
-REMEDY = (
-    "say which parts are index and input, as batch=('index', 'image') or batch=(2, 0), or by a function; or wrap the "
-    "data set in otlabel.IndexedDataset"
-)
-
-Parted = Callable[[Any], tuple[np.ndarray, Any]]
 
 
-def extract(
-    seen: View,
-    loader: Iterable[Any],
-    store: Store,
-    n_samples: int,
-    *,
-    about: dict[str, str],
-    parted: Parted,
-    mode: str = "eval",
-    amp: torch.dtype | None = None,
-    progress: bool = False,
-    communicator: Communicator = SINGLE_PROCESS,
-    looks: Looks | None = None,
-) -> None:
-    """Store the model's rows for all samples; each index is to come exactly once.
+@dataclass(frozen=True, eq=False)
+class Keeping:
+    """Where rows go: all to the store of the first process, or those of each process to a part of its own."""
 
-    Args:
-        seen: the model, as `view` sees it.
-        loader: goes through all samples, in any order.
-        store: takes the rows; an extraction that was interrupted goes on where it was, if `about` is the same.
-        n_samples: N.
-        about: what tells these rows from others: of the data and of the weights.
-        parted: takes what the loader yields to index and input.
-        mode: "eval", or "train" as SeLa's authors do (batch statistics; running averages move). The mode of every
-            module is put back.
-        amp: dtype of automatic mixed precision. None: none.
-        progress: show a bar on stderr.
-        communicator: processes that share the work, each with a loader of its own, and send their rows to rank 0; what
-            a distributed sampler repeats to make its parts equal counts once.
-        looks: takes what some samples look like under augmentation. None: nobody asks.
+    store: Any  # a Store, or where each has its own a Part
+    communicator: Communicator = SINGLE_PROCESS  # of those who share the work, each with a loader of its own
+    group: Any = None  # torch.distributed's, of those who keep a part each; None: the first keeps all
 
-    Raises:
-        TypeError: no index and input in what the loader yields; no tensor in what the model gives.
-        ValueError: an index out of range, seen twice, or missing at the end.
-        InvalidScoresError: NaN or infinity, named by sample.
-    """
-    present = np.zeros(n_samples, bool)  # rows that an interrupted extraction has left, once the store has told
-    several = communicator.world_size > 1
-    with _extracting(seen, mode, store):
-        batches = _rows(seen, map(parted, _bar(loader, progress and communicator.rank == 0)), amp, present, looks)
-        if several:  # who only sends does not know what is there, and sends all
-            batches = gathered(batches, communicator)
-        came, n_columns = _fill(store, batches, about, np.zeros(n_samples, bool) if several else present, several)
-        if communicator.rank == 0:
-            _check_any(n_columns)
-            check_complete(came)
-            store.finish()
+    @property
+    def is_here(self) -> bool:
+        """Whether this process keeps any."""
+        return self.group is not None or self.communicator.rank == 0
 
 
-def extract_part(
-    seen: View,
-    loader: Iterable[Any],
-    part: Part,
-    n_samples: int,
-    *,
-    about: dict[str, str],
-    parted: Parted,
-    mode: str = "eval",
-    amp: torch.dtype | None = None,
-    progress: bool = False,
-    communicator: Communicator,
-    group: Any,
-    looks: Looks | None = None,
-) -> Holders:
-    """As `extract`, but each rank keeps the rows of its loader in a store of its own.
+def keeping_of(store: Store, over_ranks: bool, communicator: Communicator, group: Any) -> Keeping:
+    """Each process keeps its own where there are several, the labeling can do with that, and the store has parts."""
+    part = getattr(store, "part", None)
+    if communicator.world_size == 1 or part is None or not over_ranks:
+        return Keeping(store, communicator)
+    return Keeping(part(communicator.rank, communicator.world_size), communicator, group)
 
-    Of a sample that several have extracted, the first of them keeps the row.
 
-    Returns:
-        Which rank holds which sample.
-    """
-    present = np.zeros(n_samples, bool)
-    with _extracting(seen, mode, part):
-        batches = _rows(seen, map(parted, _bar(loader, progress and communicator.rank == 0)), amp, present, looks)
-        came, n_columns = _fill(part, in_step(batches, communicator), about, present, several=True)
-        holders = Holders.settled(communicator, group, came, n_columns)
+@dataclass(eq=False)
+class Extractor:
+    """Brings the rows that a model gives for all samples to a store: from a loader, or as training records them."""
+
+    n_samples: int  # N
+    data: str | None  # what tells this data set from others
+    parted: Parted  # takes what the loader yields to index and input
+    mode: str  # "train" as SeLa's authors do (batch statistics; running averages move), else evaluation
+    amp: torch.dtype | None  # of automatic mixed precision; None: none
+    progress: bool  # whether to show a bar on stderr
+    came: np.ndarray | None = None  # (N,) samples whose rows were recorded in training; None: none were
+    recording: dict[str, str] = field(default_factory=dict)  # what the store knows these rows by
+
+    def calibrated(
+        self, norms: BatchNorms, loader: Iterable[Any], seed: int
+    ) -> contextlib.AbstractContextManager[Iterable[Any]]:
+        """BatchNorm's averages as the mode wants them, until rows and heads were read; the loader to extract with."""
+        if self.mode != "calibrated":
+            return contextlib.nullcontext(loader)
+        return norms.calibrated(loader, self.n_samples, self.parted, seed=seed, amp=self.amp)
+
+    def extract(
+        self, reader: ModelReader, loader: Iterable[Any], keeping: Keeping, looks: Looks | None = None
+    ) -> Holders | None:
+        """Store the model's rows for all samples, in place of what may have been recorded.
+
+        Each index is to come exactly once; where several processes share the work, at least once. Then what a
+        distributed sampler repeats to make its parts equal counts once: the first of them keeps the row. The mode of
+        every module is put back. An extraction that was interrupted goes on where it was, if data, weights and
+        settings are the same.
+
+        Args:
+            reader: of the model.
+            loader: goes through all samples, in any order.
+            keeping: takes the rows.
+            looks: takes what some samples look like under augmentation. None: nobody asks.
+
+        Returns:
+            Which rank holds which sample, where each keeps its own.
+
+        Raises:
+            TypeError: no index and input in what the loader yields; no tensor in what the model gives.
+            ValueError: an index out of range, seen twice, or missing at the end.
+            InvalidScoresError: NaN or infinity, named by sample.
+            FingerprintError: the store holds features of other data.
+        """
+        store, communicator = keeping.store, keeping.communicator
+        about = self._about(reader.kind, f"{weights_hash(unwrapped(reader.model))} mode={self.mode} amp={self.amp}")
+        if keeping.is_here:
+            _check_data(store, about)
+        self.came = None
+        several, parts = communicator.world_size > 1, keeping.group is not None
+        present = np.zeros(self.n_samples, bool)  # rows that an interrupted extraction has left, once the store tells
+        with _extracting(reader, self.mode, store):
+            shown = _bar(loader, self.progress and communicator.rank == 0)
+            batches = _rows(reader, map(self.parted, shown), self.amp, present, looks)
+            if parts:
+                batches = in_step(batches, communicator)
+            elif several:  # who only sends does not know what is there, and sends all
+                batches, present = gathered(batches, communicator), np.zeros(self.n_samples, bool)
+            came, n_columns = _fill(store, batches, about, present, several)
+            if parts:
+                return self._share_out(keeping, about, came, n_columns)
+            if communicator.rank == 0:
+                _check_any(n_columns)
+                check_complete(came)
+                store.finish()
+        return None
+
+    def _share_out(self, keeping: Keeping, about: dict[str, str], came: np.ndarray, n_columns: int) -> Holders:
+        """Who keeps what; of a sample that several have extracted, the first of them keeps the row."""
+        holders = Holders.settled(keeping.communicator, keeping.group, came, n_columns)
         _check_any(holders.n_columns)
         assert holders.owner is not None
-        check_complete(holders.owner < communicator.world_size)
+        check_complete(holders.owner < keeping.communicator.world_size)
         if not n_columns:
-            part.begin(n_samples, holders.n_columns, about)
-        part.finish(holders.index)
-    return holders
+            keeping.store.begin(self.n_samples, holders.n_columns, about)
+        keeping.store.finish(holders.index)
+        return holders
+
+    def record(self, store: Store, index: np.ndarray, rows: np.ndarray) -> None:
+        """Keep rows that a training step has made."""
+        if self.came is None:
+            # Under a name of its own: of rows that a run before has recorded, nobody knows what weights made them.
+            about = self._about("features recorded while training", secrets.token_hex(8))
+            _check_data(store, about)
+            store.begin(self.n_samples, rows.shape[1], about)
+            self.came, self.recording = np.zeros(self.n_samples, bool), about
+        store.write(index, rows)
+        self.came[index] = True
+
+    def finish_recording(self, keeping: Keeping, reader: ModelReader, *, has_classes: bool) -> None:
+        """Let the rows that were recorded take the place of the old ones; there may be none where best classes were."""
+        if keeping.communicator.world_size > 1:
+            raise ValueError("recorded batches are of one process only; pass a loader where several train together")
+        if self.came is None:
+            if has_classes:
+                return
+            raise ValueError("nothing was recorded since the last update; pass a loader, or call record while training")
+        if reader.kind == LOGITS:
+            raise ValueError("features were recorded, but the model shows no heads to apply to them; pass heads=")
+        check_complete(self.came, recorded=True)
+        if keeping.store.about != self.recording:  # else an update has failed after this
+            keeping.store.finish()
+
+    def _about(self, kind: str, weights: str) -> dict[str, str]:
+        data = f"{self.n_samples} samples" if self.data is None else self.data
+        return {"data": data, "kind": kind, "weights": weights}
+
+
+def _check_data(store: Store, about: dict[str, str]) -> None:
+    """Refuse to write over features of other data, which another run may need."""
+    there = store.about
+    if there is not None and there.get("data") != about["data"]:
+        raise FingerprintError(
+            f"the store holds features of other data ({there.get('data')!r}, these are {about['data']!r}); give "
+            "this run a store of its own, or remove the old one"
+        )
 
 
 @contextlib.contextmanager
-def _extracting(seen: View, mode: str, store: Store) -> Iterator[None]:
+def _extracting(reader: ModelReader, mode: str, store: Store) -> Iterator[None]:
     """The model in its mode, without gradients; in the end its modules are as they were, and the store is closed."""
     try:
-        with forward_only(seen.model, training=mode == "train"):
+        with forward_only(reader.model, training=mode == "train"):
             yield
     finally:
         store.close()
@@ -162,13 +217,6 @@ def _fresh(index: np.ndarray, came: np.ndarray, *, several: bool) -> np.ndarray:
     return fresh
 
 
-def check_range(index: np.ndarray, n_samples: int) -> None:
-    """Raise ValueError for an index that is no sample's."""
-    if len(index) and (index.min() < 0 or index.max() >= n_samples):
-        wrong = int(index[(index < 0) | (index >= n_samples)][0])
-        raise ValueError(f"index {wrong} is out of range; the labeler was made for {n_samples} samples, 0 to N - 1")
-
-
 def check_complete(came: np.ndarray, *, recorded: bool = False) -> None:
     """Raise ValueError for samples that never came."""
     if came.all():
@@ -182,14 +230,14 @@ def check_complete(came: np.ndarray, *, recorded: bool = False) -> None:
 
 
 def _rows(
-    seen: View,
+    reader: ModelReader,
     batches: Iterable[tuple[np.ndarray, Any]],
     amp: torch.dtype | None,
     present: np.ndarray,
     looks: Looks | None,
 ) -> Iterator[Batch]:
     """What the model gives for each batch; nothing for one whose rows are all there already."""
-    device = next((p.device for p in seen.model.parameters()), torch.device("cpu"))
+    device = next((p.device for p in reader.model.parameters()), torch.device("cpu"))
     precision: Any = contextlib.nullcontext() if amp is None else torch.autocast(device.type, dtype=amp)
     for index, inputs in batches:
         check_range(index, len(present))
@@ -199,106 +247,15 @@ def _rows(
             yield index, np.empty((0, 0), np.float32)
             continue
         with precision:
-            rows = seen.rows(to_device(inputs, device))
+            rows = reader.rows(to_device(inputs, device))
         if not isinstance(rows, Tensor):
-            raise TypeError(f"features of the model are {_told(rows)}; a tensor (B, D) is needed: {seen.remedy}")
+            raise TypeError(f"features of the model are {described(rows)}; a tensor (B, D) is needed: {reader.remedy}")
         if rows.ndim != 2 or len(rows) != len(index):
             told = f"the model gives {tuple(rows.shape)} for a batch of {len(index)}; (B, D) is needed"
-            raise ValueError(f"{told}: {seen.remedy}" if seen.remedy else told)
+            raise ValueError(f"{told}: {reader.remedy}" if reader.remedy else told)
         yield index, rows.float().cpu().numpy()
     if looks is not None:
-        looks.see(seen, device, precision)
-
-
-def parting(batch: Any) -> Parted:
-    """A function that takes what a loader yields to index and input.
-
-    Args:
-        batch: None: it is a pair (index, input); (at, at): where either is, a key or a position, for the input also a
-            list of them, of which the model is then given a dict or a tuple; or a function that returns (index, input).
-
-    Raises:
-        TypeError: none of these.
-    """
-    if batch is None:
-        return parted
-    if callable(batch):
-        return partial(_by_function, batch)
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(map(_names_parts, batch))):
-        raise TypeError(
-            f"batch is {batch!r}; pass where index and input are in what the loader yields, as ('index', 'image') or "
-            "(2, 0), or a function that returns (index, input)"
-        )
-    return partial(_by_places, tuple(batch))
-
-
-def _names_parts(at: Any) -> bool:
-    return all(isinstance(one, (str, int)) and not isinstance(one, bool) for one in (at if _is_list(at) else [at]))
-
-
-def _is_list(at: Any) -> bool:
-    return isinstance(at, (list, tuple)) and len(at) > 0
-
-
-def parted(item: Any) -> tuple[np.ndarray, Any]:
-    """Index and input of what a loader yields, where it yields pairs of them."""
-    if not isinstance(item, (tuple, list)) or len(item) != 2:
-        raise TypeError(f"the loader yields {_told(item)}, not (index, input); {REMEDY}")
-    return whole_numbers(item[0], "the first of what the loader yields", REMEDY), item[1]
-
-
-def _by_function(batch: Callable[[Any], Any], item: Any) -> tuple[np.ndarray, Any]:
-    found = batch(item)
-    if not isinstance(found, (tuple, list)) or len(found) != 2:
-        raise TypeError(f"the function batch returns {_told(found)}; it must return (index, input)")
-    return whole_numbers(found[0], "the first of what the function batch returns"), found[1]
-
-
-def _by_places(batch: tuple[Any, Any], item: Any) -> tuple[np.ndarray, Any]:
-    at, inputs_at = batch
-    index = whole_numbers(_part(item, at, batch), f"what the loader yields at {at!r}")
-    if not _is_list(inputs_at):
-        return index, _part(item, inputs_at, batch)
-    parts = [_part(item, one, batch) for one in inputs_at]
-    return index, dict(zip(inputs_at, parts, strict=True)) if isinstance(item, Mapping) else tuple(parts)
-
-
-def _part(item: Any, at: Any, batch: tuple[Any, Any]) -> Any:
-    try:
-        return item[at]
-    except (KeyError, IndexError, TypeError) as error:
-        raise TypeError(f"batch={batch!r} names {at!r}, but the loader yields {_told(item)}") from error
-
-
-def _told(item: Any) -> str:
-    """What it is, and of what parts."""
-    if isinstance(item, Mapping):
-        return f"a {type(item).__name__} of {', '.join(map(repr, item))}"
-    if isinstance(item, (tuple, list)):
-        return f"a {type(item).__name__} of {len(item)}"
-    return type(item).__name__
-
-
-def whole_numbers(index: Any, what: str = "the index", remedy: str = "") -> np.ndarray:
-    """Indices of samples, (B,) int64."""
-    array = index.detach().cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        if array.ndim == 0 and array.dtype.kind in "iu":
-            remedy = "that is of a single sample; pass a DataLoader of the data set, whose batches have (B,)"
-        raise TypeError(
-            f"{what} is {array.dtype} of shape {array.shape}, no indices of samples" + (f"; {remedy}" if remedy else "")
-        )
-    return array.astype(np.int64)
-
-
-def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all weights: features of two hashes must not be mixed."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        looks.see(reader, device, precision)
 
 
 def _bar(loader: Iterable[Any], shown: bool) -> Iterable[Any]:

@@ -98,7 +98,7 @@ def class_counts(n_classes: int | Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class View:
+class ModelReader:
     """How the plug-in sees a model: what is stored for a sample, and how scores come from that.
 
     `kind` is "features" where heads are known, and "logits" of all heads, side by side, where only these are.
@@ -111,25 +111,25 @@ class View:
     remedy: str = ""  # what to do where rows are none
 
 
-def view(
+def reader_of(
     model: nn.Module,
     n_classes: list[int],
     features: Callable[[nn.Module, Any], Tensor] | None,
     heads: Callable[[nn.Module], Sequence[Any]] | None,
-) -> View:
+) -> ModelReader:
     """How to read a model: by the two functions, by its own `features` and `heads`, or by its logits."""
     inner = unwrapped(model)
     if features is not None and heads is not None:
         remedy = "features= may pool and flatten what it returns"
-        return View(model, FEATURES, lambda inputs: features(inner, inputs), _listed(heads(inner)), remedy)
+        return ModelReader(model, FEATURES, lambda inputs: features(inner, inputs), _listed(heads(inner)), remedy)
     own: Any = getattr(inner, "heads", None)
     own_features: Any = getattr(inner, "features", None)
     if callable(own_features) and isinstance(own, (nn.ModuleList, list, tuple)):
         remedy = (
             f"{type(inner).__name__} has features and heads of its own; pass features= and heads= if others are meant"
         )
-        return View(model, FEATURES, lambda inputs: call(own_features, inputs), list(own), remedy)
-    return View(model, LOGITS, lambda inputs: _side_by_side(call(inner, inputs), n_classes), [])
+        return ModelReader(model, FEATURES, lambda inputs: call(own_features, inputs), list(own), remedy)
+    return ModelReader(model, LOGITS, lambda inputs: _side_by_side(call(inner, inputs), n_classes), [])
 
 
 def _listed(heads: Any) -> list[Any]:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from otlabel import metrics
 from otlabel.selflabel.calibration import MOST_BYTES, averages_kept
-from otlabel.selflabel.model import NoRowsError, View, joined, n_bytes, taken, tensors, to_device
+from otlabel.selflabel.model import ModelReader, NoRowsError, joined, n_bytes, taken, tensors, to_device
 
 LEAST, SHARE, MOST = 256, 12, 4096  # samples looked at: one in twelve, within these numbers
 AT_ONCE = 256  # views that go through the model together
@@ -131,7 +131,7 @@ class Looks:
             self.of_vectors = self._make_view is common_view and not _has(inputs, 4)
             self._kept.append((index[rows], taken(inputs, rows, len(index))))
 
-    def see(self, seen: View, device: torch.device, precision: Any) -> None:
+    def see(self, reader: ModelReader, device: torch.device, precision: Any) -> None:
         """Let the model see views of what was kept; it is in its mode, without gradients."""
         if not self._kept:
             return
@@ -139,13 +139,13 @@ class Looks:
         self._kept = []
         found, indices = [], []
         devices = [device.index] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices), averages_kept(seen.model):
+        with torch.random.fork_rng(devices), averages_kept(reader.model):
             for index, inputs in parts:
                 views = self._make_view(inputs, self._generator)
                 if views is None:
                     return
                 with precision:
-                    found.append(seen.rows(to_device(views, device)).float().cpu().numpy())
+                    found.append(reader.rows(to_device(views, device)).float().cpu().numpy())
                 indices.append(index)
         self.index, self.rows = np.concatenate(indices), np.concatenate(found)
 

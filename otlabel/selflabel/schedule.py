@@ -26,6 +26,39 @@ class Schedule(Protocol):
         ...
 
 
+def time_of(
+    schedule: Schedule,
+    epoch: float | None,
+    step: int | None,
+    samples: int | None,
+    samples_per_epoch: int,
+    steps_per_epoch: int | None,
+) -> float:
+    """The time in the schedule's unit, told in one of the three ways.
+
+    Raises:
+        ValueError: a time that this schedule cannot be told in.
+    """
+    if schedule.unit == "steps":
+        if step is None:
+            raise ValueError(f"{schedule!r} counts steps; pass due(step=...)")
+        return float(step)
+    if step is None:
+        return float(samples / samples_per_epoch if samples is not None else epoch)  # type: ignore[arg-type]
+    if steps_per_epoch is None:
+        raise ValueError(
+            f"{schedule!r} counts epochs; pass due(epoch) or due(samples=...), or make the labeler with "
+            "steps_per_epoch="
+        )
+    return float(step / steps_per_epoch)
+
+
+def share_done(schedule: Schedule | None, time: float | None) -> float | None:
+    """Of the training, where the schedule tells when that ends."""
+    times = getattr(schedule, "times", None)
+    return None if not times or not times[-1] or time is None else min(1.0, time / times[-1])
+
+
 class AtTimes:
     """Relabel at the given times, in epochs."""
 

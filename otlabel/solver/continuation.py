@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from otlabel.monitor import Monitor
-from otlabel.problem import Problem, Solver
-from otlabel.result import Status
+from otlabel.solver.monitor import Monitor
 from otlabel.solver.newton import Solution, minimise
 from otlabel.solver.objective import Objective, Point
+from otlabel.solver.outcome import Status
+from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.samples import half_of, samples_of
 from otlabel.solver.shortlist import Shortlist, may_be_listed, shorten, width_for
 

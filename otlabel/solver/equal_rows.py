@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from otlabel import sweep
-from otlabel.monitor import Monitor
-from otlabel.problem import Problem
 from otlabel.ranks.rowset import RowSet
+from otlabel.solver.monitor import Monitor
 from otlabel.solver.movable import Placement
+from otlabel.solver.problem import Problem
 from otlabel.solver.samples import SAMPLE_ENTRIES, draw_sampled
 
 DISTINCT_SHARE = 0.5  # solve equal rows as one where at most this share of the rows is distinct

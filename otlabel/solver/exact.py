@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from otlabel.errors import InfeasibleError
-from otlabel.monitor import Monitor
-from otlabel.problem import Problem, Solver
+from otlabel.solver.monitor import Monitor
 from otlabel.solver.newton import Solution
+from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rounding import Rounded, round_exact
 from otlabel.solver.sharpening import near_integer
 from otlabel.solver.shortlist import MARGIN, shorten

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from otlabel.problem import Problem
+from otlabel.solver.problem import Problem
 
 MOST_LEVELS = 1 << 18  # of all soft classes: beyond, as with real sample masses, neighbouring ones count as alike
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from otlabel import sweep
-from otlabel.problem import Problem
+from otlabel.solver.problem import Problem
 from otlabel.solver.samples import few_sampled
 
 STARVED = 0.1  # share of the fewest units of a class under which it is brought in

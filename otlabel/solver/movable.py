@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from otlabel import sweep
-from otlabel.problem import Problem
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.board import Board
 from otlabel.solver.free_places import FreePlaces
 from otlabel.solver.precision import TIE
+from otlabel.solver.problem import Problem
 
 MOST_JUDGED = 1 << 18  # entries whose median says what numbers are usual; beyond, every second, third, ... of them
 

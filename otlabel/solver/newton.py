@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from otlabel.result import Status
 from otlabel.solver.curvature import DENSE_CLASSES, Curvature, DenseCurvature, DeviceCurvature, SparseCurvature
 from otlabel.solver.objective import LONGEST_STEP, Objective, Point
+from otlabel.solver.outcome import Status
 from otlabel.solver.shortlist import Shortlist
 
 SINKHORN_STEPS = 2  # plain steps that open a rung: they bring in classes far from their mass, where Newton errs

@@ -21,9 +21,9 @@ from scipy.sparse import csr_array
 from otlabel import sweep
 from otlabel.errors import InvalidScoresError
 from otlabel.marginals import Rule
-from otlabel.monitor import Monitor
-from otlabel.problem import Problem, Solver
 from otlabel.ranks.rowset import RowSet
+from otlabel.solver.monitor import Monitor
+from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.samples import FEWEST_ROWS
 from otlabel.sources import draw_rows
 

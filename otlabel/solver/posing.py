@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from otlabel import sweep
-from otlabel.errors import DegenerateScoresWarning, FewSamplesWarning, InfeasibleError, InvalidScoresError
+from otlabel.errors import DegenerateScoresWarning, FewSamplesWarning, InfeasibleError, InvalidScoresError, warn
 from otlabel.marginals import KL, ONE_SAMPLE, Exact, Range, Rule, counted, rule_of, with_abstention
-from otlabel.monitor import Monitor
-from otlabel.problem import Demand, Problem, Solver
 from otlabel.ranks.rowset import RowSet
+from otlabel.solver.monitor import Monitor
+from otlabel.solver.problem import LARGEST_SCORE, Demand, Problem, Solver
 from otlabel.sources import Opened, cached, draw_rows, moved, with_column
-from otlabel.validate import FAR, LARGEST_SCORE, check_finite, check_mass, check_sample_mass, warn
+from otlabel.validate import check_mass, check_sample_mass
 
+FAR = 1e3  # times the usual spread of a row: scores as large hide from sums what tells classes apart
 LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities
 RESOLVED = 1e5  # times epsilon: products up to here have errors far below it in float32
 SMALLEST, LARGEST = 1e-30, 1e30  # products of which float32 loses neither these nor their differences
@@ -325,17 +326,48 @@ def _warn_of_probabilities(rows: RowSet, sampled: np.ndarray) -> None:
     """Say so if a few rows, all within [0, 1], sum to 1; of votes, one class a row, there is nothing to say."""
     chosen = sampled[draw_rows(len(sampled), LOOK_ROWS, np.random.default_rng(0))]
     dtype, sample = rows.source.dtype, rows.taken(chosen)
-    near = 1e-3 if dtype in ("float32", "float64") else 2e-2
-    farthest, any_zero, any_share = 0.0, 0.0, 0.0
+    any_other, any_zero, any_share = 0.0, 0.0, 0.0
     for _, block in sample.blocks():
         numbers = block.astype(np.float64)
-        farthest = max(farthest, float(np.abs(numbers.sum(1) - 1).max()))
+        any_other = max(any_other, float(not sum_to_one(numbers.sum(1), dtype)))
         any_zero = max(any_zero, float((numbers == 0).any()))
-        any_share = max(any_share, float(((numbers > 0) & (numbers < 1)).any()))
-    farthest, any_zero, any_share = rows.max("look", farthest, any_zero, any_share)
-    if farthest >= near or not any_share:
+        any_share = max(any_share, float(has_shares(numbers)))
+    any_other, any_zero, any_share = rows.max("look", any_other, any_zero, any_share)
+    if any_other or not any_share:
         return
     told = "rows are in [0, 1] and sum to 1, like probabilities: pass the logarithm of them"
     if any_zero:
         told += ", np.log(np.maximum(p, 1e-9)), as some are 0: without a least value those pairs would be forbidden"
     warn(DegenerateScoresWarning, told)
+
+
+def sum_to_one(sums: np.ndarray, dtype: str, *, of_logarithms: bool = False) -> bool:
+    """Whether all sums are 1 up to what their storage type rounds away, of probabilities or of exponentials of logs."""
+    # In halves a logarithm of -10 is rounded by up to 0.02, and all of a row may be rounded to the same side.
+    rounded = 5e-2 if of_logarithms else 2e-2
+    near = 1e-3 if dtype in ("float32", "float64") else rounded
+    return bool((np.abs(sums - 1) < near).all())
+
+
+def has_shares(numbers: np.ndarray) -> bool:
+    """Whether any is between 0 and 1; of votes, which have none, the logarithm is not meant."""
+    return bool(((numbers > 0) & (numbers < 1)).any())
+
+
+def check_finite(rows: RowSet, inspection: sweep.Inspection, what: str = "scores") -> None:
+    """Raise InvalidScoresError that names the first NaN or +inf, if there is one."""
+    if not inspection.n_bad:
+        return
+    rows, found = rows.fine, ""
+    for (start, _), values in rows.blocks([span] for span in rows.spans):
+        bad = np.isnan(values) | (values == np.inf)
+        if bad.any():
+            row, cls = np.argwhere(bad)[0]
+            column = "class" if what == "scores" else "column"
+            found = f"{rows.opened.place(start + int(row))}, {column} {cls} ({values[row, cls]})"
+            break
+    where = rows.communicator.first_text("bad scores", found)
+    remedy = "mend them, or use -inf to forbid a pair" if what == "scores" else "mend them, or leave these rows out"
+    raise InvalidScoresError(
+        f"{inspection.n_bad} of {rows.n_rows * rows.shape[1]} {what} are NaN or +inf, the first at {where}; {remedy}"
+    )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from otlabel import sweep
-from otlabel.monitor import Monitor
-from otlabel.problem import Problem
-from otlabel.result import Certificate
+from otlabel.solver.monitor import Monitor
+from otlabel.solver.outcome import Certificate
 from otlabel.solver.precision import rounding_of
+from otlabel.solver.problem import Problem
 
 PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
 

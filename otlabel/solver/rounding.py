@@ -18,11 +18,10 @@ import numpy as np
 
 from otlabel import sweep
 from otlabel.errors import InfeasibleError
-from otlabel.monitor import Monitor
-from otlabel.problem import Problem
 from otlabel.solver.board import Board
 from otlabel.solver.free_places import FreePlaces, free_places
 from otlabel.solver.lifting import lifted, starved_classes
+from otlabel.solver.monitor import Monitor
 from otlabel.solver.movable import (
     Movable,
     Placement,
@@ -35,6 +34,7 @@ from otlabel.solver.movable import (
     units_of,
 )
 from otlabel.solver.precision import JUMP, TIE, largest_usual, lowered, rounding_of
+from otlabel.solver.problem import Problem
 from otlabel.solver.repair import Done, repair, spread_ties
 from otlabel.solver.slack import Slack
 

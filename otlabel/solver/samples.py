@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from otlabel.problem import Problem
+from otlabel.solver.problem import Problem
 from otlabel.sources import draw_rows
 
 COARSE_ROWS = 20  # rows a class in the first sample; its class masses are then off by about 1 / sqrt(20)

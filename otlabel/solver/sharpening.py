@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 
 from otlabel import sweep
-from otlabel.monitor import Monitor
-from otlabel.problem import Problem, Solver
-from otlabel.result import Status
 from otlabel.solver.continuation import EPSILON_STEP, sharpen
+from otlabel.solver.monitor import Monitor
 from otlabel.solver.newton import Solution
 from otlabel.solver.objective import Point
+from otlabel.solver.outcome import Status
+from otlabel.solver.problem import Problem, Solver
 
 EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon is tried before moving them one by one
 SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that

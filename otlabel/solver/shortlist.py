@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from otlabel import sweep
-from otlabel.monitor import Monitor
-from otlabel.problem import Problem, Solver
+from otlabel.solver.monitor import Monitor
+from otlabel.solver.problem import Problem, Solver
 from otlabel.sources import ITEM_BYTES, Opened, draw_rows
 from otlabel.sources.free import free_memory
 

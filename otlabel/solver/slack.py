@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from otlabel import sweep
-from otlabel.problem import Problem
 from otlabel.solver.movable import row_tops, totals
 from otlabel.solver.precision import TIE
+from otlabel.solver.problem import Problem
 from otlabel.solver.repair import Done
 from otlabel.solver.samples import few_sampled
 

@@ -64,7 +64,7 @@ class KeptRows(Wrapped):
 
     @property
     def grain(self) -> int:  # type: ignore[override]
-        """As the source, but for any rows one has to know which are kept."""
+        """As the source; more than 1, since rows that are not kept cost a pass."""
         return max(self.source.grain, 2)
 
     def read(self, spans: Sequence[Span]) -> Iterator[np.ndarray]:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -211,8 +211,8 @@ class LinearScores(Opened):
     The bare ones are the products alone: of small ones, what normalises them hides digits.
     """
 
-    features: Features = None  # type: ignore[assignment]  # always there, as is the head
-    head: Head = None  # type: ignore[assignment]
+    features: Features = field(kw_only=True)
+    head: Head = field(kw_only=True)
 
     @classmethod
     def made_of(
@@ -226,7 +226,7 @@ class LinearScores(Opened):
         if head.normalize:
             bare = Products(features, replace(head, normalize=False), n_rows, double=True)
         about = functools.partial(_of_features, stored.place), stored.files, names, stored.row_names
-        return cls(source, fine, bare, *about, features, head)
+        return cls(source, fine, bare, *about, features=features, head=head)
 
     @property
     def torch_device(self) -> torch.device | None:

@@ -7,8 +7,8 @@ import contextlib
 import functools
 import itertools
 import os
+import threading
 from collections.abc import Callable
-from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
@@ -68,11 +68,27 @@ def run_tasks(task: Callable[[int], None], n_tasks: int, extra_threads: int = 0)
         raise errors[0]
 
 
-def blas_on_one_thread() -> contextlib.AbstractContextManager[Any]:
-    """One thread gives the same bits on every machine, and does not spin where other work wants the cores."""
-    return _linear_algebra().limit(limits=1, user_api="blas")
+class _OneThread(contextlib.AbstractContextManager[None]):
+    """A limit of the whole process, which the first that enters sets and the last that leaves takes away."""
+
+    def __init__(self) -> None:
+        self._lock, self._n_within = threading.RLock(), 0  # again by one thread: where a generator goes amid all this
+        self._libraries, self._limit = ThreadpoolController(), contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._n_within:
+                self._limit.enter_context(self._libraries.limit(limits=1, user_api="blas"))
+            self._n_within += 1
+
+    def __exit__(self, *failure: object) -> None:
+        with self._lock:
+            self._n_within -= 1
+            if not self._n_within:
+                self._limit.close()
 
 
 @functools.cache
-def _linear_algebra() -> ThreadpoolController:
-    return ThreadpoolController()
+def blas_on_one_thread() -> contextlib.AbstractContextManager[None]:
+    """One thread gives the same bits on every machine, and does not spin where other work wants the cores."""
+    return _OneThread()

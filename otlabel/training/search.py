@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from otlabel.errors import FileFormatError, FingerprintError
-from otlabel.files import replacing
+from otlabel.storage.atomic import replacing
+from otlabel.storage.texts import read_json_lines
 from otlabel.training.config import Config, config_of
 from otlabel.training.data import Images, part_of
 from otlabel.training.run import Report, Run, train
@@ -94,13 +95,7 @@ def search(
         begun = time.monotonic()
         first.train_epoch()
         save(epoch=time.monotonic() - begun)
-    shares = [RUNGS[rung] * len(SETTINGS) / 2**rung for rung in range(len(RUNGS))]
-    low, high = TRIAL_EPOCHS
-    unit = min(max(int(SEARCHING * seconds / state["epoch"] / sum(shares)), low), high)
-    last_epoch = state["epoch"] * len(images.train) / len(part.train)
-    needed = unit * sum(shares) * state["epoch"] + LAST_EPOCHS[0] * last_epoch
-    if needed > seconds and unit == low:
-        raise ValueError(f"{seconds:g} s are too few for {len(images.train):,} samples here; give about {needed:.0f} s")
+    unit = _unit(state["epoch"], len(images.train) / len(part.train), seconds, len(images.train))
     names = list(SETTINGS)
     for rung, epochs in enumerate(unit * factor for factor in RUNGS):
         for number, name in enumerate(names):
@@ -135,6 +130,21 @@ def search(
     return train(config, folder, report=report, images=images)
 
 
+def _unit(epoch: float, ratio: float, seconds: float, n_samples: int) -> int:
+    """Epochs of a trial in the first rung, where one takes so long, and one on all data `ratio` times as long.
+
+    Raises:
+        ValueError: too little time for the fewest that mean anything.
+    """
+    low, high = TRIAL_EPOCHS
+    n_trials = sum(RUNGS[rung] * len(SETTINGS) / 2**rung for rung in range(len(RUNGS)))
+    unit = min(max(int(SEARCHING * seconds / epoch / n_trials), low), high)
+    needed = unit * n_trials * epoch + LAST_EPOCHS[0] * epoch * ratio
+    if needed > seconds and unit == low:
+        raise ValueError(f"{seconds:g} s are too few for {n_samples:,} samples here; give about {needed:.0f} s")
+    return unit
+
+
 def told(state: dict[str, Any]) -> list[str]:
     """A sentence on what was tried."""
     tried = [f"{one['name']} {one['quality']:.3f} ({one['epochs']} epochs)" for one in state["tried"]]
@@ -148,8 +158,8 @@ def _place(folder: Path, rung: int, name: str) -> Path:
 
 def _epoch_seconds(place: Path) -> float:
     """The mean over the epochs of a trial, however often it was interrupted."""
-    lines = (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return sum(json.loads(line)["seconds"] for line in lines) / len(lines)
+    lines = read_json_lines(place / "metrics.jsonl")
+    return sum(line["seconds"] for line in lines) / len(lines)
 
 
 def _read(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,185 @@
+"""Labels and centres in turn: each start of a fit, and the potentials that its labels end with."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from otlabel import sweep
+from otlabel.assign import sinkhorn_assign
+from otlabel.cluster.moments import EPSILON_SHARE, moments
+from otlabel.curation import centred
+from otlabel.errors import OtlabelWarning
+from otlabel.ranks.rowset import RowSet
+from otlabel.result import Assignment
+from otlabel.sources import LinearScores, Opened, as_array, as_float, closeness, cosines, draw_rows, read_rows
+
+PLAN_TOLERANCE = 0.02  # class error at which the plan is left to the repair, which moves the rest one by one
+INIT_ROWS, INIT_ROWS_A_CLUSTER = 20_000, 20  # sample that k-means++ draws centres from
+DISTINCT = 1e-20  # of the data's variance: a row at this squared distance from its centre is at its centre
+STEP = float(np.finfo(np.float64).eps)  # of a distance: by which rounding moves a centre that comes from there
+CENTRING_ROUNDS = 50  # of potentials towards the middle of where they may be; each halves what is left, nearly
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """The data of a fit, what each cluster is to take, and when to stop."""
+
+    rows: RowSet
+    cosine: bool
+    demand: dict[str, Any]  # as `sinkhorn_assign` wants it
+    variance: float  # mean squared distance from the mean
+    dtype: type  # of centres
+    tol: float
+    max_iter: int
+    group: Any  # whose ranks have rows, too
+
+    @property
+    def may_fill(self) -> bool:
+        """Whether an empty cluster may take a row: not where its size is stated."""
+        return "classes" in self.demand
+
+    @property
+    def epsilon(self) -> float:
+        """Of the entropic plans, in the units of the scores."""
+        scale = self.variance / 2 if self.cosine else self.variance
+        return EPSILON_SHARE * scale if scale > 0 else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Clustering:
+    """Where one start has led; the labels are the best for the centres."""
+
+    assignment: Assignment
+    centres: np.ndarray
+    inertia: float
+    n_iter: int
+    converged: bool
+
+
+def alternate(fit: Fit, centres: np.ndarray, seed: int) -> Clustering:
+    """Labels and centres in turn until neither changes any more."""
+    n_features, dtype = fit.rows.shape[1], fit.dtype
+    centres = _unit(centres).astype(dtype) if fit.cosine else centres.astype(dtype)
+    enough = fit.tol * fit.variance / n_features
+    assignment, moved, n_iter = _assigned(fit, centres, seed), np.inf, 0
+    while True:
+        labels, counts = as_array(assignment.labels), as_array(assignment.counts)
+        sums, squares = moments(fit.rows, labels, centres)
+        empty = np.flatnonzero(counts == 0) if fit.may_fill else np.empty(0, np.int64)
+        far = _farthest(fit, labels, centres, len(empty)) if len(empty) else np.empty((0, n_features))
+        if (moved <= enough and not len(far)) or n_iter == fit.max_iter:
+            break
+        before, at = assignment, centres
+        means = centres + sums / np.maximum(counts, 1)[:, None]  # a cluster that is to be empty stays where it is
+        means[empty[: len(far)]] = far
+        centres = (_unit(means) if fit.cosine else means).astype(dtype)
+        moved = float(np.square(centres - at, dtype=np.float64).sum())
+        n_iter += 1
+        assignment = _assigned(fit, centres, seed, before)
+        n_changed = np.count_nonzero(labels != as_array(assignment.labels))
+        is_same = not int(fit.rows.sum("changed", np.array(n_changed))[0])
+        if is_same and STEP**2 * moved <= DISTINCT * fit.variance:  # else not yet at the means: rounding
+            moved = 0.0
+    return Clustering(assignment, centres, inertia_of(squares, centres, counts, fit.cosine), n_iter, moved <= enough)
+
+
+def _farthest(fit: Fit, labels: np.ndarray, centres: np.ndarray, number: int) -> np.ndarray:
+    """Up to so many rows of all ranks', (n, D) float64: those farthest from their centres, of any that are not there.
+
+    A cluster that moves to such a row can take it: then it is no longer empty, and the inertia is less.
+    """
+    source, wide = fit.rows.source, centres.astype(np.float64)
+    distances = np.empty(source.shape[0])
+    with fit.rows.reading():
+        for (start, stop), block in fit.rows.blocks():
+            distances[start:stop] = np.square(block - wide[labels[start:stop]]).sum(1)
+    away = np.flatnonzero(distances > DISTINCT * fit.variance)
+    chosen = np.sort(away[np.argsort(-distances[away], kind="stable")[:number]])
+    taken = as_float(read_rows(source.take(chosen), 0, len(chosen)), source.dtype).astype(np.float64)
+    distances, found = fit.rows.concat("farthest", distances[chosen], taken)
+    return found[np.argsort(-distances, kind="stable")[:number]]
+
+
+def _assigned(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | None = None) -> Assignment:
+    """The best labels for these centres. What `sinkhorn_assign` warns of concerns its plan, or is no surprise here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OtlabelWarning)
+        return sinkhorn_assign(
+            scores_of(fit.rows.opened, centres, fit.cosine),
+            **fit.demand,
+            epsilon=fit.epsilon,
+            tol=PLAN_TOLERANCE,
+            init=start,
+            seed=seed,
+            group=fit.group,
+        )
+
+
+def scores_of(features: Opened, centres: np.ndarray, cosine: bool) -> LinearScores:
+    """-||x - mu_k||^2, or half of it, up to a constant in each row, which changes nothing."""
+    return cosines(features, centres) if cosine else closeness(features, centres)
+
+
+def inertia_of(squares: float, centres: np.ndarray, counts: np.ndarray, cosine: bool) -> float:
+    """What a fit lowers: of squared distances to centres, their sum or half of it."""
+    return (squares + float(missing(centres) @ counts)) / 2 if cosine else squares
+
+
+def missing(vectors: np.ndarray) -> np.ndarray:
+    """1 - ||v||^2 of vectors of length 1 or 0, (n,): what turns the square of a distance into 2 (1 - <x, mu>)."""
+    return np.where(vectors.any(1), 0.0, 1.0)
+
+
+def drawn_centres(rows: RowSet, n_clusters: int, seed: int) -> np.ndarray:
+    """Centres by k-means++, on a sample where there are many rows: it looks at all of them for each centre."""
+    from sklearn.cluster import kmeans_plusplus
+
+    n_rows = rows.n_rows
+    size = min(n_rows, max(INIT_ROWS, INIT_ROWS_A_CLUSTER * n_clusters))
+    sample = rows.gathered(draw_rows(n_rows, size, np.random.default_rng(seed)))
+    moved, middle, unit = centred(sample)
+    centres, _ = kmeans_plusplus(moved, n_clusters, random_state=seed)
+    return centres.astype(np.float64) * unit + middle
+
+
+def _unit(centres: np.ndarray) -> np.ndarray:
+    """Directions; a centre at zero stays there."""
+    lengths = np.linalg.norm(centres.astype(np.float64), axis=1, keepdims=True)
+    return centres / np.where(lengths > 0, lengths, 1)
+
+
+def centred_potentials(fit: Fit, found: Clustering) -> np.ndarray:
+    """Potentials of the same labels, each in the middle of where it may be, so that `predict` gives labels back.
+
+    Those that the repair ends with leave a row of each class tied with another class: they are on the border of all
+    potentials whose argmax are these labels. Let room_jk be by how much class k may rise over class j until the first
+    row of j would rather be in k. All potentials may move at once, each half of the way to the middle of its bounds at
+    most, and still none is passed; only rows that are tied whatever the potentials remain so.
+    """
+    assignment, slack = found.assignment, fit.epsilon
+    labels, g = as_array(assignment.labels), as_array(assignment.potentials)
+    rows = fit.rows
+    scores = scores_of(rows.opened, found.centres, fit.cosine)
+    scores = scores.reading(scores.features, rows.n_rows)
+    rows = RowSet(scores, rows.communicator, rows.first, rows.n_rows)
+    near = sweep.candidates(rows, g, labels.astype(np.int32), slack, 0.0)
+    row_of = np.repeat(np.arange(len(near.rows)), near.sizes)
+    classes, own_classes = near.classes, labels[near.rows][row_of]
+    totals, own = near.scores + g[near.classes], np.zeros(len(near.rows))
+    is_own = classes == own_classes
+    own[row_of[is_own]] = totals[is_own]
+    room = np.full((len(g), len(g)), slack)
+    others = ~is_own
+    np.minimum.at(room, (own_classes[others], classes[others]), np.maximum(own[row_of[others]] - totals[others], 0.0))
+    room = fit.rows.min("room", room)
+    # Of clusters with bounds, only those at a bound have a potential.
+    movable = np.isfinite(g) & ((g != 0) | (not fit.may_fill))
+    moved = np.zeros(len(g))
+    for _ in range(CENTRING_ROUNDS):
+        middle = ((moved[:, None] + room).min(0) + (moved - room).max(1)) / 2
+        moved = np.where(movable, middle, 0.0)
+    return g + moved

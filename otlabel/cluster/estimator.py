@@ -1,0 +1,376 @@
+"""The estimator as scikit-learn knows it: what a user may ask for, and what a fit leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from otlabel.cluster.alternation import (
+    Clustering,
+    Fit,
+    alternate,
+    centred_potentials,
+    drawn_centres,
+    inertia_of,
+    missing,
+    scores_of,
+)
+from otlabel.cluster.moments import is_far, mean_and_variance, moments
+from otlabel.errors import InvalidScoresError, MissingPackageError
+from otlabel.interrupts import interruptible
+from otlabel.marginals import Range
+from otlabel.ranks.communicator import Communicator, communicator_of
+from otlabel.ranks.rowset import RowSet
+from otlabel.result import predict
+from otlabel.solver.outcome import Certificate
+from otlabel.solver.problem import LARGEST_SCORE
+from otlabel.sources import (
+    Opened,
+    as_array,
+    by_class,
+    by_column,
+    cached,
+    check_kind,
+    is_foreign,
+    is_list_of_parts,
+    is_stored,
+    is_tensor,
+    open_scores,
+    unit_rows,
+)
+
+try:
+    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.metrics.pairwise import euclidean_distances
+    from sklearn.utils import check_random_state
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise MissingPackageError("scikit-learn 1.6 or newer", "cluster") from error
+
+NUMBERS = (np.float64, np.float32, np.float16)  # read as they are; anything else becomes the first
+
+
+class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+    """K-means with exact cluster sizes, or bounds on them: every assignment step is optimal, and says so.
+
+        min_{labels, mu}  sum_i ||x_i - mu_{labels_i}||^2    subject to    size_min <= #{i : labels_i = k} <= size_max
+
+    or #{i : labels_i = k} = sizes_k; by alternation, to a local minimum as k-means. With metric="cosine" this is
+    spherical k-means: rows are scaled to length 1, the sum is of 1 - <x_i, mu_k>, and centres have length 1. It is
+    computed as ||x_i - mu_k||^2 / 2, the same but for what rounding makes of the centres' lengths.
+
+    An empty cluster that may have rows moves to the row that is farthest from its centre.
+
+    For the centres as they are stored, labels, `inertia_` and `gap_` are what float64 makes of the features, however
+    far from zero these lie. There are no sample weights, since the copies that a weighted row stands for may belong to
+    several clusters: repeat the row instead.
+
+    Args:
+        n_clusters: K.
+        size_min: fewest rows of a cluster. None: no bound, if size_max is given.
+        size_max: most rows of a cluster. None: no bound, if size_min is given.
+        sizes: (K,) integers that sum to N, the rows of each cluster (a Series by its index, 0 ... K - 1, or a dict by
+            its keys); excludes size_min and size_max. If none of the three is given, every cluster gets N / K rows, and
+            the first N mod K one more.
+        metric: "euclidean", or "cosine". A row of zeros has no direction: with "cosine" it fits anywhere.
+        init: "k-means++", on a sample of the rows where there are many; or (K, D) centres.
+        n_init: how often to start anew; the smallest inertia wins. Given centres are started from once.
+        max_iter: iterations of one start.
+        tol: stop once the squared distances that the centres move sum to at most tol x the features' mean variance, or
+            if no label changes. 0 waits for the latter.
+        random_state: of k-means++ and of the choice among equally good labels; an integer gives the same result again.
+        device: "auto" works where tensors are and on the CPU with everything else; or "cpu", "cuda", ...
+
+    Attributes:
+        labels_: (N,) int64, optimal for `cluster_centers_` among all labels with sizes that are allowed.
+        cluster_centers_: (K, D), float32 for features of float16, bfloat16 and float32, unless these lie so far from
+            zero that float32 would move their means (dates, timestamps); float64 otherwise, and for "cosine", whose
+            centres have length 1 to within 1e-15.
+        sizes_: (K,) int64, rows in each cluster.
+        inertia_: sum_i ||x_i - mu_{labels_i}||^2, or for "cosine" half of it, which is sum_i 1 - <x_i, mu_{labels_i}>.
+        gap_: by how much labels with these sizes and these centres could at most lower the inertia; zero up to
+            rounding, by the bound of `certify`.
+        proof_: the `Certificate` of this, a row: value is minus the mean of what `inertia_` sums, `proven` the verdict.
+        potentials_: (K,) float64, what is added to the scores -||x - mu_k||^2 (half of it for "cosine") by `predict`.
+        n_iter_: iterations of the start that won.
+        n_features_in_: D.
+
+    Raises:
+        ValueError: sizes that no N rows can have, fewer rows than clusters, settings that make no sense.
+        InvalidScoresError: features in files or tensors that are no matrix, or hold NaN or infinity.
+        MissingPackageError: scikit-learn is not installed; on import of this class.
+
+    Warns:
+        sklearn.exceptions.ConvergenceWarning: max_iter was reached, though sizes are exact all the same; or clusters
+            that may have rows are empty.
+
+    Source: Bradley, Bennett, Demiriz, "Constrained k-means clustering", MSR-TR-2000-65; Hornik, Feinerer, Kober,
+        Buchta, "Spherical k-means clustering", Journal of Statistical Software 50(10), 2012.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        size_min: int | None = None,
+        size_max: int | None = None,
+        sizes: Any = None,
+        metric: str = "euclidean",
+        init: Any = "k-means++",
+        n_init: int = 1,
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        random_state: Any = None,
+        device: str = "auto",
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.size_min = size_min
+        self.size_max = size_max
+        self.sizes = sizes
+        self.metric = metric
+        self.init = init
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.random_state = random_state
+        self.device = device
+
+    @interruptible
+    def fit(self, X: Any, y: Any = None, *, group: Any = None) -> BalancedKMeans:
+        """Find centres and labels.
+
+        Args:
+            X: (N, D) features. Anything that scikit-learn takes as a dense matrix; or any other place that
+                `sinkhorn_assign` takes scores from: a tensor, an h5py dataset, "features.h5::/features", shards, a list
+                of batches. A file is kept in memory if half of what is free holds it, else each pass reads it. Never
+                modified.
+            y: ignored.
+            group: a torch.distributed group whose ranks call this together, each with its own rows (maybe none). Then
+                `labels_` are of this rank's rows, and everything else is of all rows and the same on all ranks; sums
+                are rounded differently than in one process. None: this process has all rows.
+
+        Returns:
+            The estimator itself. Whatever X is, all attributes are NumPy's.
+        """
+        with communicator_of(group) as communicator:
+            return self._fitted(X, communicator, group)
+
+    def _fitted(self, X: Any, communicator: Communicator, group: Any) -> BalancedKMeans:
+        _check_settings(self)
+        opened = self._opened(X, reset=True, may_be_empty=communicator.world_size > 1)
+        rows = RowSet.as_given(opened, communicator)
+        n_rows, n_features = rows.n_rows, rows.shape[1]
+        if n_rows < self.n_clusters:
+            raise ValueError(f"n_samples={n_rows} should be >= n_clusters={self.n_clusters}")
+        demand = _demand(self, n_rows)
+        given = None if isinstance(self.init, str) else _checked_centres(self, n_features)
+        cosine, tol, max_iter = self.metric == "cosine", float(self.tol), int(self.max_iter)
+        mean, variance = mean_and_variance(rows, cosine)
+        # What float32 makes of a length would count in <x, mu_k>, though not in the distance.
+        is_wide = cosine or rows.source.dtype == "float64" or is_far(mean, variance)
+        if given is not None:
+            is_wide |= _is_beyond_float32(given)
+        dtype = np.float64 if is_wide else np.float32
+        fit = Fit(rows, cosine, demand, variance, dtype, tol, max_iter, group)
+        random = check_random_state(self.random_state)
+        best: Clustering | None = None
+        for _ in range(self.n_init if given is None else 1):
+            own = np.array(random.randint(np.iinfo(np.int32).max))
+            seed = int(communicator.broadcast("seed", {"seed": own})["seed"])
+            found = alternate(fit, drawn_centres(rows, self.n_clusters, seed) if given is None else given, seed)
+            best = found if best is None or found.inertia < best.inertia else best
+        assert best is not None
+        if not best.converged:
+            warnings.warn(
+                f"labels still change after max_iter={self.max_iter} iterations; their sizes are exact and they are "
+                "optimal for these centres all the same. Raise max_iter or tol",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        n_empty = np.count_nonzero(as_array(best.assignment.counts) == 0) if fit.may_fill else 0
+        if n_empty:
+            warnings.warn(
+                f"{n_empty} of {self.n_clusters} clusters are empty: as many rows are equal to others, or max_iter="
+                f"{self.max_iter} iterations were too few to fill them. Ask for fewer clusters, or pass size_min=1",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        self.labels_, self.cluster_centers_ = best.assignment.labels, best.centres
+        self.sizes_, self.inertia_, self.n_iter_ = best.assignment.counts, best.inertia, best.n_iter
+        self.gap_ = n_rows * best.assignment.gap
+        value, gap = -best.inertia / n_rows, best.assignment.gap
+        self.proof_ = Certificate(value, value + gap, self.sizes_, gap, best.assignment.rounding)
+        self.potentials_ = centred_potentials(fit, best)
+        return self
+
+    @interruptible
+    def predict(self, X: Any) -> np.ndarray:
+        """The cluster of each row by the rule that the labels follow, argmax_k s_k + potentials_k, (M,) int64.
+
+        With s_k = -||x - mu_k||^2, or half of it for "cosine". The rows that were fitted get their labels back, except
+        that of rows that are equally good in several clusters each gets the same one. New rows are balanced as far
+        as they are distributed alike. Where no bound binds, all potentials are equal: the nearest centre.
+
+        Args:
+            X: (M, D) features, as for `fit`.
+        """
+        return self._predicted(self._opened(X))
+
+    @interruptible
+    def transform(self, X: Any) -> np.ndarray:
+        """Distances ||x_i - mu_k|| to all centres, or 1 - <x_i, mu_k> for "cosine", (M, K).
+
+        Args:
+            X: (M, D) features, as for `fit`.
+        """
+        features = RowSet(self._opened(X)).fine
+        out = np.empty((features.shape[0], len(self.cluster_centers_)), self.cluster_centers_.dtype)
+        centres = self.cluster_centers_.astype(np.float64)
+        middle = np.median(centres, axis=0)
+        for (start, stop), block in features.blocks():
+            rows = block.astype(np.float64)
+            # Numbers are small near the middle, and squares of small numbers cancel little.
+            distances = euclidean_distances(rows - middle, centres - middle, squared=self.metric == "cosine")
+            if self.metric == "cosine":
+                distances += missing(rows)[:, None] + missing(centres)
+                distances /= 2
+            out[start:stop] = distances
+        return out
+
+    @interruptible
+    def score(self, X: Any, y: Any = None) -> float:
+        """Minus the inertia of the predicted labels, the larger the better.
+
+        Args:
+            X: (M, D) features, as for `fit`.
+            y: ignored.
+        """
+        opened = self._opened(X)
+        labels = self._predicted(opened)
+        _, squares = moments(RowSet(opened), labels, self.cluster_centers_)
+        counts = np.bincount(labels, minlength=len(self.cluster_centers_))
+        return -inertia_of(squares, self.cluster_centers_, counts, self.metric == "cosine")
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.cluster_centers_)
+
+    def _predicted(self, opened: Opened) -> np.ndarray:
+        scores = scores_of(opened, self.cluster_centers_, self.metric == "cosine")
+        return as_array(predict(scores, self.potentials_))
+
+    def _opened(self, X: Any, reset: bool = False, may_be_empty: bool = False) -> Opened:
+        """Features, of length 1 for "cosine"; what scikit-learn knows about is checked by it."""
+        if not reset:
+            check_is_fitted(self)
+        if is_tensor(X) or is_stored(X) or is_list_of_parts(X):
+            given = os.fspath(X) if isinstance(X, os.PathLike) else X
+            opened = open_scores(given, device=self.device, what="features", may_be_empty=may_be_empty)
+            if reset:
+                self.n_features_in_ = opened.shape[1]
+                with contextlib.suppress(AttributeError):  # of an earlier fit to a data frame
+                    del self.feature_names_in_
+            elif opened.shape[1] != self.n_features_in_:
+                raise ValueError(
+                    f"X has {opened.shape[1]} features, but {type(self).__name__} was fitted to {self.n_features_in_}"
+                )
+        else:
+            least = 0 if may_be_empty else 1
+            check_kind(X, "features")
+            if isinstance(X, np.ma.MaskedArray) or is_foreign(X):  # of which scikit-learn sees no mask, or no numbers
+                X = as_array(X, "features", InvalidScoresError)
+            checked = validate_data(self, X, reset=reset, dtype=NUMBERS, ensure_min_samples=least)
+            opened = open_scores(checked, device=self.device, what="features", may_be_empty=True)
+        opened = cached(opened)
+        return unit_rows(opened) if self.metric == "cosine" else opened
+
+
+# ---- what a user may ask for ----
+
+
+def _check_settings(estimator: BalancedKMeans) -> None:
+    """Raise ValueError for settings that make no sense whatever the data is."""
+    for name in ("n_clusters", "n_init", "max_iter"):
+        value = getattr(estimator, name)
+        if not _is_whole(value) or value < 1:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+    if not 0 <= estimator.tol < np.inf:
+        raise ValueError(f"tol is {estimator.tol!r}; it must be a number of at least 0")
+    if estimator.metric not in ("euclidean", "cosine"):
+        raise ValueError(f"metric is {estimator.metric!r}; choose 'euclidean' or 'cosine'")
+    if isinstance(estimator.init, str) and estimator.init != "k-means++":
+        raise ValueError(f"init is {estimator.init!r}; choose 'k-means++' or pass centres, (n_clusters, n_features)")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _demand(estimator: BalancedKMeans, n_rows: int) -> dict[str, Any]:
+    """The arguments of `sinkhorn_assign` that say how many rows each cluster takes, once N rows can be so many."""
+    n_clusters, low, high = estimator.n_clusters, estimator.size_min, estimator.size_max
+    if estimator.sizes is not None:
+        if low is not None or high is not None:
+            raise ValueError("sizes are exact; leave out size_min and size_max, or pass these two alone")
+        return {"class_mass": _checked_sizes(estimator.sizes, n_clusters, n_rows)}
+    if low is None and high is None:
+        return {}
+    for name, bound in (("size_min", low), ("size_max", high)):
+        if bound is not None and (not _is_whole(bound) or bound < 0):
+            raise ValueError(f"{name} is {bound!r}; it must be a whole number of rows")
+    low, high = int(low or 0), n_rows if high is None else min(int(high), n_rows)
+    if low > high:
+        raise ValueError(f"size_min={low} is larger than size_max={high}")
+    if low * n_clusters > n_rows:
+        raise ValueError(
+            f"size_min={low} in {n_clusters} clusters takes {low * n_clusters} rows, "
+            f"{low * n_clusters - n_rows} more than the {n_rows} there are; at most {n_rows // n_clusters} is possible"
+        )
+    if high * n_clusters < n_rows:
+        raise ValueError(
+            f"size_max={high} in {n_clusters} clusters leaves room for {high * n_clusters} rows, "
+            f"{n_rows - high * n_clusters} fewer than the {n_rows} there are; at least {-(-n_rows // n_clusters)} is "
+            "needed"
+        )
+    if n_rows in (low * n_clusters, high * n_clusters):  # no choice is left
+        return {}
+    return {"classes": Range(low, high)}
+
+
+def _checked_sizes(sizes: Any, n_clusters: int, n_rows: int) -> np.ndarray:
+    given = by_class(sizes, n_clusters, None, "sizes")
+    if given.shape != (n_clusters,) or given.dtype.kind not in "iu" or (given < 0).any():
+        raise ValueError(
+            f"sizes must be {n_clusters} whole numbers of rows, one a cluster; got shape {given.shape} of {given.dtype}"
+        )
+    total = int(given.sum())
+    if total != n_rows:
+        by_how_much = f"{abs(total - n_rows)} {'more' if total > n_rows else 'fewer'}"
+        raise ValueError(f"sizes sum to {total}, {by_how_much} than the {n_rows} rows there are")
+    return given.astype(np.int64)
+
+
+def _is_beyond_float32(init: np.ndarray) -> bool:
+    """Whether initial centres are; or ValueError where their squares are beyond float64, too."""
+    largest, reach = float(np.abs(init.astype(np.float64)).max()), LARGEST_SCORE**0.5
+    if largest > reach:
+        raise ValueError(f"init holds numbers of up to {largest:.1g}; squares overflow beyond {reach:g}")
+    return largest > float(np.finfo(np.float32).max)
+
+
+def _checked_centres(estimator: BalancedKMeans, n_features: int) -> np.ndarray:
+    init, n_clusters = estimator.init, estimator.n_clusters
+    centres = by_column(init, getattr(estimator, "feature_names_in_", None), "init")
+    if centres.shape != (n_clusters, n_features) or centres.dtype.kind not in "fiu":
+        raise ValueError(
+            f"init has shape {centres.shape} of {centres.dtype}; pass {n_clusters} centres of {n_features} features"
+        )
+    if not np.isfinite(centres).all():
+        raise ValueError("init holds NaN or infinity")
+    return centres

@@ -1,0 +1,152 @@
+"""What several commands ask for: how a command is added, options that are alike, and the kinds of numbers in them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SCORES_HELP = (
+    "(N, K) matrix, higher is better: FILE.npy, FILE.npz::NAME, FILE.h5::/NAME, FILE.pt (plain tensors), "
+    "or a quoted pattern for the parts of one matrix: 'part-*.h5::/NAME'"
+)
+OUTPUT_HELP = "FILE.npy (int64), or FILE.h5 with class sizes, potentials and a receipt"
+MEMORY_HELP = "for keeping scores in memory (4e9, 4GB); default half of the free; beyond it they are streamed"
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], *, is_shared: bool = False, **texts: str
+) -> argparse.ArgumentParser:
+    """The parser of a command, whose texts are `help`, `description` and `epilog`.
+
+    `run` takes the arguments and gives the exit code; `is_shared` says whether processes of torchrun share its work.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(name, allow_abbrev=False, **texts)
+    parser.set_defaults(command=run, is_shared=is_shared)
+    return parser
+
+
+def scores(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    """The matrix of scores."""
+    parser.add_argument("scores", metavar="SCORES", nargs=nargs, help=SCORES_HELP)
+
+
+def features(parser: argparse.ArgumentParser) -> None:
+    """The matrix of features."""
+    parser.add_argument("features", metavar="FEATURES", help="(N, D) matrix, in such files as scores may be in")
+
+
+def output(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
+    """Where the result goes; it has to be said."""
+    parser.add_argument("-o", "--output", metavar=metavar, type=Path, required=True, help=help)
+
+
+def class_mass(parser: argparse.ArgumentParser) -> None:
+    """What each class takes."""
+    parser.add_argument(
+        "--class-mass", metavar="MASS", help="shares (sum 1) or counts (sum N): 10,20,30 or a file; default equal"
+    )
+
+
+def rounding(parser: argparse.ArgumentParser, help: str) -> None:
+    """Which labels the plan becomes."""
+    parser.add_argument("--rounding", choices=("exact", "argmax"), default="exact", help=help)
+
+
+def memory_limit(parser: argparse.ArgumentParser, help: str = MEMORY_HELP) -> None:
+    """How much of the input may be kept."""
+    parser.add_argument("--memory-limit", type=byte_count, metavar="BYTES", help=help)
+
+
+def seed(parser: argparse.ArgumentParser, what: str, limit: int = 1 << 32) -> None:
+    """What is drawn at random, or between equal choices."""
+    parser.add_argument("--seed", type=seed_below(limit), default=0, help=f"{what} (%(default)s)")
+
+
+def receipt(parser: argparse.ArgumentParser) -> None:
+    """Whether labels alone get a receipt too."""
+    parser.add_argument(
+        "--receipt", action="store_true", help="beside FILE.npy, write where its labels come from to FILE.npy.json"
+    )
+
+
+def force(parser: argparse.ArgumentParser, what: str = "existing output") -> None:
+    """Whether files that are there may be overwritten."""
+    parser.add_argument("--force", action="store_true", help=f"overwrite {what}")
+
+
+def as_json(parser: argparse.ArgumentParser, what: str) -> None:
+    """Whether programs are to read the result."""
+    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
+
+
+# ---- kinds of numbers ----
+
+
+def seed_below(limit: int) -> Callable[[str], int]:
+    """What makes a seed of a text: a whole number from 0 to below the limit."""
+
+    def number(text: str) -> int:
+        if not (text.isdecimal() and int(text) < limit):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {limit - 1:,}")
+        return int(text)
+
+    return number
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def bound(text: str) -> int | float:
+    """A size where it is a whole number, else a share."""
+    if text.isdecimal():
+        return int(text)
+    return share(text)
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text) if re.fullmatch(r"\d*\.?\d+(e-?\d+)?", text.lower()) else math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+    return value
+
+
+def byte_count(text: str) -> int:
+    """A whole number, or one with a unit: 4e9, 4GB, 500MB."""
+    found = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\d+)?)\s*([kmgt]?)b?", text.strip().lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 4e9, 4GB or 500MB")
+    number = float(found[1]) * 1000 ** " kmgt".index(found[2] or " ")
+    if number == math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is more bytes than there are")
+    return int(number)
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def large_count(text: str) -> int:
+    """The same, also as 1e9."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (1 <= value < 1e15 and value == int(value)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1, such as 1000000 or 1e6")
+    return int(value)

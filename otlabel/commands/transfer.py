@@ -1,0 +1,38 @@
+"""`otlabel transfer`: train a fresh model on labels that a run has left."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from otlabel.commands import options
+from otlabel.commands.train import CONFIG_HELP, add_run, changed, train_by
+
+
+def add(commands: Any) -> None:
+    """The command and its arguments."""
+    parser = options.add_command(
+        commands,
+        "transfer",
+        run,
+        help="train a fresh model on labels that a run has left",
+        description="Train a fresh model, of any architecture, on the labels that an earlier run has written.",
+        epilog="example: otlabel transfer digits runs/digits/labels.h5 -o runs/transfer "
+        "--set model.backbone=small_resnet --set model.options={}",
+    )
+    parser.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
+    parser.add_argument("labels", metavar="LABELS", type=Path, help="labels.h5 of a run on the same data")
+    add_run(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train by a config, with the labels fixed."""
+    from otlabel.training.config import read_config
+
+    if not arguments.labels.is_file():
+        raise FileNotFoundError(f"{arguments.labels} does not exist; a run of `otlabel train` writes labels.h5")
+    config = read_config(arguments.config).with_values(
+        labels__method="fixed", labels__file=str(arguments.labels.resolve())
+    )
+    return train_by(arguments, changed(config, arguments.set))

@@ -1,0 +1,175 @@
+"""A run's files in one folder: claimed for it, written whole, taken up again; and what a checkpoint holds, checked."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from otlabel.errors import FileFormatError, FingerprintError
+from otlabel.storage.atomic import replacing
+
+FILES = ("metrics.jsonl", "checkpoint.pt", "labels.h5", "result.json", "config.json", "features.h5")
+BEGUN = FILES[:4]  # there are some of them once an epoch has been trained
+
+
+class RunFolder:
+    """The folder of one run. Before an epoch has been trained nothing is written to it.
+
+    Args:
+        path: of the folder.
+        asked: what the run was asked for, its config and what its data are told by: a run of another is refused.
+    """
+
+    def __init__(self, path: Path, asked: dict[str, Any]) -> None:
+        self.path, self._asked = path, json.dumps(asked, indent=2)
+        self._events = _Events(path / "tensorboard")
+        self._is_claimed = False  # whether config.json is that of this run
+
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to go on from, if there is one; folders of other runs or other makers are refused.
+
+        Raises:
+            FileExistsError: there are files that the run would replace, and nothing says that a run made them.
+            FingerprintError: they are of another config or other data.
+            FileFormatError: what says whose they are is damaged.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        known = self.path / "config.json"
+        theirs = _read_config(known) if known.exists() else None
+        begun = [name for name in BEGUN if (self.path / name).exists()]
+        if begun and theirs is None:
+            raise FileExistsError(
+                f"{self.path} holds {', '.join(begun)}, which a run would replace, but no config.json of a run; give "
+                "another folder"
+            )
+        if begun and theirs is not None:  # else a start that failed, which keeps nobody from starting otherwise
+            _check_same(theirs, json.loads(self._asked), self.path)
+        path = self.path / "checkpoint.pt"
+        return path if path.exists() else None
+
+    def cut_log(self, n_epochs: int) -> None:
+        """Forget lines of epochs that no checkpoint has."""
+        log = self.path / "metrics.jsonl"
+        if log.exists():
+            lines = log.read_text(encoding="utf-8").splitlines()
+            _write_text(log, "".join(f"{line}\n" for line in lines[:n_epochs]))
+
+    def claim(self) -> None:
+        """Say whose the folder is, before anything else is written to it."""
+        if not self._is_claimed:
+            _write_text(self.path / "config.json", self._asked)
+        self._is_claimed = True
+
+    def save(self, line: dict[str, Any], state: dict[str, Any]) -> None:
+        """The line of an epoch and the checkpoint after it; a line too many is cut off on resume."""
+        self.claim()
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+        image = io.BytesIO()
+        torch.save(state, image)
+        with replacing(self.path / "checkpoint.pt") as file:
+            file.write(image.getbuffer())
+        self._events.add(line)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """What the run has come to."""
+        _write_text(self.path / "result.json", json.dumps(result, indent=2))
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        self._events.close()
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """What a run was asked for."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for section in found["config"].values():
+            dict(section)
+        str(found["data"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise FileFormatError(f"{path} is not that of a run, or is damaged ({error!r}); give another folder") from error
+    return dict(found)
+
+
+def _check_same(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
+    """Refuse to go on with another config or other data, and say what differs."""
+    if theirs.get("data") != ours["data"]:
+        raise FingerprintError(f"{folder} holds a run on other data: {theirs.get('data')}, these are {ours['data']}")
+    for section, keys in ours["config"].items():
+        for key, value in keys.items():
+            old = theirs["config"].get(section, {}).get(key)
+            if old != value:
+                raise FingerprintError(
+                    f"{folder} holds a run with [{section}] {key} = {old!r}, now it is {value!r}; give another folder, "
+                    "or remove that one"
+                )
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+class _Events:
+    """TensorBoard's events of one run, in one file; none without its package: metrics.jsonl has the same figures."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._is_open = False
+        self._writer: Any = None
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Write the figures of an epoch, at once: the run may be killed."""
+        if not self._is_open:  # with the first line, so that a run with nothing left to do leaves no file
+            self._is_open, self._writer = True, self._opened()
+        if self._writer is not None:
+            for name, value in line.items():
+                self._writer.add_scalar(name, value, line["epoch"])
+            self._writer.flush()
+
+    def _opened(self) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        return SummaryWriter(str(self._folder))
+
+    def close(self) -> None:
+        """Let go of the file, if there is one."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+# ---- what a checkpoint holds ----
+
+
+def checked_weights(weights: Any, model: nn.Module) -> dict[str, Tensor] | None:
+    """Weights of the model's shapes; None where there are none, as in files of earlier versions."""
+    if weights is None:
+        return None
+    own = model.state_dict()
+    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in own.items()}:
+        raise ValueError("the weights of the best relabelling are not of the shapes of this model's")
+    return dict(weights)
+
+
+def check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse what torch would take over, only to stumble over it in a later step."""
+    for given, own in zip(state["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
+        for name, value in own.items():  # all but the rate are those of the config
+            found = given.get(name, value)
+            if not (isinstance(found, (int, float)) and math.isfinite(found) if name == "lr" else found == value):
+                raise ValueError(f"{name} of its optimiser is {found!r}, not {value!r}")
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    for number, kept in state["state"].items():
+        buffer, parameter = kept.get("momentum_buffer"), parameters[number]
+        if buffer is not None and (not isinstance(buffer, torch.Tensor) or buffer.shape != parameter.shape):
+            shape = tuple(parameter.shape)
+            raise ValueError(f"momentum {number} of its optimiser is no tensor of the shape {shape} of its parameter")
