@@ -92,7 +92,7 @@ def shorten(problem: Problem, potentials: np.ndarray, width: float, monitor: Mon
         return None
     quantum = 2.0 ** (math.ceil(math.log2(problem.n_units)) - QUANTUM_BITS)
     lists = sweep.listed(rows, origin, width, quantum)
-    monitor.saw("list", problem.n_rows)
+    monitor.record("list", problem.n_rows)
     rounding = ROUNDING * float(np.finfo(precision).eps) * size
     listed = rows.over(Opened.of(lists))
     listed.columns = max(1, lists.n_listed // max(1, lists.shape[0]))
