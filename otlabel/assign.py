@@ -16,7 +16,7 @@ from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, like
 from otlabel.solver.continuation import solve
 from otlabel.solver.equal_rows import merge_equal_rows, unmerged
-from otlabel.solver.exact import exact_labels
+from otlabel.solver.exact_labels import exact_labels
 from otlabel.solver.monitor import Monitor, observing
 from otlabel.solver.objective import Point
 from otlabel.solver.outcome import Status

@@ -12,7 +12,7 @@ from problems import draw as draw_kind
 from scipy.special import log_softmax
 
 from otlabel import KL, Range, Status, linear_scores, sinkhorn_assign
-from otlabel.solver import continuation, exact, samples, shortlist
+from otlabel.solver import continuation, exact_labels, samples, shortlist
 from otlabel.solver.monitor import Monitor
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
@@ -42,7 +42,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
         return lists
 
     monkeypatch.setattr(continuation, "shorten", shorten)
-    monkeypatch.setattr(exact, "shorten", shorten)
+    monkeypatch.setattr(exact_labels, "shorten", shorten)
     return record
 
 

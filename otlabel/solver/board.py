@@ -17,7 +17,7 @@ NONE, UNLISTED = -1, -2  # in place of an entry: the end of a list, in no list
 # Rows of `Work.nodes`: numbers of each class.
 FIRST, FRESH = 0, 1  # entry: the first of its sorted members, and of those that came since
 LOOKED, MOVES = 2, 3  # moves looked at since its members were sorted, and how many there were then
-RANK = 4  # when a search settled it, -1 for never
+SETTLED = 4  # when a search settled it, -1 for never
 HOPS = 5  # moves on the way there
 LEAVES, ENTERS = 6, 7  # entries: the last of these moves
 PLACE, HEAP = 8, 9  # place in the heap of classes to settle, and this heap

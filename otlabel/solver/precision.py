@@ -30,7 +30,7 @@ def largest_usual(potentials: np.ndarray) -> float:
     return float(above[jumps[0]]) if len(jumps) else float(above.max(initial=0.0))
 
 
-def lowered(potentials: np.ndarray, fall: np.ndarray, rule: Rule) -> np.ndarray:
+def normalised(potentials: np.ndarray, fall: np.ndarray, rule: Rule) -> np.ndarray:
     """Potentials that have fallen, with the median at zero where a constant says nothing.
 
     Unlike a mean, it is where most are: these keep their digits, whatever others are like. What is rounded is rounded

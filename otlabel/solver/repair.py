@@ -32,7 +32,7 @@ from otlabel.solver.board import (
     OTHER,
     PART,
     PATH,
-    RANK,
+    SETTLED,
     UNLISTED,
     Board,
     Work,
@@ -41,8 +41,8 @@ from otlabel.solver.board import (
     move,
     part,
 )
-from otlabel.solver.pairs import empty_out, no_pairs, search_pairs
-from otlabel.solver.search import search
+from otlabel.solver.search_lists import search
+from otlabel.solver.search_pairs import empty_out, no_pairs, search_pairs
 
 EPS = float(np.finfo(np.float64).eps)
 SCALE = 8  # by which `least` falls
@@ -92,13 +92,13 @@ def repair(
     work.nodes[: FRESH + 1] = NONE
     if n_classes > MOST_PAIRED or n_entries > np.iinfo(np.int32).max / places:
         patience = np.inf
-    n_paths, n_looked, pays, least = _repair(board, work, slack, tie, step, stop, patience)
-    if pays:
+    n_paths, n_looked, heaps_pay, least = _repair_by_lists(board, work, slack, tie, step, stop, patience)
+    if heaps_pay:
         pairs = no_pairs(n_classes, n_entries, int(places * n_entries))
-        n_more, is_full = _repair_by_pairs(board, work, pairs, slack, tie, step, stop, least)
+        n_more, is_full = _repair_by_heaps(board, work, pairs, slack, tie, step, stop, least)
         n_paths += n_more
         if is_full:
-            n_more, n_more_looked, _, _ = _repair(board, work, slack, tie, step, stop, np.inf)
+            n_more, n_more_looked, _, _ = _repair_by_lists(board, work, slack, tie, step, stop, np.inf)
             n_paths, n_looked = n_paths + n_more, n_looked + n_more_looked
     return Done(n_paths, n_looked)
 
@@ -139,7 +139,7 @@ def spread_ties(board, order, tie):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _repair(board, work, slack, tie, step, stop, patience):
+def _repair_by_lists(board, work, slack, tie, step, stop, patience):
     """All levels of `least`, with searches in lists; returns paths, moves looked at, whether heaps are better, `least`.
 
     Each path lessens the surplus by `least` or more. Once none is left, each entry lets less than `least` through, and
@@ -180,7 +180,7 @@ def _repair(board, work, slack, tie, step, stop, patience):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _repair_by_pairs(board, work, pairs, slack, tie, step, stop, least):
+def _repair_by_heaps(board, work, pairs, slack, tie, step, stop, least):
     """The levels from `least` on, with searches in heaps; returns paths, and whether there is no place for moves."""
     n_paths, before, n_before = 0, np.iinfo(np.int64).max, -1
     while True:
@@ -207,7 +207,7 @@ def _repair_by_pairs(board, work, pairs, slack, tie, step, stop, least):
 def _lower(board, work, radius):
     """Let the potentials of settled classes fall by what they are nearer than a radius."""
     for node in range(board.counts.size):
-        if work.nodes[RANK, node] >= 0 and work.distance[node] < radius:
+        if work.nodes[SETTLED, node] >= 0 and work.distance[node] < radius:
             board.potentials[node] -= radius - work.distance[node]
             work.dropped[node] += radius - work.distance[node]
 
@@ -271,7 +271,7 @@ def _move_for_free(board, work, least, tie):
         nodes[AT, node] = UNLISTED  # not begun
     for source in range(counts.size):
         depth, nodes[PATH, 0] = 1, source
-        while depth > 0 and nodes[RANK, source] >= 0 and counts[source] - targets[source] >= least:
+        while depth > 0 and nodes[SETTLED, source] >= 0 and counts[source] - targets[source] >= least:
             found = _next_free(board, work, nodes[PATH, depth - 1], least, tie)
             if found < 0:
                 depth -= 1
@@ -313,7 +313,7 @@ def _next_free(board, work, node, least, tie):
         while other < start[row + 1] and units[entry] >= least:
             second = board.classes[other]
             leads_on = nodes[AT, second] != NONE or board.targets[second] - board.counts[second] >= least
-            if leads_on and nodes[RANK, second] > nodes[RANK, node] and cost_of(board, entry, other) <= tie:
+            if leads_on and nodes[SETTLED, second] > nodes[SETTLED, node] and cost_of(board, entry, other) <= tie:
                 nodes[OTHER, node] = other
                 return second
             other += 1

@@ -33,7 +33,7 @@ from otlabel.solver.movable import (
     totals,
     units_of,
 )
-from otlabel.solver.precision import JUMP, TIE, largest_usual, lowered, rounding_of
+from otlabel.solver.precision import JUMP, TIE, largest_usual, normalised, rounding_of
 from otlabel.solver.problem import Problem
 from otlabel.solver.repair import Done, repair, spread_ties
 from otlabel.solver.slack import Slack
@@ -60,7 +60,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
     n_classes, rule, rng = problem.n_classes, problem.rule, np.random.default_rng(seed)
     reach = n_classes * problem.extent  # larger ones, from an epsilon far above the scores, would hide these in sums
     g = np.clip(np.where(np.isfinite(potentials), potentials, 0.0), -reach, reach)
-    g = lowered(np.where(problem.bounds[1] > 0, g, -np.inf), np.zeros(n_classes), rule)
+    g = normalised(np.where(problem.bounds[1] > 0, g, -np.inf), np.zeros(n_classes), rule)
     tie, coarsest = 0.0, TIE * (problem.magnitude + float(np.abs(g[np.isfinite(g)]).max()))
     n_here = problem.rows.shape[0]
     weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
@@ -75,7 +75,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         starved = starved_classes(problem, counts) if may_lift else np.empty(0, np.int64)
         may_lift = False
         if len(starved):
-            g = lowered(lifted(problem, g, starved, rng), np.zeros(n_classes), rule)
+            g = normalised(lifted(problem, g, starved, rng), np.zeros(n_classes), rule)
             placement = unlabelled
             slack.begin(g)
             continue
@@ -92,7 +92,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         if not is_done and slack.now == np.inf:
             raise _infeasible(problem, board, free, len(units))
         units = board.units[: len(units)]
-        g = lowered(g, (board.potentials[-1] if free.any_room else 0.0) - board.potentials[:-1], rule)
+        g = normalised(g, (board.potentials[-1] if free.any_room else 0.0) - board.potentials[:-1], rule)
         placement = placed(movable, units, placement.labels, g, problem.rows)
         if not is_done:
             surplus = int(np.maximum(board.counts - board.targets, 0).sum())

@@ -41,7 +41,7 @@ class Shortlist:
     origin: np.ndarray  # (K,) g0
     reach: float  # the width, less what rounding may have taken
 
-    def moved(self, potentials: np.ndarray) -> float:
+    def drift(self, potentials: np.ndarray) -> float:
         """osc(g - g0): how far potentials are from those that the lists were made at."""
         open_classes = np.isfinite(potentials)
         if not np.isfinite(self.origin[open_classes]).all():
@@ -50,11 +50,11 @@ class Shortlist:
 
     def covers(self, potentials: np.ndarray) -> bool:
         """Whether no class that was left out can be the best of any row."""
-        return self.moved(potentials) <= self.reach
+        return self.drift(potentials) <= self.reach
 
     def left_out(self, potentials: np.ndarray, epsilon: float) -> float:
         """The most that the classes left out can have of a row's plan; twice that is its error."""
-        room = (self.reach - self.moved(potentials)) / epsilon
+        room = (self.reach - self.drift(potentials)) / epsilon
         return self.problem.n_classes * math.exp(-room) if room > 0 else math.inf
 
 

@@ -23,7 +23,7 @@ from otlabel.solver.board import (
     MOVES,
     NONE,
     PLACE,
-    RANK,
+    SETTLED,
     UNLISTED,
     cost_of,
     part,
@@ -48,7 +48,7 @@ def search(board, work, slack, tie, step, least):
     size, n_settled, n_found, n_looked, n_enough, farthest = 0, 0, 0, 0, np.inf, 0.0
     radius = whole(slack, step)
     for node in range(n_classes):
-        distance[node], nodes[RANK, node], nodes[LEAVES, node], nodes[PLACE, node] = np.inf, NONE, NONE, NONE
+        distance[node], nodes[SETTLED, node], nodes[LEAVES, node], nodes[PLACE, node] = np.inf, NONE, NONE, NONE
         if board.counts[node] - board.targets[node] >= least:
             distance[node], nodes[HOPS, node], nodes[PLACE, node], nodes[HEAP, size] = 0.0, 0, size, node
             size += 1
@@ -61,7 +61,7 @@ def search(board, work, slack, tie, step, least):
         size -= 1
         _sink(work, nodes[HEAP, size], size)
         if node < n_classes:
-            nodes[RANK, node] = n_settled
+            nodes[SETTLED, node] = n_settled
             n_settled += 1
             if board.targets[node] - board.counts[node] >= least:
                 nodes[FOUND, n_found] = node

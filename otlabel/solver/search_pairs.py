@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from otlabel.solver.board import ENTERS, FIRST, FOUND, FRESH, HOPS, LEAVES, NONE, RANK, UNLISTED, enlist, part, whole
+from otlabel.solver.board import ENTERS, FIRST, FOUND, FRESH, HOPS, LEAVES, NONE, SETTLED, UNLISTED, enlist, part, whole
 
 # Rows of `Pairs.moves`.
 FROM, TO = 0, 1  # entries
@@ -50,16 +50,16 @@ def search_pairs(board, work, pairs, slack, tie, step, least):
     n_settled, n_found, n_enough, farthest = 0, 0, n_classes, 0.0
     radius = whole(slack, step)
     for node in range(n_classes):
-        nodes[RANK, node], nodes[LEAVES, node], nodes[HOPS, node] = NONE, NONE, 0
+        nodes[SETTLED, node], nodes[LEAVES, node], nodes[HOPS, node] = NONE, NONE, 0
         distance[node] = 0.0 if board.counts[node] - board.targets[node] >= least else np.inf
     while n_settled < n_enough:
         node = -1
         for other in range(n_classes):
-            if nodes[RANK, other] < 0 and distance[other] < radius and _is_nearer(work, other, node):
+            if nodes[SETTLED, other] < 0 and distance[other] < radius and _is_nearer(work, other, node):
                 node = other
         if node < 0:
             break
-        nodes[RANK, node] = n_settled
+        nodes[SETTLED, node] = n_settled
         n_settled += 1
         reached = distance[node]
         if board.targets[node] - board.counts[node] >= least:
@@ -72,7 +72,7 @@ def search_pairs(board, work, pairs, slack, tie, step, least):
         if not _take_in(board, work, pairs, node, FIRST, least) or not _take_in(board, work, pairs, node, FRESH, least):
             return -1, radius, n_settled
         for second in range(n_classes):
-            if nodes[RANK, second] < 0 and pairs.tops[node, second] >= 0:
+            if nodes[SETTLED, second] < 0 and pairs.tops[node, second] >= 0:
                 top = _cheapest(board, work, pairs, node, second, least)
                 if top >= 0:
                     cost = pairs.losses[top] + (potentials[node] - potentials[second])
