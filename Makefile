@@ -32,7 +32,7 @@ bench: .venv/bench ## time otlabel against other solvers, in one run
 	$(BIN)/python benchmarks/bench_solvers.py
 
 kernels: .venv/kernels ## test the GPU kernels without a GPU, in Triton's interpreter
-	PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/test_cuda.py
+	PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/sweep/test_cuda.py
 
 lint: .venv/installed ## check style, layout and types
 	$(BIN)/ruff check .

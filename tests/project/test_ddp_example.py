@@ -16,7 +16,7 @@ from otlabel.selflabel import load_labels
 
 def test_the_example_labels_alike_under_torchrun(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    example = Path(__file__).parent.parent / "examples" / "selflabel_ddp.py"
+    example = Path(__file__).parents[2] / "examples" / "selflabel_ddp.py"
     environment = {**os.environ, "PYTHONPATH": str(Path(otlabel.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     labels = []

@@ -35,7 +35,7 @@ from otlabel.commands.main import build_parser
 from otlabel.storage.atomic import working_in
 from otlabel.storage.outputs import Output, check_outputs
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = {
     "arrays", "balanced_clustering", "curation", "hdf5", "own_loop", "progressive_mass", "selflabel_ddp",
     "selflabel_images", "swav_batches", "text",

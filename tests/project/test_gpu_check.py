@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PARTS = (
     "copy", "one sweep", "sweeps right", "solves", "against the CPU", "soft_assign", "k-means", "factored", "streaming",
     "peers", "shapes of the kernel", "profile", "problems right",

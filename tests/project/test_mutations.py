@@ -17,7 +17,7 @@ from otlabel.selflabel import save_labels
 from otlabel.sources import load_array, open_scores, read_rows
 from otlabel.storage.label_files import Receipt, StoredLabels, holds_labels, read_labels, write_labels
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_few_hundred_mutations() -> None:

@@ -20,7 +20,7 @@ from floors import floors, pinned, requirements
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 START = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from otlabel import IndexedDataset, MultiHead
 from otlabel.commands.main import build_parser
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 
 

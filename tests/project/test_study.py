@@ -14,7 +14,7 @@ pytest.importorskip("sklearn")
 
 @pytest.fixture(scope="module")
 def study() -> Any:
-    path = Path(__file__).parent.parent / "benchmarks" / "selflabel" / "study.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "selflabel" / "study.py"
     spec = importlib.util.spec_from_file_location("selflabel_study", path)
     assert spec is not None
     assert spec.loader is not None

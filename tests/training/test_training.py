@@ -35,7 +35,7 @@ from otlabel.training.data import Images, load_images
 from otlabel.training.evaluate import features_of
 from otlabel.training.run import Run, train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {
     "data": {"name": "digits", "n_samples": 300},
     "model": {"backbone": "small_convnet", "options": {"widths": [8, 16], "strides": [2, 2]}, "heads": [10, 7]},
