@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from command import Ran
+from command import assert_only, assert_refused
 from oracles import hungarian_labels
 
 import otlabel
@@ -38,21 +38,6 @@ def file(tmp_path: Path, scores: np.ndarray) -> Path:
 
 def best_labels(scores: np.ndarray, counts: list[int]) -> np.ndarray:
     return hungarian_labels(scores, np.array(counts))
-
-
-def assert_refused(ran: Ran, *words: str, code: int = 2) -> None:
-    """One line that names what is wrong, the right exit code, and nothing on stdout."""
-    assert ran.code == code
-    assert ran.out == ""
-    assert ran.err.startswith("otlabel: error: ")
-    assert ran.err.count("\n") == 1
-    for word in words:
-        assert word in ran.err
-
-
-def assert_only(folder: Path, *names: str) -> None:
-    """Nothing else lies there: no half-written labels, no temporary files."""
-    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
 
 
 # ---- assign ----

@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import types
@@ -17,6 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from command import python
 
 import otlabel
 from otlabel import Assignment, FeatureStore, sinkhorn_assign
@@ -340,12 +340,6 @@ def wait(arguments):
 otlabel.commands.demo.run = wait
 sys.exit(otlabel.commands.main.main(["demo", "-o", sys.argv[1]]))
 """
-
-
-def python(code: str, *words: Any) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(otlabel.__file__).parents[1])}
-    command = [sys.executable, "-c", code, *map(str, words)]
-    return subprocess.Popen(command, text=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @pytest.mark.parametrize(

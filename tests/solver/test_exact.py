@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import (
-    FLOAT64_EPS,
+    assert_proven,
     emd_loss,
     even_counts,
     float64,
@@ -25,20 +25,6 @@ from problems import KINDS, clusters, dead_class, draw, duplicates, normal, ties
 from otlabel import Assignment, sinkhorn_assign
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning")
-
-
-def assert_proven(result: Assignment, scores, counts) -> None:
-    """Exact sizes, a proof recomputed in float64 with no gap left, and the reported figures equal to it."""
-    labels, potentials = np.asarray(result.labels), float64(result.potentials)
-    rounding = 16 * FLOAT64_EPS * np.abs(potentials[np.isfinite(potentials)]).max()
-    room = tolerance(scores, loss_of(scores, labels)) + float(rounding)
-    np.testing.assert_array_equal(np.bincount(labels, minlength=len(counts)), counts)
-    np.testing.assert_array_equal(np.asarray(result.counts), counts)
-    proof = prove(scores, labels, potentials)
-    assert -room <= proof.gap <= room
-    assert abs(result.value - proof.value) <= room
-    assert abs(result.bound - proof.bound) <= room
-    assert result.gap == pytest.approx(result.bound - result.value, abs=room)
 
 
 def assert_labels_are_best(result: Assignment, scores) -> None:

@@ -24,9 +24,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from command import Ran, assert_interrupted_at_once
-from test_cli import assert_refused
-from test_outputs import COMMAND, NOBODY, names, python
+from command import COMMAND, NOBODY, Ran, assert_interrupted_at_once, assert_refused, names, python
 from test_sources import WAYS, chunked, hdf5_file, npy
 
 from otlabel import certify, linear_scores, lp_assign, sinkhorn_assign

@@ -19,10 +19,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import float64
+from oracles import assert_proven, float64
 from problems import KINDS, clusters, draw, normal, ties
 from scipy.special import log_softmax
-from test_exact import assert_proven
 
 from otlabel import Assignment, assign, certify, linear_scores, lp_assign, sinkhorn_assign, sweep
 from otlabel.commands.main import main

@@ -11,7 +11,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from command import assert_interrupted_at_once
+from command import COMMAND, NOBODY, assert_interrupted_at_once, names, python
 
 import otlabel
 from otlabel import Assignment, report, sinkhorn_assign
@@ -31,7 +30,6 @@ from otlabel.storage.atomic import replacing
 from otlabel.storage.label_files import Receipt, StoredLabels, fingerprint, read_labels, stored_bytes, write_labels
 
 N_SAMPLES, N_CLASSES = 60, 5
-NOBODY = 65534
 
 
 @pytest.fixture
@@ -43,10 +41,6 @@ def scores() -> np.ndarray:
 def file(tmp_path: Path, scores: np.ndarray) -> Path:
     np.save(tmp_path / "scores.npy", scores)
     return tmp_path / "scores.npy"
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 # ---- what is written ----
@@ -289,15 +283,6 @@ def test_npy_that_holds_no_labels(tmp_path, array) -> None:
 # ---- faults while writing ----
 
 
-def python(code: str, *words: Any, **settings: Any) -> subprocess.Popen[str]:
-    """A Python of its own that runs code and finds otlabel where this one found it."""
-    environment = os.environ | {"PYTHONPATH": str(Path(otlabel.__file__).parents[1])}
-    command = [sys.executable, "-c", code, *map(str, words)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, env=environment, **pipes, **settings)
-
-
-COMMAND = "import sys; from otlabel.commands.main import main; sys.exit(main(sys.argv[1:]))"
 # The check before the start is taken out: this is the disk that fills up between it and the end.
 UNCHECKED = f"from otlabel.commands import assign; assign.check_space = lambda *_: None; {COMMAND}"
 LIMITED = f"""

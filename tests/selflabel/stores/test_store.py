@@ -23,6 +23,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from command import names
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,10 +57,6 @@ def extract(store: Store, rows: np.ndarray, about: dict[str, str] = ABOUT) -> No
 def stored(store: Store) -> np.ndarray:
     source = open_scores(store.source())
     return as_numbers(read_rows(source.source, 0, source.shape[0]), source.dtype)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture(params=KINDS)
