@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 from command import COMMAND, NOBODY, Ran, assert_interrupted_at_once, assert_refused, names, python
-from test_sources import WAYS, chunked, hdf5_file, npy
+from kept_as import WAYS, chunked, hdf5_file, npy
 
 from otlabel import certify, linear_scores, lp_assign, sinkhorn_assign
 from otlabel.commands.main import main
