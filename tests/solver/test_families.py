@@ -6,7 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from families import FAMILIES, RULES, check, draw, draw_large, solve
+from families import FAMILIES, RULES, draw, draw_large
+from verdicts import check, solve
 
 from otlabel import Status, sinkhorn_assign
 

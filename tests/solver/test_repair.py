@@ -6,8 +6,9 @@ import time
 
 import numpy as np
 import pytest
-from families import FAMILIES, Drawn, check, draw
+from families import FAMILIES, Drawn, draw
 from scipy.optimize import linear_sum_assignment
+from verdicts import check
 
 from otlabel import sinkhorn_assign
 from otlabel.solver.board import Board

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import FAMILIES, RULES, check, draw
+from families import FAMILIES, RULES, draw
 from problems import KINDS
 from problems import draw as draw_kind
+from verdicts import check
 
 from otlabel import KL, Range, Status, sinkhorn_assign
 from otlabel.solver import continuation, exact, samples, shortlist
