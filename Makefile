@@ -6,8 +6,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A test works on one processor as a rule; each process of theirs takes a gigabyte.
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 # What uses other packages: compiled code, linear algebra, POT, HDF5, scikit-learn, faiss, plots, pages, training loops.
-CORE := bad_input callbacks cluster clustering_command cli constraints curation entropic exact kmeans lp metrics path \
-	report result soft_assign sources store sweep unbalanced
+CORE := cluster metrics reporting selflabel/stores commands/test_cli.py commands/test_clustering_command.py \
+	selflabel/test_callbacks.py selflabel/test_kmeans.py solver/test_constraints.py solver/test_entropic.py \
+	solver/test_exact.py solver/test_impossible_rules.py solver/test_prices.py solver/test_sample_masses.py \
+	solver/test_unbalanced.py sources/test_linear_scores.py sources/test_reading.py sources/test_shared_sources.py \
+	sources/test_sources.py sweep/test_sweep.py test_bad_input.py test_curation.py test_lp.py test_path.py \
+	test_result.py test_soft_assign.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test floors docs bench kernels lint clean
@@ -22,7 +26,7 @@ test: .venv/installed ## run the tests, on up to four processors
 	$(BIN)/python -m pytest $(PARALLEL)
 
 floors: $(OLD)/installed ## run the core tests with the oldest packages that pyproject.toml allows
-	NUMBA_CACHE_DIR=$(CURDIR)/$(OLD)/compiled $(OLD)/bin/python -m pytest -m "not slow" $(PARALLEL) $(CORE:%=tests/test_%.py)
+	NUMBA_CACHE_DIR=$(CURDIR)/$(OLD)/compiled $(OLD)/bin/python -m pytest -m "not slow" $(PARALLEL) $(CORE:%=tests/%)
 
 docs: .venv/installed ## build docs/_build/html; FIGURES=1 redraws all pictures first
 	$(if $(FIGURES),$(BIN)/python docs/figures.py --demo)
