@@ -51,6 +51,7 @@ clean: ## remove both environments and all that the other targets wrote
 	@echo "Setting up .venv (a few minutes the first time)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install -c constraints.txt -e ".[dev,docs,exact,examples,kmeans,report]"
+	$(BIN)/otlabel warmup
 	touch $@
 
 $(OLD)/installed: pyproject.toml constraints.txt tests/floors.py

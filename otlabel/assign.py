@@ -25,6 +25,7 @@ from otlabel.solver.problem import EXACT, Method, Problem, Rounding, Solver, che
 from otlabel.solver.proof import certified
 from otlabel.solver.samples import draw_sampled
 from otlabel.sources import by_class, cached, open_scores, plain_names
+from otlabel.sweep.pool import blas_on_one_thread
 from otlabel.validate import check_vector
 
 FAR_BEHIND = 50.0  # times epsilon and the usual spread of potentials: who must be raised by more is wanted by no sample
@@ -129,7 +130,7 @@ def sinkhorn_assign(
         ICLR 2020, section 3.1; semi-dual: Cuturi, Peyre, "Semidual regularized optimal transport", SIAM Review 2018;
         unbalanced: Chizat, Peyre, Schmitzer, Vialard, Mathematics of Computation 2018.
     """
-    with communicator_of(group) as communicator, observing(progress) as observer:
+    with communicator_of(group) as communicator, observing(progress) as observer, blas_on_one_thread():
         # check
         solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
         opened = open_scores(scores, device=device, may_be_empty=communicator.world_size > 1)

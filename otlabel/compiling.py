@@ -33,6 +33,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 DIGEST_BYTES = 32
 _NOT_TOLD = threading.Lock()  # taken for good by who warns first
+_NOT_ANNOUNCED = threading.Lock()  # likewise by who says that compiling begins
 
 
 def njit(*, cache: bool = False, **options: Any) -> Callable[[Function], Function]:
@@ -92,6 +93,7 @@ class _Cache:
             code = stored[:-DIGEST_BYTES]
             if stored[-DIGEST_BYTES:] == self._digest(made_from, code):
                 return CompileResult._rebuild(context, *serialize.loads(code))
+        _announce()
         return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
@@ -149,6 +151,15 @@ def _replace(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _announce() -> None:
+    """Say to somebody who sits there what they wait for, once in a process."""
+    waits = (sys.stderr is not None and sys.stderr.isatty()) or "ipykernel" in sys.modules
+    if waits and _NOT_ANNOUNCED.acquire(blocking=False):
+        sys.stderr.write(
+            "otlabel compiles for this machine, once: about ten seconds (`otlabel warmup` does it ahead)\n"
+        )
 
 
 def _tell(reason: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import io
 import itertools
 import json
 import os
@@ -212,3 +213,20 @@ def test_without_a_compiler_results_are_the_same() -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == solved()
+
+
+@pytest.mark.parametrize("sits_there", [True, False])
+def test_who_waits_is_told_once(sits_there: bool, place: Place, monkeypatch) -> None:
+    """One line on a terminal, nothing in a log; and nothing where compiled code is read."""
+    shown = io.StringIO()
+    shown.isatty = lambda: sits_there  # type: ignore[method-assign]
+    monkeypatch.setattr(compiling, "_NOT_ANNOUNCED", threading.Lock())
+    monkeypatch.setattr(sys, "stderr", shown)
+    first = place.loaded()
+    assert (first.twice(4), first.thrice(4)) == (8, 12)
+    assert shown.getvalue().count("\n") == sits_there
+    assert ("otlabel warmup" in shown.getvalue()) == sits_there
+    monkeypatch.setattr(compiling, "_NOT_ANNOUNCED", threading.Lock())
+    shown.truncate(0)
+    assert place.loaded().twice(4) == 8
+    assert "otlabel" not in shown.getvalue()

@@ -16,12 +16,25 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from otlabel import __version__
-from otlabel.commands import assign, certify, cluster, curate, demo, doctor, plan, predict, report, train, transfer
+from otlabel.commands import (
+    assign,
+    certify,
+    cluster,
+    curate,
+    demo,
+    doctor,
+    plan,
+    predict,
+    report,
+    train,
+    transfer,
+    warmup,
+)
 from otlabel.errors import OtlabelWarning, RankError
 from otlabel.interrupts import interruptible
 from otlabel.text import one_line
 
-COMMANDS = (assign, cluster, predict, certify, plan, doctor, demo, curate, report, train, transfer)
+COMMANDS = (assign, cluster, predict, certify, plan, doctor, demo, curate, report, train, transfer, warmup)
 USAGE, FAILURE, BROKEN_PIPE = 2, 1, 141  # the last as a shell reports SIGPIPE
 SIGNALLED, SIGNALS = 128, {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 REPEAT_SECONDS = 0.3  # after which an interrupt that was not heard is raised again

@@ -29,7 +29,7 @@ def merge_equal_rows(
         return problem, None
     rows = problem.rows.fine  # what float32 has made alike may differ
     hashes = sweep.inspect(rows, every_score=True).hashes
-    monitor.saw("inspect", rows.n_rows)
+    monitor.record("inspect", rows.n_rows)
     if _mostly_distinct(hashes, rows):
         return problem, None
     here, first, members, times = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)

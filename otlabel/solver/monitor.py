@@ -29,7 +29,7 @@ class Monitor:
     history: list[dict[str, Any]] = field(default_factory=list)
     begun: float = field(default_factory=time.perf_counter)
 
-    def saw(
+    def record(
         self,
         stage: str,
         rows: int,

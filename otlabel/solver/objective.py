@@ -129,7 +129,7 @@ class Objective:
             )
         error = float(np.abs(residual).sum()) / total
         self.n_passes += 1
-        self.monitor.saw("solve", problem.n_rows, self.epsilon, error, shifted, listed=problem.is_listed)
+        self.monitor.record("solve", problem.n_rows, self.epsilon, error, shifted, listed=problem.is_listed)
         value = of_rows + rule.term(potentials)
         return Point(potentials, shifted, swept, value, found, residual, error, rows, self.precision)
 

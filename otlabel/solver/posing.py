@@ -110,11 +110,11 @@ def pose(
 def _inspected(rows: RowSet, sampled: np.ndarray, epsilon: float, monitor: Monitor) -> tuple[RowSet, sweep.Inspection]:
     """Rows whose numbers are fine enough for epsilon, and what they show; InvalidScoresError where one is none."""
     inspection = sweep.inspect(rows)
-    monitor.saw("inspect", rows.n_rows)
+    monitor.record("inspect", rows.n_rows)
     if _too_coarse(rows, inspection, epsilon):
         rows = _sampling_from(rows, rows.opened.refined, sampled)
         inspection = sweep.inspect(rows)
-        monitor.saw("inspect", rows.n_rows)
+        monitor.record("inspect", rows.n_rows)
     check_finite(rows, inspection)
     return rows, inspection
 
@@ -158,11 +158,11 @@ def _moved_one_by_one(
     before, is_open = size.tops, size.is_open
     if rows.opened.bare is not rows.source:
         before = sweep.inspect(rows.fine).tops
-        monitor.saw("inspect", rows.n_rows)
+        monitor.record("inspect", rows.n_rows)
         rows = _sampling_from(rows, rows.opened.stripped, sampled)
     rows = rows.over(moved(rows.opened))
     shown = sweep.inspect(rows)
-    monitor.saw("inspect", rows.n_rows)
+    monitor.record("inspect", rows.n_rows)
     units = is_open.astype(np.float64) if weights is None else np.where(is_open, weights, 0.0)
     by = np.where(is_open, before, 0.0) - np.where(is_open, shown.tops, 0.0)
     total, of_all = rows.sum("far", by @ units, units.sum())
@@ -234,7 +234,7 @@ def _check_forbidden(
     takers = (most > 0)[:n_classes]
     if not takers.all():
         check_open_rows(rows, takers, weights, n_unlabelled, by_size=sizes is not None)
-        monitor.saw("inspect", rows.n_rows)
+        monitor.record("inspect", rows.n_rows)
     allowed, n_read = np.zeros(n_classes, bool), 0
     for (_, stop), block in rows.blocks([span] for span in rows.spans):
         allowed |= (block > -np.inf).any(0)
@@ -242,7 +242,7 @@ def _check_forbidden(
         if allowed.all():
             break
     n_allowing, read = rows.sum("allowed", allowed.astype(np.int64), np.array(n_read))
-    monitor.saw("inspect", int(read))
+    monitor.record("inspect", int(read))
     shut = np.zeros(len(rule.mass), bool)  # staying unlabelled is open to all
     shut[:n_classes] = n_allowing == 0
     closed = np.flatnonzero(shut & (fewest > 0))

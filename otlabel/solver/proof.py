@@ -30,7 +30,7 @@ def certified(
     within = enough or problem
     labels, best, own = sweep.label(within.rows, potentials, labels)
     n_classes, n_units = problem.n_classes, problem.n_units
-    monitor.saw("certify", problem.n_rows, listed=within.is_listed)
+    monitor.record("certify", problem.n_rows, listed=within.is_listed)
     g, weights = potentials[labels], np.ones(1) if problem.weights is None else problem.weights
     short, known = shortfall(best, own, g, potentials)
     here = (np.stack([short, own - g, np.minimum(short, known)]) * weights).sum(1)
@@ -88,7 +88,7 @@ def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor:
     with rows.reading():
         for (start, stop), block in rows.blocks():
             room = np.minimum(room, (best[start:stop, None] - block[:, classes]).min(0))
-    monitor.saw("prices", problem.n_rows)
+    monitor.record("prices", problem.n_rows)
     room = problem.rows.min("prices", room)
     room = np.where(room < np.inf, room, finite.min())
     size = problem.stored_magnitude + np.abs(room) + float(np.abs(finite).max())

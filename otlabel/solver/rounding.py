@@ -69,7 +69,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
     slack = Slack(problem, g, rng)
     while True:
         movable = movable_rows(problem, g, placement.labels, weights, slack.now, tie)
-        monitor.saw("round", problem.n_rows, listed=problem.is_listed)
+        monitor.record("round", problem.n_rows, listed=problem.is_listed)
         units = units_of(movable, placement, n_classes)
         counts = movable.fixed + np.bincount(movable.found.classes, units, n_classes).astype(np.int64)
         starved = starved_classes(problem, counts) if may_lift else np.empty(0, np.int64)
@@ -87,7 +87,7 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
             is_first = False
         done = _repaired(board, slack.now, tie * FINER if n_refined else tie)
         n_paths += done.n_paths
-        monitor.saw("repair", 0)
+        monitor.record("repair", 0)
         is_done = np.array_equal(board.counts, board.targets)
         if not is_done and slack.now == np.inf:
             raise _infeasible(problem, board, free, len(units))
@@ -165,7 +165,7 @@ def _settled(
 def _shortfall(problem: Problem, labels: np.ndarray, potentials: np.ndarray, monitor: Monitor) -> float:
     """By how much the labels are below the best ones at some potentials, in total."""
     _, best, own = sweep.label(problem.rows, potentials, labels)
-    monitor.saw("round", problem.n_rows, listed=problem.is_listed)
+    monitor.record("round", problem.n_rows, listed=problem.is_listed)
     return float(problem.rows.sum("borders", (best - own)[own > -np.inf].sum())[0])
 
 

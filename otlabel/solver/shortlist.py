@@ -59,14 +59,14 @@ class Shortlist:
 
 
 def may_be_listed(problem: Problem, solver: Solver) -> bool:
-    """Whether lists could spare readings: exact labels of rows on the CPU, many scores, all as they are stored."""
+    """Whether lists could spare readings: exact labels of rows on the CPU, and many scores."""
     rows = problem.rows
     wanted = solver.rounding == "exact" and solver.method == "auto" and math.isinf(problem.row_rho)
     if not wanted:
         return False
     shut = problem.rule.wanted & (problem.bounds[1] == 0)  # of the plan, but of no label: lists might hold no others
     large = problem.n_classes >= FEWEST_CLASSES and problem.n_rows * problem.n_classes >= FEWEST_SCORES
-    return large and not shut.any() and rows.source.device is None and rows.fine is rows and not problem.is_listed
+    return large and not shut.any() and rows.source.device is None
 
 
 def width_for(problem: Problem, solver: Solver, moves: float) -> float:
@@ -77,7 +77,7 @@ def width_for(problem: Problem, solver: Solver, moves: float) -> float:
 
 def shorten(problem: Problem, potentials: np.ndarray, width: float, monitor: Monitor) -> Shortlist | None:
     """Lists of all rows in one reading, or None where those of a sample are long."""
-    rows, finite = problem.rows, np.isfinite(potentials)
+    rows, finite = problem.rows.fine, np.isfinite(potentials)  # what decides, so that lists need no other form
     size = problem.magnitude + problem.extent + float(np.abs(potentials[finite]).max(initial=0.0))
     rounding = ROUNDING * float(np.finfo(np.float32).eps) * size
     precision: type = np.float64 if rows.source.dtype == "float64" or rounding > width / 16 else np.float32
@@ -92,7 +92,7 @@ def shorten(problem: Problem, potentials: np.ndarray, width: float, monitor: Mon
         return None
     quantum = 2.0 ** (math.ceil(math.log2(problem.n_units)) - QUANTUM_BITS)
     lists = sweep.listed(rows, origin, width, quantum)
-    monitor.saw("list", problem.n_rows)
+    monitor.record("list", problem.n_rows)
     rounding = ROUNDING * float(np.finfo(precision).eps) * size
     listed = rows.over(Opened.of(lists))
     listed.columns = max(1, lists.n_listed // max(1, lists.shape[0]))

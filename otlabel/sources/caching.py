@@ -102,13 +102,15 @@ def cached(opened: Opened, memory_limit: int | None = None, rows: np.ndarray | N
     return opened if source is opened.source else opened.over(source)
 
 
-def _kept(source: Source, limit: int, rows: np.ndarray | None) -> Source:
+def _kept(source: Source, limit: int | None, rows: np.ndarray | None) -> Source:
     """A file's rows kept whole where they fit; of what is moved to a device, on the host."""
     if isinstance(source, DeviceSource):
         inner = Opened.of(source.source)
         kept = cached(inner, limit, rows)
         return source if kept is inner else source.over(kept.source)
-    return KeptWhole(source) if isinstance(source, FileSource) and n_bytes(source) <= limit else source
+    if not isinstance(source, FileSource):
+        return source
+    return KeptWhole(source) if n_bytes(source) <= (default_limit() if limit is None else limit) else source
 
 
 def default_limit() -> int:
@@ -116,10 +118,8 @@ def default_limit() -> int:
     return int(CACHE_SHARE * free_memory())
 
 
-def _checked_limit(limit: Any) -> int:
-    """Bytes that may hold a copy of the rows; half of what is free where nobody says."""
-    if limit is None:
-        return default_limit()
-    if not (isinstance(limit, Real) and float(limit) >= 0):
+def _checked_limit(limit: Any) -> int | None:
+    """Bytes that may hold a copy of the rows, or None where nobody says: looking for what is free takes a while."""
+    if limit is not None and not (isinstance(limit, Real) and float(limit) >= 0):
         raise ValueError(f"memory_limit is {limit!r}; pass a number of bytes, 0 to keep nothing, or None")
     return limit  # type: ignore[return-value]

@@ -2,31 +2,30 @@
 
 Every function takes one block in its storage form and releases the GIL; the caller runs blocks on threads.
 Halves are read in place: float16 travels as uint16 and bfloat16 as int16, so that the type alone says how
-to widen a number. Widening by bits vectorises where the hardware's half conversion does not. What is compiled by the
-type of its argument says in plain Python what it means, which is what runs under NUMBA_DISABLE_JIT.
+to widen a number. Widening by bits vectorises where the hardware's half conversion does not.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, overload
 
 from otlabel.compiling import njit
+from otlabel.sweep.numerics import (
+    FAST,
+    LOWEST,
+    STRICT,
+    bits_of,
+    exp,
+    grown,
+    infinity,
+    larger,
+    magnitude,
+    smaller,
+    widen,
+)
 
-# NaN is refused before any sweep, so comparisons may assume there is none; -inf (a forbidden pair) stays legal.
-FAST = {"nnan", "nsz", "contract", "reassoc", "arcp"}
-STRICT = {"contract"}  # where re-association would fold a rounding trick away
-
-LOWEST = -float(np.finfo(np.float64).max)  # above it everything is a legal score
-INFINITY = {"uint16": 0x7C00, "int16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF0000000000000}  # by storage type
-_part = functools.partial(
-    njit, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)  # of what Python calls: kept with that
 FLUSH_ROWS = 256  # rows added up in working precision before the sum moves to float64
 
 
@@ -55,193 +54,6 @@ def add_up(rows):
     return result
 
 
-def _bitcast(source, target, llvm_type):
-    @intrinsic
-    def cast(typing_context, value):
-        def codegen(context, builder, signature, arguments):
-            return builder.bitcast(arguments[0], llvm_type)
-
-        return target(source), codegen
-
-    return cast
-
-
-_bits_to_f32 = _bitcast(types.int32, types.float32, ir.FloatType())
-_bits_to_f64 = _bitcast(types.int64, types.float64, ir.DoubleType())
-
-
-def _widen(stored):
-    """A stored score as a number (compiled per storage type below)."""
-    if isinstance(stored, np.uint16):
-        return np.float32(stored.view(np.float16))
-    return (np.uint32(stored.view(np.uint16)) << np.uint32(16)).view(np.float32) if stored.itemsize == 2 else stored
-
-
-@overload(_widen)
-def _widen_by_type(stored):
-    if stored == types.uint16:  # float16: shift the fields into place, then correct the exponent's bias
-
-        def widen(stored):
-            half = np.uint32(stored)
-            bits = ((half & np.uint32(0x7FFF)) << np.uint32(13)) | ((half & np.uint32(0x8000)) << np.uint32(16))
-            value = _bits_to_f32(bits) * np.float32(2.0**112)
-            return np.float32(-np.inf) if value <= np.float32(-65536.0) else value  # the pattern of -inf
-
-        return widen
-    if stored == types.int16:  # bfloat16: the upper half of a float32
-        return lambda stored: _bits_to_f32(np.uint32(stored) << np.uint32(16))
-    return lambda stored: stored
-
-
-def _bits(value):
-    """The bits of a float as an integer of its size."""
-    return value.view(np.int32 if value.itemsize == 4 else np.int64)
-
-
-@intrinsic
-def _as_integer(typing_context, value):
-    integer, llvm_type = (types.int32, ir.IntType(32)) if value == types.float32 else (types.int64, ir.IntType(64))
-
-    def codegen(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], llvm_type)
-
-    return integer(value), codegen
-
-
-@overload(_bits)
-def _bits_by_type(value):
-    return lambda value: _as_integer(value)
-
-
-def _magnitude(stored):
-    """The bits of a stored score without its sign, as an integer: larger than those of infinity for NaN."""
-    integer = {2: np.int16, 4: np.int32, 8: np.int64}[stored.itemsize]
-    return stored.view(integer) & np.iinfo(integer).max
-
-
-def _infinity(stored):
-    """The bits of infinity in the type of a stored score."""
-    return INFINITY[stored.dtype.name]
-
-
-@overload(_magnitude)
-def _magnitude_by_type(stored):
-    if stored in (types.uint16, types.int16):
-        return lambda stored: np.int32(stored) & np.int32(0x7FFF)
-    if stored == types.float32:
-        return lambda stored: _bits(stored) & np.int32(0x7FFFFFFF)
-    return lambda stored: _bits(stored) & np.int64(0x7FFFFFFFFFFFFFFF)
-
-
-@overload(_infinity)
-def _infinity_by_type(stored):
-    pattern = INFINITY[stored.name]
-    return lambda stored: pattern
-
-
-def _larger(one, other):
-    """The larger of two numbers, neither of them NaN."""
-    return max(one, other)
-
-
-def _smaller(one, other):
-    """The smaller of two numbers, neither of them NaN."""
-    return min(one, other)
-
-
-def _extreme(name):
-    """A function of LLVM: unlike a comparison and a choice, a loop of it runs on all lanes of the processor."""
-
-    @intrinsic
-    def of_two(typing_context, one, other):
-        number = typing_context.unify_types(one, other)
-        llvm_type = ir.FloatType() if number == types.float32 else ir.DoubleType()
-
-        def codegen(context, builder, signature, arguments):
-            both = [context.cast(builder, *pair, number) for pair in zip(arguments, signature.args, strict=True)]
-            function_type = ir.FunctionType(llvm_type, [llvm_type, llvm_type])
-            function = builder.module.declare_intrinsic(f"llvm.{name}", [llvm_type], function_type)
-            return builder.call(function, both, fastmath=("nnan", "nsz"))
-
-        return number(one, other), codegen
-
-    return of_two
-
-
-_maxnum, _minnum = _extreme("maxnum"), _extreme("minnum")
-
-
-@overload(_larger)
-def _larger_by_type(one, other):
-    return lambda one, other: _maxnum(one, other)
-
-
-@overload(_smaller)
-def _smaller_by_type(one, other):
-    return lambda one, other: _minnum(one, other)
-
-
-# exp(x) for x <= 0: x = n ln 2 + f with |f| <= ln 2 / 2, ln 2 split so that n * LN2_HIGH is exact.
-LOG2_E = 1.4426950408889634
-LN2_HIGH, LN2_LOW = 0.693359375, -2.121944400546905827679e-4
-TAYLOR = tuple(1.0 / math.factorial(n) for n in range(14))
-LOWEST_F32, LOWEST_F64 = -87.0, -708.0  # exponents; below them the result would be no normal number
-ROUND_MAGIC = 6755399441055744.0  # 1.5 * 2**52: adding it leaves the nearest integer in the low bits
-
-
-def _exp(x):
-    """exp(x) for x <= 0, to 2e-7 (float32) or 4e-16 (float64); zero where that would be no normal number."""
-    return np.exp(x) if x >= (LOWEST_F32 if x.itemsize == 4 else LOWEST_F64) else x.dtype.type(0)
-
-
-@njit(fastmath=STRICT, inline="always")
-def _exp_f32(x):
-    clipped = max(x, np.float32(LOWEST_F32))
-    n = np.floor(clipped * np.float32(LOG2_E) + np.float32(0.5))
-    f = clipped - n * np.float32(LN2_HIGH) - n * np.float32(LN2_LOW)
-    p = np.float32(TAYLOR[7])
-    p = p * f + np.float32(TAYLOR[6])
-    p = p * f + np.float32(TAYLOR[5])
-    p = p * f + np.float32(TAYLOR[4])
-    p = p * f + np.float32(TAYLOR[3])
-    p = p * f + np.float32(TAYLOR[2])
-    p = p * f + np.float32(1.0)
-    p = p * f + np.float32(1.0)
-    value = p * _bits_to_f32((np.int32(n) + np.int32(127)) << np.int32(23))
-    return value if x == clipped else np.float32(0.0)
-
-
-@njit(fastmath=STRICT)
-def _exp_f64(x):
-    clipped = max(x, LOWEST_F64)
-    shifted = clipped * LOG2_E + ROUND_MAGIC
-    n = shifted - ROUND_MAGIC
-    f = clipped - n * LN2_HIGH - n * LN2_LOW
-    p = TAYLOR[13]
-    p = p * f + TAYLOR[12]
-    p = p * f + TAYLOR[11]
-    p = p * f + TAYLOR[10]
-    p = p * f + TAYLOR[9]
-    p = p * f + TAYLOR[8]
-    p = p * f + TAYLOR[7]
-    p = p * f + TAYLOR[6]
-    p = p * f + TAYLOR[5]
-    p = p * f + TAYLOR[4]
-    p = p * f + TAYLOR[3]
-    p = p * f + TAYLOR[2]
-    p = p * f + 1.0
-    p = p * f + 1.0
-    value = p * _bits_to_f64((_bits(shifted) + np.int64(1023)) << np.int64(52))
-    return value if x == clipped else 0.0
-
-
-@overload(_exp)
-def _exp_by_type(x):
-    if x == types.float32:
-        return lambda x: _exp_f32(x)
-    return lambda x: _exp_f64(x)
-
-
 @njit(fastmath=FAST, nogil=True, cache=True)
 def sweep_block(scores, potentials, inverse_epsilon, weights, row_exponent, labels, row_mass, mass, counts):
     """Reduce one block in the precision of `potentials` (float32 or float64; 1/epsilon is of the same type).
@@ -262,15 +74,15 @@ def sweep_block(scores, potentials, inverse_epsilon, weights, row_exponent, labe
     for i in range(n_rows):
         top = np.float32(-np.inf)
         for k in range(n_classes):
-            value = _widen(scores[i, k]) + potentials[k]
+            value = widen(scores[i, k]) + potentials[k]
             u[k] = value
-            top = _larger(top, value)
+            top = larger(top, value)
         total = np.float32(0)
         label = np.int32(n_classes - 1)
         for k in range(n_classes):
             label = min(label, np.int32(k) if u[k] == top else np.int32(n_classes - 1))
         for k in range(n_classes):
-            e = _exp((u[k] - top) * inverse_epsilon)
+            e = exp((u[k] - top) * inverse_epsilon)
             u[k] = e
             total += e
         if weighted:
@@ -301,7 +113,7 @@ def centre_block(stored, centre, numbers):
     n_rows, n_columns = stored.shape
     for i in range(n_rows):
         for k in range(n_columns):
-            numbers[i, k] = _widen(stored[i, k]) - centre[k]
+            numbers[i, k] = widen(stored[i, k]) - centre[k]
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
@@ -311,12 +123,12 @@ def log_sum_exp_block(scores, result):
     for i in range(n_rows):
         top = np.float32(-np.inf)
         for k in range(n_classes):
-            top = _larger(top, scores[i, k])
+            top = larger(top, scores[i, k])
         total = 0.0
         if top > -np.inf:
             part = np.float32(0)
             for k in range(n_classes):
-                part += _exp(scores[i, k] - top)
+                part += exp(scores[i, k] - top)
             total = np.log(np.float64(part)) + top
         result[i] = total
 
@@ -330,12 +142,12 @@ def plan_block(scores, potentials, inverse_epsilon, plan):
     for i in range(n_rows):
         top = np.float32(-np.inf)
         for k in range(n_classes):
-            value = _widen(scores[i, k]) + potentials[k]
+            value = widen(scores[i, k]) + potentials[k]
             u[k] = value
-            top = _larger(top, value)
+            top = larger(top, value)
         total = np.float32(0)
         for k in range(n_classes):
-            e = _exp((u[k] - top) * inverse_epsilon)
+            e = exp((u[k] - top) * inverse_epsilon)
             u[k] = e
             total += e
         scale[0] = 1.0 / total
@@ -354,9 +166,9 @@ def label_block(scores, potentials, labels, best, own):
     for i in range(n_rows):
         top = -np.inf
         for k in range(n_classes):
-            value = np.float64(_widen(scores[i, k])) + potentials[k]
+            value = np.float64(widen(scores[i, k])) + potentials[k]
             u[k] = value
-            top = _larger(top, value)
+            top = larger(top, value)
         if labels[i] < 0:
             label = np.int32(n_classes - 1)
             for k in range(n_classes):
@@ -364,14 +176,6 @@ def label_block(scores, potentials, labels, best, own):
             labels[i] = label
         best[i] = top
         own[i] = u[labels[i]]
-
-
-@_part()
-def _grown(array):
-    larger = np.empty(2 * array.size, array.dtype)
-    for at in range(array.size):  # a slice would bring seconds of compiling: the message of shapes that differ
-        larger[at] = array[at]
-    return larger
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
@@ -388,9 +192,9 @@ def candidates_block(scores, potentials, labels, slack, tie):
     for i in range(n_rows):
         top = -np.inf
         for k in range(n_classes):
-            value = np.float64(_widen(scores[i, k])) + potentials[k]
+            value = np.float64(widen(scores[i, k])) + potentials[k]
             u[k] = value
-            top = _larger(top, value)
+            top = larger(top, value)
         if labels[i] < 0 or u[labels[i]] < top - tie:
             label = np.int32(n_classes - 1)
             for k in range(n_classes):
@@ -403,11 +207,11 @@ def candidates_block(scores, potentials, labels, slack, tie):
         if size < 2:
             continue
         while n_entries + size > classes.size:
-            classes, values = _grown(classes), _grown(values)
+            classes, values = grown(classes), grown(values)
         for k in range(n_classes):
             if u[k] >= floor:
                 classes[n_entries] = k
-                values[n_entries] = _widen(scores[i, k])
+                values[n_entries] = widen(scores[i, k])
                 n_entries += 1
         rows[n_found], sizes[n_found] = i, size
         n_found += 1
@@ -427,24 +231,24 @@ def inspect_block(scores, multipliers, step, hashes, tops, bottoms):
     for i in range(n_rows):
         top, bottom, largest, forbidden = np.float32(-np.inf), np.float32(np.inf), np.int32(0), 0
         for k in range(n_classes):
-            value = _widen(scores[i, k])
-            largest = max(largest, _magnitude(scores[i, k]))
+            value = widen(scores[i, k])
+            largest = max(largest, magnitude(scores[i, k]))
             u[k] = value
-            top = _larger(top, value)
-            bottom = _smaller(bottom, value)
-        if largest >= _infinity(scores[i, 0]):  # by bits, because compiled comparisons assume that there is no NaN
+            top = larger(top, value)
+            bottom = smaller(bottom, value)
+        if largest >= infinity(scores[i, 0]):  # by bits, because compiled comparisons assume that there is no NaN
             top, bottom = np.float32(-np.inf), np.float32(np.inf)
             for k in range(n_classes):
-                if _magnitude(scores[i, k]) < _infinity(scores[i, k]):
+                if magnitude(scores[i, k]) < infinity(scores[i, k]):
                     top, bottom = max(top, u[k]), min(bottom, u[k])
-                elif _magnitude(scores[i, k]) == _infinity(scores[i, k]) and u[k] < 0:
+                elif magnitude(scores[i, k]) == infinity(scores[i, k]) and u[k] < 0:
                     forbidden += 1
                 else:
                     n_bad += 1
             n_forbidden += forbidden
         digest = np.uint64(0)
         for k in range(0, n_classes, step):
-            bits = np.uint64(_bits(u[k]))  # a round number has zeros below, which a product would keep there
+            bits = np.uint64(bits_of(u[k]))  # a round number has zeros below, which a product would keep there
             bits ^= bits >> np.uint64(32)
             bits ^= bits >> np.uint64(16)
             digest += bits * multipliers[k]
@@ -467,16 +271,16 @@ def sparse_plan_block(scores, rows, potentials, inverse_epsilon, share):
     for number in range(rows.size):
         top = np.float32(-np.inf)
         for k in range(n_classes):
-            value = _widen(scores[rows[number], k]) + potentials[k]
+            value = widen(scores[rows[number], k]) + potentials[k]
             u[k] = value
-            top = _larger(top, value)
+            top = larger(top, value)
         total = np.float32(0)
         for k in range(n_classes):
-            e = _exp((u[k] - top) * inverse_epsilon)
+            e = exp((u[k] - top) * inverse_epsilon)
             u[k] = e
             total += e
         while n_entries + n_classes > classes.size:
-            classes, values = _grown(classes), _grown(values)
+            classes, values = grown(classes), grown(values)
         before = n_entries
         for k in range(n_classes):
             if u[k] > share:

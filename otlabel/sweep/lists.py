@@ -12,7 +12,7 @@ import numpy as np
 
 from otlabel.compiling import njit
 from otlabel.sources.listed import Lists
-from otlabel.sweep.cpu import FAST, LOWEST, _exp, _grown, _larger, _widen
+from otlabel.sweep.numerics import FAST, LOWEST, exp, grown, larger, widen
 
 FLAGS = 8  # of a byte each, that are looked at together: most rows have none in most of them
 LOWEST_LISTED = -float(np.finfo(np.float32).max)  # above it everything is a legal score of what is listed in float32
@@ -71,15 +71,15 @@ def list_block(scores, potentials, width):
     for i in range(n_rows):
         top = np.float32(-np.inf)
         for k in range(n_classes):
-            value = _widen(scores[i, k]) + potentials[k]
+            value = widen(scores[i, k]) + potentials[k]
             u[k] = value
-            top = _larger(top, value)
+            top = larger(top, value)
         floor = max(top - reach[0], np.float32(LOWEST_LISTED))
         for k in range(n_classes):
             near[k] = u[k] >= floor
         before = n_entries
         while n_entries + n_classes + FLAGS > classes.size:
-            classes, values = _grown(classes), _grown(values)
+            classes, values = grown(classes), grown(values)
         for word in range(words.size):
             if words[word]:
                 for k in range(word * FLAGS, word * FLAGS + FLAGS):
@@ -104,13 +104,13 @@ def _sweep(starts, classes, scores, quantum, potentials, inverse_epsilon, weight
         begin, size = starts[i], starts[i + 1] - starts[i]
         top, best = np.float32(-np.inf), 0
         for at in range(size):
-            value = _widen(scores[begin + at]) + potentials[classes[begin + at]]
+            value = widen(scores[begin + at]) + potentials[classes[begin + at]]
             u[at] = value
             best = at if value > top else best
             top = max(top, value)
         total = np.float32(0)
         for at in range(size):
-            e = _exp((u[at] - top) * inverse_epsilon)
+            e = exp((u[at] - top) * inverse_epsilon)
             u[at] = e
             total += e
         if weighted:
@@ -133,7 +133,7 @@ def _label(starts, classes, scores, potentials, labels, best, own):
         top, chosen, at_label = -np.inf, np.int32(-1), -np.inf
         for entry in range(starts[i], starts[i + 1]):
             k = classes[entry]
-            value = np.float64(_widen(scores[entry])) + potentials[k]
+            value = np.float64(widen(scores[entry])) + potentials[k]
             if value > top:
                 top, chosen = value, k
             if k == labels[i]:
@@ -152,7 +152,7 @@ def _candidates(starts, classes, scores, potentials, labels, slack, tie):
         top, chosen, at_label = -np.inf, np.int32(-1), -np.inf
         for entry in range(starts[i], starts[i + 1]):
             k = classes[entry]
-            value = np.float64(_widen(scores[entry])) + potentials[k]
+            value = np.float64(widen(scores[entry])) + potentials[k]
             if value > top:
                 top, chosen = value, k
             if k == labels[i]:
@@ -161,9 +161,9 @@ def _candidates(starts, classes, scores, potentials, labels, slack, tie):
             labels[i], at_label = chosen, top
         floor, before = max(at_label - slack, LOWEST), n_entries
         while n_entries + starts[i + 1] - starts[i] > found.size:
-            found, values = _grown(found), _grown(values)
+            found, values = grown(found), grown(values)
         for entry in range(starts[i], starts[i + 1]):
-            score = np.float64(_widen(scores[entry]))
+            score = np.float64(widen(scores[entry]))
             if score + potentials[classes[entry]] >= floor:
                 found[n_entries], values[n_entries] = classes[entry], score
                 n_entries += 1
@@ -183,12 +183,12 @@ def _sparse_plan(starts, classes, scores, rows, potentials, inverse_epsilon, sha
         begin, end = starts[rows[number]], starts[rows[number] + 1]
         top = np.float32(-np.inf)
         for entry in range(begin, end):
-            top = max(top, _widen(scores[entry]) + potentials[classes[entry]])
+            top = max(top, widen(scores[entry]) + potentials[classes[entry]])
         while n_entries + end - begin > found.size:
-            found, values = _grown(found), _grown(values)
+            found, values = grown(found), grown(values)
         total, before = np.float32(0), n_entries
         for entry in range(begin, end):
-            e = _exp((_widen(scores[entry]) + potentials[classes[entry]] - top) * inverse_epsilon)
+            e = exp((widen(scores[entry]) + potentials[classes[entry]] - top) * inverse_epsilon)
             total += e
             if e > share:
                 found[n_entries], values[n_entries] = classes[entry], e

@@ -166,14 +166,14 @@ def test_nothing_is_left_of_a_run_whose_rank_was_killed_while_writing(folder: Pa
 def killed_while_solving(rank: int, folder: str, *words: str) -> tuple[int, str, str]:
     from otlabel.solver.monitor import Monitor
 
-    saw = Monitor.saw
+    record = Monitor.record
 
-    def dying(monitor: Monitor, stage: str, *arguments: Any) -> None:
-        saw(monitor, stage, *arguments)
+    def dying(monitor: Monitor, stage: str, *arguments: Any, **options: Any) -> None:
+        record(monitor, stage, *arguments, **options)
         if rank == 1 and stage == "round":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Monitor.saw = dying  # type: ignore[assignment, method-assign]
+    Monitor.record = dying  # type: ignore[assignment, method-assign]
     assign_command.CHECKPOINT_SECONDS = -1.0
     return command(rank, folder, *words)
 

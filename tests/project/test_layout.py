@@ -41,8 +41,8 @@ ONLY_IN = {
         *("sources/hdf5.py", "sources/hdf5_guard.py", "storage/label_files.py"),
         *("selflabel/stores/finished.py", "selflabel/stores/head_labels.py"),
     },
-    "numba": {"compiling.py", "sweep/cpu.py"},
-    "llvmlite": {"compiling.py", "sweep/cpu.py"},
+    "numba": {"compiling.py", "sweep/numerics.py"},
+    "llvmlite": {"compiling.py", "sweep/numerics.py"},
     "triton": {"sweep/cuda.py", "sweep/cuda_kernels.py", "sweep/batch.py"},
     "ot": {"lp.py"},
 }

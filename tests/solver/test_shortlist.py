@@ -9,9 +9,10 @@ import pytest
 from families import FAMILIES, RULES, draw
 from problems import KINDS
 from problems import draw as draw_kind
+from scipy.special import log_softmax
 from verdicts import check
 
-from otlabel import KL, Range, Status, sinkhorn_assign
+from otlabel import KL, Range, Status, linear_scores, sinkhorn_assign
 from otlabel.solver import continuation, exact, samples, shortlist
 from otlabel.solver.monitor import Monitor
 
@@ -85,6 +86,26 @@ def test_lists_give_what_all_scores_give(rule: str, dtype: str, made: Made, monk
     assert from_lists.bound == pytest.approx(expected.bound, abs=1e-13)
     assert from_lists.value == pytest.approx(expected.value, abs=1e-13 if rule != "weights" else 1e-3)
     assert np.abs(from_lists.class_mass - expected.class_mass).sum() < 0.02
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_lists_of_a_head_hold_what_float64_makes_of_it(normalize: bool, made: Made, monkeypatch) -> None:
+    """Features times weights are made in float32 in passes; what lists hold, and the proof with it, is of float64."""
+    rng = np.random.default_rng(0)
+    features, weight = rng.standard_normal((2400, 16)).astype("float32"), rng.standard_normal((12, 16))
+    bias = rng.standard_normal(12) + 100
+    monkeypatch.setattr(samples, "COARSE_ROWS", 40)
+    result = sinkhorn_assign(linear_scores(features, weight, bias, normalize=normalize))
+    assert made.widths
+    assert result.n_readings < result.n_sweeps
+    scores = features.astype(np.float64) @ weight.T + bias
+    if normalize:
+        scores = log_softmax(scores, 1)
+    value = scores[np.arange(2400), result.labels].mean()
+    bound = (scores + result.potentials).max(1).mean() - result.potentials.mean()
+    assert result.value == pytest.approx(value, abs=1e-12)
+    assert bound == pytest.approx(value, abs=1e-12)
+    assert (result.counts == 200).all()
 
 
 @pytest.mark.parametrize("rule", RULES_OF_LISTS)

@@ -89,7 +89,7 @@ def test_what_is_in_memory_needs_no_file(tmp_path, array, change: str) -> None:
 @pytest.mark.parametrize("way", ["npy", "chunked", "pattern"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_command_on_a_file_that_changes(tmp_path, array, refused, monkeypatch, way: str, change: str) -> None:
-    text, saw = WAYS[way](tmp_path / "scores", array), Monitor.saw
+    text, saw = WAYS[way](tmp_path / "scores", array), Monitor.record
     path = main_file(tmp_path)
     fault = Once(lambda: CHANGES[change](path))
 
@@ -97,7 +97,7 @@ def test_command_on_a_file_that_changes(tmp_path, array, refused, monkeypatch, w
         saw(self, *words, **settings)
         fault({})
 
-    monkeypatch.setattr(Monitor, "saw", spoil)
+    monkeypatch.setattr(Monitor, "record", spoil)
     refused(text, f"{path} was", "while it was being read")
     assert fault.n_calls == 1
 

@@ -1,0 +1,50 @@
+"""`otlabel warmup`: compile what the first solve would else compile while somebody waits for it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from typing import Any
+
+from otlabel.commands import options
+from otlabel.text import duration
+
+N_ROWS, N_CLASSES = 40_000, 128  # large enough for every way that a solve may go
+DTYPES = "float16", "float32", "float64"
+
+
+def add(commands: Any) -> None:
+    """The command and its arguments."""
+    options.add_command(
+        commands,
+        "warmup",
+        run,
+        help="compile for this machine now, not in the first solve",
+        description="Compile for this machine now what the first solve of each type of scores would compile, and keep "
+        "it: in NUMBA_CACHE_DIR, beside the package, or in your cache. Run it where an image for containers is built.",
+        epilog="example: otlabel warmup",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Small problems that go every way."""
+    import numpy as np
+
+    from otlabel import certify, linear_scores, sinkhorn_assign
+    from otlabel.errors import OtlabelWarning
+
+    begun, rng = time.perf_counter(), np.random.default_rng(0)
+    features = rng.standard_normal((N_ROWS, 16)).astype("float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OtlabelWarning)
+        for dtype in DTYPES:
+            scores = (3 * rng.standard_normal((N_ROWS, N_CLASSES))).astype(dtype)
+            result = sinkhorn_assign(scores)
+            result.soft_labels(scores[:10])
+            certify(scores, result.labels)
+        sinkhorn_assign(
+            linear_scores(features.astype(np.float32), rng.standard_normal((N_CLASSES, 16)), normalize=True)
+        )
+    print(f"compiled for this machine in {duration(time.perf_counter() - begun)}")
+    return 0
