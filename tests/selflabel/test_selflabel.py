@@ -206,6 +206,23 @@ def test_a_labeling_of_ones_own() -> None:
     np.testing.assert_allclose(labeler._state.states[2]["means"], means, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("device", "kind"), [("cpu", np.ndarray), ("auto", np.ndarray), ("cuda", LinearScores)])
+def test_scores_are_made_where_the_labeling_wants_them(device: str, kind: type) -> None:
+    """In memory once for passes on the CPU; for a device the features, which are moved there, and the weights."""
+    seen = []
+
+    @dataclass
+    class Looking:
+        device: str
+
+        def __call__(self, head: HeadView) -> NewLabels:
+            seen.append(head.scores())
+            return NewLabels(np.arange(N) % head.n_classes)
+
+    make_labeler(labeling=Looking(device)).update(make_model(), batches(make_inputs()))
+    assert [type(scores) for scores in seen] == [kind] * len(HEADS)
+
+
 # ---- what an update leaves alone ----
 
 
@@ -244,20 +261,3 @@ def test_train_mode_uses_batch_statistics() -> None:
         expected = model.features(inputs)
     np.testing.assert_allclose(store.source(), expected, atol=1e-6)
     assert model.backbone.layers[1].num_batches_tracked == 2
-
-
-@pytest.mark.parametrize(("device", "kind"), [("cpu", np.ndarray), ("auto", np.ndarray), ("cuda", LinearScores)])
-def test_scores_are_made_where_the_labeling_wants_them(device: str, kind: type) -> None:
-    """In memory once for passes on the CPU; for a device the features, which are moved there, and the weights."""
-    seen = []
-
-    @dataclass
-    class Looking:
-        device: str
-
-        def __call__(self, head: HeadView) -> NewLabels:
-            seen.append(head.scores())
-            return NewLabels(np.arange(N) % head.n_classes)
-
-    make_labeler(labeling=Looking(device)).update(make_model(), batches(make_inputs()))
-    assert [type(scores) for scores in seen] == [kind] * len(HEADS)
