@@ -147,13 +147,21 @@ def _settled(
     in: so they are taken only where they prove as much.
     """
     found, row_of, g = movable.found, movable.row_of, potentials.copy()
+    far = np.flatnonzero(np.isfinite(g) & (np.abs(g) > JUMP * largest_usual(g)))
+    if not len(far) or not len(row_of):
+        return g
     elsewhere = np.bincount(row_of, units, len(found.sizes))[row_of] > units
-    for k in np.flatnonzero(np.isfinite(g) & (np.abs(g) > JUMP * largest_usual(g))):
-        u, here = totals(found, g)[0], found.classes == k
-        others = row_tops(found, np.where(here, -np.inf, u))[row_of] if len(u) else u
-        ahead = u[here] - others[here]
-        down = min(ahead[units[here] > 0].min(initial=np.inf), slack)
-        up = min(-ahead[elsewhere[here]].max(initial=-np.inf), slack)
+    u = totals(found, g)[0]
+    tops = row_tops(found, u)[row_of]
+    others = row_tops(found, np.where(u == tops, -np.inf, u))[row_of]
+    tied = np.bincount(row_of, u == tops, len(found.sizes))[row_of] > 1
+    ahead = u - np.where((u == tops) & ~tied, others, tops)
+    order = np.argsort(found.classes, kind="stable")
+    starts = np.searchsorted(found.classes[order], np.arange(len(g) + 1))
+    for k in far:
+        own = order[starts[k] : starts[k + 1]]
+        down = min(ahead[own][units[own] > 0].min(initial=np.inf), slack)
+        up = min(-ahead[own][elsewhere[own]].max(initial=-np.inf), slack)
         if np.isfinite([up, down]).all():
             g[k] += (up - down) / 2
     if (g == potentials).all():
