@@ -6,11 +6,23 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A test works on one processor as a rule; each process of theirs takes a gigabyte.
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 # What uses other packages: compiled code, linear algebra, POT, HDF5, scikit-learn, faiss, plots, pages, training loops.
-CORE := bad_input callbacks cluster clustering_command cli constraints curation entropic exact kmeans lp metrics path \
-	report result soft_assign sources store sweep unbalanced
+CORE := cluster metrics reporting selflabel/stores commands/test_cli.py commands/test_clustering_command.py \
+	selflabel/test_callbacks.py selflabel/test_kmeans.py solver/test_constraints.py solver/test_entropic.py \
+	solver/test_exact.py solver/test_impossible_rules.py solver/test_prices.py solver/test_sample_masses.py \
+	solver/test_unbalanced.py sources/test_linear_scores.py sources/test_reading.py sources/test_shared_sources.py \
+	sources/test_sources.py sweep/test_sweep.py test_bad_input.py test_curation.py test_lp.py test_path.py \
+	test_result.py test_soft_assign.py
+
+# What most wrong changes break: the answers of the solver, whatever rows come from, and the labels of training.
+QUICK := project/test_layout.py selflabel/test_labelings.py selflabel/test_loss.py selflabel/test_recorded.py \
+	selflabel/test_saved_labels.py selflabel/test_selflabel.py selflabel/stores/test_store.py \
+	solver/test_constraints.py solver/test_entropic.py solver/test_exact.py solver/test_proof.py \
+	solver/test_reference_path.py solver/test_sample_masses.py sources/test_device.py sources/test_inputs.py \
+	sources/test_opened.py sources/test_read_faults.py sources/test_reading.py sources/test_refused_files.py \
+	sources/test_shared_sources.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test floors docs bench kernels lint clean
+.PHONY: help demo test quick floors docs bench kernels lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,8 +33,11 @@ demo: .venv/installed ## label scikit-learn's digits; writes otlabel-demo/
 test: .venv/installed ## run the tests, on up to four processors
 	$(BIN)/python -m pytest $(PARALLEL)
 
+quick: .venv/installed ## run the tests that matter most, in under a minute
+	$(BIN)/python -m pytest $(PARALLEL) $(QUICK:%=tests/%)
+
 floors: $(OLD)/installed ## run the core tests with the oldest packages that pyproject.toml allows
-	NUMBA_CACHE_DIR=$(CURDIR)/$(OLD)/compiled $(OLD)/bin/python -m pytest -m "not slow" $(PARALLEL) $(CORE:%=tests/test_%.py)
+	NUMBA_CACHE_DIR=$(CURDIR)/$(OLD)/compiled $(OLD)/bin/python -m pytest -m "not slow" $(PARALLEL) $(CORE:%=tests/%)
 
 docs: .venv/installed ## build docs/_build/html; FIGURES=1 redraws all pictures first
 	$(if $(FIGURES),$(BIN)/python docs/figures.py --demo)
@@ -32,7 +47,7 @@ bench: .venv/bench ## time otlabel against other solvers, in one run
 	$(BIN)/python benchmarks/bench_solvers.py
 
 kernels: .venv/kernels ## test the GPU kernels without a GPU, in Triton's interpreter
-	PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/test_cuda.py
+	PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/sweep/test_cuda.py
 
 lint: .venv/installed ## check style, layout and types
 	$(BIN)/ruff check .

@@ -4,7 +4,8 @@
     python benchmarks/bench_families.py --problems 500 --sizes
     python benchmarks/bench_families.py --families tiny,huge --rules kl --seed 7
 
-Problems, oracles and what is checked are those of tests/families.py; every seventh problem is solved by HiGHS as well.
+Problems are those of tests/families.py, answers are judged by tests/verdicts.py: every seventh problem is solved by
+HiGHS as well.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from machine import describe_machine, machine_line, table, write_json
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from families import FAMILIES, RULES, Finding, check, draw, draw_large, solve  # noqa: E402
+from families import FAMILIES, RULES, draw, draw_large  # noqa: E402
 from synthetic import parse_size  # noqa: E402
+from verdicts import Finding, check, solve  # noqa: E402
 
 PACKAGES = ("otlabel", "numpy", "scipy", "torch")
 SIZES = ("25000x20", "5000x200", "1500x1500")

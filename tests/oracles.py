@@ -180,3 +180,17 @@ def can_gain(scores: np.ndarray, labels: np.ndarray) -> Fraction:
         for (j, k), cost in least.items():
             distance[k] = min(distance[k], distance[j] + cost)
     return -min([distance[j] + cost - distance[k] for (j, k), cost in least.items()] + [Fraction(0)])
+
+
+def assert_proven(result, scores, counts) -> None:
+    """Exact sizes, a proof recomputed in float64 with no gap left, and the reported figures equal to it."""
+    labels, potentials = np.asarray(result.labels), float64(result.potentials)
+    rounding = 16 * FLOAT64_EPS * np.abs(potentials[np.isfinite(potentials)]).max()
+    room = tolerance(scores, loss_of(scores, labels)) + float(rounding)
+    np.testing.assert_array_equal(np.bincount(labels, minlength=len(counts)), counts)
+    np.testing.assert_array_equal(np.asarray(result.counts), counts)
+    proof = prove(scores, labels, potentials)
+    assert -room <= proof.gap <= room
+    assert abs(result.value - proof.value) <= room
+    assert abs(result.bound - proof.bound) <= room
+    assert abs(result.gap - (result.bound - result.value)) <= room

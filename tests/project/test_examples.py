@@ -1,0 +1,145 @@
+"""Each example runs in its short form and finds what its text says."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NAMES = {
+    "arrays", "balanced_clustering", "curation", "hdf5", "own_loop", "progressive_mass", "selflabel_ddp",
+    "selflabel_images", "swav_batches", "text",
+}  # fmt: skip
+CODE_LINES = 40  # that the shortest loop may take
+
+pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Runs an example in an empty folder."""
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    return lambda name, **options: runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](**options)
+
+
+def test_every_example_is_run_here() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == NAMES
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_examples_begin_with_a_title(name: str) -> None:
+    text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+    found = re.match(r'"""\n(.+)\n(=+)\n\n\S', text)
+    assert found is not None
+    assert len(found[1]) == len(found[2])
+    assert f"Run: python examples/{name}.py" in text
+
+
+def test_arrays(run, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run("arrays")
+    assert found["equal sizes"] > found["best class of each"] + 0.01
+    assert found["the surest 80 %"] > found["equal sizes"] + 0.03
+    assert found["new, predicted"] > found["new, best class"]
+    for name in ("best class of each", "equal sizes", "the true sizes", "between 8 % and 12 %", "the surest 80 %"):
+        assert abs(found[f"{name}: gap"]) < 1e-12
+    assert found["nearest centre: gap"] > 1e-3
+    assert found["passes, warm"] < found["passes, cold"]
+    assert "140 each" in capsys.readouterr().out
+
+
+def test_hdf5(run, tmp_path: Path) -> None:
+    n = 20_000
+    found = run("hdf5", n=n)
+    assert (found["smallest"], found["largest"]) == (n // 200, n // 200)
+    assert found["bytes read, cached"] < n * 200 * 2 * 1.2 < 3 * n * 200 * 2 < found["bytes read, streamed"]
+    assert found["same labels"] == 1
+    assert found["same labels from features"] > 0.99
+    assert abs(found["gap"]) < 1e-12
+    assert found["new, class error"] < 0.3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_balanced_clustering(run) -> None:
+    found = run("balanced_clustering", n_starts=4)
+    assert (found["equal sizes: smallest"], found["equal sizes: largest"]) == (150, 150)
+    assert found["120 to 180: smallest"] >= 120
+    assert found["120 to 180: largest"] <= 180
+    assert found["k-means: smallest"] < 100
+    assert found["k-means: least inertia"] < found["120 to 180: least inertia"] < found["equal sizes: least inertia"]
+    assert found["equal sizes: accuracy"] > found["k-means: accuracy"] + 0.02
+    assert found["same labels from the file"] == 1
+    assert abs(found["gap"]) < 1e-6
+    assert found["new, accuracy"] > 0.65
+
+
+def test_curation(run) -> None:
+    found = run("curation", n_seeds=4)
+    assert found["200 clusters"] < found["curated"] < found["random"] - 0.05
+    assert found["curated: rarer half"] > found["random: rarer half"] + 0.03
+    assert abs(found["random"] - found["all"]) < 0.05
+
+
+def test_own_loop(run) -> None:
+    assert run("own_loop", epochs=12)["nmi"] > 0.65
+    code = (EXAMPLES / "own_loop.py").read_text(encoding="utf-8").split('"""', 2)[2]
+    assert sum(bool(line.strip()) for line in code.split("\n")) < CODE_LINES
+
+
+def test_progressive_mass(run, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run("progressive_mass")
+    assert found["exact sizes"] + 0.1 < found["ramped mass, KL"] <= 1
+    assert "class sizes" in capsys.readouterr().out
+
+
+def test_selflabel_ddp(run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On one process; on several it is run by another test."""
+    assert run("selflabel_ddp", epochs=12)["nmi"] > 0.65
+    assert "180, 179, 179, 179]" in capsys.readouterr().out
+    assert (tmp_path / "labels.h5").exists()
+
+
+def test_selflabel_images(run, tmp_path: Path) -> None:
+    assert run("selflabel_images")["accuracy"] > 0.6
+    assert (tmp_path / "labels.h5").exists()
+
+
+def test_swav_batches(run) -> None:
+    found = run("swav_batches", epochs=12)
+    assert math.isnan(found["none: untrained: loss"])
+    assert found["softmax alone: loss"] < found["balanced: loss"]
+    assert found["softmax alone: in use"] < 10 < 25 < found["balanced: in use"]
+    assert found["balanced: NMI"] > found["softmax alone: NMI"] + 0.1
+    assert found["balanced: kNN"] > found["softmax alone: kNN"] + 0.02
+
+
+def test_text(run, tmp_path: Path) -> None:
+    pytest.importorskip("wordllama", reason='no wordllama: pip install "otlabel[examples]"')
+    pytest.importorskip("jinja2")
+    places = (Path(os.environ.get("OTLABEL_DATA", "/nowhere")) / "wordnet", Path("/usr/share/wordnet"))
+    if not any((place / "data.noun").is_file() for place in places):
+        pytest.skip("no WordNet: apt-get install wordnet-base, or set OTLABEL_DATA (see examples/text.py)")
+    found = run("text", n=20_000, page="page.html")
+    accuracy = {name: one["accuracy"] for name, one in found.items()}
+    order = ["equal sizes", "KL to equal, rho .05", "best class of each", "KL to true, rho .05", "true sizes"]
+    assert sorted(order, key=accuracy.__getitem__) == order
+    assert accuracy["best class of each"] < accuracy["half to twice true"] < accuracy["true sizes"]
+    assert found["true sizes"]["mean of classes"] < found["best class of each"]["mean of classes"]
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<section") == 24
+
+
+def test_text_says_how_to_get_its_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    monkeypatch.setenv("OTLABEL_DATA", str(tmp_path))
+    monkeypatch.setattr(Path, "is_file", lambda path: False)
+    glosses = runpy.run_path(str(EXAMPLES / "text.py"))["glosses"]
+    with pytest.raises(FileNotFoundError, match="apt-get install wordnet-base") as caught:
+        glosses(10)
+    assert f"{tmp_path}/wordnet or /usr/share/wordnet" in str(caught.value)

@@ -1,0 +1,189 @@
+"""The check of a machine with a card, at tiny sizes on the CPU: every part of it runs, and its report is complete."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+PARTS = (
+    "copy", "one sweep", "sweeps right", "solves", "against the CPU", "soft_assign", "k-means", "factored", "streaming",
+    "peers", "shapes of the kernel", "profile", "problems right",
+)  # fmt: skip
+
+
+def test_quick_check(tmp_path: Path) -> None:
+    old = {"of": "2026-01-02T03:04:05", "seconds": 1.0, "found": {"an old figure": 7.0}}
+    (tmp_path / "old.json").write_text(
+        json.dumps({"machine": {"date": ""}, "tests": "3 passed", "parts": {"an old part": old, "copy": old}})
+    )
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--quick", "--out", str(tmp_path)]
+    command += ["--earlier", str(tmp_path / "old.json")]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    report = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert set(report["parts"]) == {*PARTS, "an old part"}
+    assert "an old figure" not in report["parts"]["copy"]["found"]
+    assert not any("failure" in part for part in report["parts"].values())
+    parts = {name: part["found"] for name, part in report["parts"].items()}
+    assert parts["problems right"]["wrong"] == parts["sweeps right"]["wrong"] == parts["streaming"]["wrong"] == []
+    assert parts["sweeps right"]["same_bits"]
+    assert [parts["against the CPU"][rounding]["wrong"] for rounding in ("exact", "argmax")] == [[], []]
+    assert len(parts["factored"]["heads"]) == 2
+    assert parts["k-means"]["iteration"]["size_spread"] == 0
+    exact = [row for name, row in parts["solves"].items() if name.startswith("otlabel exact")]
+    assert [row["sizes"][1] - row["sizes"][0] for row in exact] == [0, 0]
+    assert all(abs(row["gap"]) < 1e-12 for row in exact)
+    for peer in ("SeLa's loop", "otlabel argmax from features"):
+        assert parts["solves"][f"{peer}, 3000 x 30"]["class_error"] <= 1e-2
+    assert {name.split(",")[0] for name in parts["peers"]} == {"OTT-JAX", "flash-sinkhorn"}
+    for row in parts["peers"].values():
+        assert "class_error" in row or row["status"].startswith(("not installed", "RuntimeError"))
+    for shape in ("32 x 30", "48 x 64"):
+        assert parts["soft_assign"][f"difference, {shape}"] < 1e-5
+    verdicts = {target.split(",")[0]: verdict for target, _, verdict in report["targets"]}
+    assert len(verdicts) == 7
+    assert verdicts["values of the CPU within both gaps: no problem apart"] == "pass"
+    page = (tmp_path / "gpu_check.md").read_text()
+    assert "| SeLa's loop, 3000 x 30 |" in page
+    assert "3 passed" in page
+    assert "## an old part (1.0 s, 2026-01-02 03:04)" in page
+    assert "| values of the CPU within both gaps: no problem apart | 0 | pass |" in page
+    assert "sinkhorn_assign" in (tmp_path / parts["profile"]["exact"]).read_text()
+
+
+@pytest.fixture
+def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("gpu_check")
+
+
+def test_a_target_that_is_missed_or_was_not_measured_is_no_pass(gpu_check: Any) -> None:
+    plan = gpu_check.QUICK
+    size = "3000 x 30"
+    solves = {
+        f"otlabel argmax, {size}": {"seconds": 0.1, "class_error": 0.02},
+        f"otlabel exact, {size}": {"seconds": 9.0, "gap": 1e-15, "value": -2.0},
+    }
+    parts = {
+        "one sweep": {"found": {"sweep_over_read": 1.9}},
+        "solves": {"found": solves},
+        "factored": {"failure": "not begun", "found": {}},
+        "soft_assign": {"found": {"soft_assign, 32 x 30": {"failure": "out of memory"}}},
+        "k-means": {"found": {"iteration_over_product": 2.5}},
+        "problems right": {"found": {"wrong": ["ties/0"]}},
+        "streaming": {"found": {"wrong": []}},
+    }
+    assert [verdict for *_, verdict in gpu_check.targets(parts, plan)] == [
+        "pass", "miss", "miss", "miss", "miss", "pass", "miss",
+    ]  # fmt: skip
+    assert [verdict for *_, verdict in gpu_check.targets({}, plan)] == ["miss"] * 7
+
+
+def test_rows_are_kept_when_a_later_one_fails(gpu_check: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A failing row, a failing part, a part that has no time, and one that leaves the card in ruins."""
+
+    def rows(check: Any) -> None:
+        check.row("first", lambda: 1.0)
+        check.row("second", lambda: 1 // 0)
+        check.row("third", lambda: 3.0)
+        check.row("fourth", lambda: 4.0, at_least=1e9)
+        raise ValueError("at the end")
+
+    def ruin(check: Any) -> None:
+        check.row("before", lambda: 1.0)
+        monkeypatch.setattr(gpu_check, "_answers", lambda device: False)
+        check.row("ruin", lambda: 1 // 0)
+        check.row("after", lambda: 2.0)
+
+    parts = {"rows": (rows, 0, 9), "late": (rows, 1e9, 1e9), "ruin": (ruin, 0, 9), "not begun": (rows, 0, 9)}
+    monkeypatch.setattr(gpu_check, "PARTS", parts)
+    assert gpu_check.run_parts(list(parts), gpu_check.QUICK, 60.0, tmp_path) == gpu_check.BROKEN
+    found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert set(found) == {"rows", "late", "ruin"}
+    assert all(part["ended"] for part in found.values())
+    assert found["rows"]["failure"] == "ValueError: at the end"
+    assert found["rows"]["found"]["first"] == 1.0
+    assert found["rows"]["found"]["second"]["failure"].startswith("ZeroDivisionError")
+    assert found["rows"]["found"]["third"] == 3.0
+    assert found["rows"]["found"]["fourth"]["failure"].startswith("not begun")
+    assert found["late"]["failure"].startswith("not begun")
+    assert set(found["ruin"]["found"]) == {"before", "ruin"}
+
+
+@pytest.mark.parametrize(
+    ("script", "left", "failed"),
+    [
+        ("done('a'); sys.exit(3)", ["b", "c"], {}),
+        ("done('a'); begun('b'); os._exit(7)", ["c"], {"b": "its process ended with status 7"}),
+        ("sys.exit(1)", ["b", "c"], {"a": "its process ended with status 1"}),
+        ("done('a'); begun('b'); time.sleep(60)", ["c"], {"b": "out of time: its process was ended"}),
+        ("done('a'); done('b'); done('c')", [], {}),
+    ],
+)
+def test_processes_that_break_are_given_up(
+    script: str, left: list, failed: dict, gpu_check: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What was done stays, what was under way has failed, what was not begun is left for the next process."""
+    monkeypatch.setattr(gpu_check, "PARTS", dict.fromkeys("abc", (None, 0, 0.5)))
+    monkeypatch.setattr(gpu_check, "SLOW_END", 0.1)
+    monkeypatch.setattr(gpu_check, "START_SECONDS", 20.0)
+    told = """
+import json, os, sys, time
+def write(name, **more):
+    open(name + ".new", "w").write(json.dumps({"seconds": 1, "found": {"row": 1}, **more}))
+    os.replace(name + ".new", name + ".json")
+def begun(name): write(name)
+def done(name): write(name, ended=True)
+"""
+    worker = subprocess.Popen([sys.executable, "-c", told + script], cwd=tmp_path)
+    assert gpu_check._followed(worker, ["a", "b", "c"], tmp_path, 60.0, lambda: None) == left
+    for name in set("abc") - set(left):
+        part = json.loads((tmp_path / f"{name}.json").read_text())
+        assert part.get("failure") == failed.get(name)
+        assert part["ended"]
+
+
+def test_tests_that_need_a_card_go_on_after_one_that_ends_its_process(tmp_path: Path) -> None:
+    """And how many ran, of how many, is what is said last."""
+    (tmp_path / "test_some.py").write_text(
+        "import os\n"
+        "def test_good(): pass\n"
+        "def test_fatal(): os._exit(9)\n"
+        "def test_bad(): assert 1 == 2\n"
+        "def test_after(): pass\n"
+    )
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_tests.py"), "--out", str(tmp_path), "--limit", "60"]
+    command += ["--marked", "not gpu", "--only", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "; 4 of 4 tests ran" in done.stdout
+    assert "2 passed" in done.stdout
+    assert "1 failed" in done.stdout
+    assert "1 broke its process" in done.stdout
+    assert "assert 1 == 2" in done.stdout
+
+
+def test_rows_of_peers_that_fail(gpu_check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = gpu_check.zipf_problem((200, 5), "cpu")
+
+    def fail_with(error: Exception) -> str:
+        def prepare(problem: Any, settings: Any) -> Any:
+            raise error
+
+        monkeypatch.setitem(gpu_check.CARD_METHODS, "SeLa's loop", (prepare, "torch"))
+        return gpu_check.peer_row("SeLa's loop", problem, gpu_check.QUICK)["status"]
+
+    assert fail_with(torch.cuda.OutOfMemoryError("CUDA out of memory")) == "out of memory"
+    assert fail_with(RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying")) == "out of memory"
+    assert fail_with(ModuleNotFoundError("No module named 'ott'")) == "not installed: pip install torch"
+    assert fail_with(FloatingPointError("not finite\nhere")) == "FloatingPointError: not finite"

@@ -1,0 +1,153 @@
+"""Lists of the classes near each row's best: the answers that all scores give, and no proof that lists cannot give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from families import FAMILIES, RULES, draw
+from problems import KINDS
+from problems import draw as draw_kind
+from scipy.special import log_softmax
+from verdicts import check
+
+from otlabel import KL, Range, Status, linear_scores, sinkhorn_assign
+from otlabel.solver import continuation, exact_labels, samples, shortlist
+from otlabel.solver.monitor import Monitor
+
+pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
+
+
+class Made:
+    """What was listed, and how often lists were enough."""
+
+    def __init__(self) -> None:
+        self.widths: list[float] = []
+        self.n_listed = 0
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Made:
+    """Lists whatever the size of a problem, and a record of them."""
+    record = Made()
+    monkeypatch.setattr(samples, "FEWEST_ROWS", 4)
+    monkeypatch.setattr(samples, "COARSE_ROWS", 2)
+    for name, value in (("FEWEST_SCORES", 0), ("FEWEST_CLASSES", 2), ("MOST_LISTED", 1.0)):
+        monkeypatch.setattr(shortlist, name, value)
+
+    def shorten(problem: Any, potentials: np.ndarray, width: float, monitor: Monitor) -> Any:
+        lists = shortlist.shorten(problem, potentials, width, monitor)
+        record.widths.append(width)
+        record.n_listed = 0 if lists is None else lists.problem.rows.source.n_listed
+        return lists
+
+    monkeypatch.setattr(continuation, "shorten", shorten)
+    monkeypatch.setattr(exact_labels, "shorten", shorten)
+    return record
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_from_lists_are_right(family: str, rule: str, made: Made) -> None:
+    """Against Hungarian and HiGHS, as answers from all scores are."""
+    assert not check(draw(family, rule, len(family))).wrong
+
+
+RULES_OF_LISTS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "range": {"classes": Range(0.02, 0.2)},
+    "kl": {"classes": KL(2.0)},
+    "abstain": {"abstain": 0.25},
+    "weights": {"sample_mass": np.random.default_rng(1).integers(1, 4, 2400)},
+}
+
+
+def peaked(seed: int, n_rows: int = 2400, n_classes: int = 12, dtype: str = "float32") -> np.ndarray:
+    """Scores whose rows have few good classes, some of which are wanted by most rows."""
+    rng = np.random.default_rng(seed)
+    scores = rng.standard_normal((n_rows, n_classes)) * 2 + rng.standard_normal(n_classes)
+    return (scores - np.log(np.exp(scores).sum(1, keepdims=True))).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("rule", RULES_OF_LISTS)
+def test_lists_give_what_all_scores_give(rule: str, dtype: str, made: Made, monkeypatch) -> None:
+    """Value and bound within rounding, the plan within its tolerance; scores are read twice, not at every pass."""
+    scores = peaked(0, dtype=dtype)
+    monkeypatch.setattr(samples, "COARSE_ROWS", 40)
+    from_lists = sinkhorn_assign(scores, **RULES_OF_LISTS[rule])
+    assert made.widths
+    assert made.n_listed < scores.size
+    monkeypatch.setattr(shortlist, "FEWEST_SCORES", 1 << 40)
+    expected = sinkhorn_assign(scores, **RULES_OF_LISTS[rule])
+    assert from_lists.n_readings < expected.n_readings
+    assert from_lists.status is Status.CONVERGED
+    assert from_lists.bound == pytest.approx(expected.bound, abs=1e-13)
+    assert from_lists.value == pytest.approx(expected.value, abs=1e-13 if rule != "weights" else 1e-3)
+    assert np.abs(from_lists.class_mass - expected.class_mass).sum() < 0.02
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_lists_of_a_head_hold_what_float64_makes_of_it(normalize: bool, made: Made, monkeypatch) -> None:
+    """Features times weights are made in float32 in passes; what lists hold, and the proof with it, is of float64."""
+    rng = np.random.default_rng(0)
+    features, weight = rng.standard_normal((2400, 16)).astype("float32"), rng.standard_normal((12, 16))
+    bias = rng.standard_normal(12) + 100
+    monkeypatch.setattr(samples, "COARSE_ROWS", 40)
+    result = sinkhorn_assign(linear_scores(features, weight, bias, normalize=normalize))
+    assert made.widths
+    assert result.n_readings < result.n_sweeps
+    scores = features.astype(np.float64) @ weight.T + bias
+    if normalize:
+        scores = log_softmax(scores, 1)
+    value = scores[np.arange(2400), result.labels].mean()
+    bound = (scores + result.potentials).max(1).mean() - result.potentials.mean()
+    assert result.value == pytest.approx(value, abs=1e-12)
+    assert bound == pytest.approx(value, abs=1e-12)
+    assert (result.counts == 200).all()
+
+
+@pytest.mark.parametrize("rule", RULES_OF_LISTS)
+def test_lists_that_are_too_short_are_made_again(rule: str, made: Made, monkeypatch) -> None:
+    """A width of next to nothing: more readings, the right answer, and no proof from what was not listed."""
+    monkeypatch.setattr(continuation, "width_for", lambda problem, solver, moves: 1e-3)
+    scores = peaked(1)
+    result = sinkhorn_assign(scores, **RULES_OF_LISTS[rule])
+    assert len(made.widths) > 1
+    assert result.n_readings > 2
+    monkeypatch.setattr(shortlist, "FEWEST_SCORES", 1 << 40)
+    assert result.bound == pytest.approx(sinkhorn_assign(scores, **RULES_OF_LISTS[rule]).bound, abs=1e-13)
+
+
+@pytest.mark.parametrize("estimate", [0.0, 1e-6, 0.05])
+def test_no_proof_rests_on_the_estimate(estimate: float, made: Made, monkeypatch) -> None:
+    """Whatever a sample makes one believe of how far potentials will move, value and bound are those of all scores."""
+    monkeypatch.setattr(continuation, "width_for", lambda problem, solver, moves: estimate + 1e-9)
+    for seed in range(5):
+        scores = peaked(seed, 600, 6, "float64")
+        result = sinkhorn_assign(scores, classes=Range(0.1, 0.3))
+        g = result.potentials
+        bound = (scores + g).max(1).mean() - np.where(g > 0, 60, 180) @ g / 600
+        assert bound - scores[np.arange(600), result.labels].mean() == pytest.approx(0, abs=1e-13)
+        assert result.gap == pytest.approx(0, abs=1e-13)
+
+
+def test_a_class_that_no_list_has(made: Made, monkeypatch) -> None:
+    """One that all rows like least, and that must be filled all the same."""
+    monkeypatch.setattr(continuation, "width_for", lambda problem, solver, moves: 0.5)
+    scores = peaked(2)
+    scores[:, 3] -= 30
+    result = sinkhorn_assign(scores, class_mass=np.full(12, 200))
+    assert (result.counts == 200).all()
+    assert abs(result.gap) < 1e-12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_small_problem(kind: str, made: Made) -> None:
+    """Sizes as asked for, and a proof."""
+    for seed in range(2):
+        drawn = draw_kind(kind, seed)
+        result = sinkhorn_assign(drawn.scores, class_mass=drawn.class_mass)
+        assert np.array_equal(np.asarray(result.counts), drawn.counts)
+        assert result.proof.proven

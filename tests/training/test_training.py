@@ -1,0 +1,325 @@
+"""Training runs: the same bits after any kill, refused changes, damage by name, and what is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from small_runs import assert_same, config
+
+from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
+from otlabel.selflabel import load_labels
+from otlabel.training.config import read_config
+from otlabel.training.run import Run, train
+
+ROOT = Path(__file__).parents[2]
+VARIANTS = {
+    "sinkhorn": {},
+    "k-means": {"labels__method": "kmeans"},
+    "argmax": {"labels__method": "argmax"},
+    "settled": {"labels__method": "argmax", "labels__fixed_epochs": 2, "train__decay": "linear"},
+    "one head of k-means": {"labels__method": "kmeans", "model__heads": [12]},
+    "rotation": {"train__rotation": 1.0, "train__decay": "steps", "train__drops": [1, 3]},
+    "train mode": {"labels__mode": "train"},
+    "labels of views": {"labels__augmented": True},
+    "deep heads": {"model__hidden": 9, "labels__schedule": "linear"},
+    "uneven": {"labels__range": (0.5, 2.0), "data__imbalance": "heavy"},
+    "abstaining": {"labels__abstain": 0.2, "labels__kl": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, name: str) -> None:
+    """Stopped in the middle of an epoch and after one, each time in new objects."""
+    wanted = config(**VARIANTS[name])
+    whole = train(wanted)
+    for n_epochs in (1, 2):
+        part = Run(wanted, tmp_path)
+        part.resume()
+        while part.epoch < n_epochs:
+            part.train_epoch()
+        drawn = iter(part._drawn())  # the next epoch's beginning, which is lost
+        for step, size in enumerate(part._batch_sizes()):
+            part._relabel(part.epoch + step / 5)
+            index = torch.tensor(list(islice(drawn, size)))
+            part._step(index, torch.Generator().manual_seed(0), part.epoch + step / 5)
+    resumed = train(wanted, tmp_path)
+    assert_same(whole, resumed)
+    assert whole.result == resumed.result
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+
+
+PROGRAM = """
+import sys
+from otlabel.training.config import read_config
+from otlabel.training.run import train
+print("ready", flush=True)
+train(read_config(sys.argv[1]), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """SIGKILL while extracting to HDF5, while labelling, while a checkpoint is written: whatever the moment hits."""
+    text = """
+[data]
+name = "digits"
+n_samples = 400
+[model]
+backbone = "small_convnet"
+heads = [10, 10]
+options = {widths = [8, 16], strides = [2, 2]}
+[labels]
+n_relabels = 60
+store = "hdf5"
+[augment]
+rotate = 10
+[train]
+epochs = 6
+lr = 0.1
+threads = 1
+"""
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    rng, n_killed = random.Random(0), 0
+    whole = train(read_config(str(path)), tmp_path / "whole")
+    for _ in range(30):
+        command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(path), str(tmp_path / "killed")]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0.1, 0.1 + 0.15 * n_killed))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=100)
+        n_killed += process.returncode == -signal.SIGKILL
+        if process.returncode == 0 or n_killed == 4:
+            break
+    assert n_killed >= 3
+    killed = train(read_config(str(path)), tmp_path / "killed")
+    assert_same(whole, killed)
+    np.testing.assert_array_equal(
+        load_labels(tmp_path / "killed" / "labels.h5").labels, load_labels(tmp_path / "whole" / "labels.h5").labels
+    )
+    left = {path.name for path in (tmp_path / "killed").iterdir()} - {"tensorboard"}
+    assert left == {"checkpoint.pt", "config.json", "features.h5", "labels.h5", "metrics.jsonl", "result.json"}
+
+
+def test_other_config_or_data_is_refused(tmp_path: Path) -> None:
+    train(config(train__epochs=1), tmp_path)
+    with pytest.raises(FingerprintError, match=r"\[train\] epochs = 1, now it is 2"):
+        train(config(train__epochs=2), tmp_path)
+    known = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(known | {"data": "0" * 64}))
+    with pytest.raises(FingerprintError, match=f"other data: {'0' * 64}, these are [0-9a-f]{{64}}"):
+        train(config(train__epochs=1), tmp_path)
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    """The second is refused at once, before it reads its data, and the first comes to its end."""
+    refused = []
+
+    def second(_: dict[str, Any]) -> None:
+        with pytest.raises(BlockingIOError, match=rf"{tmp_path} is in use by process {os.getpid()} on .+; wait"):
+            train(config(data__name="absent.npy"), tmp_path)
+        refused.append(True)
+
+    train(config(train__epochs=1), tmp_path, report=second)
+    assert refused == [True]
+    names = {path.name for path in tmp_path.iterdir()} - {"tensorboard"}
+    assert names == {"checkpoint.pt", "config.json", "labels.h5", "metrics.jsonl", "result.json"}
+
+
+def test_start_that_fails_leaves_the_folder_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it fails in the first epoch or was killed there by an otlabel that wrote down its config at once."""
+
+    def failing(*_: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_step", failing)
+        with pytest.raises(MemoryError):
+            train(config(), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run").mkdir()
+    other = {"config": config(train__epochs=9).to_dict(), "data": "other"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(other))
+    train(config(train__epochs=1), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["train"]["epochs"] == 1
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoint.pt", "labels.h5", "result.json", "config.json"])
+def test_files_of_others_are_not_taken_for_a_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"precious": 1}')
+    told = "config.json is not that of a run" if name == "config.json" else f"holds {name}, which a run would replace"
+    with pytest.raises((FileExistsError, FileFormatError), match=told):
+        train(config(train__epochs=1), tmp_path)
+    assert (tmp_path / name).read_text() == '{"precious": 1}'
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_labels_that_are_trained_on_are_not_written_over(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(config(train__epochs=1), first)
+    before = (first / "labels.h5").read_bytes()
+    second.mkdir()
+    os.link(first / "labels.h5", second / "labels.h5")
+    fixed = config(labels__method="fixed", labels__file=str(first / "labels.h5"))
+    for folder in (first, second):
+        with pytest.raises(ValueError, match=r"the run's labels\.h5 .+ and \[labels\] file .+ are the same file"):
+            train(fixed, folder)
+        assert (folder / "labels.h5").read_bytes() == before
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    train(config(train__epochs=1), tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(FileFormatError, match=r"checkpoint\.pt is damaged"):
+        train(config(train__epochs=1), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def a_run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    train(config(train__epochs=1, data__n_samples=60), folder)
+    return folder
+
+
+def _momentum(state: dict[str, Any], value: Any) -> None:
+    state["optimizer"]["state"][0]["momentum_buffer"] = value
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: torch.zeros(3), "is a Tensor without 'weights', 'optimizer'"),
+        (lambda state: state["weights"], "is a OrderedDict without 'weights'"),
+        (lambda state: state.pop("labeler") and None, "is a dict without 'labeler'"),
+        (lambda state: state.update(weights=7), "weights|state_dict"),
+        (lambda state: state["weights"].popitem() and None, "Missing key"),
+        (lambda state: state["weights"].update({"0.backbone": 7}), "Unexpected key"),
+        (lambda state: state.update(optimizer=[]), "list indices"),
+        (lambda state: state["optimizer"]["param_groups"][0].update(lr="fast"), "lr of its optimiser is 'fast'"),
+        (lambda state: state["optimizer"]["param_groups"][0].update(lr=float("nan")), "lr of its optimiser is nan"),
+        (
+            lambda state: state["optimizer"]["param_groups"][0].update(momentum=None),
+            "momentum of its optimiser is None",
+        ),
+        (lambda state: _momentum(state, torch.zeros(3)), "momentum 0 of its optimiser is no tensor of the shape"),
+        (lambda state: _momentum(state, "text"), "momentum 0 of its optimiser is no tensor of the shape"),
+        (lambda state: state["optimizer"]["state"].update({99: {"momentum_buffer": None}}), "index out of range"),
+        (lambda state: state.update(epoch="one"), "interpreted as an integer"),
+        (lambda state: state.update(epoch=5), "it is of epoch 5, of 1"),
+        (lambda state: state.update(untrained=3), "not iterable"),
+        (lambda state: state.update(untrained={"knn": torch.zeros(2)}), "not JSON serializable"),
+    ],
+)
+def test_checkpoints_of_others_are_told_in_one_line(a_run: Path, tmp_path: Path, change, told: str) -> None:
+    shutil.copytree(a_run, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    changed = change(state)
+    torch.save(state if changed is None else changed, path)
+    with pytest.raises(FileFormatError, match=rf"checkpoint\.pt is damaged, or is no checkpoint .*({told})") as caught:
+        train(config(train__epochs=1, data__n_samples=60), tmp_path / "run")
+    assert str(caught.value).isprintable()
+    assert str(caught.value).endswith("; remove it to start anew")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"config": {"data": 3}, "data": "x"}', '{"config": 7, "data": ""}', "\x00"]
+)
+def test_a_config_of_others_is_told_in_one_line(a_run: Path, tmp_path: Path, text: str) -> None:
+    shutil.copytree(a_run, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(text)
+    with pytest.raises(FileFormatError, match=r"config\.json is not that of a run, or is damaged") as caught:
+        train(config(train__epochs=1, data__n_samples=60), tmp_path / "run")
+    assert str(caught.value).isprintable()
+
+
+class Writer:
+    """In place of TensorBoard's."""
+
+    made: ClassVar[list[Writer]] = []
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.scalars, self.flushed, self.closed = folder, [], 0, False
+        Writer.made.append(self)
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        assert not self.closed
+        self.scalars.append((name, value, step))
+
+    def flush(self) -> None:
+        self.flushed = len(self.scalars)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_tensorboard_gets_one_file_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setattr(Writer, "made", [])
+
+    def interrupted(line: dict[str, Any]) -> None:
+        assert Writer.made[0].flushed == len(Writer.made[0].scalars) == len(line)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config(train__epochs=3), tmp_path, report=interrupted)
+    lines: list[dict[str, Any]] = []
+    train(config(train__epochs=3), tmp_path, report=lines.append)
+    train(config(train__epochs=3), tmp_path)  # nothing is left to do
+    first, second = Writer.made
+    assert first.closed
+    assert second.closed
+    assert first.folder == second.folder == str(tmp_path / "tensorboard")
+    assert {step for *_, step in first.scalars} == {1}
+    assert second.scalars == [(name, value, line["epoch"]) for line in lines for name, value in line.items()]
+
+
+def test_without_tensorboard_it_is_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sought = []
+
+    class Finder:
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name == "torch.utils.tensorboard":
+                sought.append(name)
+                raise ModuleNotFoundError(name)
+
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    train(config(train__epochs=3), tmp_path)
+    assert len(sought) == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_full_disk_keeps_the_old_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(config(), None)
+    before = run.labeler.labels.clone()
+
+    def no_room(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", "features.h5")
+
+    monkeypatch.setattr(run.labeler.store, "begin", no_room)
+    with pytest.warns(SelfLabelWarning, match="training goes on with the old labels"):
+        line = run.train_epoch()
+    assert line["relabellings"] == 0
+    assert torch.equal(before, run.labeler.labels)
