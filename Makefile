@@ -15,7 +15,7 @@ CORE := cluster metrics reporting selflabel/stores commands/test_cli.py commands
 
 # What most wrong changes break: the answers of the solver, whatever rows come from, and the labels of training.
 QUICK := project/test_layout.py selflabel/test_labelings.py selflabel/test_loss.py selflabel/test_recorded.py \
-	selflabel/test_saved_labels.py selflabel/test_selflabel.py selflabel/stores/test_store.py \
+	selflabel/test_saved_labels.py selflabel/test_selflabel.py \
 	solver/test_constraints.py solver/test_entropic.py solver/test_exact.py solver/test_proof.py \
 	solver/test_reference_path.py solver/test_sample_masses.py sources/test_device.py sources/test_inputs.py \
 	sources/test_opened.py sources/test_read_faults.py sources/test_reading.py sources/test_refused_files.py \
