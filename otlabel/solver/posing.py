@@ -13,7 +13,7 @@ from otlabel.marginals import KL, ONE_SAMPLE, Exact, Range, Rule, counted, rule_
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.problem import LARGEST_SCORE, Demand, Problem, Solver
-from otlabel.sources import Opened, cached, draw_rows, moved, with_column
+from otlabel.sources import Opened, cached, draw_rows, made_once, moved, with_column
 from otlabel.validate import check_mass, check_sample_mass
 
 FAR = 1e3  # times the usual spread of a row: scores as large hide from sums what tells classes apart
@@ -148,7 +148,7 @@ def _moved_together(rows: RowSet, size: _Size) -> tuple[RowSet, _Size]:
     tops = np.where(is_open, size.tops - lowered, size.tops)
     (magnitude,) = rows.max("far", np.abs(tops[is_open]).max(initial=0.0))
     resized = replace(size, tops=tops, bottoms=tops - size.extents, magnitude=magnitude, lowered=lowered)
-    return rows.over(moved(rows.opened, lowered)), resized
+    return rows.over(made_once(moved(rows.opened, lowered))), resized
 
 
 def _moved_one_by_one(
@@ -160,7 +160,7 @@ def _moved_one_by_one(
         before = sweep.inspect(rows.fine).tops
         monitor.record("inspect", rows.n_rows)
         rows = _sampling_from(rows, rows.opened.stripped, sampled)
-    rows = rows.over(moved(rows.opened))
+    rows = rows.over(made_once(moved(rows.opened)))
     shown = sweep.inspect(rows)
     monitor.record("inspect", rows.n_rows)
     units = is_open.astype(np.float64) if weights is None else np.where(is_open, weights, 0.0)

@@ -1,7 +1,7 @@
 """Where rows come from: anything a user hands over is opened as a source, which reads rows in storage form."""
 
 from otlabel.sources.base import ITEM_BYTES, Source, as_float, draw_rows, read_rows
-from otlabel.sources.caching import cached, default_limit
+from otlabel.sources.caching import cached, default_limit, made_once
 from otlabel.sources.device import DeviceSource, on_device
 from otlabel.sources.free import free_memory
 from otlabel.sources.given import as_array, as_matrix, check_kind, is_foreign, is_tensor, plain_tensor
@@ -24,10 +24,47 @@ from otlabel.sources.paths import load_array, matches
 from otlabel.sources.wrapped import moved, unit_rows, with_column
 
 __all__ = [
-    "ITEM_BYTES", "ArraySource", "DeviceSource", "LinearScores", "Opened", "Source", "TensorSource", "as_array",
-    "as_float", "as_matrix", "as_opened", "by_class", "by_column", "by_row", "cached", "check_kind", "class_mass_of",
-    "closeness", "cosines", "default_limit", "draw_rows", "free_memory", "home_of", "in_one_order", "in_order_of",
-    "is_foreign", "is_list_of_parts", "is_stored", "is_tensor", "linear_scores", "load_array", "matches", "moved",
-    "on_device", "open_scores", "plain_names", "plain_tensor", "read_rows", "rows_between", "sample_mass_of",
-    "unit_rows", "with_column",
+    "ITEM_BYTES",
+    "ArraySource",
+    "DeviceSource",
+    "LinearScores",
+    "Opened",
+    "Source",
+    "TensorSource",
+    "as_array",
+    "as_float",
+    "as_matrix",
+    "as_opened",
+    "by_class",
+    "by_column",
+    "by_row",
+    "cached",
+    "check_kind",
+    "class_mass_of",
+    "closeness",
+    "cosines",
+    "default_limit",
+    "draw_rows",
+    "free_memory",
+    "home_of",
+    "in_one_order",
+    "in_order_of",
+    "is_foreign",
+    "is_list_of_parts",
+    "is_stored",
+    "is_tensor",
+    "linear_scores",
+    "load_array",
+    "made_once",
+    "matches",
+    "moved",
+    "on_device",
+    "open_scores",
+    "plain_names",
+    "plain_tensor",
+    "read_rows",
+    "rows_between",
+    "sample_mass_of",
+    "unit_rows",
+    "with_column",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from otlabel.sources.opened import Opened
 from otlabel.sources.wrapped import Wrapped
 
 CACHE_SHARE = 0.5  # of the memory that is free may hold a copy of the scores where no limit is stated
+MADE_SHARE = 0.125  # of it may hold what is made of scores that are in memory themselves
 
 
 class KeptWhole(Wrapped):
@@ -47,6 +48,27 @@ class KeptWhole(Wrapped):
             self.source.read_into(first, last, self._kept[first:last])
             self._present[first:last] = True
         return (self._kept[start:stop] for start, stop in spans)
+
+    def take(self, rows: np.ndarray) -> Source:
+        """A copy of the given rows."""
+        return ArraySource(self._kept[rows], self.dtype) if self._present.all() else self.source.take(rows)
+
+
+class KeptMade(Wrapped):
+    """Rows that are made of others in memory, and stay there once they are."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._kept = storage_array(self.shape, self.dtype)
+        self._present = np.zeros(self.shape[0], bool)
+
+    def read(self, spans: Sequence[Span]) -> Iterator[np.ndarray]:
+        """From memory, after making what is not there yet."""
+        for start, stop in spans:
+            if not self._present[start:stop].all():
+                self._kept[start:stop] = next(iter(self.source.read([(start, stop)])))
+                self._present[start:stop] = True
+            yield self._kept[start:stop]
 
     def take(self, rows: np.ndarray) -> Source:
         """A copy of the given rows."""
@@ -100,6 +122,15 @@ def cached(opened: Opened, memory_limit: int | None = None, rows: np.ndarray | N
     if rows is not None and source.device is None and source.grain > 1 and not isinstance(source, KeptWhole):
         source = KeptRows(source, rows)
     return opened if source is opened.source else opened.over(source)
+
+
+def made_once(opened: Opened) -> Opened:
+    """What is made of rows in memory, kept there as well where that is little of what is free."""
+    source = opened.source
+    in_memory = source.device is None and source.grain == 1 and not source.reads_files
+    if not in_memory or n_bytes(source) > MADE_SHARE * free_memory():
+        return opened
+    return opened.over(KeptMade(source))
 
 
 def _kept(source: Source, limit: int | None, rows: np.ndarray | None) -> Source:
