@@ -22,6 +22,7 @@ from otlabel.sources import ITEM_BYTES, default_limit, free_memory
 from otlabel.text import bytes_text
 
 PASSES: dict[Rounding, tuple[int, int]] = {"argmax": (6, 12), "exact": (7, 20)}  # over all scores: usual, largest met
+LISTED_READINGS = 2  # of these, where the others go over lists: the first look, and the one that makes them
 SAMPLE_PASSES, FEW_ROWS = 12, 20  # over each sample, with all that is done on it; a class in the first, or more passes
 # What could be swept meanwhile, in scores, by the host of each rank alike: for a row of all ranks that is repaired
 # (1.3 s at 1,281,167 x 3000), and for an entry of the curvature and Newton step (measured at K = 300 to 3000).
@@ -136,7 +137,7 @@ def estimate(
         matrix_bytes=part.n_rows * part.row_bytes,
         passes=passes,
         most_passes=most,
-        bytes_read=part.n_bytes * (1 if kept else passes),
+        bytes_read=part.n_bytes * (1 if kept else _readings(part)),
         memory=memory,
         peak_memory=sum(memory.values()),
         memory_suffices=fits[0],
@@ -162,6 +163,11 @@ def estimate(
     )
 
 
+def _readings(part: Part) -> int:
+    """Passes that read all scores."""
+    return LISTED_READINGS if part.is_listed else PASSES[part.rounding][0]
+
+
 def _reading(part: Part, sweep_rate: float | None, read_rate: float | None) -> tuple[float | None, float | None]:
     """Seconds of a pass, and of all passes and samples; None where a rate is not known that decides."""
     card, kept = part.card, part.kept
@@ -172,7 +178,9 @@ def _reading(part: Part, sweep_rate: float | None, read_rate: float | None) -> t
     a_pass = max(part.rows_a_rank * part.n_classes / sweep_rate, moving)
     first = max(reading - a_pass, 0.0)  # that the first pass takes longer
     on_samples = SAMPLE_PASSES * sum(part.samples) * part.n_classes / part.n_ranks / sweep_rate
-    return a_pass, PASSES[part.rounding][0] * a_pass + first + on_samples
+    computed = part.rows_a_rank * part.n_classes / sweep_rate  # by lists, less; by the samples' halves, more
+    on_lists = (PASSES[part.rounding][0] - _readings(part)) * min(a_pass, computed)
+    return a_pass, _readings(part) * a_pass + on_lists + first + on_samples
 
 
 def _least_pass_seconds(part: Part) -> float | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from otlabel.planning.cards import CARD_KEEPS, FUSED_CLASSES, Card
 from otlabel.solver.problem import Rounding
 from otlabel.solver.samples import sample_sizes
+from otlabel.solver.shortlist import FEWEST_CLASSES, FEWEST_SCORES
 from otlabel.sources import ITEM_BYTES
 from otlabel.sweep.blocks import block_rows
 from otlabel.sweep.pool import thread_count
@@ -72,6 +73,12 @@ class Part:
     def samples(self) -> list[int]:
         """Rows of each sample."""
         return sample_sizes(self.n_rows, self.n_classes)
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether passes go over lists of the best classes, once these are made: of large problems on processors."""
+        large = self.n_classes >= FEWEST_CLASSES and self.n_rows * self.n_classes >= FEWEST_SCORES
+        return self.card is None and self.rounding == "exact" and large and len(self.samples) > 0
 
     @property
     def has_probes(self) -> bool:

@@ -38,7 +38,8 @@ def summary(plan: Estimate) -> str:
 
 
 def _alone(plan: Estimate) -> list[tuple[str, str]]:
-    how = HOW["memory"] if plan.cached else "streamed from the file in every pass"
+    passes = "in two of the passes" if plan.is_listed else "in every pass"
+    how = HOW["memory"] if plan.cached else f"streamed from the file {passes}"
     limit = f"(memory limit {bytes_text(plan.memory_limit)})"
     lines = [
         ("reading", f"{how}: {bytes_text(plan.bytes_read)} in all {limit}"),
