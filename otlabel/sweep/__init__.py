@@ -349,17 +349,16 @@ def candidates(rows: RowSet, potentials: np.ndarray, labels: np.ndarray, slack: 
 
 def listed(rows: RowSet, potentials: np.ndarray, width: float, quantum: float) -> ListedSource:
     """Of each row here the classes whose u = scores + potentials, in the potentials' precision, is near its best."""
+    from otlabel.sources.base import storage_array
     from otlabel.sources.listed import ListedSource, Lists
     from otlabel.sweep.lists import list_block
 
     def choose(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
         return Ready(list_block(block, potentials, width))
 
-    found = _run_blocks(rows, choose)
-    sizes = np.concatenate([sizes for sizes, _, _ in found])
-    starts = np.zeros(len(sizes) + 1, np.int64)
-    np.cumsum(sizes, out=starts[1:])
-    classes, scores = (np.concatenate([part[at] for part in found]) for at in (1, 2))
+    nothing = np.empty(0, np.int32), np.empty(0, np.int32), storage_array((0,), rows.source.dtype)
+    sizes, classes, scores = map(np.concatenate, zip(*(_run_blocks(rows, choose) or [nothing]), strict=True))
+    starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     return ListedSource(Lists(starts, classes, scores, quantum), rows.shape[1], rows.source.dtype)
 
 

@@ -12,9 +12,11 @@ from problems import draw as draw_kind
 from scipy.special import log_softmax
 from verdicts import check
 
-from otlabel import KL, Range, Status, linear_scores, sinkhorn_assign
+from otlabel import KL, Range, Status, linear_scores, sinkhorn_assign, sweep
+from otlabel.ranks.rowset import RowSet
 from otlabel.solver import continuation, exact_labels, samples, shortlist
 from otlabel.solver.monitor import Monitor
+from otlabel.sources import open_scores
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
 
@@ -151,3 +153,12 @@ def test_every_kind_of_small_problem(kind: str, made: Made) -> None:
         result = sinkhorn_assign(drawn.scores, class_mass=drawn.class_mass)
         assert np.array_equal(np.asarray(result.counts), drawn.counts)
         assert result.proof.proven
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_rank_without_rows_has_no_lists(dtype: str) -> None:
+    """As where there are more ranks than blocks, or where none of the rows that are looked at first are here."""
+    rows = RowSet(open_scores(peaked(0, dtype=dtype))).taken(np.empty(0, np.int64))
+    lists = sweep.listed(rows, np.zeros(12, np.float64 if dtype == "float64" else np.float32), 1.0, 1.0)
+    assert (lists.shape, lists.n_listed) == ((0, 12), 0)
+    assert len(sweep.label(RowSet(lists), np.zeros(12))[0]) == 0
