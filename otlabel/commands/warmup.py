@@ -43,8 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
             result = sinkhorn_assign(scores)
             result.soft_labels(scores[:10])
             certify(scores, result.labels)
-        sinkhorn_assign(
-            linear_scores(features.astype(np.float32), rng.standard_normal((N_CLASSES, 16)), normalize=True)
-        )
+        sinkhorn_assign(linear_scores(features, rng.standard_normal((N_CLASSES, 16)), normalize=True))
     print(f"compiled for this machine in {duration(time.perf_counter() - begun)}")
     return 0

@@ -21,39 +21,6 @@ CACHE_SHARE = 0.5  # of the memory that is free may hold a copy of the scores wh
 MADE_SHARE = 0.125  # of it may hold what is made of scores that are in memory themselves
 
 
-class KeptWhole(Wrapped):
-    """A file's rows, which stay in memory once they are read."""
-
-    source: FileSource
-
-    def __init__(self, source: FileSource) -> None:
-        super().__init__(source)
-        self._kept = storage_array(self.shape, self.dtype)
-        self._present = np.zeros(self.shape[0], bool)
-
-    @property
-    def grain(self) -> int:  # type: ignore[override]
-        """As the source, or any rows once all are in memory."""
-        return 1 if self._present.all() else self.source.grain
-
-    @property
-    def reads_files(self) -> bool:  # type: ignore[override]
-        """Until all is in memory."""
-        return not self._present.all()
-
-    def read(self, spans: Sequence[Span]) -> Iterator[np.ndarray]:
-        """From memory, after reading what is not there yet."""
-        first, last = spans[0][0], spans[-1][1]
-        if not self._present[first:last].all():
-            self.source.read_into(first, last, self._kept[first:last])
-            self._present[first:last] = True
-        return (self._kept[start:stop] for start, stop in spans)
-
-    def take(self, rows: np.ndarray) -> Source:
-        """A copy of the given rows."""
-        return ArraySource(self._kept[rows], self.dtype) if self._present.all() else self.source.take(rows)
-
-
 class KeptMade(Wrapped):
     """Rows that are made of others in memory, and stay there once they are."""
 
@@ -73,6 +40,30 @@ class KeptMade(Wrapped):
     def take(self, rows: np.ndarray) -> Source:
         """A copy of the given rows."""
         return ArraySource(self._kept[rows], self.dtype) if self._present.all() else self.source.take(rows)
+
+
+class KeptWhole(KeptMade):
+    """A file's rows, which stay in memory once they are read."""
+
+    source: FileSource
+
+    @property
+    def grain(self) -> int:  # type: ignore[override]
+        """As the source, or any rows once all are in memory."""
+        return 1 if self._present.all() else self.source.grain
+
+    @property
+    def reads_files(self) -> bool:  # type: ignore[override]
+        """Until all is in memory."""
+        return not self._present.all()
+
+    def read(self, spans: Sequence[Span]) -> Iterator[np.ndarray]:
+        """From memory, after reading what is not there yet."""
+        first, last = spans[0][0], spans[-1][1]
+        if not self._present[first:last].all():
+            self.source.read_into(first, last, self._kept[first:last])
+            self._present[first:last] = True
+        return (self._kept[start:stop] for start, stop in spans)
 
 
 class KeptRows(Wrapped):

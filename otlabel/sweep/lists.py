@@ -12,7 +12,7 @@ import numpy as np
 
 from otlabel.compiling import njit
 from otlabel.sources.listed import Lists
-from otlabel.sweep.numerics import FAST, LOWEST, exp, grown, larger, widen
+from otlabel.sweep.numerics import FAST, LOWEST, exp, grown, larger, part, widen
 
 FLAGS = 8  # of a byte each, that are looked at together: most rows have none in most of them
 LOWEST_LISTED = -float(np.finfo(np.float32).max)  # above it everything is a legal score of what is listed in float32
@@ -127,17 +127,24 @@ def _sweep(starts, classes, scores, quantum, potentials, inverse_epsilon, weight
     return linear, entropic
 
 
+@part()
+def _best(starts, classes, scores, potentials, row, label):
+    """In float64: the largest u of a row, its class (the lowest of several), and u at a label, -inf if not listed."""
+    top, chosen, at_label = -np.inf, np.int32(-1), -np.inf
+    for entry in range(starts[row], starts[row + 1]):
+        k = classes[entry]
+        value = np.float64(widen(scores[entry])) + potentials[k]
+        if value > top:
+            top, chosen = value, k
+        if k == label:
+            at_label = value
+    return top, chosen, at_label
+
+
 @njit(fastmath=FAST, nogil=True, cache=True)
 def _label(starts, classes, scores, potentials, labels, best, own):
     for i in range(starts.size - 1):
-        top, chosen, at_label = -np.inf, np.int32(-1), -np.inf
-        for entry in range(starts[i], starts[i + 1]):
-            k = classes[entry]
-            value = np.float64(widen(scores[entry])) + potentials[k]
-            if value > top:
-                top, chosen = value, k
-            if k == labels[i]:
-                at_label = value
+        top, chosen, at_label = _best(starts, classes, scores, potentials, i, labels[i])
         if labels[i] < 0:
             labels[i], at_label = chosen, top
         best[i], own[i] = top, at_label
@@ -149,14 +156,7 @@ def _candidates(starts, classes, scores, potentials, labels, slack, tie):
     rows, sizes, n_found = np.empty(n_rows, np.int64), np.empty(n_rows, np.int64), 0
     found, values, n_entries = np.empty(4 * n_rows + 64, labels.dtype), np.empty(4 * n_rows + 64, np.float64), 0
     for i in range(n_rows):
-        top, chosen, at_label = -np.inf, np.int32(-1), -np.inf
-        for entry in range(starts[i], starts[i + 1]):
-            k = classes[entry]
-            value = np.float64(widen(scores[entry])) + potentials[k]
-            if value > top:
-                top, chosen = value, k
-            if k == labels[i]:
-                at_label = value
+        top, chosen, at_label = _best(starts, classes, scores, potentials, i, labels[i])
         if labels[i] < 0 or at_label < top - tie:
             labels[i], at_label = chosen, top
         floor, before = max(at_label - slack, LOWEST), n_entries
