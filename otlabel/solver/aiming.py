@@ -8,15 +8,17 @@ from otlabel.solver.monitor import Monitor
 from otlabel.solver.objective import Objective
 from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rungs import LAST_TOLERANCE, RUNG_TOLERANCE, ladder, solve_at_epsilon, zero
+from otlabel.solver.samples import restricted
 from otlabel.solver.shortlist import NEAR, Aim, drift, width_for
 
 FAR_OFF = 0.5  # class error on the sample from which on given potentials are of no use
 
 
-def aim(sample: Problem, half: Problem, solver: Solver, init: np.ndarray | None, monitor: Monitor) -> Aim:
+def aim(sample: Problem, stretch: int, solver: Solver, init: np.ndarray | None, monitor: Monitor) -> Aim:
     """Given potentials if these are of use, else those of a sample by falling epsilon, and a width for lists at them.
 
-    Potentials of half the sample are about as far from those of the whole as these are from those of all rows. Given
+    Its rows lie in stretches of so many. Potentials of every second of these are about as far from those of the whole
+    sample as those are from those of all rows. Given
     ones may be much nearer than that: what a sample lacks of some class by chance moves its potential far where no
     other rows are near.
     """
@@ -27,6 +29,7 @@ def aim(sample: Problem, half: Problem, solver: Solver, init: np.ndarray | None,
     for epsilon in rungs:
         g = solve_at_epsilon(sample, solver, epsilon, RUNG_TOLERANCE, g, monitor).potentials
     g = solve_at_epsilon(sample, solver, last, LAST_TOLERANCE, g, monitor).potentials
+    half = restricted(sample, sample.sampled[sample.sampled // stretch % 2 == 0])
     of_half = solve_at_epsilon(half, solver, last, LAST_TOLERANCE, g, monitor).potentials
     return _aim(g, sample, solver, drift(of_half, g))
 

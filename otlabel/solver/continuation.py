@@ -19,7 +19,7 @@ from otlabel.solver.objective import Objective
 from otlabel.solver.outcome import Status
 from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rungs import LAST_TOLERANCE, RUNG_TOLERANCE, finest, ladder, solve_at_epsilon, zero
-from otlabel.solver.samples import half_of, samples_of
+from otlabel.solver.samples import samples_of
 from otlabel.solver.shortlist import NEAR, Shortlist, may_be_listed, probe_of, shorten, width_for
 
 WARM_PASSES = 12  # within which a given start must lead to the end; a fresh one takes about as many
@@ -49,7 +49,7 @@ def solve(
         shortlist, begun = _shortlist(problem, solver, init, monitor)
     if init is not None and (begun is None or begun is init):
         if shortlist is None:
-            solution = _polish(problem, solver, start, WARM_PASSES, monitor)
+            solution = _finish(problem, solver, start, WARM_PASSES, monitor)
         else:
             solution = _on_lists(problem, shortlist, solver, start, WARM_PASSES, monitor)
         if solution.status is Status.CONVERGED or monitor.n_sweeps >= solver.max_sweeps:
@@ -75,7 +75,7 @@ def _shortlist(
     sample = next(samples_of(problem, np.random.default_rng(solver.seed)), None)
     if sample is None:
         return None, None
-    aimed = aim(sample, half_of(sample), solver, init, monitor)
+    aimed = aim(sample, 1, solver, init, monitor)
     return shorten(problem, aimed.origin, aimed.width, monitor, probe_of(sample.rows, sample.sampled)), aimed.start
 
 
@@ -88,7 +88,7 @@ def _descend(problem: Problem, solver: Solver, begun: np.ndarray | None, monitor
         g = solve_at_epsilon(samples[0] if samples else problem, solver, epsilon, RUNG_TOLERANCE, g, monitor).potentials
     for sample in samples:
         g = solve_at_epsilon(sample, solver, last, LAST_TOLERANCE, g, monitor).potentials
-    solution = _polish(problem, solver, g, FRESH_PASSES, monitor)
+    solution = _finish(problem, solver, g, FRESH_PASSES, monitor)
     done = solution.status is Status.CONVERGED or monitor.n_sweeps >= solver.max_sweeps
     if done or solver.epsilon < finest(problem):
         return solution
@@ -99,18 +99,6 @@ def _descend(problem: Problem, solver: Solver, begun: np.ndarray | None, monitor
     return _finish(problem, solver, g, solver.max_sweeps, monitor)
 
 
-def _polish(problem: Problem, solver: Solver, g: np.ndarray, most: int, monitor: Monitor) -> Solution:
-    """The last rung on all rows: to where potentials are about right, and from there on lists if these are short."""
-    if is_listable(problem, solver):
-        point = solve_at_epsilon(problem, solver, solver.epsilon, LAST_TOLERANCE, g, monitor, most)
-        g = point.potentials
-        if point.error <= LAST_TOLERANCE:
-            shortlist = lists_near(problem, solver, point.plan_potentials, monitor)
-            if shortlist is not None:
-                return _on_lists(problem, shortlist, solver, g, most, monitor)
-    return _finish(problem, solver, g, most, monitor)
-
-
 def lists_near(problem: Problem, solver: Solver, potentials: np.ndarray, monitor: Monitor) -> Shortlist | None:
     """Lists at potentials that are about right, or None where these would be long."""
     return shorten(problem, potentials, width_for(problem.n_classes, solver, NEAR * solver.epsilon), monitor)
@@ -118,6 +106,8 @@ def lists_near(problem: Problem, solver: Solver, potentials: np.ndarray, monitor
 
 def is_listable(problem: Problem, solver: Solver) -> bool:
     """Whether lists of a problem's rows could spare readings."""
+    if solver.rounding != "exact":
+        return False  # whole sizes may not even exist
     return may_be_listed(problem.rows, problem.rule, problem.bounds[1], solver, problem.row_rho)
 
 
@@ -128,14 +118,17 @@ def _on_lists(
     for n_made in range(1, MOST_LISTS + 1):
         solution = _finish(shortlist.problem, solver, g, most, monitor)
         point = solution.point
-        error = point.error + 2 * shortlist.left_out(point.plan_potentials, solver.epsilon)
-        done = error <= solver.tol or monitor.n_sweeps >= solver.max_sweeps
-        if done or solution.status is not Status.CONVERGED:
+        left_out = 2 * shortlist.left_out(point.plan_potentials, solver.epsilon)
+        error = point.error + left_out
+        converged = solution.status is Status.CONVERGED
+        if error <= solver.tol or (left_out <= solver.tol and not converged) or monitor.n_sweeps >= solver.max_sweeps:
             return replace(solution, point=replace(point, error=error), shortlist=shortlist)
+        if not converged:
+            break  # what was left out may be what it lacks
         g, width = point.potentials, width_for(problem.n_classes, solver, shortlist.drift(point.plan_potentials))
-        wider = (
-            None if n_made == MOST_LISTS else shorten(problem, point.plan_potentials, width, monitor, shortlist.probe)
-        )
+        if n_made == MOST_LISTS:
+            break
+        wider = shorten(problem, point.plan_potentials, width, monitor, shortlist.probe)
         if wider is None:
             break
         shortlist = wider

@@ -54,9 +54,9 @@ def first_look(
         sample = None if drawn is None else _seen(rows, asked, solver, drawn[0])
         if drawn is not None and sample is not None:
             sampled, stretch = drawn
-            half = restricted(sample, sample.sampled[sample.sampled // stretch % 2 == 0])
-            aimed = aim(sample, half, solver, init, monitor)
+            aimed = aim(sample, stretch, solver, init, monitor)
             probe = probe_of(sample.rows, sample.sampled)
+            sample = replace(sample, rows=probe)  # the rest of it is not needed in memory any more
             listed = list_rows(rows, aimed.origin, aimed.width, sample, probe, inspecting=True)
             if listed is not None:
                 monitor.record("list", rows.n_rows)
