@@ -23,6 +23,7 @@ STRICT = {"contract"}  # where re-association would fold a rounding trick away
 
 LOWEST = -float(np.finfo(np.float64).max)  # above it everything is a legal score
 INFINITY = {"uint16": 0x7C00, "int16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF0000000000000}  # by storage type
+FLAGS = 8  # of a byte each, that are looked at together
 part = functools.partial(
     njit, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
 )  # of what Python calls: kept with that
@@ -232,3 +233,19 @@ def grown(array):
     for at in range(array.size):  # a slice would bring seconds of compiling: the message of shapes that differ
         twice[at] = array[at]
     return twice
+
+
+@part()
+def append_near(u, floor, near, words, classes, n_entries):
+    """Append to `classes` those of u that are not below a floor; returns how many entries there are then.
+
+    `near` has a byte for each of u, and `words` are its bytes eight at a time: most have none.
+    """
+    for k in range(u.size):
+        near[k] = u[k] >= floor
+    for word in range(words.size):
+        if words[word]:
+            for k in range(word * FLAGS, word * FLAGS + FLAGS):
+                classes[n_entries] = k
+                n_entries += near[k]
+    return n_entries
