@@ -96,7 +96,7 @@ class Shortlist:
         open_classes = np.isfinite(potentials)
         if math.isinf(self.drift(potentials)):
             return math.inf
-        moved = (potentials - self.origin)[open_classes] / epsilon
+        moved = (potentials[open_classes] - self.origin[open_classes]) / epsilon
         log_shares = np.log(np.maximum(self.best_shares[open_classes], LEAST_SHARE))
         log_total = logsumexp(moved) + logsumexp(log_shares - moved) - self.reach / epsilon
         return math.exp(min(log_total, 0.0))
