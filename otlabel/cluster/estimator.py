@@ -55,7 +55,37 @@ except ImportError as error:
 NUMBERS = (np.float64, np.float32, np.float16)  # read as they are; anything else becomes the first
 
 
-class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+class FeatureEstimator(BaseEstimator):
+    """An estimator with a `device`, which keeps how many features it was fitted to, and their names."""
+
+    device: str
+
+    def _opened(self, X: Any, reset: bool = False, may_be_empty: bool = False) -> Opened:
+        """Features from any place; what scikit-learn knows about is checked by it."""
+        if not reset:
+            check_is_fitted(self)
+        if is_tensor(X) or is_stored(X) or is_list_of_parts(X):
+            given = os.fspath(X) if isinstance(X, os.PathLike) else X
+            opened = open_scores(given, device=self.device, what="features", may_be_empty=may_be_empty)
+            if reset:
+                self.n_features_in_ = opened.shape[1]
+                with contextlib.suppress(AttributeError):  # of an earlier fit to a data frame
+                    del self.feature_names_in_
+            elif opened.shape[1] != self.n_features_in_:
+                raise ValueError(
+                    f"X has {opened.shape[1]} features, but {type(self).__name__} was fitted to {self.n_features_in_}"
+                )
+        else:
+            least = 0 if may_be_empty else 1
+            check_kind(X, "features")
+            if isinstance(X, np.ma.MaskedArray) or is_foreign(X):  # of which scikit-learn sees no mask, or no numbers
+                X = as_array(X, "features", InvalidScoresError)
+            checked = validate_data(self, X, reset=reset, dtype=NUMBERS, ensure_min_samples=least)
+            opened = open_scores(checked, device=self.device, what="features", may_be_empty=True)
+        return cached(opened)
+
+
+class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, FeatureEstimator):
     """K-means with exact cluster sizes, or bounds on them: every assignment step is optimal, and says so.
 
         min_{labels, mu}  sum_i ||x_i - mu_{labels_i}||^2    subject to    size_min <= #{i : labels_i = k} <= size_max
@@ -301,26 +331,6 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         return as_array(predict(scores, self.potentials_))
 
     def _opened(self, X: Any, reset: bool = False, may_be_empty: bool = False) -> Opened:
-        """Features, of length 1 for "cosine"; what scikit-learn knows about is checked by it."""
-        if not reset:
-            check_is_fitted(self)
-        if is_tensor(X) or is_stored(X) or is_list_of_parts(X):
-            given = os.fspath(X) if isinstance(X, os.PathLike) else X
-            opened = open_scores(given, device=self.device, what="features", may_be_empty=may_be_empty)
-            if reset:
-                self.n_features_in_ = opened.shape[1]
-                with contextlib.suppress(AttributeError):  # of an earlier fit to a data frame
-                    del self.feature_names_in_
-            elif opened.shape[1] != self.n_features_in_:
-                raise ValueError(
-                    f"X has {opened.shape[1]} features, but {type(self).__name__} was fitted to {self.n_features_in_}"
-                )
-        else:
-            least = 0 if may_be_empty else 1
-            check_kind(X, "features")
-            if isinstance(X, np.ma.MaskedArray) or is_foreign(X):  # of which scikit-learn sees no mask, or no numbers
-                X = as_array(X, "features", InvalidScoresError)
-            checked = validate_data(self, X, reset=reset, dtype=NUMBERS, ensure_min_samples=least)
-            opened = open_scores(checked, device=self.device, what="features", may_be_empty=True)
-        opened = cached(opened)
+        """Features, of length 1 for "cosine"."""
+        opened = super()._opened(X, reset, may_be_empty)
         return unit_rows(opened) if self.metric == "cosine" else opened

@@ -21,7 +21,7 @@ def check_settings(settings: dict[str, Any]) -> None:
         value, least = settings[name], int(name != "n_swaps")
         if name == "n_init" and value == "auto":
             continue
-        if not _is_whole(value) or value < least:
+        if not is_whole(value) or value < least:
             or_auto = ", or 'auto'" * (name == "n_init")
             raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}{or_auto}")
     if not 0 <= settings["tol"] < np.inf:
@@ -45,7 +45,8 @@ def number_of_starts(init: Any, n_init: Any) -> int:
     return int(n_init)
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Whether value is a whole number, and no truth value."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -58,7 +59,7 @@ def demand_of(n_rows: int, n_clusters: int, low: Any = None, high: Any = None, s
     if low is None and high is None:
         return {}
     for name, bound in (("size_min", low), ("size_max", high)):
-        if bound is not None and (not _is_whole(bound) or bound < 0):
+        if bound is not None and (not is_whole(bound) or bound < 0):
             raise ValueError(f"{name} is {bound!r}; it must be a whole number of rows")
     low, high = int(low or 0), n_rows if high is None else min(int(high), n_rows)
     if low > high:
