@@ -116,10 +116,10 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         max_iter: iterations of one start.
         tol: stop once the squared distances that the centres move sum to at most tol x the features' mean variance, or
             if no label changes. 0 waits for the latter.
-        n_swaps: how often, at the end of a start, to put one centre at a row that is far from its own and see in three
-            iterations whether the inertia falls; that takes as long as four of them, and leads out of local minima. K
-            is a good number where the least inertia matters.
-        random_state: of k-means++ and of the choice among equally good labels; an integer gives the same result again.
+        n_swaps: how often, at the end of a start, to put one centre at a row that is far from its own and see in eight
+            iterations whether the inertia falls. It leads out of local minima; K / 2 bring more than as much time spent
+            on n_init.
+        random_state: of starts, swaps and the choice among equally good labels; an integer gives the same result again.
         device: "auto" works where tensors are and on the CPU with everything else; or "cpu", "cuda", ...
         verbose: True for a bar, or a function that is called after each iteration with a dict of start, iteration
             (swaps' counted, too), inertia, moved (squared distances that centres moved) and seconds.

@@ -300,7 +300,7 @@ def curate_rows(group: Any) -> tuple[Any, ...]:
     from otlabel import curate
 
     rows = [slice(0, 1000), slice(1000, 1000), slice(1000, 6000)][group.rank()]
-    found = curate(drawn_features()[0][:6000][rows], 500, n_clusters=90, group=group)
+    found = curate(drawn_features()[0][:6000][rows], 500, levels=(90, 9), resample=1, group=group)
     return found.indices + rows.start, found.clusters, found.sizes, found.quotas, found.summary()
 
 
@@ -311,7 +311,7 @@ def test_curate_over_ranks() -> None:
     found = on_ranks(curate_rows, 3)
     for answer in found:
         assert not isinstance(answer, Exception), answer
-    one = curate(drawn_features()[0][:6000], 500, n_clusters=90)
+    one = curate(drawn_features()[0][:6000], 500, levels=(90, 9), resample=1)
     np.testing.assert_array_equal(np.concatenate([part[0] for part in found]), one.indices)
     np.testing.assert_array_equal(np.concatenate([part[1] for part in found]), one.clusters)
     for _, _, sizes, quotas, summary in found:
