@@ -100,11 +100,8 @@ def far_rows(
     """
     rows, source = fit.rows, fit.rows.source
     draws = np.ones(rows.n_rows) if random is None else random.exponential(size=rows.n_rows)
-    draws, distances, found = (
-        draws[rows.first : rows.stop],
-        np.full(source.shape[0], np.inf),
-        np.empty((0, rows.shape[1])),
-    )
+    draws, distances = draws[rows.first : rows.stop], np.full(source.shape[0], np.inf)
+    found = np.empty((0, rows.shape[1]))
     nearest, own = centres.astype(np.float64), labels
     while len(found) < number:
         with rows.reading():

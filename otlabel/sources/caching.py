@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -110,7 +111,7 @@ def cached(opened: Opened, memory_limit: int | None = None, rows: np.ndarray | N
         features = opened.features.opened.source
         opened = opened if rows is None else opened.made()
         if rows is not None and _is_little(opened, features):
-            opened = opened.mapped(KeptMade)
+            opened = replace(opened.mapped(KeptMade), few=opened.few)
         source = opened.source
     else:
         source = _kept(opened.source, limit, rows)
