@@ -1,4 +1,4 @@
-"""Balanced k-means against k-means-constrained from the same centres, and alone at a million rows."""
+"""Balanced k-means against k-means-constrained from the same centres, to the end of all starts, and alone at scale."""
 
 from __future__ import annotations
 
@@ -155,7 +155,57 @@ def judged(x: np.ndarray, labels: np.ndarray, k: int) -> dict:
     return {"inertia": inertia, "size_min": int(counts.min()), "size_max": int(counts.max())}
 
 
-JOBS = {"compare": compare_job, "large": large_job}
+def to_the_end(x: np.ndarray, k: int, seed: int, **options: Any) -> np.ndarray:
+    """Equal sizes, from k-means++ until no label changes."""
+    from otlabel import BalancedKMeans
+
+    return BalancedKMeans(k, tol=0, max_iter=1000, random_state=seed, **options).fit(x).labels_
+
+
+def constrained_to_the_end(x: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """The same by k-means-constrained, one start."""
+    from k_means_constrained import KMeansConstrained
+
+    bounds = {"size_min": len(x) // k, "size_max": -(-len(x) // k)}
+    return KMeansConstrained(k, n_init=1, tol=0, max_iter=1000, random_state=seed, **bounds).fit(x).labels_
+
+
+def hungarian_to_the_end(x: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """The same by steps of SciPy's linear_sum_assignment, with as many columns as rows."""
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.cluster import kmeans_plusplus
+
+    centres, labels = kmeans_plusplus(x, k, random_state=seed)[0].astype(np.float64), np.full(len(x), -1)
+    column_of = np.arange(len(x)) % k
+    while True:
+        costs = np.square(centres).sum(1) - 2 * (x.astype(np.float64) @ centres.T)
+        before, labels = labels, column_of[linear_sum_assignment(costs[:, column_of])[1]]
+        if np.array_equal(before, labels):
+            return labels
+        centres = np.stack([x[labels == one].mean(0, dtype=np.float64) for one in range(k)])
+
+
+ENDS: dict[str, Callable[..., np.ndarray]] = {
+    "otlabel": to_the_end,
+    "otlabel, n_init=10": lambda x, k, seed: to_the_end(x, k, seed, n_init=10),
+    "otlabel, n_swaps=K": lambda x, k, seed: to_the_end(x, k, seed, n_swaps=k),
+    "k-means-constrained": constrained_to_the_end,
+    "Hungarian steps": hungarian_to_the_end,
+}
+
+
+def optima_job(job: dict) -> dict:
+    """One method from many seeds: what inertia it ends with, and the CPU seconds of a run."""
+    (n, d, k), run = job["size"], ENDS[job["method"]]
+    run(points(n // 4, d, k, 1), k, 0)
+    x = points(n, d, k, 0)
+    begun = time.process_time()
+    ends = [judged(x, run(x, k, seed), k)["inertia"] for seed in range(job["seeds"])]
+    seconds = (time.process_time() - begun) / job["seeds"]
+    return {"mean": statistics.mean(ends), "least": min(ends), "most": max(ends), "cpu_seconds": seconds}
+
+
+JOBS = {"compare": compare_job, "large": large_job, "optima": optima_job}
 
 
 # ---- the runs ----
@@ -198,7 +248,16 @@ def run_large(arguments: argparse.Namespace) -> dict:
     return {"size": arguments.large_size, "iterations": arguments.large_iterations, "rows": {"otlabel": row}}
 
 
-RUNS = {"compare": run_compare, "large": run_large}
+def run_optima(arguments: argparse.Namespace) -> dict:
+    """Everybody to the end, from many seeds, on each of some sizes."""
+    rows = {}
+    for size in arguments.optima_sizes.split(","):
+        job = {"job": "optima", "size": parse_size(size), "seeds": arguments.seeds}
+        rows[size] = {name: measure(name, job | {"method": name}, arguments.time_limit) for name in ENDS}
+    return {"seeds": arguments.seeds, "rows": rows}
+
+
+RUNS = {"compare": run_compare, "large": run_large, "optima": run_optima}
 
 
 # ---- the report ----
@@ -207,6 +266,7 @@ RUNS = {"compare": run_compare, "large": run_large}
 HEADER = ("method", "seconds", "a step", "x otlabel", "inertia", "sizes", "labels as otlabel", "others' CPU", "status")
 LARGE_HEADER = ("iterations", "seconds", "a step", "peak GB", "of it the rows", "inertia", "gap", "sizes")
 LARGE_HEADER += ("others' CPU", "status")
+OPTIMA_HEADER = ("method", "mean", "least", "most", "CPU seconds a seed", "status")
 
 
 def to_markdown(parts: dict[str, dict]) -> str:
@@ -235,6 +295,13 @@ def to_markdown(parts: dict[str, dict]) -> str:
             *table(LARGE_HEADER, [_large_cells(row)]),
             "",
         ]
+    if "optima" in parts:
+        part = parts["optima"]
+        lines += [f"## Until no label changes, {part['seeds']} seeds", ""]
+        for size, rows in part["rows"].items():
+            best = min(row["least"] for row in rows.values() if row["status"] == "ok")
+            lines += [f"{size}: inertia above the least that anybody found ({best:.8g})", ""]
+            lines += [*table(OPTIMA_HEADER, [_optima_cells(name, row, best) for name, row in rows.items()]), ""]
     lines += [*NOTES, "", *(f"- **{name}**: {machine_line(part['machine'])}" for name, part in parts.items())]
     return "\n".join(lines) + "\n"
 
@@ -246,6 +313,8 @@ NOTES = [
     "- **labels as otlabel**: k-means-constrained's steps minimise the sum of distances, not of squares, rounded to "
     "thousandths; so the two take different ways from the first step on.",
     "- **x otlabel**: seconds over otlabel's. Free sizes solve an easier problem: they show what balance costs.",
+    "- **Until no label changes**: from k-means++ with the same seeds, which each package draws with in its own way. "
+    "otlabel and Hungarian steps take the same steps; k-means-constrained's lower the sum of distances, rounded.",
     "- **peak GB**: the whole process, interpreter, imports and the rows in memory included.",
     "- **others' CPU**: cores kept busy by other processes meanwhile. Above about 0.2 do not trust the row.",
 ]
@@ -281,6 +350,13 @@ def _large_cells(row: dict) -> tuple[str, ...]:
     return *figures, *memory, *found, number(row["others_cores"], ".1f"), "ok"
 
 
+def _optima_cells(name: str, row: dict, best: float) -> tuple[str, ...]:
+    if row["status"] != "ok":
+        return name, *[""] * 4, row["status"]
+    above = [f"{row[key] / best - 1:.2%}" for key in ("mean", "least", "most")]
+    return name, *above, number(row["cpu_seconds"], ".3g"), "ok"
+
+
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     """A Markdown table."""
     return [line(header), line("---" for _ in header), *map(line, rows)]
@@ -294,6 +370,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--large-size", default="1000000x64x1000")
     parser.add_argument("--large-iterations", type=int, default=10, help="at most")
+    parser.add_argument("--optima-sizes", default="2000x8x20,2000x32x50", help="until no label changes")
+    parser.add_argument("--seeds", type=int, default=20, help="until no label changes")
     parser.add_argument("--seed", type=int, default=0, help="of the rows, and of k-means++")
     parser.add_argument("--time-limit", type=float, default=1800.0, help="seconds for each process")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="folder for the page")

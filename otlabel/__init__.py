@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from otlabel.assign import sinkhorn_assign as sinkhorn_assign
     from otlabel.certificate import certify as certify
     from otlabel.cluster import BalancedKMeans as BalancedKMeans
+    from otlabel.cluster import ResidualBalancedKMeans as ResidualBalancedKMeans
     from otlabel.curation import Curated as Curated
     from otlabel.curation import curate as curate
     from otlabel.doctor import diagnose as diagnose
@@ -65,6 +66,7 @@ _HOMES = {
     "OptimalTransport": "selflabel",
     "QuadraticSchedule": "selflabel",
     "Range": "marginals",
+    "ResidualBalancedKMeans": "cluster",
     "SelfLabeler": "selflabel",
     "Status": "solver.outcome",
     "TensorStore": "selflabel",
@@ -81,7 +83,10 @@ _HOMES = {
     "sinkhorn_assign": "assign",
     "soft_assign": "soft",
 }
-_NEEDED = {"BalancedKMeans": "sklearn"}  # where this is not installed, `import *` and `help` must not ask for the name
+_NEEDED = {
+    "BalancedKMeans": "sklearn",
+    "ResidualBalancedKMeans": "sklearn",
+}  # where this is not installed, `import *` and `help` must not ask for the name
 __all__ = [name for name in _HOMES if name not in _NEEDED or importlib.util.find_spec(_NEEDED[name])]
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import textwrap
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from otlabel import sweep
-from otlabel.errors import FileFormatError, InfeasibleError, InvalidScoresError
+from otlabel.errors import InfeasibleError, InvalidScoresError
 from otlabel.interrupts import interruptible
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.outcome import Array, Certificate, Status
@@ -31,9 +27,7 @@ from otlabel.sources import (
     sample_mass_of,
     with_column,
 )
-from otlabel.sources.paths import load_archive
-from otlabel.storage.atomic import replacing
-from otlabel.storage.texts import check_format
+from otlabel.storage.archives import reading_archive, save_archive
 from otlabel.text import bytes_text, printable
 from otlabel.validate import check_vector
 
@@ -42,10 +36,6 @@ FORMAT_VERSION = 2
 ARRAYS = ("labels", "counts", "class_mass", "potentials", "plan_potentials", "label_mass")
 FLOATS = ("value", "bound", "epsilon", "marginal_error", "seconds", "threshold", "plan_threshold", "sample_rho")
 LATER_FLOATS = ("gap", "rounding", "size_error")  # that files of earlier releases lack
-DAMAGED = (  # what a damaged archive may raise, by where the damage is
-    zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, TypeError, AttributeError, RuntimeError,
-    OverflowError,
-)  # fmt: skip
 WHOLES = ("n_sweeps", "n_readings", "bytes_read", "bytes_sent", "peak_memory", "n_samples")
 
 
@@ -191,12 +181,7 @@ class Assignment:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one .npz file without pickle; the file is whole or absent."""
-        header: dict[str, Any] = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "history": list(self.history),
-            "notes": list(self.notes),
-        }
+        header: dict[str, Any] = {"history": list(self.history), "notes": list(self.notes)}
         for name in FLOATS + LATER_FLOATS + WHOLES:
             header[name] = getattr(self, name)
         header["weighted"] = self.weighted
@@ -204,8 +189,7 @@ class Assignment:
             header["class_names"] = list(self.class_names)
         header["status"] = self.status.value
         arrays: dict[str, Any] = {name: as_array(getattr(self, name)) for name in ARRAYS}
-        with replacing(path) as file:  # numbers and a text, never pickled; NumPy 1 would store allow_pickle as an array
-            np.savez(file, header=np.array(json.dumps(header)), **arrays)
+        save_archive(path, FORMAT, FORMAT_VERSION, header, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Assignment:
@@ -214,14 +198,8 @@ class Assignment:
         Raises:
             FileFormatError: the file is damaged, of another kind or of a newer version.
         """
-        try:
-            with open(path, "rb") as file:
-                if not zipfile.is_zipfile(file):  # of other files NumPy says how to unpickle them
-                    raise ValueError("it is no .npz archive, or is cut off")
-            stored = load_archive(Path(path))
-            header = json.loads(str(stored["header"]))
+        with reading_archive(path, FORMAT, FORMAT_VERSION) as (header, stored):
             arrays: dict[str, Any] = {name: stored[name] for name in ARRAYS}
-            check_format((header.pop("format"), header.pop("version")), FORMAT, FORMAT_VERSION)
             header["status"] = Status(header["status"])
             header["history"] = tuple(map(dict, header["history"]))
             header["notes"] = _texts(header["notes"])
@@ -239,9 +217,6 @@ class Assignment:
             if not (loaded.threshold < math.inf and loaded.plan_threshold < math.inf):  # nor is NaN
                 raise ValueError(f"its thresholds are {loaded.threshold} and {loaded.plan_threshold}")
             _check_arrays(arrays, is_part=loaded.n_samples not in (0, len(loaded.labels)))
-        except DAMAGED as error:
-            told = "it holds pickled objects, which are never loaded" if "pickled" in str(error) else error
-            raise FileFormatError(f"{path} is not a saved Assignment: {told}") from error
         return loaded
 
     def summary(self) -> str:

@@ -102,6 +102,56 @@ def test_groups_share_evenly_where_clusters_are_many() -> None:
     assert np.bincount(own[found.indices]).max() < 0.95 * 600
 
 
+def rings(sizes: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rings of one area and of many or few samples, and which one each is from."""
+    rng = np.random.default_rng(seed)
+    own, angle = np.repeat(np.arange(len(sizes)), sizes), rng.uniform(0, 2 * np.pi, sum(sizes))
+    radius = rng.uniform(0.7, 1.0, len(own))
+    return np.column_stack([radius * np.cos(angle) + 2.5 * own, radius * np.sin(angle)]), own
+
+
+def test_resampling_finds_what_is_rare() -> None:
+    """Places of one size get as many samples, though some have a hundred times as many."""
+    features, own = rings([10_000, 100, 1000])
+    far = {}
+    for resample in (0, 6):
+        found = curate(features, 240, levels=(300, 60), resample=resample)
+        assert [len(level) for level in found.groups] == [300]
+        assert len(np.unique(found.groups[0])) == 60
+        far[resample] = np.abs(np.bincount(own[found.indices], minlength=3) - 80).sum()
+    assert far[6] < 0.5 * far[0]
+    assert far[6] < 75
+
+
+def test_levels_are_as_asked_for() -> None:
+    features, _ = blobs([300, 100, 50])
+    found = curate(features, 40, levels=[30, 10, 3], resample=2)
+    assert [len(level) for level in found.groups] == [30, 10]
+    assert [int(level.max()) < k for level, k in zip(found.groups, (10, 3), strict=True)] == [True, True]
+    assert curate(features, 40, levels=(5,)).groups == ()
+    same = curate(features, 40, n_clusters=5), curate(features, 40, levels=np.array([5]))
+    np.testing.assert_array_equal(same[0].indices, same[1].indices)
+    assert len(curate(np.ones((20, 2)), 7, levels=(6, 2), resample=3).indices) == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"levels": (5,), "n_clusters": 5}, "leave out n_clusters"),
+        ({"levels": ()}, "pass the clusters of each level"),
+        ({"levels": 5}, "pass the clusters of each level"),
+        ({"levels": (11,)}, r"levels\[0\] is 11, for 10 samples"),
+        ({"levels": (5, 6)}, r"levels\[1\] is 6, for 5 clusters below"),
+        ({"levels": (5, 2.5)}, r"levels\[1\] is 2.5"),
+        ({"resample": -1}, "resample is -1"),
+        ({"resample": 1.5}, "resample is 1.5"),
+    ],
+)
+def test_levels_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        curate(np.zeros((10, 2)), 5, **options)
+
+
 def test_rows_go_to_the_nearest_centre() -> None:
     features = np.random.default_rng(0).normal(size=(500, 7))
     centres, n_rows = curation.k_means(RowSet(open_scores(features)), 9, 0, "cluster")

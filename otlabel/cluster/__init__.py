@@ -8,5 +8,6 @@ ever looked at block by block: they may lie in files and need not fit into memor
 from __future__ import annotations
 
 from otlabel.cluster.estimator import BalancedKMeans
+from otlabel.cluster.residual import ResidualBalancedKMeans
 
-__all__ = ["BalancedKMeans"]
+__all__ = ["BalancedKMeans", "ResidualBalancedKMeans"]

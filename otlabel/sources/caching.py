@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -18,6 +19,7 @@ from otlabel.sources.opened import Opened
 from otlabel.sources.wrapped import Wrapped
 
 CACHE_SHARE = 0.5  # of the memory that is free may hold a copy of the scores where no limit is stated
+MADE_BYTES = 64 << 20  # scores that are kept once they are made, whatever they are made of
 MADE_SHARE = 0.125  # of it may hold what is made of scores that are in memory themselves
 
 
@@ -106,13 +108,24 @@ def cached(opened: Opened, memory_limit: int | None = None, rows: np.ndarray | N
     limit = _checked_limit(memory_limit)
     if isinstance(opened, LinearScores):
         opened.features.change(lambda features: cached(features, limit))
+        features = opened.features.opened.source
         opened = opened if rows is None else opened.made()
+        if rows is not None and _is_little(opened, features):
+            opened = replace(opened.mapped(KeptMade), few=opened.few)
         source = opened.source
     else:
         source = _kept(opened.source, limit, rows)
-    if rows is not None and source.device is None and source.grain > 1 and not isinstance(source, KeptWhole):
+    if rows is not None and source.device is None and source.grain > 1 and not isinstance(source, KeptMade):
         source = KeptRows(source, rows)
     return opened if source is opened.source else opened.over(source)
+
+
+def _is_little(made: Opened, features: Source) -> bool:
+    """Whether all scores that are made of features in memory take little of it, or no more than these do."""
+    in_memory = made.source.device is None and (features.grain == 1 or isinstance(features, KeptWhole))
+    if not in_memory or n_bytes(made.fine) <= MADE_BYTES:
+        return in_memory
+    return n_bytes(made.fine) <= min(n_bytes(features), MADE_SHARE * free_memory())
 
 
 def made_once(opened: Opened) -> Opened:

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = {
-    "arrays", "balanced_clustering", "curation", "hdf5", "own_loop", "progressive_mass", "selflabel_ddp",
-    "selflabel_images", "swav_batches", "text",
+    "arrays", "balanced_clustering", "curation", "hdf5", "index_lists", "own_loop", "progressive_mass", "selflabel_ddp",
+    "selflabel_images", "semantic_ids", "swav_batches", "text",
 }  # fmt: skip
 CODE_LINES = 40  # that the shortest loop may take
 
@@ -87,6 +88,19 @@ def test_curation(run) -> None:
     assert abs(found["random"] - found["all"]) < 0.05
 
 
+def test_index_lists(run) -> None:
+    pytest.importorskip("faiss", reason='no faiss: pip install "otlabel[kmeans]"')
+    rng = np.random.default_rng(0)
+    sizes = rng.multinomial(5000, 1 / np.arange(1, 41) / (1 / np.arange(1, 41)).sum())
+    x = np.repeat(4 * rng.normal(size=(40, 8)), sizes, axis=0) + rng.normal(size=(5000, 8))
+    found = run("index_lists", x=x, n_lists=32, n_queries=500)
+    assert found["balanced: longest"] <= 142 < 0.7 * found["faiss: longest"]
+    assert found["balanced, 4: most"] < 0.7 * found["faiss, 4: most"]
+    for n_probes in (4, 16):
+        assert found[f"balanced, {n_probes}: recall"] > found[f"faiss, {n_probes}: recall"] - 0.05
+    assert found["balanced, 16: recall"] > 0.95
+
+
 def test_own_loop(run) -> None:
     assert run("own_loop", epochs=12)["nmi"] > 0.65
     code = (EXAMPLES / "own_loop.py").read_text(encoding="utf-8").split('"""', 2)[2]
@@ -120,12 +134,28 @@ def test_swav_batches(run) -> None:
     assert found["balanced: kNN"] > found["softmax alone: kNN"] + 0.02
 
 
-def test_text(run, tmp_path: Path) -> None:
+@pytest.fixture
+def wordnet() -> None:
+    """Needed, and the package that makes vectors of its texts."""
     pytest.importorskip("wordllama", reason='no wordllama: pip install "otlabel[examples]"')
-    pytest.importorskip("jinja2")
     places = (Path(os.environ.get("OTLABEL_DATA", "/nowhere")) / "wordnet", Path("/usr/share/wordnet"))
     if not any((place / "data.noun").is_file() for place in places):
         pytest.skip("no WordNet: apt-get install wordnet-base, or set OTLABEL_DATA (see examples/text.py)")
+
+
+def test_semantic_ids(run, wordnet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)  # as Python does: it takes its texts from another example
+    found = run("semantic_ids", n=4000, levels=(16, 16, 16))
+    assert found["k-means: shared"] > found["balanced: shared"] > 0.3
+    assert found["k-means: most"] > found["balanced: most"] > found["balanced, unique: most"] == 1
+    assert found["balanced, unique: shared"] == 0
+    assert found["k-means: left"] < found["balanced: left"] < found["balanced, unique: left"]
+    assert found["balanced: smallest"] == found["balanced, unique: largest"] == 250
+    assert abs(found["gap"]) < 1e-9
+
+
+def test_text(run, wordnet, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
     found = run("text", n=20_000, page="page.html")
     accuracy = {name: one["accuracy"] for name, one in found.items()}
     order = ["equal sizes", "KL to equal, rho .05", "best class of each", "KL to true, rho .05", "true sizes"]

@@ -50,7 +50,7 @@ EAGER = {
     "torch": {"sweep/reference.py", "sweep/cuda.py", "sweep/batch.py", "soft.py"}
     | {str(f.relative_to(PACKAGE)) for f in (PACKAGE / "selflabel").glob("*.py")}
     | {f"training/{name}.py" for name in ("augment", "evaluate", "folder", "loaders", "networks", "run", "setup")},
-    "sklearn": {"cluster/estimator.py"},
+    "sklearn": {"cluster/estimator.py", "cluster/residual.py"},
 }  # what is written in them, and loaded late itself
 
 

@@ -254,11 +254,53 @@ def test_balanced_clusters_over_ranks(metric: str, bounds: dict[str, int]) -> No
         assert part["error"].startswith("features hold NaN or infinity, the first at row 5")
 
 
+def code_rows(group: Any) -> dict[str, Any]:
+    """Codes of this rank's rows, which are none for rank 1, with no two alike; and starts that all ranks agree on."""
+    from otlabel import BalancedKMeans, ResidualBalancedKMeans
+
+    rows = CODED_ROWS[group.rank()]
+    features = drawn_features()[0][rows]
+    coder = ResidualBalancedKMeans((12, 10, 8), unique=True, max_iter=2, random_state=group.rank()).fit(
+        features, group=group
+    )
+    found = {name: getattr(coder, name) for name in ("codes_", "inertia_", "gap_")}
+    for name, init in (("random", "random"), ("function", _first_rows)):
+        model = BalancedKMeans(6, init=init, n_init=1, n_swaps=1, max_iter=2, random_state=group.rank())
+        found[name] = model.fit(features, group=group).labels_
+    return found
+
+
+CODED_ROWS = slice(0, 300), slice(300, 300), slice(300, 800)
+
+
+def _first_rows(rows: np.ndarray, n_clusters: int, random_state: Any) -> np.ndarray:
+    return rows[random_state.permutation(len(rows))[:n_clusters]]
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_codes_and_starts_over_ranks() -> None:
+    cluster = pytest.importorskip("otlabel.cluster")
+    found = on_ranks(code_rows, 3)
+    for answer in found:
+        assert not isinstance(answer, Exception), answer
+    features = drawn_features()[0][:800]
+    coder = cluster.ResidualBalancedKMeans((12, 10, 8), unique=True, max_iter=2, random_state=0).fit(features)
+    codes = np.concatenate([part["codes_"] for part in found])
+    np.testing.assert_array_equal(codes, coder.codes_)
+    assert len(np.unique(codes, axis=0)) == 800
+    for name, init in (("random", "random"), ("function", _first_rows)):
+        model = cluster.BalancedKMeans(6, init=init, n_init=1, n_swaps=1, max_iter=2, random_state=0).fit(features)
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in found]), model.labels_)
+    for part in found:
+        np.testing.assert_allclose(part["inertia_"], coder.inertia_, rtol=1e-6)
+        assert part["gap_"].max() < 1e-6
+
+
 def curate_rows(group: Any) -> tuple[Any, ...]:
     from otlabel import curate
 
     rows = [slice(0, 1000), slice(1000, 1000), slice(1000, 6000)][group.rank()]
-    found = curate(drawn_features()[0][:6000][rows], 500, n_clusters=90, group=group)
+    found = curate(drawn_features()[0][:6000][rows], 500, levels=(90, 9), resample=1, group=group)
     return found.indices + rows.start, found.clusters, found.sizes, found.quotas, found.summary()
 
 
@@ -269,7 +311,7 @@ def test_curate_over_ranks() -> None:
     found = on_ranks(curate_rows, 3)
     for answer in found:
         assert not isinstance(answer, Exception), answer
-    one = curate(drawn_features()[0][:6000], 500, n_clusters=90)
+    one = curate(drawn_features()[0][:6000], 500, levels=(90, 9), resample=1)
     np.testing.assert_array_equal(np.concatenate([part[0] for part in found]), one.indices)
     np.testing.assert_array_equal(np.concatenate([part[1] for part in found]), one.clusters)
     for _, _, sizes, quotas, summary in found:
