@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,10 +88,13 @@ def stated(proof: Certificate) -> dict[str, float]:
 
 def versions() -> dict[str, str]:
     """What the labels were made with."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    packages = {name: version(name) for name in ("numpy", "numba", "scipy", "h5py", "torch")}
-    return {"otlabel": __version__, "python": sys.version.split()[0]} | packages
+    made_with = {"otlabel": __version__, "python": sys.version.split()[0]}
+    for name in ("numpy", "numba", "scipy", "h5py", "torch"):
+        with suppress(PackageNotFoundError):  # solves need no torch
+            made_with[name] = version(name)
+    return made_with
 
 
 def labels_outputs(arguments: argparse.Namespace) -> list[Output]:

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return _complain(SIGNALS[ended[-1]], SIGNALLED + ended[-1])
         except (ImportError, RankError) as error:  # a package that is missing, or the module that a recipe names
-            return _complain(error, FAILURE)
+            return _complain(_missing(error), FAILURE)
         except MemoryError as error:
             return _complain(f"not enough memory: {error}" if str(error) else "not enough memory", FAILURE)
         except OSError as error:
@@ -109,6 +109,14 @@ def build_parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         command.add(commands)
     return parser
+
+
+def _missing(error: Exception) -> object:
+    """The error itself, but of torch, which only training needs: how it is to be had."""
+    is_torch = isinstance(error, ModuleNotFoundError) and error.name == "torch"
+    return (
+        'torch is needed for this: pip install "torch>=2.7" (the README has the line for CPUs)' if is_torch else error
+    )
 
 
 def _told(error: OSError) -> str:

@@ -128,7 +128,9 @@ def _of_path(text: str, head: int, n_samples: int | None) -> Subject:
         case ".npy":
             return _of_stored(label_files.read_labels(path), path.name)
         case ".h5" | ".hdf5":
-            if path.exists() and label_files.holds_labels(path):
+            if not path.exists():
+                raise FileNotFoundError(f"{path} does not exist")
+            if label_files.holds_labels(path):
                 return _of_stored(label_files.read_labels(path), path.name)
             return _of_head(_heads(path, n_samples), head, path.name)
     return Subject(load_array(text), path.name)
