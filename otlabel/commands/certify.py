@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from otlabel.commands import options
 from otlabel.commands.labels import read_potentials
 from otlabel.commands.printing import print_json
+from otlabel.text import local_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,10 @@ def add(commands: Any) -> None:
     options.scores(parser)
     parser.add_argument("labels", metavar="LABELS", help="(N,) whole numbers from 0 to K-1, in such a file too")
     parser.add_argument(
-        "--potentials", metavar="FILE", type=Path, help="result.npz or labels.h5 of assign: its bound, no solving"
+        "--potentials",
+        metavar="FILE",
+        type=options.path,
+        help="result.npz or labels.h5 of assign: its bound, no solving",
     )
     options.as_json(parser, "the certificate")
 
@@ -54,7 +58,10 @@ def _read_labels(text: str) -> np.ndarray:
     """Labels from a file or folder of our own, or any array in a file of the kinds that scores may be in."""
     from otlabel.storage import label_files
 
-    if Path(text).is_dir() or (text.lower().endswith((".h5", ".hdf5")) and label_files.holds_labels(text)):
+    text = local_path(text)
+    if (Path(text).is_dir() and not text.endswith(".zarr")) or (
+        text.lower().endswith((".h5", ".hdf5")) and label_files.holds_labels(text)
+    ):
         return label_files.read_labels(text).labels
     if text.lower().endswith(".npy") and label_files.receipt_path(Path(text)).exists():
         return label_files.read_labels(text).labels  # which tells where labels are not those of the receipt

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otlabel import __version__
@@ -44,7 +43,7 @@ def add(commands: Any) -> None:
     add("--starts", type=int, default=1, metavar="N", help="start so often, the best wins (%(default)s)")
     add("--max-iter", type=int, default=300, metavar="N", help="iterations of a start, at most (%(default)s)")
     options.seed(parser, "of the first centres, and between equal choices")
-    add("--centres", metavar="OUT.npy", type=Path, help="save the centres too, (K, D)")
+    add("--centres", metavar="OUT.npy", type=options.path, help="save the centres too, (K, D)")
     options.force(parser)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from otlabel.commands import options
@@ -25,7 +24,9 @@ def add(commands: Any) -> None:
     )
     options.scores(parser)
     options.class_mass(parser)
-    parser.add_argument("--plot", metavar="OUT.png", type=Path, help="draw class sizes before and after balance")
+    parser.add_argument(
+        "--plot", metavar="OUT.png", type=options.path, help="draw class sizes before and after balance"
+    )
     options.force(parser, "an existing picture")
     options.as_json(parser, "all numbers and findings")
 

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from otlabel.text import local_path
+
 SCORES_HELP = (
-    "(N, K) matrix, higher is better: FILE.npy, FILE.npz::NAME, FILE.h5::/NAME, FILE.pt (plain tensors), "
-    "or a quoted pattern for the parts of one matrix: 'part-*.h5::/NAME'"
+    "(N, K) matrix, higher is better: FILE.npy, FILE.npz::NAME, FILE.h5::/NAME, .zarr and .safetensors alike, FILE.pt "
+    "or .pth (plain tensors), FILE.parquet, .feather or .csv (columns of numbers; ::NAME,NAME for some), or a quoted "
+    "pattern for the parts of one matrix: 'part-*.h5::/NAME'"
 )
 OUTPUT_HELP = "FILE.npy (int64), or FILE.h5 with class sizes, potentials and a receipt"
 MEMORY_HELP = "for keeping scores in memory (4e9, 4GB); default half of the free; beyond it they are streamed"
@@ -41,7 +44,7 @@ def features(parser: argparse.ArgumentParser) -> None:
 
 def output(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
     """Where the result goes; it has to be said."""
-    parser.add_argument("-o", "--output", metavar=metavar, type=Path, required=True, help=help)
+    parser.add_argument("-o", "--output", metavar=metavar, type=path, required=True, help=help)
 
 
 def class_mass(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +86,15 @@ def as_json(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
 
 
-# ---- kinds of numbers ----
+# ---- kinds of numbers, and paths ----
+
+
+def path(text: str) -> Path:
+    """Where a file is or will be; a shell leaves the ~ of --output=~/labels.h5 as it is."""
+    try:
+        return Path(local_path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def seed_below(limit: int) -> Callable[[str], int]:

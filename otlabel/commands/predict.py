@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from otlabel.commands import options
@@ -24,7 +23,7 @@ def add(commands: Any) -> None:
     )
     options.scores(parser)
     potentials_help = "what assign wrote: result.npz, labels.h5 or its folder"
-    parser.add_argument("--potentials", metavar="FILE", type=Path, required=True, help=potentials_help)
+    parser.add_argument("--potentials", metavar="FILE", type=options.path, required=True, help=potentials_help)
     options.output(parser, "LABELS", options.OUTPUT_HELP)
     options.receipt(parser)
     options.force(parser)

@@ -10,7 +10,7 @@ from otlabel.storage.outputs import Output, check_outputs
 
 FILES = {  # options that name a file, and what is in it
     "--scores": ("FILE", "(N, K): proof, confidence, the price of balance; as for assign"),
-    "--images": ("FILE.npy", "(N, H, W), (N, C, H, W) or (N, H, W, C): examples of each class"),
+    "--images": ("IMAGES", "folder, in the order of names; FILE.npy, (N, H, W, C), say; FILE.txt, a path a line"),
     "--texts": ("FILE.txt", "N lines, UTF-8: examples of each class"),
     "--features": ("FILE", "(N, D): k-means to compare with"),
     "--truth": ("FILE", "(N,) true classes, -1 where unknown: purity and agreement"),

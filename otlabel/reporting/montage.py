@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import MissingPackageError
+from otlabel.reporting.image_files import SIDE
 from otlabel.reporting.words import NAME_LENGTH, TEXT_LENGTH, shown
 from otlabel.sources import as_array
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 ALL_CLASSES, FIRST_CLASSES, RANDOM_CLASSES = 24, 16, 8  # with more than the first, so many of the best and at random
 PICTURES, LINES = (10, 6, 6), (5, 3, 3)  # typical, borderline and moved examples of a class
-SIDE = 64  # pixels of a picture, at most
 COARSE = 32  # pixels of a side up to which they are not blurred
 SMALL_FILE = 1500  # bytes up to which a picture stays without loss
 QUALITY = 80  # of one that is not

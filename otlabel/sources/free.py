@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NO_LIMIT = 1 << 62
 V1, V2 = "cgroup", "cgroup2"  # file systems of the two sorts of control groups
@@ -29,6 +34,13 @@ def free_memory(root: Path = Path("/")) -> int:
             if folder == top:
                 break
     return max(free, 0)
+
+
+def check_room(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
+    """Raise MemoryError before memory is taken for more than there is."""
+    n_bytes, free = math.prod(shape) * dtype.itemsize, free_memory()
+    if n_bytes > free:
+        raise MemoryError(f"{name} holds {dtype} of shape {shape}, {n_bytes:,} bytes, and {free:,} are free")
 
 
 def _left(folder: Path, version: str) -> int:

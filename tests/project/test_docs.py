@@ -41,7 +41,13 @@ PAGES = sorted(DOCS.glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  # and what it prints
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
-NEEDED = {"ot": "POT", "faiss": "faiss", "sklearn": "scikit-learn", "transformers": "transformers"}
+NEEDED = {
+    "ot": "POT",
+    "faiss": "faiss",
+    "sklearn": "scikit-learn",
+    "transformers": "transformers",
+    "wordllama": "wordllama",
+}
 UNPROMISED = re.compile(r"^(work|memory|time|reading|disk) .*\n(?: +.*\n)*", re.MULTILINE)
 TRAINING = re.compile(r"otlabel (train|transfer|curate|cluster) ")  # or k-means
 
