@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +12,12 @@ import numpy as np
 from otlabel import sweep
 from otlabel.assign import sinkhorn_assign
 from otlabel.cluster.moments import EPSILON_SHARE, moments
-from otlabel.curation import centred
 from otlabel.errors import OtlabelWarning
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment
-from otlabel.sources import LinearScores, Opened, as_array, as_float, closeness, cosines, draw_rows, read_rows
+from otlabel.sources import LinearScores, Opened, as_array, as_float, closeness, cosines, read_rows
 
 PLAN_TOLERANCE = 0.02  # class error at which the plan is left to the repair, which moves the rest one by one
-INIT_ROWS, INIT_ROWS_A_CLUSTER = 20_000, 20  # sample that k-means++ draws centres from
 DISTINCT = 1e-20  # of the data's variance: a row at this squared distance from its centre is at its centre
 STEP = float(np.finfo(np.float64).eps)  # of a distance: by which rounding moves a centre that comes from there
 CENTRING_ROUNDS = 50  # of potentials towards the middle of where they may be; each halves what is left, nearly
@@ -36,6 +35,7 @@ class Fit:
     tol: float
     max_iter: int
     group: Any  # whose ranks have rows, too
+    told: Callable[[float, float], None]  # after each iteration: inertia before it, and how far centres moved
 
     @property
     def may_fill(self) -> bool:
@@ -60,17 +60,17 @@ class Clustering:
     converged: bool
 
 
-def alternate(fit: Fit, centres: np.ndarray, seed: int) -> Clustering:
-    """Labels and centres in turn until neither changes any more."""
+def alternate(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | None = None) -> Clustering:
+    """Labels and centres in turn until neither changes any more; labels of nearly these centres are a start."""
     n_features, dtype = fit.rows.shape[1], fit.dtype
     centres = _unit(centres).astype(dtype) if fit.cosine else centres.astype(dtype)
     enough = fit.tol * fit.variance / n_features
-    assignment, moved, n_iter = _assigned(fit, centres, seed), np.inf, 0
+    assignment, moved, n_iter = assigned(fit, centres, seed, start), np.inf, 0
     while True:
         labels, counts = as_array(assignment.labels), as_array(assignment.counts)
         sums, squares = moments(fit.rows, labels, centres)
         empty = np.flatnonzero(counts == 0) if fit.may_fill else np.empty(0, np.int64)
-        far = _farthest(fit, labels, centres, len(empty)) if len(empty) else np.empty((0, n_features))
+        far = far_rows(fit, labels, centres, len(empty)) if len(empty) else np.empty((0, n_features))
         if (moved <= enough and not len(far)) or n_iter == fit.max_iter:
             break
         before, at = assignment, centres
@@ -79,7 +79,8 @@ def alternate(fit: Fit, centres: np.ndarray, seed: int) -> Clustering:
         centres = (_unit(means) if fit.cosine else means).astype(dtype)
         moved = float(np.square(centres - at, dtype=np.float64).sum())
         n_iter += 1
-        assignment = _assigned(fit, centres, seed, before)
+        fit.told(inertia_of(squares, at, counts, fit.cosine), moved)
+        assignment = assigned(fit, centres, seed, before)
         n_changed = np.count_nonzero(labels != as_array(assignment.labels))
         is_same = not int(fit.rows.sum("changed", np.array(n_changed))[0])
         if is_same and STEP**2 * moved <= DISTINCT * fit.variance:  # else not yet at the means: rounding
@@ -87,24 +88,41 @@ def alternate(fit: Fit, centres: np.ndarray, seed: int) -> Clustering:
     return Clustering(assignment, centres, inertia_of(squares, centres, counts, fit.cosine), n_iter, moved <= enough)
 
 
-def _farthest(fit: Fit, labels: np.ndarray, centres: np.ndarray, number: int) -> np.ndarray:
-    """Up to so many rows of all ranks', (n, D) float64: those farthest from their centres, of any that are not there.
+def far_rows(
+    fit: Fit, labels: np.ndarray, centres: np.ndarray, number: int, random: np.random.Generator | None = None
+) -> np.ndarray:
+    """Up to so many rows of all ranks', (n, D) float64, of those that are not at their centres: the farthest.
 
-    A cluster that moves to such a row can take it: then it is no longer empty, and the inertia is less.
+    The next is the one farthest from its centre and from those before it, so that not all are from one place. With
+    `random` they are drawn in proportion to the squares of these distances: the most of what they are in exponential
+    draws (Efraimidis, Spirakis, Information Processing Letters 97, 2006). A cluster that moves to such a row can take
+    it: if it was empty, the inertia is less.
     """
-    source, wide = fit.rows.source, centres.astype(np.float64)
-    distances = np.empty(source.shape[0])
-    with fit.rows.reading():
-        for (start, stop), block in fit.rows.blocks():
-            distances[start:stop] = np.square(block - wide[labels[start:stop]]).sum(1)
-    away = np.flatnonzero(distances > DISTINCT * fit.variance)
-    chosen = np.sort(away[np.argsort(-distances[away], kind="stable")[:number]])
-    taken = as_float(read_rows(source.take(chosen), 0, len(chosen)), source.dtype).astype(np.float64)
-    distances, found = fit.rows.concat("farthest", distances[chosen], taken)
-    return found[np.argsort(-distances, kind="stable")[:number]]
+    rows, source = fit.rows, fit.rows.source
+    draws = np.ones(rows.n_rows) if random is None else random.exponential(size=rows.n_rows)
+    draws, distances, found = (
+        draws[rows.first : rows.stop],
+        np.full(source.shape[0], np.inf),
+        np.empty((0, rows.shape[1])),
+    )
+    nearest, own = centres.astype(np.float64), labels
+    while len(found) < number:
+        with rows.reading():
+            for (start, stop), block in rows.blocks():
+                to_nearest = np.square(block - nearest[own[start:stop]]).sum(1)
+                np.minimum(distances[start:stop], to_nearest, out=distances[start:stop])
+        farthest = np.argsort(-distances / draws, kind="stable")[:1]
+        farthest = farthest[distances[farthest] > DISTINCT * fit.variance]
+        taken = as_float(read_rows(source.take(farthest), 0, len(farthest)), source.dtype).astype(np.float64)
+        of_ranks, taken = rows.concat("farthest", (distances / draws)[farthest], taken)
+        if not len(taken):
+            break
+        nearest, own = taken[[of_ranks.argmax()]], np.zeros(source.shape[0], np.int64)
+        found = np.concatenate([found, nearest])
+    return found
 
 
-def _assigned(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | None = None) -> Assignment:
+def assigned(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | None = None) -> Assignment:
     """The best labels for these centres. What `sinkhorn_assign` warns of concerns its plan, or is no surprise here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OtlabelWarning)
@@ -132,18 +150,6 @@ def inertia_of(squares: float, centres: np.ndarray, counts: np.ndarray, cosine: 
 def missing(vectors: np.ndarray) -> np.ndarray:
     """1 - ||v||^2 of vectors of length 1 or 0, (n,): what turns the square of a distance into 2 (1 - <x, mu>)."""
     return np.where(vectors.any(1), 0.0, 1.0)
-
-
-def drawn_centres(rows: RowSet, n_clusters: int, seed: int) -> np.ndarray:
-    """Centres by k-means++, on a sample where there are many rows: it looks at all of them for each centre."""
-    from sklearn.cluster import kmeans_plusplus
-
-    n_rows = rows.n_rows
-    size = min(n_rows, max(INIT_ROWS, INIT_ROWS_A_CLUSTER * n_clusters))
-    sample = rows.gathered(draw_rows(n_rows, size, np.random.default_rng(seed)))
-    moved, middle, unit = centred(sample)
-    centres, _ = kmeans_plusplus(moved, n_clusters, random_state=seed)
-    return centres.astype(np.float64) * unit + middle
 
 
 def _unit(centres: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from numbers import Integral
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,26 +14,25 @@ from otlabel.cluster.alternation import (
     Clustering,
     Fit,
     alternate,
+    assigned,
     centred_potentials,
-    drawn_centres,
     inertia_of,
     missing,
     scores_of,
 )
 from otlabel.cluster.moments import is_far, mean_and_variance, moments
+from otlabel.cluster.progress import Progress, watched
+from otlabel.cluster.settings import check_settings, checked_centres, demand_of, is_beyond_float32, number_of_starts
+from otlabel.cluster.starts import first_centres, swapped
 from otlabel.errors import InvalidScoresError, MissingPackageError
 from otlabel.interrupts import interruptible
-from otlabel.marginals import Range
 from otlabel.ranks.communicator import Communicator, communicator_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import predict
 from otlabel.solver.outcome import Certificate
-from otlabel.solver.problem import LARGEST_SCORE
 from otlabel.sources import (
     Opened,
     as_array,
-    by_class,
-    by_column,
     cached,
     check_kind,
     is_foreign,
@@ -79,13 +78,21 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             its keys); excludes size_min and size_max. If none of the three is given, every cluster gets N / K rows, and
             the first N mod K one more.
         metric: "euclidean", or "cosine". A row of zeros has no direction: with "cosine" it fits anywhere.
-        init: "k-means++", on a sample of the rows where there are many; or (K, D) centres.
-        n_init: how often to start anew; the smallest inertia wins. Given centres are started from once.
+        init: "k-means++", on a sample of the rows where there are more than 20,000 and 20 K; "random", rows; (K, D)
+            centres; or a function that is called with the rows of that sample (n, D), n_clusters and random_state=, and
+            returns centres.
+        n_init: how often to start anew; the smallest inertia wins. "auto": 10 times from random rows or a function's
+            centres, once with k-means++. Given centres are started from once.
         max_iter: iterations of one start.
         tol: stop once the squared distances that the centres move sum to at most tol x the features' mean variance, or
             if no label changes. 0 waits for the latter.
+        n_swaps: how often, at the end of a start, to put one centre at a row that is far from its own and see in three
+            iterations whether the inertia falls; that takes as long as four of them, and leads out of local minima. K
+            is a good number where the least inertia matters.
         random_state: of k-means++ and of the choice among equally good labels; an integer gives the same result again.
         device: "auto" works where tensors are and on the CPU with everything else; or "cpu", "cuda", ...
+        verbose: True for a bar, or a function that is called after each iteration with a dict of start, iteration
+            (swaps' counted, too), inertia, moved (squared distances that centres moved) and seconds.
 
     Attributes:
         labels_: (N,) int64, optimal for `cluster_centers_` among all labels with sizes that are allowed.
@@ -123,11 +130,13 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         sizes: Any = None,
         metric: str = "euclidean",
         init: Any = "k-means++",
-        n_init: int = 1,
+        n_init: int | str = "auto",
         max_iter: int = 300,
         tol: float = 1e-4,
+        n_swaps: int = 0,
         random_state: Any = None,
         device: str = "auto",
+        verbose: Any = 0,
     ) -> None:
         self.n_clusters = n_clusters
         self.size_min = size_min
@@ -138,8 +147,10 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         self.n_init = n_init
         self.max_iter = max_iter
         self.tol = tol
+        self.n_swaps = n_swaps
         self.random_state = random_state
         self.device = device
+        self.verbose = verbose
 
     @interruptible
     def fit(self, X: Any, y: Any = None, *, group: Any = None) -> BalancedKMeans:
@@ -162,45 +173,30 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             return self._fitted(X, communicator, group)
 
     def _fitted(self, X: Any, communicator: Communicator, group: Any) -> BalancedKMeans:
-        _check_settings(self)
+        check_settings(self.get_params(deep=False))
         opened = self._opened(X, reset=True, may_be_empty=communicator.world_size > 1)
         rows = RowSet.as_given(opened, communicator)
-        n_rows, n_features = rows.n_rows, rows.shape[1]
-        if n_rows < self.n_clusters:
+        n_rows, shape = rows.n_rows, (int(self.n_clusters), rows.shape[1])
+        if n_rows < shape[0]:
             raise ValueError(f"n_samples={n_rows} should be >= n_clusters={self.n_clusters}")
-        demand = _demand(self, n_rows)
-        given = None if isinstance(self.init, str) else _checked_centres(self, n_features)
-        cosine, tol, max_iter = self.metric == "cosine", float(self.tol), int(self.max_iter)
-        mean, variance = mean_and_variance(rows, cosine)
-        # What float32 makes of a length would count in <x, mu_k>, though not in the distance.
-        is_wide = cosine or rows.source.dtype == "float64" or is_far(mean, variance)
-        if given is not None:
-            is_wide |= _is_beyond_float32(given)
-        dtype = np.float64 if is_wide else np.float32
-        fit = Fit(rows, cosine, demand, variance, dtype, tol, max_iter, group)
-        random = check_random_state(self.random_state)
-        best: Clustering | None = None
-        for _ in range(self.n_init if given is None else 1):
-            own = np.array(random.randint(np.iinfo(np.int32).max))
-            seed = int(communicator.broadcast("seed", {"seed": own})["seed"])
-            found = alternate(fit, drawn_centres(rows, self.n_clusters, seed) if given is None else given, seed)
-            best = found if best is None or found.inertia < best.inertia else best
+        demand = demand_of(n_rows, shape[0], self.size_min, self.size_max, self.sizes)
+        init, n_starts = self.init, number_of_starts(self.init, self.n_init)
+        if not (isinstance(init, str) or callable(init)):
+            init = checked_centres(init, shape, getattr(self, "feature_names_in_", None))
+        random, best = check_random_state(self.random_state), None
+        with watched(0 if communicator.rank else self.verbose, n_starts) as progress:
+            fit = self._fit_of(rows, demand, group, progress)
+            for _ in range(n_starts):
+                own = np.array(random.randint(np.iinfo(np.int32).max))
+                seed = int(communicator.broadcast("seed", {"seed": own})["seed"])
+                centres = first_centres(rows, shape[0], init, seed)
+                if not isinstance(init, str) and is_beyond_float32(centres):
+                    fit = replace(fit, dtype=np.float64)
+                progress.begin()
+                found = swapped(fit, alternate(fit, centres, seed), int(self.n_swaps), seed)
+                best = found if best is None or found.inertia < best.inertia else best
         assert best is not None
-        if not best.converged:
-            warnings.warn(
-                f"labels still change after max_iter={self.max_iter} iterations; their sizes are exact and they are "
-                "optimal for these centres all the same. Raise max_iter or tol",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        n_empty = np.count_nonzero(as_array(best.assignment.counts) == 0) if fit.may_fill else 0
-        if n_empty:
-            warnings.warn(
-                f"{n_empty} of {self.n_clusters} clusters are empty: as many rows are equal to others, or max_iter="
-                f"{self.max_iter} iterations were too few to fill them. Ask for fewer clusters, or pass size_min=1",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
+        self._warn_of(best, fit.may_fill)
         self.labels_, self.cluster_centers_ = best.assignment.labels, best.centres
         self.sizes_, self.inertia_, self.n_iter_ = best.assignment.counts, best.inertia, best.n_iter
         self.gap_ = n_rows * best.assignment.gap
@@ -209,18 +205,57 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         self.potentials_ = centred_potentials(fit, best)
         return self
 
+    def _fit_of(self, rows: RowSet, demand: dict[str, Any], group: Any, progress: Progress) -> Fit:
+        cosine = self.metric == "cosine"
+        mean, variance = mean_and_variance(rows, cosine)
+        # What float32 makes of a length would count in <x, mu_k>, though not in the distance.
+        is_wide = cosine or rows.source.dtype == "float64" or is_far(mean, variance)
+        dtype = np.float64 if is_wide else np.float32
+        return Fit(rows, cosine, demand, variance, dtype, float(self.tol), int(self.max_iter), group, progress.tell)
+
+    def _warn_of(self, best: Clustering, may_fill: bool) -> None:
+        if not best.converged:
+            warnings.warn(
+                f"labels still change after max_iter={self.max_iter} iterations; their sizes are exact and they are "
+                "optimal for these centres all the same. Raise max_iter or tol",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
+        n_empty = np.count_nonzero(as_array(best.assignment.counts) == 0) if may_fill else 0
+        if n_empty:
+            warnings.warn(
+                f"{n_empty} of {self.n_clusters} clusters are empty: as many rows are equal to others, or max_iter="
+                f"{self.max_iter} iterations were too few to fill them. Ask for fewer clusters, or pass size_min=1",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
+
     @interruptible
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any, *, size_min: int | None = None, size_max: int | None = None) -> np.ndarray:
         """The cluster of each row by the rule that the labels follow, argmax_k s_k + potentials_k, (M,) int64.
 
         With s_k = -||x - mu_k||^2, or half of it for "cosine". The rows that were fitted get their labels back, except
         that of rows that are equally good in several clusters each gets the same one. New rows are balanced as far
         as they are distributed alike. Where no bound binds, all potentials are equal: the nearest centre.
 
+        With bounds, rows get the labels of the least inertia for these centres that keep them, all rows at once: what
+        a row gets depends on the others, and the potentials of the fit have no say.
+
         Args:
             X: (M, D) features, as for `fit`.
+            size_min: fewest of these M rows in a cluster. None: no bound.
+            size_max: most of these M rows in a cluster. None: no bound.
+
+        Raises:
+            ValueError: X of other columns; bounds that no M rows can keep.
         """
-        return self._predicted(self._opened(X))
+        opened = self._opened(X)
+        if size_min is None and size_max is None:
+            return self._predicted(opened)
+        rows = RowSet(opened)
+        demand = demand_of(rows.n_rows, len(self.cluster_centers_), size_min, size_max)
+        fit = self._fit_of(rows, demand, None, Progress(None))
+        return as_array(assigned(fit, self.cluster_centers_, 0).labels)
 
     @interruptible
     def transform(self, X: Any) -> np.ndarray:
@@ -289,88 +324,3 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             opened = open_scores(checked, device=self.device, what="features", may_be_empty=True)
         opened = cached(opened)
         return unit_rows(opened) if self.metric == "cosine" else opened
-
-
-# ---- what a user may ask for ----
-
-
-def _check_settings(estimator: BalancedKMeans) -> None:
-    """Raise ValueError for settings that make no sense whatever the data is."""
-    for name in ("n_clusters", "n_init", "max_iter"):
-        value = getattr(estimator, name)
-        if not _is_whole(value) or value < 1:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
-    if not 0 <= estimator.tol < np.inf:
-        raise ValueError(f"tol is {estimator.tol!r}; it must be a number of at least 0")
-    if estimator.metric not in ("euclidean", "cosine"):
-        raise ValueError(f"metric is {estimator.metric!r}; choose 'euclidean' or 'cosine'")
-    if isinstance(estimator.init, str) and estimator.init != "k-means++":
-        raise ValueError(f"init is {estimator.init!r}; choose 'k-means++' or pass centres, (n_clusters, n_features)")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _demand(estimator: BalancedKMeans, n_rows: int) -> dict[str, Any]:
-    """The arguments of `sinkhorn_assign` that say how many rows each cluster takes, once N rows can be so many."""
-    n_clusters, low, high = estimator.n_clusters, estimator.size_min, estimator.size_max
-    if estimator.sizes is not None:
-        if low is not None or high is not None:
-            raise ValueError("sizes are exact; leave out size_min and size_max, or pass these two alone")
-        return {"class_mass": _checked_sizes(estimator.sizes, n_clusters, n_rows)}
-    if low is None and high is None:
-        return {}
-    for name, bound in (("size_min", low), ("size_max", high)):
-        if bound is not None and (not _is_whole(bound) or bound < 0):
-            raise ValueError(f"{name} is {bound!r}; it must be a whole number of rows")
-    low, high = int(low or 0), n_rows if high is None else min(int(high), n_rows)
-    if low > high:
-        raise ValueError(f"size_min={low} is larger than size_max={high}")
-    if low * n_clusters > n_rows:
-        raise ValueError(
-            f"size_min={low} in {n_clusters} clusters takes {low * n_clusters} rows, "
-            f"{low * n_clusters - n_rows} more than the {n_rows} there are; at most {n_rows // n_clusters} is possible"
-        )
-    if high * n_clusters < n_rows:
-        raise ValueError(
-            f"size_max={high} in {n_clusters} clusters leaves room for {high * n_clusters} rows, "
-            f"{n_rows - high * n_clusters} fewer than the {n_rows} there are; at least {-(-n_rows // n_clusters)} is "
-            "needed"
-        )
-    if n_rows in (low * n_clusters, high * n_clusters):  # no choice is left
-        return {}
-    return {"classes": Range(low, high)}
-
-
-def _checked_sizes(sizes: Any, n_clusters: int, n_rows: int) -> np.ndarray:
-    given = by_class(sizes, n_clusters, None, "sizes")
-    if given.shape != (n_clusters,) or given.dtype.kind not in "iu" or (given < 0).any():
-        raise ValueError(
-            f"sizes must be {n_clusters} whole numbers of rows, one a cluster; got shape {given.shape} of {given.dtype}"
-        )
-    total = int(given.sum())
-    if total != n_rows:
-        by_how_much = f"{abs(total - n_rows)} {'more' if total > n_rows else 'fewer'}"
-        raise ValueError(f"sizes sum to {total}, {by_how_much} than the {n_rows} rows there are")
-    return given.astype(np.int64)
-
-
-def _is_beyond_float32(init: np.ndarray) -> bool:
-    """Whether initial centres are; or ValueError where their squares are beyond float64, too."""
-    largest, reach = float(np.abs(init.astype(np.float64)).max()), LARGEST_SCORE**0.5
-    if largest > reach:
-        raise ValueError(f"init holds numbers of up to {largest:.1g}; squares overflow beyond {reach:g}")
-    return largest > float(np.finfo(np.float32).max)
-
-
-def _checked_centres(estimator: BalancedKMeans, n_features: int) -> np.ndarray:
-    init, n_clusters = estimator.init, estimator.n_clusters
-    centres = by_column(init, getattr(estimator, "feature_names_in_", None), "init")
-    if centres.shape != (n_clusters, n_features) or centres.dtype.kind not in "fiu":
-        raise ValueError(
-            f"init has shape {centres.shape} of {centres.dtype}; pass {n_clusters} centres of {n_features} features"
-        )
-    if not np.isfinite(centres).all():
-        raise ValueError("init holds NaN or infinity")
-    return centres

@@ -83,11 +83,11 @@ def test_defaults_are_those_of_the_estimator() -> None:
         "size_min": "size_min",
         "size_max": "size_max",
         "metric": "metric",
-        "starts": "n_init",
         "max_iter": "max_iter",
     }
     for ours, theirs in names.items():
         assert settings[ours] == defaults[theirs].default
+    assert (settings["starts"], defaults["n_init"].default) == (1, "auto")  # which is once for its k-means++
 
 
 @pytest.mark.parametrize(
