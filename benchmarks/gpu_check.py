@@ -43,7 +43,7 @@ import otlabel  # noqa: E402
 from otlabel import sweep  # noqa: E402
 from otlabel.ranks.rowset import RowSet  # noqa: E402
 from otlabel.sources import TensorSource  # noqa: E402
-from otlabel.sweep import reference  # noqa: E402
+from otlabel.sweep import reference, running  # noqa: E402
 from otlabel.sweep.contract import Immediate  # noqa: E402
 
 PACKAGES = ["torch", "triton", "numba", "numpy", "scipy", "scikit-learn", "jax", "ott-jax", "flash-sinkhorn"]
@@ -271,14 +271,14 @@ def _check_passes(found: dict, key: str, scores: torch.Tensor, g: np.ndarray) ->
         "inspect": lambda: list(vars(sweep.inspect(RowSet(source))).values()),
         "inspect all": lambda: list(vars(sweep.inspect(RowSet(source), every_score=True)).values()),
     }
-    chosen = sweep._backend
+    chosen = running.backend_of
     for name, call in calls.items():
         there = call()
-        sweep._backend = lambda _: Immediate(reference)
+        running.backend_of = lambda _: Immediate(reference)
         try:
             expected = call()
         finally:
-            sweep._backend = chosen
+            running.backend_of = chosen
         if not all(np.array_equal(one, other) for one, other in zip(there, expected, strict=True)):
             found["wrong"].append(f"{key}: {name} is not what plain torch makes of it")
         found["passes"] = found.get("passes", 0) + 1

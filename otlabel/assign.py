@@ -10,20 +10,21 @@ import numpy as np
 
 from otlabel.errors import ConvergenceWarning, warn
 from otlabel.interrupts import interruptible
-from otlabel.marginals import KL, Exact, Range
+from otlabel.marginals import KL, Exact, Range, Rule
 from otlabel.ranks.communicator import communicator_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, like
+from otlabel.solver.asking import ask
 from otlabel.solver.continuation import solve
 from otlabel.solver.equal_rows import merge_equal_rows, unmerged
 from otlabel.solver.exact_labels import exact_labels
+from otlabel.solver.first_look import first_look
 from otlabel.solver.monitor import Monitor, observing
 from otlabel.solver.objective import Point
 from otlabel.solver.outcome import Status
 from otlabel.solver.posing import pose
-from otlabel.solver.problem import EXACT, Method, Problem, Rounding, Solver, check_demand, check_solver
+from otlabel.solver.problem import EXACT, Method, Rounding, Solver, check_demand, check_solver
 from otlabel.solver.proof import certified
-from otlabel.solver.samples import draw_sampled
 from otlabel.sources import LinearScores, by_class, cached, open_scores, plain_names
 from otlabel.sweep.pool import blas_on_one_thread
 from otlabel.validate import check_vector
@@ -173,15 +174,17 @@ def sinkhorn_assign(
 
         # pose
         monitor = Monitor(rows.n_rows, n_classes, observer)
-        sampled = draw_sampled(rows.n_rows, n_classes, solver.seed)
-        kept = rows.over(cached(rows.opened, memory_limit, rows.local(sampled)))
-        problem, hashes = pose(kept, demand, solver, sampled, monitor)
-        start = _start(init, problem, solver.epsilon, n_classes)
+        asked = ask(rows, demand, solver)
+        start = _start(init, asked.rule, solver.epsilon, n_classes, 0.0)
+        look = first_look(rows, asked, solver, start, memory_limit, monitor)
+        problem, hashes = pose(look.rows, asked, solver, look.sampled, monitor, look.inspection)
+        start = _start(init, problem.rule, solver.epsilon, n_classes, problem.lowered)
         distinct, members = merge_equal_rows(problem, hashes, monitor, solver.seed)
+        shortlist = look.shortlist(distinct)
 
         # solve
         monitor.n_rows = distinct.n_rows
-        solution = solve(distinct, solver, start, monitor)
+        solution = solve(distinct, solver, start, monitor, shortlist, look.start)
 
         # round
         labels, enough, potentials = None, None, solution.point.plan_potentials
@@ -237,16 +240,16 @@ def sinkhorn_assign(
     )
 
 
-def _start(init: Any, problem: Problem, epsilon: float, n_classes: int) -> np.ndarray | None:
+def _start(init: Any, rule: Rule, epsilon: float, n_classes: int, lowered: float) -> np.ndarray | None:
     """Potentials to start from; a class that was to stay empty starts from zero."""
     if init is None:
         return None
-    rule, g, threshold = problem.rule, init, problem.lowered
+    g, threshold = init, lowered
     if isinstance(init, Assignment):
         g, threshold = init.plan_potentials, init.plan_threshold
     g = check_vector(g, n_classes, "init")
     if len(rule.mass) > n_classes:
-        g = np.append(g, threshold - problem.lowered)
+        g = np.append(g, threshold - lowered)
     g = g - epsilon * np.where(rule.wanted, rule.log_mass, 0.0)
     return np.where(np.isfinite(g), g, 0.0)
 

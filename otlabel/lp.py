@@ -14,6 +14,7 @@ from otlabel.errors import InfeasibleError, MissingPackageError
 from otlabel.interrupts import interruptible
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, like
+from otlabel.solver.asking import ask
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.outcome import Status
 from otlabel.solver.posing import pose
@@ -68,7 +69,8 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
         raise MissingPackageError("POT", "exact") from error
     monitor = Monitor(n_rows)
     shares = class_mass_of(class_mass, opened)
-    problem, _ = pose(RowSet(opened), Demand(class_mass=shares), Solver(epsilon=math.inf), np.arange(n_rows), monitor)
+    rows, solver = RowSet(opened), Solver(epsilon=math.inf)
+    problem, _ = pose(rows, ask(rows, Demand(class_mass=shares), solver), solver, np.arange(n_rows), monitor)
     cost = np.empty(opened.shape)
     for (start, stop), block in RowSet(opened.stripped).blocks():
         cost[start:stop] = -block.astype(np.float64)

@@ -10,7 +10,7 @@ import torch
 
 from otlabel.errors import InvalidScoresError
 from otlabel.sources import as_matrix, is_foreign, plain_tensor
-from otlabel.sweep import has_triton
+from otlabel.sweep.running import has_triton
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csc_array
 
-from otlabel import sweep
 from otlabel.errors import InvalidScoresError
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.problem import LARGEST_SCORE, LEAST_EPSILON
 from otlabel.sources import Source, as_float, read_rows
 from otlabel.sweep.pool import run_tasks
+from otlabel.sweep.running import device_blocks
 
 EPSILON_SHARE = 0.02  # of the data's variance: a plan that is cheap to solve, whose argmax nearly has the sizes
 STRETCHES = 16  # of the rows, whose sums are added in this order whoever makes them
@@ -58,7 +58,7 @@ def _moments_on_device(source: Source, labels: np.ndarray, centres: np.ndarray) 
     """The same where the rows are: sums over clusters are products, whose order of adding is the same in every run."""
     import torch
 
-    n_clusters, device, blocks = len(centres), source.device, sweep.device_blocks(source)
+    n_clusters, device, blocks = len(centres), source.device, device_blocks(source)
     size = max(1, DEVICE_ENTRIES // max(centres.shape))
     wide, chosen = (torch.from_numpy(array).to(device) for array in (centres, labels.astype(np.int64)))
     sums, squares = torch.zeros_like(wide), 0.0

@@ -115,6 +115,11 @@ class RowSet:
             return cut(self.shape[0], device_rows(self.shape[1]) if self.source.grain == 1 else self.source.grain)
         return cut(self.shape[0], block_rows(self.n_rows, self.columns))
 
+    def stretch(self, grain: int) -> int:
+        """How many rows are in so many whole blocks as are read together."""
+        size = block_rows(self.n_rows, self.columns)
+        return size * max(1, grain // size)
+
     @property
     def batches(self) -> list[Batch]:
         """The blocks in the groups that are read together, in order."""

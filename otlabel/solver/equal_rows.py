@@ -25,12 +25,12 @@ def merge_equal_rows(
     Equal rows are tied in every class, so one by one they would make as many moves of cost zero. The distinct ones
     are to be in memory: more of them than that allows are left where they are, one by one.
     """
-    if problem.weights is not None or _mostly_distinct(hashes, problem.rows):
+    if problem.weights is not None or mostly_distinct(hashes, problem.rows):
         return problem, None
     rows = problem.rows.fine  # what float32 has made alike may differ
     hashes = sweep.inspect(rows, every_score=True).hashes
     monitor.record("inspect", rows.n_rows)
-    if _mostly_distinct(hashes, rows):
+    if mostly_distinct(hashes, rows):
         return problem, None
     here, first, members, times = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
     seen, first, times = rows.concat("hashes", here, first + rows.first, times)
@@ -47,7 +47,7 @@ def merge_equal_rows(
     return merged, np.argsort(order)[np.searchsorted(seen, here)[members]]
 
 
-def _mostly_distinct(hashes: np.ndarray, rows: RowSet) -> bool:
+def mostly_distinct(hashes: np.ndarray, rows: RowSet) -> bool:
     """Whether most rows of all ranks differ, judged where there are many by those with small hashes."""
     share = min(1.0, HASHES / rows.n_rows)
     if share < 1:

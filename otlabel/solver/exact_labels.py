@@ -31,5 +31,5 @@ def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: 
                 return rounded, shortlist.problem
             g = rounded.potentials
             width = max(shortlist.reach, MARGIN * shortlist.drift(g))
-        shortlist = shorten(problem, g, width, monitor) if n_made < MOST_LISTS else None
+        shortlist = shorten(problem, g, width, monitor, shortlist.probe) if n_made < MOST_LISTS else None
     return round_exact(problem, g, solver.seed, monitor), problem

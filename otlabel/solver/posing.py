@@ -9,12 +9,12 @@ import numpy as np
 
 from otlabel import sweep
 from otlabel.errors import DegenerateScoresWarning, FewSamplesWarning, InfeasibleError, InvalidScoresError, warn
-from otlabel.marginals import KL, ONE_SAMPLE, Exact, Range, Rule, counted, rule_of, with_abstention
+from otlabel.marginals import Exact, Rule, counted
 from otlabel.ranks.rowset import RowSet
+from otlabel.solver.asking import Asked
 from otlabel.solver.monitor import Monitor
-from otlabel.solver.problem import LARGEST_SCORE, Demand, Problem, Solver
+from otlabel.solver.problem import LARGEST_SCORE, Problem, Solver
 from otlabel.sources import Opened, cached, draw_rows, made_once, moved, with_column
-from otlabel.validate import check_mass, check_sample_mass
 
 FAR = 1e3  # times the usual spread of a row: scores as large hide from sums what tells classes apart
 LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities
@@ -23,7 +23,7 @@ SMALLEST, LARGEST = 1e-30, 1e30  # products of which float32 loses neither these
 
 
 @dataclass(frozen=True, eq=False)
-class _Size:
+class Size:
     """How large the scores of the rows here are, and of all."""
 
     tops: np.ndarray  # (N,) largest score of each row, -inf where none is allowed
@@ -41,44 +41,30 @@ class _Size:
 
 
 def pose(
-    rows: RowSet, demand: Demand, solver: Solver, sampled: np.ndarray, monitor: Monitor
+    rows: RowSet,
+    asked: Asked,
+    solver: Solver,
+    sampled: np.ndarray,
+    monitor: Monitor,
+    inspection: sweep.Inspection | None = None,
 ) -> tuple[Problem, np.ndarray]:
     """The problem, after a first look at every score; and a hash of each row. Samples will be taken from `sampled`.
 
     Scores that float32 makes too coarsely for epsilon give way to float64's, and such as are far from zero are moved
-    there. Whether there is an assignment is a matter of whole class sizes where rounding is exact, else of shares.
+    there.
     """
-    n_rows, n_classes, of_exact_rows = rows.n_rows, rows.shape[1], isinstance(demand.samples, Exact)
-    sample_mass = rows.of_all("sample_mass", demand.sample_mass)
-    shares = check_mass(demand.class_mass, n_rows, n_classes)
-    weights, n_units = check_sample_mass(sample_mass, n_rows)
-    weights = None if weights is None else weights[rows.first : rows.stop]
-    abstain = demand.abstain
-    if of_exact_rows:
-        abstain = round(abstain * n_units) / n_units  # whole samples first, so that the classes share what they leave
-        if abstain == 1:
-            raise ValueError(f"abstain leaves none of the {n_rows} samples to be labelled")
-    rule = rule_of(demand.classes, shares * (1 - abstain), n_rows)
-    for_new = rule.wanted
-    if abstain > 0:
-        rule = with_abstention(rule, abstain)
-    by_size = solver.rounding == "exact" and of_exact_rows
-    sizes = _sizes(rule, demand.classes, n_units, weighted=weights is not None) if by_size else None
-    if sizes is None:
-        rule.check_shares(of_all=of_exact_rows)
-
-    rows, inspection = _inspected(rows, sampled, solver.epsilon, monitor)
+    rule, abstain, n_rows, n_classes = asked.rule, asked.abstain, rows.n_rows, rows.shape[1]
+    rows, inspection = _inspected(rows, sampled, solver.epsilon, monitor, inspection)
     if inspection.n_forbidden:
-        n_unlabelled = round(abstain * n_units)
-        rule = _check_forbidden(rows, inspection, rule, sizes, weights, n_units, n_unlabelled, monitor)
-    size, top, below = _measured(rows, inspection)
+        rule = _check_forbidden(rows, inspection, asked, monitor)
+    size, top, below = measured(rows, inspection)
     stored_magnitude = size.magnitude
-    if of_exact_rows and size.magnitude > FAR * size.spread:
+    if asked.exact_rows and is_far(size):
         if abstain > 0:  # whether a sample is labelled then depends on how its row compares with others
             rows, size = _moved_together(rows, size)
         else:
-            rows, size = _moved_one_by_one(rows, size, weights, sampled, monitor)
-    if n_rows < n_classes and demand.class_mass is None and isinstance(demand.classes, Exact):
+            rows, size = _moved_one_by_one(rows, size, asked.weights, sampled, monitor)
+    if n_rows < n_classes and asked.demand.class_mass is None and isinstance(asked.demand.classes, Exact):
         warn(FewSamplesWarning, f"{n_rows} samples for {n_classes} classes: sizes are 0 or 1")
     if n_classes > 1:
         _warn_of_scores(rows, sampled, all_equal=not inspection.n_forbidden and not size.extent, top=top, below=below)
@@ -91,27 +77,30 @@ def pose(
     problem = Problem(
         rows=rows,
         rule=rule,
-        n_units=n_units,
+        n_units=asked.n_units,
         spread=spread,
         extent=extent,
         magnitude=size.magnitude,
         top=max(top, 0.0) if abstain > 0 else top,
         sampled=sampled,
-        weights=weights,
-        row_rho=demand.samples.rho if isinstance(demand.samples, KL) else math.inf,
-        for_new=for_new,
-        weighted=weights is not None,
+        weights=asked.weights,
+        row_rho=asked.row_rho,
+        for_new=asked.for_new,
+        weighted=asked.weights is not None,
         stored_magnitude=stored_magnitude,
         lowered=size.lowered,
     )
     return problem, inspection.hashes
 
 
-def _inspected(rows: RowSet, sampled: np.ndarray, epsilon: float, monitor: Monitor) -> tuple[RowSet, sweep.Inspection]:
+def _inspected(
+    rows: RowSet, sampled: np.ndarray, epsilon: float, monitor: Monitor, inspection: sweep.Inspection | None
+) -> tuple[RowSet, sweep.Inspection]:
     """Rows whose numbers are fine enough for epsilon, and what they show; InvalidScoresError where one is none."""
-    inspection = sweep.inspect(rows)
-    monitor.record("inspect", rows.n_rows)
-    if _too_coarse(rows, inspection, epsilon):
+    if inspection is None:
+        inspection = sweep.inspect(rows)
+        monitor.record("inspect", rows.n_rows)
+    if too_coarse(rows, inspection, epsilon):
         rows = _sampling_from(rows, rows.opened.refined, sampled)
         inspection = sweep.inspect(rows)
         monitor.record("inspect", rows.n_rows)
@@ -124,7 +113,7 @@ def _sampling_from(rows: RowSet, form: Opened, sampled: np.ndarray) -> RowSet:
     return rows.over(cached(form, 0, rows.local(sampled)))
 
 
-def _measured(rows: RowSet, inspection: sweep.Inspection) -> tuple[_Size, float, float]:
+def measured(rows: RowSet, inspection: sweep.Inspection) -> tuple[Size, float, float]:
     """How large scores are, the largest of all, and minus the smallest."""
     tops, bottoms = inspection.tops.astype(np.float64), inspection.bottoms.astype(np.float64)
     is_open = tops > -np.inf
@@ -138,10 +127,15 @@ def _measured(rows: RowSet, inspection: sweep.Inspection) -> tuple[_Size, float,
         -bottoms.min(initial=np.inf),
     )
     check_reach(max(magnitude, extent))
-    return _Size(tops, bottoms, extents, magnitude, extent, rows.median("spread", extents)), top, below
+    return Size(tops, bottoms, extents, magnitude, extent, rows.median("spread", extents)), top, below
 
 
-def _moved_together(rows: RowSet, size: _Size) -> tuple[RowSet, _Size]:
+def is_far(size: Size) -> bool:
+    """Whether scores are so far from zero that sums would lose what tells classes apart."""
+    return size.magnitude > FAR * size.spread
+
+
+def _moved_together(rows: RowSet, size: Size) -> tuple[RowSet, Size]:
     """All scores less one number, so that most of the largest are near zero."""
     is_open = size.is_open
     lowered = middle(rows, size.tops[is_open])
@@ -152,8 +146,8 @@ def _moved_together(rows: RowSet, size: _Size) -> tuple[RowSet, _Size]:
 
 
 def _moved_one_by_one(
-    rows: RowSet, size: _Size, weights: np.ndarray | None, sampled: np.ndarray, monitor: Monitor
-) -> tuple[RowSet, _Size]:
+    rows: RowSet, size: Size, weights: np.ndarray | None, sampled: np.ndarray, monitor: Monitor
+) -> tuple[RowSet, Size]:
     """Each row less its largest score; of a head, the products without what normalises them."""
     before, is_open = size.tops, size.is_open
     if rows.opened.bare is not rows.source:
@@ -172,10 +166,10 @@ def _moved_one_by_one(
     (extent,) = rows.max("extents", extents.max(initial=0.0))
     spread = rows.median("spread", extents)
     (magnitude,) = rows.max("far", np.abs(tops[is_open]).max(initial=0.0))
-    return rows, _Size(tops, bottoms, extents, magnitude, extent, spread, lowered)
+    return rows, Size(tops, bottoms, extents, magnitude, extent, spread, lowered)
 
 
-def _too_coarse(rows: RowSet, inspection: sweep.Inspection, epsilon: float) -> bool:
+def too_coarse(rows: RowSet, inspection: sweep.Inspection, epsilon: float) -> bool:
     """Whether float32 does not tell apart what epsilon does, or has scores that overflow or vanish."""
     if rows.fine is rows:
         return False
@@ -185,16 +179,6 @@ def _too_coarse(rows: RowSet, inspection: sweep.Inspection, epsilon: float) -> b
         "coarse", np.abs(tops).max(initial=0.0), (tops - inspection.bottoms[is_open]).max(initial=0.0)
     )
     return bool(inspection.n_bad) or not (SMALLEST < largest < min(LARGEST, RESOLVED * epsilon) and widest)
-
-
-def _sizes(rule: Rule, classes: Exact | KL | Range, n_units: int, *, weighted: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Fewest and most units of each class, before anything long begins; raises where no sizes will do."""
-    try:
-        return rule.unit_bounds(n_units, weighted=weighted)
-    except InfeasibleError as error:
-        if isinstance(classes, Range) and classes.hi_is_one_sample:
-            raise InfeasibleError(f"{error} (hi is the integer 1, which is one sample: {ONE_SAMPLE})") from None
-        raise
 
 
 def middle(rows: RowSet, values: np.ndarray) -> float:
@@ -211,29 +195,20 @@ def check_reach(size: float) -> None:
         )
 
 
-def _check_forbidden(
-    rows: RowSet,
-    inspection: sweep.Inspection,
-    rule: Rule,
-    sizes: tuple[np.ndarray, np.ndarray] | None,
-    weights: np.ndarray | None,
-    n_units: int,
-    n_unlabelled: int,
-    monitor: Monitor,
-) -> Rule:
+def _check_forbidden(rows: RowSet, inspection: sweep.Inspection, asked: Asked, monitor: Monitor) -> Rule:
     """Refuse rows without any class, and classes that must have samples but may have none; others of these are shut.
 
     Which classes must or may take any is told by their sizes, fewest and most, or by shares where there are none.
     """
-    n_classes = rows.shape[1]
+    n_classes, rule, sizes, weights, n_units = rows.shape[1], asked.rule, asked.sizes, asked.weights, asked.n_units
     fewest, most = (rule.lo, np.where(rule.wanted, rule.hi, 0.0)) if sizes is None else sizes
     _check_closed(
-        inspection.tops == -np.inf, rows, weights, n_unlabelled, "have no class allowed (all scores are -inf)",
+        inspection.tops == -np.inf, rows, weights, asked.n_unlabelled, "have no class allowed (all scores are -inf)",
         "leave these rows out or allow at least one class",
     )  # fmt: skip
     takers = (most > 0)[:n_classes]
     if not takers.all():
-        check_open_rows(rows, takers, weights, n_unlabelled, by_size=sizes is not None)
+        check_open_rows(rows, takers, weights, asked.n_unlabelled, by_size=sizes is not None)
         monitor.record("inspect", rows.n_rows)
     allowed, n_read = np.zeros(n_classes, bool), 0
     for (_, stop), block in rows.blocks([span] for span in rows.spans):

@@ -15,6 +15,7 @@ COARSE_ROWS = 20  # rows a class in the first sample; its class masses are then 
 FEWEST_ROWS = 4096  # a smaller sample saves no time
 GROWTH = 6  # how much larger each further sample is
 LOOK_ROWS, LOOK_ROWS_A_CLASS = 4096, 4  # of a few rows for first looks
+FEWEST_STRETCHES, MUCH_LESS = 8, 4  # of neighbouring rows in a sample, and how much less than all rows this is
 SAMPLE_ENTRIES = 1 << 29  # scores of the largest sample: all of it is in memory
 
 
@@ -34,18 +35,28 @@ def draw_sampled(n_rows: int, n_classes: int, seed: int) -> np.ndarray:
     return draw_rows(n_rows, sizes[-1], np.random.default_rng(seed))
 
 
+def draw_stretches(n_rows: int, size: int, stretch: int, rng: np.random.Generator) -> np.ndarray | None:
+    """Sorted rows, at least so many, in whole stretches; None where a few of these would be most of the rows."""
+    n_stretches, n_drawn = -(-n_rows // stretch), max(FEWEST_STRETCHES, -(-size // stretch))
+    if n_drawn * stretch * MUCH_LESS > n_rows:
+        return None
+    drawn = draw_rows(n_stretches, n_drawn, rng)
+    rows: np.ndarray = (drawn[:, None] * stretch + np.arange(stretch)).ravel()
+    return rows[rows < n_rows]
+
+
 def samples_of(problem: Problem, rng: np.random.Generator) -> Iterator[Problem]:
     """Ever larger samples of the rows."""
     for size in sample_sizes(problem.n_rows, problem.n_classes):
-        yield _restricted(problem, problem.sampled[draw_rows(len(problem.sampled), size, rng)])
+        yield restricted(problem, problem.sampled[draw_rows(len(problem.sampled), size, rng)])
 
 
 def half_of(sample: Problem) -> Problem:
     """Every second row of a sample."""
-    return _restricted(sample, sample.sampled[::2])
+    return restricted(sample, sample.sampled[::2])
 
 
-def _restricted(problem: Problem, chosen: np.ndarray) -> Problem:
+def restricted(problem: Problem, chosen: np.ndarray) -> Problem:
     """The same problem on some of the rows (sorted)."""
     rows, weights = problem.rows.subset(chosen), problem.weights
     if weights is not None:

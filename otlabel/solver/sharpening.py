@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 
 from otlabel import sweep
-from otlabel.solver.continuation import EPSILON_STEP, sharpen
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.newton import Solution
 from otlabel.solver.objective import Point
 from otlabel.solver.outcome import Status
 from otlabel.solver.problem import Problem, Solver
+from otlabel.solver.rungs import EPSILON_STEP, LAST_TOLERANCE, solve_at_epsilon
 
 EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon is tried before moving them one by one
 SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
@@ -37,7 +37,8 @@ def near_integer(problem: Problem, solver: Solver, solution: Solution, monitor: 
     solver = replace(solver, max_sweeps=monitor.n_sweeps + SHARPENING_PASSES)
     while excess > enough and epsilon > SMALLEST_EPSILON * problem.spread > 0 and monitor.n_sweeps < solver.max_sweeps:
         epsilon /= EPSILON_STEP
-        point = sharpen(integer, solver, epsilon, np.where(takers, g, -np.inf), monitor)
+        g = np.where(takers, g, -np.inf)
+        point = solve_at_epsilon(integer, solver, epsilon, LAST_TOLERANCE, g, monitor)
         g = point.potentials
         before, excess = excess, _excess(point, integer)
         if excess < least:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from otlabel import sweep
+from otlabel.marginals import Rule
+from otlabel.ranks.rowset import RowSet
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.problem import Problem, Solver
 from otlabel.sources import ITEM_BYTES, Opened, draw_rows
@@ -25,6 +27,7 @@ from otlabel.sources.free import free_memory
 
 FEWEST_SCORES, FEWEST_CLASSES = 1 << 22, 32  # fewer are read again as quickly
 PROBE_ROWS = 1024  # rows that tell how long lists will be
+FEW_LISTED = 3.0  # classes a row in the mean: fewer cost no less
 MOST_LISTED = 0.25  # share of the classes that lists may hold: where plans are flat, all scores are as good
 MEMORY_SHARE = 0.25  # of what is free that they may take
 MARGIN, MARGIN_OF_PLAN = 1.6, 1.2  # times the estimate of how far potentials will move: for labels, and where ...
@@ -34,19 +37,47 @@ ROUNDING = 4.0  # roundings of the numbers added, by which a class may have been
 
 
 @dataclass(frozen=True, eq=False)
+class Aim:
+    """What a sample of the rows says of the potentials of all."""
+
+    start: np.ndarray  # (K,) g to go on from
+    origin: np.ndarray  # (K,) the same with the logarithms of what classes are asked for, as scores are raised by them
+    width: float  # of lists that will most likely do
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """Lists of all rows, and how sure it is what they left out."""
+
+    rows: RowSet
+    origin: np.ndarray  # (K,) g0, as it was added
+    width: float
+    rounding: float  # of one sum that decided, in parts of the largest number in it
+    of_scores: float  # by which scores that decided may differ from those that are listed
+    probe: RowSet  # rows of this process that tell how long lists will be
+    inspection: sweep.Inspection | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Shortlist:
     """A problem on lists, and which potentials these speak for."""
 
     problem: Problem
     origin: np.ndarray  # (K,) g0
     reach: float  # the width, less what rounding may have taken
+    probe: RowSet
+
+    @classmethod
+    def of(cls, listed: Listed, problem: Problem) -> Shortlist:
+        """Lists of a problem's rows."""
+        rounding = listed.rounding * _largest(problem.magnitude, problem.extent, listed.origin)
+        (of_scores,) = problem.rows.max("lists", listed.of_scores)
+        reach = listed.width - rounding - 2 * of_scores
+        return cls(replace(problem, rows=listed.rows), listed.origin, reach, listed.probe)
 
     def drift(self, potentials: np.ndarray) -> float:
         """osc(g - g0): how far potentials are from those that the lists were made at."""
-        open_classes = np.isfinite(potentials)
-        if not np.isfinite(self.origin[open_classes]).all():
-            return math.inf
-        return float(np.ptp(potentials[open_classes] - self.origin[open_classes]))
+        return drift(potentials, self.origin)
 
     def covers(self, potentials: np.ndarray) -> bool:
         """Whether no class that was left out can be the best of any row."""
@@ -58,42 +89,85 @@ class Shortlist:
         return self.problem.n_classes * math.exp(-room) if room > 0 else math.inf
 
 
-def may_be_listed(problem: Problem, solver: Solver) -> bool:
-    """Whether lists could spare readings: exact labels of rows on the CPU, and many scores."""
-    rows = problem.rows
-    wanted = solver.rounding == "exact" and solver.method == "auto" and math.isinf(problem.row_rho)
-    if not wanted:
+def drift(potentials: np.ndarray, origin: np.ndarray) -> float:
+    """osc(g - g0) over the classes that are open."""
+    open_classes = np.isfinite(potentials)
+    if not np.isfinite(origin[open_classes]).all():
+        return math.inf
+    return float(np.ptp(potentials[open_classes] - origin[open_classes]))
+
+
+def may_be_listed(rows: RowSet, rule: Rule, most: np.ndarray, solver: Solver, row_rho: float) -> bool:
+    """Whether lists could spare readings: exact labels of rows on the CPU, and many scores.
+
+    Of each class, so many units at most.
+    """
+    if solver.rounding != "exact" or solver.method != "auto" or not math.isinf(row_rho):
         return False
-    shut = problem.rule.wanted & (problem.bounds[1] == 0)  # of the plan, but of no label: lists might hold no others
-    large = problem.n_classes >= FEWEST_CLASSES and problem.n_rows * problem.n_classes >= FEWEST_SCORES
+    n_classes = rows.shape[1]
+    shut = rule.wanted & (most == 0)  # of the plan, but of no label: lists might hold no others
+    large = n_classes >= FEWEST_CLASSES and rows.n_rows * n_classes >= FEWEST_SCORES
     return large and not shut.any() and rows.source.device is None
 
 
-def width_for(problem: Problem, solver: Solver, moves: float) -> float:
+def width_for(n_classes: int, solver: Solver, moves: float) -> float:
     """A width for potentials that may move so far, at which lists also hold the plan."""
-    of_plan = solver.epsilon * math.log(2 * problem.n_classes / (LEFT_OUT * solver.tol))
+    of_plan = solver.epsilon * math.log(2 * n_classes / (LEFT_OUT * solver.tol))
     return max(MARGIN * moves, MARGIN_OF_PLAN * moves + of_plan)
 
 
-def shorten(problem: Problem, potentials: np.ndarray, width: float, monitor: Monitor) -> Shortlist | None:
-    """Lists of all rows in one reading, or None where those of a sample are long."""
-    rows, finite = problem.rows.fine, np.isfinite(potentials)  # what decides, so that lists need no other form
-    size = problem.magnitude + problem.extent + float(np.abs(potentials[finite]).max(initial=0.0))
-    rounding = ROUNDING * float(np.finfo(np.float32).eps) * size
-    precision: type = np.float64 if rows.source.dtype == "float64" or rounding > width / 16 else np.float32
-    origin: np.ndarray = potentials.astype(precision)
-    probe = rows.taken(problem.sampled[draw_rows(len(problem.sampled), PROBE_ROWS, np.random.default_rng(0))])
-    of_probe = sweep.listed(probe, origin, width, 1.0).n_listed
-    n_listed, n_probed = rows.sum("lists", np.array([of_probe, probe.shape[0]]))[0]
-    entry_bytes = 4 + ITEM_BYTES[rows.source.dtype]
-    n_entries = n_listed / n_probed * rows.shape[0]
-    (too_large,) = rows.max("lists", float(n_entries * entry_bytes > MEMORY_SHARE * free_memory()))
-    if n_listed > MOST_LISTED * n_probed * problem.n_classes or too_large:
+def shorten(
+    problem: Problem, potentials: np.ndarray, width: float, monitor: Monitor, probe: RowSet | None = None
+) -> Shortlist | None:
+    """Lists of a problem's rows in one reading, or None where they would be long."""
+    if probe is None:
+        probe = probe_of(problem.rows, problem.sampled)
+    listed = list_rows(problem.rows, potentials, width, problem, probe)
+    if listed is None:
         return None
-    quantum = 2.0 ** (math.ceil(math.log2(problem.n_units)) - QUANTUM_BITS)
-    lists = sweep.listed(rows, origin, width, quantum)
     monitor.record("list", problem.n_rows)
-    rounding = ROUNDING * float(np.finfo(precision).eps) * size
-    listed = rows.over(Opened.of(lists))
-    listed.columns = max(1, lists.n_listed // max(1, lists.shape[0]))
-    return Shortlist(replace(problem, rows=listed), origin.astype(np.float64), width - rounding)
+    return Shortlist.of(listed, problem)
+
+
+def probe_of(rows: RowSet, sampled: np.ndarray) -> RowSet:
+    """A few of the sampled rows, of which each process has its own."""
+    return rows.taken(sampled[draw_rows(len(sampled), PROBE_ROWS, np.random.default_rng(0))])
+
+
+def list_rows(
+    rows: RowSet, potentials: np.ndarray, width: float, like: Problem, probe: RowSet, *, inspecting: bool = False
+) -> Listed | None:
+    """Lists of all rows, or None where those of a few are long; scores are about as large as those of `like`."""
+    fine = rows.opened.fine
+    kind: type = np.float32
+    size = _largest(like.magnitude, like.extent, potentials)
+    if fine.dtype == "float64" and rows.opened.few is None:
+        kind = np.float64
+    if ROUNDING * float(np.finfo(kind).eps) * size > width / 16:
+        kind = np.float64
+    origin: np.ndarray = potentials.astype(kind)
+
+    def length(width: float) -> float:
+        """Of a list in the mean."""
+        found = sweep.listed(probe, origin, width, 1.0).source.n_listed
+        n_listed, n_probed = rows.sum("lists", np.array([found, probe.shape[0]]))[0]
+        return float(n_listed / n_probed)
+
+    n_listed, most = length(width), MOST_LISTED * rows.shape[1]
+    while n_listed < FEW_LISTED and width < size and (wider := length(2 * width)) <= most:
+        width, n_listed = 2 * width, wider
+    n_bytes = n_listed * rows.shape[0] * (4 + ITEM_BYTES[fine.dtype])
+    (too_large,) = rows.max("lists", float(n_bytes > MEMORY_SHARE * free_memory()))
+    if n_listed > most or too_large:
+        return None
+    quantum = 2.0 ** (math.ceil(math.log2(like.n_units)) - QUANTUM_BITS)
+    listing = sweep.listed(rows, origin, width, quantum, inspecting=inspecting)
+    listed = rows.over(Opened.of(listing.source))
+    listed.columns = max(1, listing.source.n_listed // max(1, listing.source.shape[0]))
+    rounding = ROUNDING * float(np.finfo(kind).eps)
+    return Listed(listed, origin.astype(np.float64), width, rounding, listing.rounding, probe, listing.inspection)
+
+
+def _largest(magnitude: float, extent: float, potentials: np.ndarray) -> float:
+    """The largest number that a sum of a score and a potential is made of."""
+    return magnitude + extent + float(np.abs(potentials[np.isfinite(potentials)]).max(initial=0.0))

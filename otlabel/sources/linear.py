@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,10 +18,11 @@ from otlabel.sources.device import has_room, on_device
 from otlabel.sources.given import as_array, is_frame
 from otlabel.sources.memory import ArraySource, TensorSource
 from otlabel.sources.names import by_class, by_column
-from otlabel.sources.opened import Opened, as_opened
-from otlabel.sweep import cpu, is_out_of_memory
+from otlabel.sources.opened import FewScores, Opened, as_opened
+from otlabel.sweep import cpu
 from otlabel.sweep.blocks import block_rows, cut, grouped
 from otlabel.sweep.pool import blas_on_one_thread
+from otlabel.sweep.running import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -183,6 +185,24 @@ class Products(Source):
                     out[first:last] = block[rows[first:last] - start]
         return ArraySource(out, self.dtype)
 
+    def few(self, start: int, stop: int, sizes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, float]:
+        """Scores before they are normalised, and the length of the longest row; a row has a one for the bias, too."""
+        rows, scores = np.ones((stop - start, len(self._factor))), np.empty(len(classes))
+        cpu.centre_block(read_rows(self._stored, start, stop), self._centre, rows)
+        square = cpu.few_products(rows, self._weights, sizes, classes, scores)
+        return scores, math.sqrt(square)
+
+    @functools.cached_property
+    def _weights(self) -> np.ndarray:
+        """(K, D + 1), the factor's columns one after the other."""
+        return np.ascontiguousarray(self._factor.T)
+
+    @functools.cached_property
+    def rounding(self) -> float:
+        """Of a score of float32, for a row of length 1: it is a sum of D + 1 products of numbers rounded before."""
+        longest = float(np.sqrt(np.square(self._factor, dtype=np.float64).sum(0).max()))
+        return (len(self._factor) + 3) * float(np.finfo(np.float32).eps) * longest
+
     def _product(self, rows: np.ndarray, start: int, stop: int, out: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):  # float32 may overflow where float64 does not
             np.matmul(rows, self._factor, out=out)
@@ -225,7 +245,8 @@ class LinearScores(Opened):
         bare = fine
         if head.normalize:
             bare = Products(features, replace(head, normalize=False), n_rows, double=True)
-        about = functools.partial(_of_features, stored.place), stored.files, names, stored.row_names
+        few = None if head.normalize or fine is source or fine.device is not None else _few(source, fine)
+        about = functools.partial(_of_features, stored.place), stored.files, names, stored.row_names, few
         return cls(source, fine, bare, *about, features=features, head=head)
 
     @property
@@ -264,6 +285,16 @@ class LinearScores(Opened):
                 raise
             return self
         return self.over(TensorSource(whole))
+
+
+def _few(source: Products, fine: Products) -> FewScores:
+    """Products in float64 where the others are of float32; normalised scores would need all classes."""
+
+    def scores(start: int, stop: int, sizes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, float]:
+        found, longest_row = fine.few(start, stop, sizes, classes)
+        return found, source.rounding * longest_row
+
+    return scores
 
 
 def _of_features(place: Callable[[int], str], row: int) -> str:

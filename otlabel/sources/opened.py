@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from otlabel.sources.base import Source
 from otlabel.sources.files import FileSource
@@ -13,6 +15,16 @@ from otlabel.sources.files import FileSource
 def row_number(row: int) -> str:
     """The name of a row that has no other."""
     return f"row {row}"
+
+
+class FewScores(Protocol):
+    """Scores that are made where they are read, of some classes only."""
+
+    def __call__(self, start: int, stop: int, sizes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, float]:
+        """The fine scores (E,) float64 of the classes of rows start to stop, row after row, sizes (stop - start,) each.
+
+        And how far the source's may be from these.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +38,7 @@ class Opened:
     files: tuple[FileSource, ...] = ()  # that are read
     class_names: Sequence[Any] | None = None  # where they came with some: the columns of a data frame
     row_names: Any = None  # likewise: its index
+    few: FewScores | None = None  # fine scores of a few classes a row, where these cost much less than all of them
 
     @classmethod
     def of(cls, source: Source, class_names: Sequence[Any] | None = None, row_names: Any = None) -> Opened:
@@ -62,7 +75,8 @@ class Opened:
     def over(self, source: Source) -> Opened:
         """The same rows read from another source; forms that were no others stay so."""
         fine = source if self.fine is self.source else self.fine
-        return replace(self.only(source), fine=fine, bare=fine if self.bare is self.fine else self.bare)
+        bare = fine if self.bare is self.fine else self.bare
+        return replace(self.only(source), fine=fine, bare=bare, few=self.few)
 
     def only(self, source: Source) -> Opened:
         """The same rows in no other form than a source."""

@@ -1,47 +1,32 @@
 """One pass over all rows: blocks go to the CPU's or the reference's reduction, and sums come back in float64.
 
-The only place that chooses a device. Blocks depend on (N, K) alone, and sums of them are rounded once, so that a pass
-gives the same bits whoever reduces which blocks: at every thread count, and over any number of ranks.
+Blocks depend on (N, K) alone, and sums of them are rounded once, so that a pass gives the same bits whoever reduces
+which blocks: at every thread count, and over any number of ranks.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib.metadata
-import importlib.util
-import itertools
-import re
 import threading
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.sparse import csr_array
 
-from otlabel.sweep.blocks import Batch, Room, cut, device_rows
-from otlabel.sweep.contract import Backend, Handle, Immediate, Ready, Waiting
-from otlabel.sweep.pool import run_tasks
+from otlabel.sweep.contract import Backend, Handle, Ready, Waiting
+from otlabel.sweep.running import is_out_of_memory, run_blocks
 
 if TYPE_CHECKING:
     import torch
 
     from otlabel.ranks.rowset import RowSet
     from otlabel.ranks.wire import Arrays
-    from otlabel.sources import Source
     from otlabel.sources.listed import ListedSource
 
 HASH_SEED = 20_200_427  # any constant: equal rows must get equal hashes in every process
 HASHED_SCORES = 32  # of each row, at a first look
 PRODUCT_ROWS, PRODUCT_ENTRIES = 1 << 14, 1 << 25  # of plans multiplied at once: halves hold sums of so many rows
-BLOCKS_ASKED = 2  # of a device, beyond the one it works on
-OUT_OF_MEMORY = "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED", "out of memory"
 WAITING_PARTS = 64  # sums of blocks that are added at once
-TRITON_NAMES = "triton", "pytorch-triton", "triton-windows"  # it comes as one of these
-OLDEST_TRITON = 3, 3  # whose compiler takes the kernels
-READERS = 1  # threads beyond the processors: while they wait for a file, the others compute
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +54,15 @@ class Inspection:
 
 
 @dataclass(frozen=True, eq=False)
+class Listing:
+    """Lists of the classes near each row's best, and what else one reading brings."""
+
+    source: ListedSource
+    rounding: float  # how far the scores that decided what is listed may be from the listed ones, of the rows here
+    inspection: Inspection | None  # where it was asked for
+
+
+@dataclass(frozen=True, eq=False)
 class Candidates:
     """The rows that may still move and where to: classes and scores, row after row, sizes[r] for the r-th of them."""
 
@@ -76,126 +70,6 @@ class Candidates:
     sizes: np.ndarray  # (R,) int64
     classes: np.ndarray  # (E,) int32
     scores: np.ndarray  # (E,) float64
-
-
-def _backend(scores: Source) -> Backend:
-    from otlabel.sources.listed import ListedSource
-
-    if isinstance(scores, ListedSource):
-        from otlabel.sweep import lists
-
-        return cast(Backend, Immediate(lists))
-    if scores.device is None:
-        from otlabel.sweep import cpu
-
-        return cast(Backend, Immediate(cpu))
-    if scores.device.type == "cuda" and has_triton():
-        from otlabel.sweep import cuda
-
-        return cuda
-    from otlabel.sweep import reference
-
-    return cast(Backend, Immediate(reference))
-
-
-@functools.cache
-def has_triton() -> bool:
-    """Whether cards have a sweep of their own, which makes no copy of the scores; else the reference does it."""
-    if importlib.util.find_spec("triton") is None:
-        return False
-    for name in TRITON_NAMES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            numbers = re.findall(r"\d+", importlib.metadata.version(name))
-            return tuple(int(number) for number in numbers[:2]) >= OLDEST_TRITON
-    return False
-
-
-def _run_blocks(rows: RowSet, reduce_block: Callable[[Backend, Any, int, int], Handle[Any]]) -> list[Any]:
-    """What the handles of reduce_block(backend, block, start, stop) give, in the order of the blocks of rows."""
-    source = rows.source
-    backend = _backend(source)
-    with rows.reading():
-        if source.device is not None:
-            return _run_on_device(source, source.device, rows.room, functools.partial(reduce_block, backend))
-        batches = rows.batches
-        results: list[list[Any]] = [[] for _ in batches]
-
-        def task(number: int) -> None:
-            batch = batches[number]
-            for (start, stop), block in zip(batch, source.read(batch), strict=True):
-                results[number].append(reduce_block(backend, block, start, stop).result())
-
-        run_tasks(task, len(batches), READERS if source.reads_files else 0)
-    return list(itertools.chain.from_iterable(results))
-
-
-def device_blocks(source: Source) -> Batch:
-    """Blocks for a device: what lies there as large as a sweep that copies nothing can take, else as it is read."""
-    in_place = source.device is not None and source.device.type == "cuda" and has_triton()
-    n_rows, n_classes = source.shape
-    return cut(n_rows, device_rows(n_classes, in_place=in_place) if source.grain == 1 else source.grain)
-
-
-def _run_on_device(
-    source: Source, device: torch.device, room: Room, reduce_block: Callable[[Any, int, int], Handle[Any]]
-) -> list[Any]:
-    """Blocks one after the other, of half as many rows from where the device's memory does not suffice.
-
-    A block is waited for once the device has much more to do. All are read together, so that each is on its way while
-    the one before it is reduced.
-    """
-    import torch
-
-    blocks = device_blocks(source)
-    waiting, handles = deque(room.fitted([blocks] if blocks else [])), deque[Handle[Any]]()
-    results = list[Any]()
-    asked = _Asked(device)
-    while waiting:
-        batch, n_done = waiting.popleft(), 0
-        try:
-            for (start, stop), block in zip(batch, source.read(batch), strict=True):
-                handles.append(reduce_block(block, start, stop))
-                n_done += 1
-                asked.add()
-                if len(handles) > WAITING_PARTS:
-                    results.append(handles.popleft().result())
-        except RuntimeError as error:
-            longest = max(stop - start for start, stop in batch)
-            if longest == 1 or not is_out_of_memory(error):
-                raise
-        else:
-            longest = 0
-        if longest:  # outside of the handler, which would keep alive what takes the memory
-            block = None
-            room.most_rows = -(-longest // 2)
-            torch.cuda.empty_cache()
-            waiting = deque(room.fitted([batch[n_done:], *waiting]))
-    return results + [handle.result() for handle in handles]
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device had too little memory left; cuBLAS and cuSOLVER say so in words of their own."""
-    import torch
-
-    told = str(error)
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in told for words in OUT_OF_MEMORY)
-
-
-class _Asked:
-    """What a device was asked for and has perhaps not begun: few blocks, since each of them keeps its memory."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._ends = device, deque[Any]()
-
-    def add(self) -> None:
-        """All that was asked for so far is one more block; wait until the device is at one of the last."""
-        if self._device.type != "cuda":
-            return
-        import torch
-
-        self._ends.append(torch.cuda.current_stream(self._device).record_event())
-        if len(self._ends) > BLOCKS_ASKED:
-            self._ends.popleft().synchronize()
 
 
 def sweep(
@@ -244,7 +118,7 @@ def sweep(
 
         return Waiting(finish)
 
-    plans = _run_blocks(rows, reduce_block)
+    plans = run_blocks(rows, reduce_block)
     of_weights = np.zeros(n_classes + 3)
     of_weights[2] = n_rows if weights is None else weights.sum()
     added.add(of_weights, np.zeros(n_counted, np.int64))
@@ -298,22 +172,37 @@ def inspect(rows: RowSet, *, every_score: bool = False) -> Inspection:
 
     Hashes are of a few scores of each row, which is quicker and tells most rows apart, or of every score.
     """
-    n_rows, n_classes = rows.shape
-    rng = np.random.default_rng(HASH_SEED)
-    multipliers = rng.integers(0, 2**64, n_classes, dtype=np.uint64) | np.uint64(1)
-    number = np.float64 if rows.source.dtype == "float64" else np.float32
-    step = 1 if every_score else max(1, n_classes // HASHED_SCORES)
-    hashes, tops, bottoms = np.empty(n_rows, np.uint64), np.empty(n_rows, number), np.empty(n_rows, number)
+    looks = _Looks(rows, every_score=every_score)
+    looks.counts = run_blocks(rows, looks.look)
+    return looks.result()
 
-    def look(backend: Backend, block: Any, start: int, stop: int) -> Handle[tuple[int, int]]:
+
+class _Looks:
+    """What a first look writes down, block by block."""
+
+    def __init__(self, rows: RowSet, *, every_score: bool) -> None:
+        n_rows, n_classes = rows.shape
+        number = np.float64 if rows.source.dtype == "float64" else np.float32
+        rng = np.random.default_rng(HASH_SEED)
+        self._rows, self._every_score = rows, every_score
+        self._multipliers = rng.integers(0, 2**64, n_classes, dtype=np.uint64) | np.uint64(1)
+        self._step = 1 if every_score else max(1, n_classes // HASHED_SCORES)
+        self._hashes = np.empty(n_rows, np.uint64)
+        self._tops, self._bottoms = np.empty(n_rows, number), np.empty(n_rows, number)
+        self.counts: list[tuple[int, int]] = []  # of each block: bad scores, forbidden ones
+
+    def look(self, backend: Backend, block: Any, start: int, stop: int) -> Handle[tuple[int, int]]:
+        """Look at one block."""
         here = slice(start, stop)
-        return backend.inspect_block(block, multipliers, step, hashes[here], tops[here], bottoms[here])
+        hashes, tops, bottoms = self._hashes[here], self._tops[here], self._bottoms[here]
+        return backend.inspect_block(block, self._multipliers, self._step, hashes, tops, bottoms)
 
-    counts = np.array(_run_blocks(rows, look), np.int64).reshape(-1, 2).sum(0)
-    (found,) = rows.sum("inspect", counts)
-    if found[0] and rows.fine is not rows:  # float32 may have overflowed
-        return inspect(rows.fine, every_score=every_score)
-    return Inspection(int(found[0]), int(found[1]), hashes, tops, bottoms)
+    def result(self) -> Inspection:
+        """What all blocks show, those of all ranks."""
+        (found,) = self._rows.sum("inspect", np.array(self.counts, np.int64).reshape(-1, 2).sum(0))
+        if found[0] and self._rows.fine is not self._rows:  # float32 may have overflowed
+            return inspect(self._rows.fine, every_score=self._every_score)
+        return Inspection(int(found[0]), int(found[1]), self._hashes, self._tops, self._bottoms)
 
 
 def label(
@@ -327,7 +216,7 @@ def label(
     def label_rows(backend: Backend, block: Any, start: int, stop: int) -> Handle[None]:
         return backend.label_block(block, potentials, labels[start:stop], best[start:stop], own[start:stop])
 
-    _run_blocks(rows.fine, label_rows)
+    run_blocks(rows.fine, label_rows)
     return labels, best, own
 
 
@@ -343,23 +232,40 @@ def candidates(rows: RowSet, potentials: np.ndarray, labels: np.ndarray, slack: 
 
         return Waiting(from_start)
 
-    found = _run_blocks(rows.fine, find) or [(np.empty(0, np.int64),) * 2 + (np.empty(0, np.int32), np.empty(0))]
+    found = run_blocks(rows.fine, find) or [(np.empty(0, np.int64),) * 2 + (np.empty(0, np.int32), np.empty(0))]
     return Candidates(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
 
-def listed(rows: RowSet, potentials: np.ndarray, width: float, quantum: float) -> ListedSource:
-    """Of each row here the classes whose u = scores + potentials, in the potentials' precision, is near its best."""
+def listed(rows: RowSet, potentials: np.ndarray, width: float, quantum: float, *, inspecting: bool = False) -> Listing:
+    """Of each row here the classes whose u = scores + potentials, in the potentials' precision, is near its best.
+
+    What is listed are the fine scores. Where these are costly to make, those of passes say which ones.
+    """
     from otlabel.sources.base import storage_array
     from otlabel.sources.listed import ListedSource, Lists
     from otlabel.sweep.lists import list_block
 
-    def choose(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
-        return Ready(list_block(block, potentials, width))
+    few = rows.opened.few
+    read = rows.fine if few is None else rows
+    looks = _Looks(read, every_score=False) if inspecting else None
 
-    nothing = np.empty(0, np.int32), np.empty(0, np.int32), storage_array((0,), rows.source.dtype)
-    sizes, classes, scores = map(np.concatenate, zip(*(_run_blocks(rows, choose) or [nothing]), strict=True))
+    def choose(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
+        counts = (0, 0) if looks is None else looks.look(backend, block, start, stop).result()
+        sizes, classes, scores = list_block(block, potentials, width)
+        rounding = 0.0
+        if few is not None:
+            scores, rounding = few(start, stop, sizes, classes)
+        return Ready((sizes, classes, scores, rounding, counts))
+
+    dtype = rows.opened.fine.dtype
+    nothing = np.empty(0, np.int32), np.empty(0, np.int32), storage_array((0,), dtype), 0.0, (0, 0)
+    *lists, roundings, counts = zip(*(run_blocks(read, choose) or [nothing]), strict=True)
+    sizes, classes, scores = map(np.concatenate, lists)
     starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-    return ListedSource(Lists(starts, classes, scores, quantum), rows.shape[1], rows.source.dtype)
+    source = ListedSource(Lists(starts, classes, scores, quantum), rows.shape[1], dtype)
+    if looks is not None:
+        looks.counts = list(counts)
+    return Listing(source, max(roundings), None if looks is None else looks.result())
 
 
 def plan(rows: RowSet, potentials: np.ndarray, epsilon: float, precision: type = np.float64) -> np.ndarray:
@@ -371,7 +277,7 @@ def plan(rows: RowSet, potentials: np.ndarray, epsilon: float, precision: type =
     def fill(backend: Backend, block: Any, start: int, stop: int) -> Handle[None]:
         return backend.plan_block(block, g, inverse, out[start:stop])
 
-    _run_blocks(rows, fill)
+    run_blocks(rows, fill)
     return out
 
 
@@ -385,7 +291,7 @@ def sparse_plan(
     def keep(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
         return backend.sparse_plan_block(block, _within(chosen, start, stop), g, inverse, share)
 
-    return _joined(_run_blocks(rows, keep), rows.shape[1])
+    return _joined(run_blocks(rows, keep), rows.shape[1])
 
 
 def products(

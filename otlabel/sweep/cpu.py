@@ -117,6 +117,28 @@ def centre_block(stored, centre, numbers):
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
+def few_products(rows, weights, sizes, classes, products):
+    """Write <row_i, weight_k> for the classes k of each row; row i has sizes[i] of them, row after row. All float64.
+
+    Returns the square of the longest row's length.
+    """
+    n_rows, n_features = rows.shape
+    entry, longest = 0, 0.0
+    for i in range(n_rows):
+        square = 0.0
+        for j in range(n_features):
+            square += rows[i, j] * rows[i, j]
+        longest = max(longest, square)
+        for _ in range(sizes[i]):
+            k, total = classes[entry], 0.0
+            for j in range(n_features):
+                total += rows[i, j] * weights[k, j]
+            products[entry] = total
+            entry += 1
+    return longest
+
+
+@njit(fastmath=FAST, nogil=True, cache=True)
 def log_sum_exp_block(scores, result):
     """Write log sum_k exp(scores) of every row; 0 for a row of nothing but -inf."""
     n_rows, n_classes = scores.shape

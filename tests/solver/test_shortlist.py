@@ -14,8 +14,7 @@ from verdicts import check
 
 from otlabel import KL, Range, Status, linear_scores, sinkhorn_assign, sweep
 from otlabel.ranks.rowset import RowSet
-from otlabel.solver import continuation, exact_labels, samples, shortlist
-from otlabel.solver.monitor import Monitor
+from otlabel.solver import aiming, first_look, samples, shortlist
 from otlabel.sources import open_scores
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
@@ -38,14 +37,16 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     for name, value in (("FEWEST_SCORES", 0), ("FEWEST_CLASSES", 2), ("MOST_LISTED", 1.0)):
         monkeypatch.setattr(shortlist, name, value)
 
-    def shorten(problem: Any, potentials: np.ndarray, width: float, monitor: Monitor) -> Any:
-        lists = shortlist.shorten(problem, potentials, width, monitor)
+    listing = shortlist.list_rows
+
+    def list_rows(rows: RowSet, potentials: np.ndarray, width: float, *rest: Any, **how: Any) -> Any:
+        lists = listing(rows, potentials, width, *rest, **how)
         record.widths.append(width)
-        record.n_listed = 0 if lists is None else lists.problem.rows.source.n_listed
+        record.n_listed = 0 if lists is None else lists.rows.source.n_listed
         return lists
 
-    monkeypatch.setattr(continuation, "shorten", shorten)
-    monkeypatch.setattr(exact_labels, "shorten", shorten)
+    for module in (first_look, shortlist):
+        monkeypatch.setattr(module, "list_rows", list_rows)
     return record
 
 
@@ -113,11 +114,11 @@ def test_lists_of_a_head_hold_what_float64_makes_of_it(normalize: bool, made: Ma
 @pytest.mark.parametrize("rule", RULES_OF_LISTS)
 def test_lists_that_are_too_short_are_made_again(rule: str, made: Made, monkeypatch) -> None:
     """A width of next to nothing: more readings, the right answer, and no proof from what was not listed."""
-    monkeypatch.setattr(continuation, "width_for", lambda problem, solver, moves: 1e-3)
+    monkeypatch.setattr(aiming, "width_for", lambda n_classes, solver, moves: 1e-3)
     scores = peaked(1)
     result = sinkhorn_assign(scores, **RULES_OF_LISTS[rule])
     assert len(made.widths) > 1
-    assert result.n_readings > 2
+    assert result.n_readings > 1
     monkeypatch.setattr(shortlist, "FEWEST_SCORES", 1 << 40)
     assert result.bound == pytest.approx(sinkhorn_assign(scores, **RULES_OF_LISTS[rule]).bound, abs=1e-13)
 
@@ -125,7 +126,7 @@ def test_lists_that_are_too_short_are_made_again(rule: str, made: Made, monkeypa
 @pytest.mark.parametrize("estimate", [0.0, 1e-6, 0.05])
 def test_no_proof_rests_on_the_estimate(estimate: float, made: Made, monkeypatch) -> None:
     """Whatever a sample makes one believe of how far potentials will move, value and bound are those of all scores."""
-    monkeypatch.setattr(continuation, "width_for", lambda problem, solver, moves: estimate + 1e-9)
+    monkeypatch.setattr(aiming, "width_for", lambda n_classes, solver, moves: estimate + 1e-9)
     for seed in range(5):
         scores = peaked(seed, 600, 6, "float64")
         result = sinkhorn_assign(scores, classes=Range(0.1, 0.3))
@@ -137,7 +138,7 @@ def test_no_proof_rests_on_the_estimate(estimate: float, made: Made, monkeypatch
 
 def test_a_class_that_no_list_has(made: Made, monkeypatch) -> None:
     """One that all rows like least, and that must be filled all the same."""
-    monkeypatch.setattr(continuation, "width_for", lambda problem, solver, moves: 0.5)
+    monkeypatch.setattr(aiming, "width_for", lambda n_classes, solver, moves: 0.5)
     scores = peaked(2)
     scores[:, 3] -= 30
     result = sinkhorn_assign(scores, class_mass=np.full(12, 200))
@@ -159,6 +160,6 @@ def test_every_kind_of_small_problem(kind: str, made: Made) -> None:
 def test_a_rank_without_rows_has_no_lists(dtype: str) -> None:
     """As where there are more ranks than blocks, or where none of the rows that are looked at first are here."""
     rows = RowSet(open_scores(peaked(0, dtype=dtype))).taken(np.empty(0, np.int64))
-    lists = sweep.listed(rows, np.zeros(12, np.float64 if dtype == "float64" else np.float32), 1.0, 1.0)
+    lists = sweep.listed(rows, np.zeros(12, np.float64 if dtype == "float64" else np.float32), 1.0, 1.0).source
     assert (lists.shape, lists.n_listed) == ((0, 12), 0)
     assert len(sweep.label(RowSet(lists), np.zeros(12))[0]) == 0

@@ -22,7 +22,7 @@ from otlabel.ranks.rowset import RowSet
 from otlabel.solver.curvature import DenseCurvature, DeviceCurvature
 from otlabel.sources import DeviceSource, TensorSource, cached, device, on_device, open_scores, read_rows
 from otlabel.sources.linear import LinearScores, Products
-from otlabel.sweep import reference
+from otlabel.sweep import reference, running
 from otlabel.sweep.contract import Ready
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_blocks_are_moved_as_they_are(dtype: str) -> None:
     scores = drawn((211, 7), dtype)
     source = streamed(scores)
-    blocks = sweep.device_blocks(source)
+    blocks = running.device_blocks(source)
     assert len(blocks) > 2
     found = [block.clone() for block in source.read(blocks)]
     assert torch.equal(torch.cat(found), scores)
@@ -73,14 +73,14 @@ def test_blocks_that_are_kept_may_be_used_after_the_next_one() -> None:
     """The buffers are used again, the blocks are not."""
     scores = drawn((300, 9), "float16")
     source = streamed(scores)
-    assert torch.equal(torch.cat(list(source.read(sweep.device_blocks(source)))), scores)
+    assert torch.equal(torch.cat(list(source.read(running.device_blocks(source)))), scores)
 
 
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_that_were_used_leave_the_device() -> None:
     """Scores that do not fit there whole are not to pile up there either: one block in use, and one on its way."""
     source = streamed(drawn((3000, 9)))
-    blocks = sweep.device_blocks(source)
+    blocks = running.device_blocks(source)
     assert len(blocks) > 9
     seen = list[weakref.ref[torch.Tensor]]()
     for block in source.read(blocks):
@@ -193,7 +193,7 @@ def test_scores_that_fit_there_are_made_once(room: int, monkeypatch: pytest.Monk
     for _ in range(3):
         sweep.sweep(RowSet(kept), np.zeros(6), 0.1)
     assert sum(made) == (400 if room else 3 * 400)
-    blocks = sweep.device_blocks(head.source)
+    blocks = running.device_blocks(head.source)
     whole = torch.cat(list(kept.source.read(blocks)))
     assert torch.equal(whole, torch.cat(list(head.source.read(blocks))))
     rows = np.array([3, 100, 399])
@@ -245,7 +245,7 @@ def test_blocks_are_halved_where_memory_is_short(kind: str, monkeypatch: pytest.
     }  # fmt: skip
     rows = RowSet(sources[kind]())
     expected = sweep.sweep(RowSet(open_scores(values)), np.arange(6.0), 0.1)
-    monkeypatch.setattr(sweep, "_backend", lambda scores: backend)
+    monkeypatch.setattr("otlabel.sweep.running.backend_of", lambda scores: backend)
     found = sweep.sweep(rows, np.arange(6.0), 0.1)
     np.testing.assert_allclose(found.mass, expected.mass, rtol=1e-12)
     np.testing.assert_array_equal(found.labels, expected.labels)
@@ -261,7 +261,7 @@ def test_blocks_are_halved_where_memory_is_short(kind: str, monkeypatch: pytest.
 
 
 def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "_backend", lambda scores: Short(0))
+    monkeypatch.setattr("otlabel.sweep.running.backend_of", lambda scores: Short(0))
     with pytest.raises(torch.cuda.OutOfMemoryError):
         sweep.sweep(RowSet(TensorSource(drawn((9, 3)))), np.zeros(3), 0.1)
 
@@ -370,11 +370,11 @@ def test_a_triton_that_is_too_old_is_left_alone(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     for installed, usable in (("3.2.0", False), ("3.3.0", True), ("3.10.1+git1234", True), ("4.0", True)):
         monkeypatch.setattr("importlib.metadata.version", lambda name, installed=installed: installed)
-        assert sweep.has_triton.__wrapped__() is usable
+        assert running.has_triton.__wrapped__() is usable
 
 
 def test_memory_that_libraries_lack_is_told_apart_from_other_failures() -> None:
-    assert sweep.is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory"))
-    assert sweep.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"))
-    assert sweep.is_out_of_memory(RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling"))
-    assert not sweep.is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert running.is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    assert running.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"))
+    assert running.is_out_of_memory(RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling"))
+    assert not running.is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))

@@ -23,6 +23,7 @@ from otlabel.ranks.rowset import RowSet
 from otlabel.sources import DeviceSource, Opened, TensorSource, open_scores
 from otlabel.sweep import reference
 from otlabel.sweep.contract import Immediate
+from otlabel.sweep.running import device_blocks
 
 HAS_CARD = torch.cuda.is_available()
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -377,7 +378,7 @@ def test_problems_are_solved_through_the_kernels(kind: str, monkeypatch) -> None
     """All the way from the front door: where there is no card, tensors on the CPU take the card's way."""
     from otlabel import assign
 
-    monkeypatch.setattr("otlabel.sweep._backend", lambda scores: cuda_module())
+    monkeypatch.setattr("otlabel.sweep.running.backend_of", lambda scores: cuda_module())
     drawn = draw(kind, 0)
     expected = sinkhorn_on_cpu(drawn, monkeypatch)
     tensor = torch.as_tensor(drawn.scores).to(DEVICE)
@@ -389,7 +390,7 @@ def sinkhorn_on_cpu(drawn: Any, monkeypatch: Any) -> Any:
     with monkeypatch.context() as patch:
         from otlabel.sweep import cpu
 
-        patch.setattr("otlabel.sweep._backend", lambda scores: Immediate(cpu))
+        patch.setattr("otlabel.sweep.running.backend_of", lambda scores: Immediate(cpu))
         return sinkhorn_assign(drawn.scores, class_mass=drawn.class_mass)
 
 
@@ -483,7 +484,7 @@ def test_streaming_takes_a_few_blocks_of_the_card(monkeypatch) -> None:
     monkeypatch.setattr("otlabel.sources.device.BLOCK_BYTES", 1 << 20)
     device, g = torch.device("cuda", torch.cuda.current_device()), np.zeros(64)
     source = DeviceSource(open_scores(scores).source, device)
-    assert len(sweep.device_blocks(source)) > 20
+    assert len(device_blocks(source)) > 20
     sweep.sweep(RowSet(source), g, 0.1, with_labels=False)  # compiled
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

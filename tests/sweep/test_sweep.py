@@ -339,7 +339,7 @@ def test_blocks_may_be_sparse(monkeypatch) -> None:
     ends = np.concatenate([[0], np.cumsum(is_listed.sum(1))])
     listed = csr_array((scores[is_listed], np.nonzero(is_listed)[1], ends), scores.shape)
     backend = SimpleNamespace(sweep_block=in_full(cpu.sweep_block), label_block=in_full(cpu.label_block))
-    monkeypatch.setattr(sweep, "_backend", lambda source: Immediate(backend))
+    monkeypatch.setattr("otlabel.sweep.running.backend_of", lambda source: Immediate(backend))
     rows = RowSet(Listed(listed), columns=8)
     assert (len(rows.spans), len(dense.spans)) == (15, 75)
     found = sweep.sweep(rows, potentials, 0.3)
