@@ -80,7 +80,7 @@ def add(commands: Any) -> None:
     options.memory_limit(parser)
     add("--potentials", metavar="OUT.npz", type=options.path, help="save the whole result too, for certify and predict")
     add("--checkpoint", metavar="FILE.npy", type=options.path, help="keep potentials there; go on from them if killed")
-    add("--progress", action="store_true", help="show a progress bar on stderr")
+    options.progress(parser)
     options.receipt(parser)
     options.force(parser)
     options.as_json(parser, "the result")
@@ -251,6 +251,7 @@ def _watched(
     """Where to start from, and who is told of each pass: a bar, and a checkpoint that is kept."""
     import numpy as np
 
+    from otlabel.planning.model import PASSES
     from otlabel.solver.monitor import observing
 
     path, last_saved = arguments.checkpoint, -math.inf
@@ -260,7 +261,8 @@ def _watched(
             f"--checkpoint {path} is of a run with {len(start):,} classes, and {arguments.scores} has {n_classes:,}; "
             "give another name, or remove it"
         )
-    with observing(arguments.progress and communicator.rank == 0) as bar:
+    shown, usual = options.is_watched(arguments) and communicator.rank == 0, PASSES[arguments.rounding][0]
+    with observing(shown, usual, options.WORTH_SHOWING) as bar:
 
         def watch(record: dict[str, Any]) -> None:
             nonlocal last_saved

@@ -33,6 +33,7 @@ def add(commands: Any) -> None:
         type=options.path,
         help="result.npz or labels.h5 of assign: its bound, no solving",
     )
+    options.progress(parser)
     options.as_json(parser, "the certificate")
 
 
@@ -45,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     potentials = None if arguments.potentials is None else read_potentials(arguments.potentials)[0]
     scores = open_scores(arguments.scores)
     check_number(arguments.labels, scores.shape[0])
-    certificate = certify(scores, _read_labels(arguments.labels), potentials=potentials)
+    with options.doing(arguments, "proving: the best labels of these sizes" if potentials is None else "proving"):
+        certificate = certify(scores, _read_labels(arguments.labels), potentials=potentials)
     if arguments.json:
         names = ("value", "bound", "gap", "relative_gap", "proven", "counts")
         print_json(**{name: getattr(certificate, name) for name in names})

@@ -28,6 +28,7 @@ def add(commands: Any) -> None:
         "--plot", metavar="OUT.png", type=options.path, help="draw class sizes before and after balance"
     )
     options.force(parser, "an existing picture")
+    options.progress(parser)
     options.as_json(parser, "all numbers and findings")
 
 
@@ -41,7 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.plot is not None:
         doctor.require_matplotlib()
-    diagnosis = doctor.diagnose(arguments.scores, class_mass=read_class_mass(arguments.class_mass))
+    with options.doing(arguments, "looking at the scores, and at what balance does to them"):
+        diagnosis = doctor.diagnose(arguments.scores, class_mass=read_class_mass(arguments.class_mass))
     if arguments.json:
         print_json(**diagnosis.to_dict())
     else:

@@ -32,6 +32,7 @@ from otlabel.commands import (
 )
 from otlabel.errors import OtlabelWarning, RankError
 from otlabel.interrupts import interruptible
+from otlabel.progress import say
 from otlabel.text import one_line
 
 COMMANDS = (assign, cluster, predict, certify, plan, doctor, demo, curate, report, train, transfer, warmup)
@@ -182,7 +183,7 @@ def _one_line_warnings() -> Iterator[None]:
     """Show warnings as lines of this command, without the place in the library that gave them."""
 
     def show(message: Warning | str, *_: Any) -> None:
-        print(f"otlabel: warning: {one_line(message)}", file=sys.stderr)
+        say(f"otlabel: warning: {one_line(message)}")
 
     with warnings.catch_warnings():
         # A file mapped into memory is read-only, which torch takes for a danger; scores are never written to.

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from otlabel.progress import Told
+from otlabel.progress import progress as shown_progress
 from otlabel.text import local_path
 
 SCORES_HELP = (
@@ -17,6 +21,7 @@ SCORES_HELP = (
     "pattern for the parts of one matrix: 'part-*.h5::/NAME'"
 )
 OUTPUT_HELP = "FILE.npy (int64), or FILE.h5 with class sizes, potentials and a receipt"
+WORTH_SHOWING = 0.5  # seconds that something takes
 MEMORY_HELP = "for keeping scores in memory (4e9, 4GB); default half of the free; beyond it they are streamed"
 
 
@@ -79,6 +84,27 @@ def receipt(parser: argparse.ArgumentParser) -> None:
 def force(parser: argparse.ArgumentParser, what: str = "existing output") -> None:
     """Whether files that are there may be overwritten."""
     parser.add_argument("--force", action="store_true", help=f"overwrite {what}")
+
+
+def progress(parser: argparse.ArgumentParser) -> None:
+    """Whether to show what is being done; `is_watched` tells what came of it."""
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--quiet", action="store_true", help="show no progress; else a terminal's stderr has it")
+    choice.add_argument(
+        "--progress", action="store_true", help="show progress on stderr where that is no terminal, too"
+    )
+
+
+def is_watched(arguments: argparse.Namespace) -> bool:
+    """Whether somebody is to see what is being done."""
+    return arguments.progress or (not arguments.quiet and sys.stderr is not None and sys.stderr.isatty())
+
+
+@contextmanager
+def doing(arguments: argparse.Namespace, what: str, total: int | None = None, unit: str = "") -> Iterator[Told]:
+    """A line of progress while this is done, once it takes longer than it takes to read the line."""
+    with shown_progress(what, total, unit, shown=is_watched(arguments), delay=WORTH_SHOWING) as tell:
+        yield tell
 
 
 def as_json(parser: argparse.ArgumentParser, what: str) -> None:

@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--potentials", metavar="FILE", type=options.path, required=True, help=potentials_help)
     options.output(parser, "LABELS", options.OUTPUT_HELP)
     options.receipt(parser)
+    options.progress(parser)
     options.force(parser)
     options.as_json(parser, "the class sizes")
 
@@ -48,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         versions=versions(),
         status="predicted",
     )
-    labels = as_array(predict(scores, potentials, threshold))
+    with options.doing(arguments, "labelling by the potentials"):
+        labels = as_array(predict(scores, potentials, threshold))
     counts = sizes_of(labels, len(potentials))
     write(arguments, StoredLabels(labels, counts, potentials, receipt, threshold))
     if arguments.json:

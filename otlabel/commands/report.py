@@ -37,6 +37,7 @@ def add(commands: Any) -> None:
     add("--head", type=int, default=0, help="which head's labels, where there are several (%(default)s)")
     add("--title", help="of the page")
     options.seed(parser, "of what is drawn at random")
+    options.progress(parser)
     options.force(parser, "an existing page")
 
 
@@ -50,7 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from otlabel.reporting.page import report
 
-    more = {name: value for name, value in given.items() if name not in ("command", "is_shared", "output", "force")}
-    report(more.pop("labels"), path=arguments.output, **more)
+    own = ("command", "is_shared", "output", "force", "quiet", "progress")
+    more = {name: value for name, value in given.items() if name not in own}
+    with options.doing(arguments, "looking at the labels, and drawing the page"):
+        report(more.pop("labels"), path=arguments.output, **more)
     print(f"Report written to {arguments.output}")
     return 0

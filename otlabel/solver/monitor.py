@@ -11,9 +11,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from otlabel.progress import progress
+
 if TYPE_CHECKING:
     import numpy as np
 
+WORDS = {  # what follows each stage, or goes on
+    "inspect": "looking at the scores",
+    "list": "listing the best classes of each sample",
+    "solve": "solving the plan",
+    "round": "rounding to exact sizes",
+    "repair": "moving what is too much",
+    "prices": "pricing",
+    "certify": "proving",
+}
 Observer = Callable[[dict[str, Any]], None]
 
 
@@ -67,22 +78,18 @@ class Monitor:
 
 
 @contextlib.contextmanager
-def observing(progress: bool | Observer) -> Iterator[Observer | None]:
-    """Nobody, the caller's function, or a bar that counts passes."""
-    if not isinstance(progress, bool):
-        yield progress
-    elif not progress:
+def observing(shown: bool | Observer, total: int | None = None, delay: float = 0) -> Iterator[Observer | None]:
+    """Nobody, the caller's function, or a bar that counts passes, of which there will be about so many in all."""
+    if not isinstance(shown, bool):
+        yield shown
+    elif not shown:
         yield None
     else:
-        from tqdm.auto import tqdm
-
-        with tqdm(unit=" passes", desc="otlabel", leave=False) as bar:
+        with progress("labelling", total, "passes", delay=delay) as tell:
 
             def show(record: dict[str, Any]) -> None:
-                bar.update(record["n_sweeps"] - bar.n)
-                error = (
-                    "" if record["error"] is None else f" epsilon {record['epsilon']:.3g} error {record['error']:.2g}"
-                )
-                bar.set_postfix_str(f"{record['stage']}{error}")
+                error = record["error"]
+                off = "" if error is None else f", epsilon {record['epsilon']:.3g}, class-mass error {error:.2g}"
+                tell(record["n_sweeps"], WORDS[record["stage"]] + off)
 
             yield show
