@@ -18,6 +18,7 @@ import numpy as np
 from otlabel import sweep
 from otlabel.errors import FileFormatError, InfeasibleError, InvalidScoresError
 from otlabel.interrupts import interruptible
+from otlabel.pictures import require_matplotlib, sizes_figure, summary_html
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.outcome import ArrayT, Certificate, Status
 from otlabel.solver.posing import check_finite
@@ -38,6 +39,7 @@ from otlabel.text import bytes_text, printable
 from otlabel.validate import check_vector
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 FORMAT = "otlabel.Assignment"
@@ -280,6 +282,30 @@ class Assignment(Generic[ArrayT]):
             lines.append(f"to do     {self.status.remedy}")
         lines += [f"note      {note}" for note in self.notes]
         return "\n".join(textwrap.fill(line, 80, subsequent_indent=" " * 10) for line in "\n".join(lines).split("\n"))
+
+    @interruptible
+    def plot(self, scores: Any = None) -> Figure:
+        """Class sizes, from large to small; with the scores of the samples, also those of the best class alone.
+
+        Args:
+            scores: (N, K), the same again, of which a pass counts the best classes. None: only sizes of the labels.
+
+        Returns:
+            A matplotlib figure, which a notebook shows; `figure.savefig("sizes.png")`.
+
+        Raises:
+            MissingPackageError: matplotlib is not installed.
+            InvalidScoresError: as for `predict`.
+        """
+        require_matplotlib()
+        before, n_classes = None, len(self.counts)
+        if scores is not None:
+            opened, _ = _open_for(scores, n_classes, self.class_names)
+            before = np.bincount(sweep.label(RowSet(opened), np.zeros(n_classes))[0], minlength=n_classes)
+        return sizes_figure(before, as_array(self.counts))
+
+    def _repr_html_(self) -> str:
+        return summary_html(self.summary())
 
     def __repr__(self) -> str:
         return (

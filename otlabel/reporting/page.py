@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import html
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,15 @@ if TYPE_CHECKING:
     from otlabel.solver.outcome import Certificate
 
 HERE = Path(__file__).parent
+FRAME_HEIGHT = "640px"  # of a page in a notebook
+
+
+class Page(str):
+    """A page, as text; in a notebook, a frame of its own, whose style and script stay inside."""
+
+    def _repr_html_(self) -> str:
+        frame = f'style="width: 100%; height: {FRAME_HEIGHT}; border: 1px solid #8a97a3" title="report"'
+        return f'<iframe srcdoc="{html.escape(self)}" {frame}></iframe>'
 
 
 @interruptible
@@ -46,7 +56,7 @@ def report(
     title: str | None = None,
     path: str | os.PathLike[str] | None = None,
     seed: int = 0,
-) -> str:
+) -> Page:
     """Write one HTML page about labels: sizes and proof, the price of balance, examples and figures of classes.
 
     The page needs no network, no script and no other file; what is known only from an argument that is not given is
@@ -74,7 +84,7 @@ def report(
         seed: of the examples that are drawn at random, and of k-means.
 
     Returns:
-        The page.
+        The page, a str that shows itself where it ends a cell of a notebook.
 
     Raises:
         ValueError: arguments that are not about the same N samples or K classes, or a path that is one of theirs.
@@ -118,7 +128,7 @@ def report(
     if path is not None:
         with replacing(path) as file:
             file.write(written.encode())
-    return written
+    return Page(written)
 
 
 def sentences(summary: Summary) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 
+from otlabel.pictures import summary_html
 from otlabel.sources import as_array
 from otlabel.text import range_text
 
@@ -105,3 +106,6 @@ class Certificate(Generic[ArrayT]):
                 f"gap       {self.gap:.1e} ({self.verdict})",
             )
         )
+
+    def _repr_html_(self) -> str:
+        return summary_html(self.summary())
