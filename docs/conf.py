@@ -1,4 +1,4 @@
-"""How the pages are built: `make docs`. Nothing is fetched from the network, and no example is run."""
+"""How the pages are built: `make docs`. Nothing is fetched from the network; the notebooks are run, no example is."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "docstrings",  # beside this file
     "gallery_titles",
+    "notebooks",
 ]
 exclude_patterns = ["_build", "description.md"]  # the latter is for a package index
 default_role = "py:obj"  # `name` in a docstring: a link where there is something of that name, else code
