@@ -29,15 +29,17 @@ if TYPE_CHECKING:
     from otlabel.solver.outcome import Certificate
 
 HERE = Path(__file__).parent
-FRAME_HEIGHT = "640px"  # of a page in a notebook
+FRAME = "width: 100%; height: 640px; box-sizing: border-box; border: 1px solid #8a97a3"  # of a page in a notebook
 
 
 class Page(str):
     """A page, as text; in a notebook, a frame of its own, whose style and script stay inside."""
 
     def _repr_html_(self) -> str:
-        frame = f'style="width: 100%; height: {FRAME_HEIGHT}; border: 1px solid #8a97a3" title="report"'
-        return f'<iframe srcdoc="{html.escape(self)}" {frame}></iframe>'
+        return f'<iframe srcdoc="{html.escape(self)}" style="{FRAME}" title="report"></iframe>'
+
+    def __repr__(self) -> str:
+        return f"<report of {len(self):,} characters>"  # a notebook keeps it beside the page
 
 
 @interruptible
