@@ -37,7 +37,8 @@ from otlabel.text import one_line
 
 COMMANDS = (assign, cluster, predict, certify, plan, doctor, demo, curate, report, train, transfer, warmup)
 USAGE, FAILURE, BROKEN_PIPE = 2, 1, 141  # the last as a shell reports SIGPIPE
-SIGNALLED, SIGNALS = 128, {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
+SIGNALLED, SIGNALS = 128, {signal.Signals[one]: told for one, told in WORDS.items() if hasattr(signal, one)}
 REPEAT_SECONDS = 0.3  # after which an interrupt that was not heard is raised again
 _BAD_PATHS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
@@ -154,27 +155,31 @@ def _heard_signals(ended: list[signal.Signals]) -> Iterator[None]:
         yield
         return
 
+    has_alarm = hasattr(signal, "setitimer")  # elsewhere an interrupt is heard once
+
     def end(number: int, _: Any) -> None:
-        if number != signal.SIGALRM:
+        if number in SIGNALS:
             ended.append(signal.Signals(number))
-        signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS)
+        if has_alarm:
+            signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS)
         raise _Ended
 
     def tell(lost: Any) -> None:
         if lost.exc_type is not _Ended:
             hook(lost)
 
-    hook, alarm = sys.unraisablehook, signal.signal(signal.SIGALRM, end)
+    hook, alarm = sys.unraisablehook, signal.signal(signal.SIGALRM, end) if has_alarm else None
     sys.unraisablehook = tell
     for number in heard:
         signal.signal(number, end)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if has_alarm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, alarm)
         for number in heard:
             signal.signal(number, usual[number])
-        signal.signal(signal.SIGALRM, alarm)
         sys.unraisablehook = hook
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import re
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from otlabel.progress import progress
+from otlabel.system import peak_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,15 +64,8 @@ class Monitor:
 
     @property
     def peak_memory(self) -> int:
-        """The most bytes that this process has ever held.
-
-        Where there is /proc, it tells: getrusage counts what the parent held when it started this process, too.
-        """
-        with contextlib.suppress(OSError), open("/proc/self/status", encoding="utf-8") as status:
-            if told := re.search(r"^VmHWM:\s*(\d+) kB$", status.read(), re.MULTILINE):
-                return 1024 * int(told[1])
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak  # told in bytes there, in kB elsewhere
+        """The most bytes that this process has ever held."""
+        return peak_memory()
 
 
 @contextlib.contextmanager

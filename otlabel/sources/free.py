@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from otlabel.system import available_memory
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -25,9 +27,10 @@ def free_memory(root: Path = Path("/")) -> int:
     Each group that the process is in, up to the root of their tree, has a limit of its own. What files keep cached
     counts as free, for the system gives it back on demand.
     """
-    free = NO_LIMIT
-    with contextlib.suppress(OSError, KeyError, ValueError):
+    try:
         free = 1024 * _table(root / "proc/meminfo")["MemAvailable"]
+    except (OSError, KeyError, ValueError):
+        free = (available_memory() if root == Path("/") else None) or NO_LIMIT
     for version, top, own in _trees(root):
         for folder in (own, *own.parents):
             free = min(free, _left(folder, version))

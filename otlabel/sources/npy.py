@@ -15,6 +15,7 @@ import numpy as np
 from otlabel.errors import FileFormatError
 from otlabel.sources.base import as_numbers, check_shape, check_whole, storage_type
 from otlabel.sources.files import FileSource, Stamp
+from otlabel.system import read_some
 from otlabel.text import printable
 
 # What NumPy makes of a header that is wrong: a Python literal, cut off, or of brackets in brackets.
@@ -53,7 +54,7 @@ class FlatSource(FileSource):
         try:
             with open(self._stamp.path, "rb", buffering=0) as file:
                 while done < len(room):
-                    n_read = os.preadv(file.fileno(), [room[done:]], at + done)
+                    n_read = read_some(file.fileno(), room[done:], at + done)
                     if not n_read:
                         raise FileFormatError(f"{self.name} ended before row {stop}: it shrank while it was being read")
                     done += n_read
