@@ -153,6 +153,9 @@ def _shown_class(summary: Summary, k: int, picked: dict[int, str], painter: _Pai
         fact = f"purity {row.purity:.2f}, entropy {row.entropy:.2f}, most often {commonest}"
     else:
         fact = "" if row.confidence is None else f"confidence {row.confidence:.2f}"
+    if row.words:
+        about = " \N{MIDDLE DOT} ".join(row.words)
+        fact = f"{fact}, about {about}" if fact else f"about {about}"
     groups: dict[str, list[Example]] = {name: [] for name in GROUPS}
     for index, group in picked.items():
         groups[group].append(_example(summary, k, index, group, painter))
