@@ -62,8 +62,8 @@ def report(
     """Write one HTML page about labels: sizes and proof, the price of balance, examples and figures of classes.
 
     The page needs no network, no script and no other file; what is known only from an argument that is not given is
-    left out. Text from arguments is shown, never run. Every argument about samples or classes may be a path as well, of
-    a matrix as `sinkhorn_assign` takes it, of images in a folder or a .npy file, or of a text file with a line for each.
+    left out. Text from arguments is shown, never run. Every argument about samples or classes may be a path as well: of
+    a matrix as `sinkhorn_assign` takes it, of a folder of images or an array of them, of a text with a line for each.
 
     Args:
         labels: an Assignment; (N,) integers, -1 for a sample left unlabelled; or the path of a file of labels, of a
