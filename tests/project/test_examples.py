@@ -14,8 +14,8 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = {
-    "arrays", "balanced_clustering", "curation", "hdf5", "own_loop", "progressive_mass", "selflabel_ddp",
-    "selflabel_images", "swav_batches", "text",
+    "arrays", "balanced_clustering", "curation", "few_labels", "hdf5", "own_loop", "progressive_mass", "selflabel_ddp",
+    "selflabel_images", "swav_batches", "text", "zero_shot",
 }  # fmt: skip
 CODE_LINES = 40  # that the shortest loop may take
 
@@ -120,12 +120,34 @@ def test_swav_batches(run) -> None:
     assert found["balanced: kNN"] > found["softmax alone: kNN"] + 0.02
 
 
-def test_text(run, tmp_path: Path) -> None:
+def needs_wordnet() -> None:
     pytest.importorskip("wordllama", reason='no wordllama: pip install "otlabel[examples]"')
     pytest.importorskip("jinja2")
     places = (Path(os.environ.get("OTLABEL_DATA", "/nowhere")) / "wordnet", Path("/usr/share/wordnet"))
     if not any((place / "data.noun").is_file() for place in places):
         pytest.skip("no WordNet: apt-get install wordnet-base, or set OTLABEL_DATA (see examples/text.py)")
+
+
+def test_few_labels(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OTLABEL_DATA", str(tmp_path))  # digits, wherever clothes are installed
+    monkeypatch.setattr("otlabel.training.data.FASHION_FOLDER", tmp_path)
+    found = run("few_labels", n_seeds=2)
+    for m in (1, 2, 5):
+        assert found["pseudo-labels: equal sizes"][m] > found["few labels alone"][m]
+        assert found["the same, surest 60 %"][m] > found["pseudo-labels: best class"][m]
+
+
+def test_zero_shot(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_wordnet()
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    accuracy = {name: one["accuracy"] for name, one in run("zero_shot", n=20_000).items()}
+    assert accuracy["equal sizes"] < accuracy["best name of each"] < accuracy["100 labelled: half to twice"]
+    assert accuracy["half to twice true"] < accuracy["the true sizes"]
+    assert abs(accuracy["... on half, then each alone"] - accuracy["100 labelled: sizes"]) < 0.02
+
+
+def test_text(run, tmp_path: Path) -> None:
+    needs_wordnet()
     found = run("text", n=20_000, page="page.html")
     accuracy = {name: one["accuracy"] for name, one in found.items()}
     order = ["equal sizes", "KL to equal, rho .05", "best class of each", "KL to true, rho .05", "true sizes"]
