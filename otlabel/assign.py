@@ -178,7 +178,8 @@ def sinkhorn_assign(
         start = _start(init, asked.rule, solver.epsilon, n_classes, 0.0)
         look = first_look(rows, asked, solver, start, memory_limit, monitor)
         problem, hashes = pose(look.rows, asked, solver, look.sampled, monitor, look.inspection)
-        start = _start(init, problem.rule, solver.epsilon, n_classes, problem.lowered)
+        if problem.lowered or problem.rule is not asked.rule:
+            start = _start(init, problem.rule, solver.epsilon, n_classes, problem.lowered)
         distinct, members = merge_equal_rows(problem, hashes, monitor, solver.seed)
         shortlist = look.shortlist(distinct)
 
@@ -251,7 +252,7 @@ def _start(init: Any, rule: Rule, epsilon: float, n_classes: int, lowered: float
     if len(rule.mass) > n_classes:
         g = np.append(g, threshold - lowered)
     g = g - epsilon * np.where(rule.wanted, rule.log_mass, 0.0)
-    return np.where(np.isfinite(g), g, 0.0)
+    return np.where(rule.wanted, np.where(np.isfinite(g), g, 0.0), -np.inf)
 
 
 def _warn_of_status(status: Status, error: float, solver: Solver, n_sweeps: int) -> None:

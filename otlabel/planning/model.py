@@ -22,7 +22,7 @@ from otlabel.sources import ITEM_BYTES, default_limit, free_memory
 from otlabel.text import bytes_text
 
 PASSES: dict[Rounding, tuple[int, int]] = {"argmax": (6, 12), "exact": (7, 20)}  # over all scores: usual, largest met
-LISTED_READINGS = 2  # of these, where the others go over lists: the first look, and the one that makes them
+LISTED_READINGS = 1  # of these, where the others go over lists: the first look makes them
 SAMPLE_PASSES, FEW_ROWS = 12, 20  # over each sample, with all that is done on it; a class in the first, or more passes
 # What could be swept meanwhile, in scores, by the host of each rank alike: for a row of all ranks that is repaired
 # (1.3 s at 1,281,167 x 3000), and for an entry of the curvature and Newton step (measured at K = 300 to 3000).
@@ -177,7 +177,8 @@ def _reading(part: Part, sweep_rate: float | None, read_rate: float | None) -> t
     moving = part.n_bytes / card.link if card is not None and kept == "host" else 0.0 if kept else reading
     a_pass = max(part.rows_a_rank * part.n_classes / sweep_rate, moving)
     first = max(reading - a_pass, 0.0)  # that the first pass takes longer
-    on_samples = SAMPLE_PASSES * sum(part.samples) * part.n_classes / part.n_ranks / sweep_rate
+    solved = part.samples[:1] if part.is_listed else part.samples
+    on_samples = SAMPLE_PASSES * sum(solved) * part.n_classes / part.n_ranks / sweep_rate
     computed = part.rows_a_rank * part.n_classes / sweep_rate  # by lists, less; by the samples' halves, more
     on_lists = (PASSES[part.rounding][0] - _readings(part)) * min(a_pass, computed)
     return a_pass, _readings(part) * a_pass + on_lists + first + on_samples

@@ -38,7 +38,7 @@ def summary(plan: Estimate) -> str:
 
 
 def _alone(plan: Estimate) -> list[tuple[str, str]]:
-    passes = "in two of the passes" if plan.is_listed else "in every pass"
+    passes = "in one of the passes" if plan.is_listed else "in every pass"
     how = HOW["memory"] if plan.cached else f"streamed from the file {passes}"
     limit = f"(memory limit {bytes_text(plan.memory_limit)})"
     lines = [

@@ -5,38 +5,38 @@ from __future__ import annotations
 import numpy as np
 
 from otlabel.solver.monitor import Monitor
+from otlabel.solver.objective import Objective
 from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rungs import LAST_TOLERANCE, RUNG_TOLERANCE, ladder, solve_at_epsilon, zero
-from otlabel.solver.shortlist import Aim, drift, width_for
+from otlabel.solver.samples import restricted
+from otlabel.solver.shortlist import NEAR, Aim, drift, width_for
 
-WARM_PASSES = 12  # within which a given start must lead to the end on the sample
-NEARER = 1.5  # times how far off a sample is: within that of it, a given start is taken to be nearer
+FAR_OFF = 0.5  # class error on the sample from which on given potentials are of no use
 
 
-def aim(sample: Problem, half: Problem, solver: Solver, init: np.ndarray | None, monitor: Monitor) -> Aim:
-    """Potentials of a sample, or the given ones where these are as near, and a width for lists of all rows at them.
+def aim(sample: Problem, stretch: int, solver: Solver, init: np.ndarray | None, monitor: Monitor) -> Aim:
+    """Given potentials if these are of use, else those of a sample by falling epsilon, and a width for lists at them.
 
-    Potentials of half the sample are about as far from those of the whole as these are from those of all rows.
+    Its rows lie in stretches of so many. Potentials of every second of these are about as far from those of the whole
+    sample as those are from those of all rows. Given
+    ones may be much nearer than that: what a sample lacks of some class by chance moves its potential far where no
+    other rows are near.
     """
-    epsilon = solver.epsilon
-    g = _of_sample(sample, solver, init, monitor)
-    of_half = solve_at_epsilon(half, solver, epsilon, LAST_TOLERANCE, g, monitor).potentials
-    moves = drift(of_half, g)
-    if init is not None:
-        off = drift(g, init)
-        if off <= NEARER * moves:
-            g, moves = init, off
-    return Aim(g, g + epsilon * sample.rule.log_mass, width_for(sample.n_classes, solver, moves))
-
-
-def _of_sample(sample: Problem, solver: Solver, init: np.ndarray | None, monitor: Monitor) -> np.ndarray:
-    """Potentials of the sample: from a given start if that leads there, else by falling epsilon."""
-    if init is not None:
-        point = solve_at_epsilon(sample, solver, solver.epsilon, LAST_TOLERANCE, init, monitor, WARM_PASSES)
-        if point.error <= LAST_TOLERANCE:
-            return point.potentials
+    if init is not None and _error(sample, solver, init, monitor) <= FAR_OFF:
+        return _aim(init, sample, solver, NEAR * solver.epsilon)
     *rungs, last = ladder(sample, solver.epsilon)
     g = zero(sample)
     for epsilon in rungs:
         g = solve_at_epsilon(sample, solver, epsilon, RUNG_TOLERANCE, g, monitor).potentials
-    return solve_at_epsilon(sample, solver, last, LAST_TOLERANCE, g, monitor).potentials
+    g = solve_at_epsilon(sample, solver, last, LAST_TOLERANCE, g, monitor).potentials
+    half = restricted(sample, sample.sampled[sample.sampled // stretch % 2 == 0])
+    of_half = solve_at_epsilon(half, solver, last, LAST_TOLERANCE, g, monitor).potentials
+    return _aim(g, sample, solver, drift(of_half, g))
+
+
+def _aim(g: np.ndarray, sample: Problem, solver: Solver, moves: float) -> Aim:
+    return Aim(g, g + solver.epsilon * sample.rule.log_mass, width_for(sample.n_classes, solver, moves))
+
+
+def _error(sample: Problem, solver: Solver, g: np.ndarray, monitor: Monitor) -> float:
+    return Objective(sample, solver, solver.epsilon, solver.tol, g, monitor, newton=False).at(g).error

@@ -12,16 +12,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from otlabel.solver.aiming import WARM_PASSES, aim
+from otlabel.solver.aiming import aim
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.newton import Solution, minimise
 from otlabel.solver.objective import Objective
 from otlabel.solver.outcome import Status
 from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rungs import LAST_TOLERANCE, RUNG_TOLERANCE, finest, ladder, solve_at_epsilon, zero
-from otlabel.solver.samples import half_of, samples_of
-from otlabel.solver.shortlist import Shortlist, may_be_listed, probe_of, shorten, width_for
+from otlabel.solver.samples import samples_of
+from otlabel.solver.shortlist import NEAR, Shortlist, may_be_listed, probe_of, shorten, width_for
 
+WARM_PASSES = 12  # within which a given start must lead to the end; a fresh one takes about as many
+MOST_LISTS = 2  # that are made before all scores are read in each pass
 FRESH_PASSES = 30  # within which a start that samples of the rows lead to must lead to the end
 SERVING_PASSES = 100  # that a fresh start may take there in all: what is left over is for the repair ...
 UNEVEN_PASSES = 24  # ... and where some rows are so much wider than most that plans of a small epsilon are staircases
@@ -40,22 +42,25 @@ def solve(
 
     From lists if there are any, which hold what they were made at; `begun` is what a sample of the rows led to.
     """
-    wanted = problem.rule.wanted
-    start = zero(problem) if init is None else np.where(wanted, init, -np.inf)
+    start = zero(problem) if init is None else init
     if solver.method == "sinkhorn":
         return _finish(problem, solver, start, solver.max_sweeps, monitor)
-    if shortlist is None and begun is None:
+    if shortlist is None and begun is None and is_listable(problem, solver):
         shortlist, begun = _shortlist(problem, solver, init, monitor)
-    if shortlist is None and init is not None:
-        solution = _polish(problem, solver, start, WARM_PASSES, monitor)
+    if init is not None and (begun is None or begun is init):
+        if shortlist is None:
+            solution = _finish(problem, solver, start, WARM_PASSES, monitor)
+        else:
+            solution = _on_lists(problem, shortlist, solver, start, WARM_PASSES, monitor)
         if solution.status is Status.CONVERGED or monitor.n_sweeps >= solver.max_sweeps:
             return solution  # else the start given was too far off to be of use
+        shortlist = begun = None
     most = solver.max_sweeps
     if solver.rounding == "exact" and math.isinf(problem.row_rho):
         serving = UNEVEN_PASSES if problem.extent > UNEVEN * problem.spread else SERVING_PASSES
         solver = replace(solver, max_sweeps=min(most, monitor.n_sweeps + serving))
     if shortlist is not None and begun is not None:
-        solution = _on_lists(problem, shortlist, solver, begun, monitor)
+        solution = _on_lists(problem, shortlist, solver, begun, FRESH_PASSES, monitor)
     else:
         solution = _descend(problem, solver, begun, monitor)
     if solution.status is Status.MAX_SWEEPS and monitor.n_sweeps < most:
@@ -68,9 +73,9 @@ def _shortlist(
 ) -> tuple[Shortlist | None, np.ndarray | None]:
     """Lists of all rows, if they are to be had, and the potentials to go on from, if a sample was looked at."""
     sample = next(samples_of(problem, np.random.default_rng(solver.seed)), None)
-    if sample is None or not _is_listable(problem, solver):
+    if sample is None:
         return None, None
-    aimed = aim(sample, half_of(sample), solver, init, monitor)
+    aimed = aim(sample, 1, solver, init, monitor)
     return shorten(problem, aimed.origin, aimed.width, monitor, probe_of(sample.rows, sample.sampled)), aimed.start
 
 
@@ -83,7 +88,7 @@ def _descend(problem: Problem, solver: Solver, begun: np.ndarray | None, monitor
         g = solve_at_epsilon(samples[0] if samples else problem, solver, epsilon, RUNG_TOLERANCE, g, monitor).potentials
     for sample in samples:
         g = solve_at_epsilon(sample, solver, last, LAST_TOLERANCE, g, monitor).potentials
-    solution = _polish(problem, solver, g, FRESH_PASSES, monitor)
+    solution = _finish(problem, solver, g, FRESH_PASSES, monitor)
     done = solution.status is Status.CONVERGED or monitor.n_sweeps >= solver.max_sweeps
     if done or solver.epsilon < finest(problem):
         return solution
@@ -94,30 +99,40 @@ def _descend(problem: Problem, solver: Solver, begun: np.ndarray | None, monitor
     return _finish(problem, solver, g, solver.max_sweeps, monitor)
 
 
-def _polish(problem: Problem, solver: Solver, g: np.ndarray, most: int, monitor: Monitor) -> Solution:
-    """The last rung on all rows: to where potentials are about right, and from there on lists if these are short."""
-    if _is_listable(problem, solver):
-        point = solve_at_epsilon(problem, solver, solver.epsilon, LAST_TOLERANCE, g, monitor, most)
-        g = point.potentials
-        if point.error <= LAST_TOLERANCE:
-            shortlist = shorten(problem, point.plan_potentials, width_for(problem.n_classes, solver, 0.0), monitor)
-            if shortlist is not None:
-                return _on_lists(problem, shortlist, solver, g, monitor)
-    return _finish(problem, solver, g, most, monitor)
+def lists_near(problem: Problem, solver: Solver, potentials: np.ndarray, monitor: Monitor) -> Shortlist | None:
+    """Lists at potentials that are about right, or None where these would be long."""
+    return shorten(problem, potentials, width_for(problem.n_classes, solver, NEAR * solver.epsilon), monitor)
 
 
-def _is_listable(problem: Problem, solver: Solver) -> bool:
+def is_listable(problem: Problem, solver: Solver) -> bool:
+    """Whether lists of a problem's rows could spare readings."""
+    if solver.rounding != "exact":
+        return False  # whole sizes may not even exist
     return may_be_listed(problem.rows, problem.rule, problem.bounds[1], solver, problem.row_rho)
 
 
-def _on_lists(problem: Problem, shortlist: Shortlist, solver: Solver, g: np.ndarray, monitor: Monitor) -> Solution:
-    """The last rung on lists; on all scores where these hold too little of the plan."""
-    solution = _finish(shortlist.problem, solver, g, FRESH_PASSES, monitor)
-    point = solution.point
-    error = point.error + 2 * shortlist.left_out(point.plan_potentials, solver.epsilon)
-    if solution.status is Status.CONVERGED and error > solver.tol and monitor.n_sweeps < solver.max_sweeps:
-        return replace(_finish(problem, solver, point.potentials, FRESH_PASSES, monitor), shortlist=shortlist)
-    return replace(solution, point=replace(point, error=error), shortlist=shortlist)
+def _on_lists(
+    problem: Problem, shortlist: Shortlist, solver: Solver, g: np.ndarray, most: int, monitor: Monitor
+) -> Solution:
+    """The last rung on lists; on others, or on all scores, where these hold too little of the plan."""
+    for n_made in range(1, MOST_LISTS + 1):
+        solution = _finish(shortlist.problem, solver, g, most, monitor)
+        point = solution.point
+        left_out = 2 * shortlist.left_out(point.plan_potentials, solver.epsilon)
+        error = point.error + left_out
+        converged = solution.status is Status.CONVERGED
+        if error <= solver.tol or (left_out <= solver.tol and not converged) or monitor.n_sweeps >= solver.max_sweeps:
+            return replace(solution, point=replace(point, error=error), shortlist=shortlist)
+        if not converged:
+            break  # what was left out may be what it lacks
+        g, width = point.potentials, width_for(problem.n_classes, solver, shortlist.drift(point.plan_potentials))
+        if n_made == MOST_LISTS:
+            break
+        wider = shorten(problem, point.plan_potentials, width, monitor, shortlist.probe)
+        if wider is None:
+            break
+        shortlist = wider
+    return replace(_finish(problem, solver, g, most, monitor), shortlist=shortlist)
 
 
 def _finish(problem: Problem, solver: Solver, g: np.ndarray, max_passes: int, monitor: Monitor) -> Solution:

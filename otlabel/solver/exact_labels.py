@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 from otlabel.errors import InfeasibleError
+from otlabel.solver.continuation import MOST_LISTS, is_listable, lists_near
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.newton import Solution
 from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rounding import Rounded, round_exact
 from otlabel.solver.sharpening import near_integer
-from otlabel.solver.shortlist import MARGIN, shorten
+from otlabel.solver.shortlist import shorten
 
-MOST_LISTS = 2  # that are made before all scores are read in each pass
-WIDER = 4.0  # times as wide, where lists leave no assignment
+WIDER = 2.0  # times as wide, where potentials moved too far ...
+MUCH_WIDER = 4.0  # ... or where lists leave no assignment
 
 
 def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: Monitor) -> tuple[Rounded, Problem]:
     """The best assignment, and the problem on rows that are enough to prove it: lists, or all scores."""
     shortlist = solution.shortlist
+    plan = solution.point.plan_potentials
+    if is_listable(problem, solver) and (shortlist is None or not shortlist.covers(plan)):
+        shortlist = lists_near(problem, solver, plan, monitor)
     near = problem if shortlist is None else shortlist.problem
     g = near_integer(near, solver, solution, monitor).potentials
     for n_made in range(1, MOST_LISTS + 1):
         if shortlist is None:
             break
         try:
-            rounded = round_exact(shortlist.problem, g, solver.seed, monitor)
+            rounded = round_exact(shortlist.problem, g, solver.seed, monitor, shortlist.covers)
         except InfeasibleError:  # of what lists leave out, some may be the way
-            width = WIDER * shortlist.reach
+            width = MUCH_WIDER * shortlist.reach
         else:
-            if shortlist.covers(rounded.potentials):
-                return rounded, shortlist.problem
             g = rounded.potentials
-            width = max(shortlist.reach, MARGIN * shortlist.drift(g))
+            if rounded.is_done and shortlist.covers(g):
+                return rounded, shortlist.problem
+            width = WIDER * shortlist.reach
         shortlist = shorten(problem, g, width, monitor, shortlist.probe) if n_made < MOST_LISTS else None
     return round_exact(problem, g, solver.seed, monitor), problem

@@ -1,7 +1,8 @@
 """The one reading of all scores: whether they are usable, how large they are, and lists of each row's best classes.
 
-A sample of the rows is solved before; it says which classes may matter. Where lists are of no use, or the sample shows
-scores of another kind (too coarse, far from zero, mostly equal rows), nothing is listed, and rows are looked at alone.
+A sample of the rows is solved before; it says which classes may matter. Given potentials say so themselves. Where lists
+are of no use, or the sample shows scores of another kind (too coarse, far from zero, mostly equal rows), nothing is
+listed, and rows are only looked at.
 """
 
 from __future__ import annotations
@@ -46,61 +47,52 @@ def first_look(
     rows: RowSet, asked: Asked, solver: Solver, init: np.ndarray | None, memory_limit: int | None, monitor: Monitor
 ) -> FirstLook:
     """One reading with lists where it is worth it, else none yet."""
-    n_classes = rows.shape[1]
-    start = None
-    most = None if asked.sizes is None or asked.abstain else asked.sizes[1]
-    if most is not None and may_be_listed(rows, asked.rule, most, solver, asked.row_rho):
-        looked = _listed(rows, asked, solver, init, monitor)
-        if looked is not None and looked.listed is not None:
-            return looked
-        start = None if looked is None else looked.start
-    sampled = draw_sampled(rows.n_rows, n_classes, solver.seed)
+    start, most = None, None if asked.sizes is None or asked.abstain else asked.sizes[1]
+    sizes = sample_sizes(rows.n_rows, rows.shape[1])
+    if most is not None and sizes and may_be_listed(rows, asked.rule, most, solver, asked.row_rho):
+        drawn = _drawn(rows, sizes[0], solver.seed)
+        sample = None if drawn is None else _seen(rows, asked, solver, drawn[0])
+        if drawn is not None and sample is not None:
+            sampled, stretch = drawn
+            aimed = aim(sample, stretch, solver, init, monitor)
+            probe = probe_of(sample.rows, sample.sampled)
+            sample = replace(sample, rows=probe)  # the rest of it is not needed in memory any more
+            listed = list_rows(rows, aimed.origin, aimed.width, sample, probe, inspecting=True)
+            if listed is not None:
+                monitor.record("list", rows.n_rows)
+                return FirstLook(rows, sampled, aimed.start, listed)
+            start = aimed.start
+    sampled = draw_sampled(rows.n_rows, rows.shape[1], solver.seed)
     return FirstLook(rows.over(cached(rows.opened, memory_limit, rows.local(sampled))), sampled, start)
 
 
-def _listed(rows: RowSet, asked: Asked, solver: Solver, init: np.ndarray | None, monitor: Monitor) -> FirstLook | None:
-    """Lists by one reading, or None where a sample says that these rows are none for it."""
-    drawn = _drawn(rows, solver.seed)
-    if drawn is None:
+def _seen(rows: RowSet, asked: Asked, solver: Solver, chosen: np.ndarray) -> Problem | None:
+    """The problem on some of the rows; None where these show scores that are to be changed or merged first."""
+    unseen = Problem(rows, asked.rule, asked.n_units, 0.0, 0.0, 0.0, chosen, asked.weights)
+    some = restricted(unseen, chosen)
+    inspection = sweep.inspect(some.rows)
+    if inspection.n_bad or not mostly_distinct(inspection.hashes, some.rows):
         return None
-    sampled, chosen, stretch = drawn
-    unseen = Problem(rows, asked.rule, asked.n_units, 0.0, 0.0, 0.0, sampled, asked.weights)
-    sample = restricted(unseen, chosen)
-    inspection = sweep.inspect(sample.rows)
-    if inspection.n_bad or not mostly_distinct(inspection.hashes, sample.rows):
-        return None
-    size, top, _ = measured(sample.rows, inspection)
+    size, top, _ = measured(some.rows, inspection)
     if is_far(size) or too_coarse(rows, inspection, solver.epsilon) or not size.extent:
         return None
-    if inspection.n_forbidden and not _all_allowed(sample.rows):
+    if inspection.n_forbidden and not _all_allowed(some.rows):
         return None
-    sample = replace(sample, spread=size.spread, extent=size.extent, magnitude=size.magnitude, top=top)
-    half = restricted(sample, sample.sampled[sample.sampled // stretch % 2 == 0])
-    aimed = aim(sample, half, solver, init, monitor)
-    probe = probe_of(sample.rows, sample.sampled)
-    listed = list_rows(rows, aimed.origin, aimed.width, sample, probe, inspecting=True)
-    if listed is not None:
-        monitor.record("list", rows.n_rows)
-    return FirstLook(rows, sampled, aimed.start, listed)
+    return replace(some, spread=size.spread, extent=size.extent, magnitude=size.magnitude, top=top)
 
 
-def _drawn(rows: RowSet, seed: int) -> tuple[np.ndarray, np.ndarray, int] | None:
-    """Rows that samples are taken from, those of the first sample, and how many of them are neighbours; None: too few.
+def _drawn(rows: RowSet, size: int, seed: int) -> tuple[np.ndarray, int] | None:
+    """About so many rows (sorted), and how many of them are neighbours; None where these are most of all.
 
     Rows that are read together with many others are taken whole stretches at a time.
     """
-    n_rows, n_classes = rows.n_rows, rows.shape[1]
-    sizes = sample_sizes(n_rows, n_classes)
-    if not sizes:
-        return None
     rng = np.random.default_rng(seed)
-    (grain,) = rows.max("grain", float(rows.source.grain))
+    grain, from_files = rows.max("grain", float(rows.source.grain), float(rows.source.reads_files))
     if grain == 1:
-        sampled = draw_sampled(n_rows, n_classes, seed)
-        return sampled, sampled[draw_rows(len(sampled), sizes[0], rng)], 1
-    stretch = rows.stretch(int(grain))
-    stretches = draw_stretches(n_rows, sizes[0], stretch, rng)
-    return None if stretches is None else (stretches, stretches, stretch)
+        return draw_rows(rows.n_rows, size, rng), 1
+    stretch = rows.stretch(int(grain) if from_files else 1)
+    drawn = draw_stretches(rows.n_rows, size, stretch, rng)
+    return None if drawn is None else (drawn, stretch)
 
 
 def _all_allowed(rows: RowSet) -> bool:

@@ -11,6 +11,7 @@ fallen by `slack` and the next pass reads the candidates that count now.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -49,13 +50,20 @@ class Rounded:
     placement: Placement
     potentials: np.ndarray  # (K,) -inf for classes that are to stay empty
     n_paths: int
+    is_done: bool = True  # else potentials left what may be proven before sizes were right
 
 
-def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Monitor) -> Rounded:
+def round_exact(
+    problem: Problem,
+    potentials: np.ndarray,
+    seed: int,
+    monitor: Monitor,
+    covers: Callable[[np.ndarray], bool] | None = None,
+) -> Rounded:
     """The best assignment whose class sizes obey problem.rule, from potentials near the optimum.
 
-    Any start will do; the nearer the argmax comes to the sizes, the less is left to move. Raises InfeasibleError
-    where forbidden pairs leave no assignment.
+    Any start will do; the nearer the argmax comes to the sizes, the less is left to move. It ends early where
+    potentials come to be such as are not covered. Raises InfeasibleError where forbidden pairs leave no assignment.
     """
     n_classes, rule, rng = problem.n_classes, problem.rule, np.random.default_rng(seed)
     reach = n_classes * problem.extent  # larger ones, from an epsilon far above the scores, would hide these in sums
@@ -94,6 +102,8 @@ def round_exact(problem: Problem, potentials: np.ndarray, seed: int, monitor: Mo
         units = board.units[: len(units)]
         g = normalised(g, (board.potentials[-1] if free.any_room else 0.0) - board.potentials[:-1], rule)
         placement = placed(movable, units, placement.labels, g, problem.rows)
+        if not is_done and covers is not None and not covers(g):
+            return Rounded(placement, g, n_paths, is_done=False)
         if not is_done:
             surplus = int(np.maximum(board.counts - board.targets, 0).sum())
             slack.widen(len(units), surplus, done, coarsest)  # scores may be far smaller than the prices of places

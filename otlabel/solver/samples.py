@@ -51,11 +51,6 @@ def samples_of(problem: Problem, rng: np.random.Generator) -> Iterator[Problem]:
         yield restricted(problem, problem.sampled[draw_rows(len(problem.sampled), size, rng)])
 
 
-def half_of(sample: Problem) -> Problem:
-    """Every second row of a sample."""
-    return restricted(sample, sample.sampled[::2])
-
-
 def restricted(problem: Problem, chosen: np.ndarray) -> Problem:
     """The same problem on some of the rows (sorted)."""
     rows, weights = problem.rows.subset(chosen), problem.weights

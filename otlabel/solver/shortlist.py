@@ -27,10 +27,11 @@ from otlabel.sources.free import free_memory
 
 FEWEST_SCORES, FEWEST_CLASSES = 1 << 22, 32  # fewer are read again as quickly
 PROBE_ROWS = 1024  # rows that tell how long lists will be
-FEW_LISTED = 3.0  # classes a row in the mean: fewer cost no less
+FEW_LISTED = 6.0  # classes a row in the mean: fewer cost no less
 MOST_LISTED = 0.25  # share of the classes that lists may hold: where plans are flat, all scores are as good
 MEMORY_SHARE = 0.25  # of what is free that they may take
 MARGIN, MARGIN_OF_PLAN = 1.6, 1.2  # times the estimate of how far potentials will move: for labels, and where ...
+NEAR = 8.0  # times epsilon: how far potentials are taken to be that are about right on all rows
 LEFT_OUT = 0.25  # ... the plan's error by what lists leave out is to stay below this share of the tolerance
 QUANTUM_BITS = 50  # of all mass: what float64 adds up without rounding, with room
 ROUNDING = 4.0  # roundings of the numbers added, by which a class may have been judged wrongly

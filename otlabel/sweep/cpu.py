@@ -2,7 +2,7 @@
 
 Every function takes one block in its storage form and releases the GIL; the caller runs blocks on threads.
 Halves are read in place: float16 travels as uint16 and bfloat16 as int16, so that the type alone says how
-to widen a number. Widening by bits vectorises where the hardware's half conversion does not.
+to widen a number.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import numpy as np
 from otlabel.compiling import njit
 from otlabel.sweep.numerics import (
     FAST,
+    FLAGS,
     LOWEST,
     STRICT,
+    append_near,
     bits_of,
     exp,
     grown,
@@ -26,6 +28,8 @@ from otlabel.sweep.numerics import (
     widen,
 )
 
+PLAN_REACH = 20.0  # in units of epsilon: of a plan's rows, nothing farther below the best need be looked at
+MANY = 16  # one of so many classes within reach, and all are done at once, which is quicker
 FLUSH_ROWS = 256  # rows added up in working precision before the sum moves to float64
 
 
@@ -284,29 +288,44 @@ def inspect_block(scores, multipliers, step, hashes, tops, bottoms):
 def sparse_plan_block(scores, rows, potentials, inverse_epsilon, share):
     """The plan's entries above `share` of their row's largest, for the given rows of a block.
 
-    Returns how many each row keeps, and their classes and values of softmax_k((scores + potentials) / epsilon).
+    Returns how many each row keeps, and their classes and values of softmax_k((scores + potentials) / epsilon); what is
+    far below is not added up.
     """
     n_classes = scores.shape[1]
     u = np.empty(n_classes, potentials.dtype)
+    near = np.zeros(-(-n_classes // FLAGS) * FLAGS, np.uint8)
+    words = near.view(np.uint64)
+    reach = np.empty(1, potentials.dtype)
+    reach[0] = PLAN_REACH / inverse_epsilon
     sizes, n_entries = np.empty(rows.size, np.int64), 0
-    classes, values = np.empty(8 * rows.size + n_classes, np.int32), np.empty(8 * rows.size + n_classes, np.float32)
+    room = 8 * rows.size + 2 * n_classes + FLAGS
+    classes, values = np.empty(room, np.int32), np.empty(room, np.float32)
     for number in range(rows.size):
-        top = np.float32(-np.inf)
+        row, top = scores[rows[number]], np.float32(-np.inf)
         for k in range(n_classes):
-            value = widen(scores[rows[number], k]) + potentials[k]
+            value = widen(row[k]) + potentials[k]
             u[k] = value
             top = larger(top, value)
-        total = np.float32(0)
-        for k in range(n_classes):
-            e = exp((u[k] - top) * inverse_epsilon)
-            u[k] = e
-            total += e
-        while n_entries + n_classes > classes.size:
+        while n_entries + n_classes + FLAGS > classes.size:
             classes, values = grown(classes), grown(values)
         before = n_entries
-        for k in range(n_classes):
-            if u[k] > share:
-                classes[n_entries], values[n_entries] = k, u[k] / total
+        end = append_near(u, top - reach[0], near, words, classes, n_entries)
+        total = np.float32(0)
+        if end - before > n_classes // MANY:
+            for k in range(n_classes):
+                u[k] = exp((u[k] - top) * inverse_epsilon)
+                total += u[k]
+        else:
+            for entry in range(before, end):
+                k = classes[entry]
+                u[k] = exp((u[k] - top) * inverse_epsilon)
+                total += u[k]
+        for entry in range(before, end):
+            e = u[classes[entry]]
+            if e > share:
+                classes[n_entries], values[n_entries] = classes[entry], e
                 n_entries += 1
+        for entry in range(before, n_entries):
+            values[entry] /= total
         sizes[number] = n_entries - before
     return sizes, classes[:n_entries], values[:n_entries]

@@ -12,9 +12,8 @@ import numpy as np
 
 from otlabel.compiling import njit
 from otlabel.sources.listed import Lists
-from otlabel.sweep.numerics import FAST, LOWEST, exp, grown, larger, part, widen
+from otlabel.sweep.numerics import FAST, FLAGS, LOWEST, append_near, exp, grown, larger, part, widen
 
-FLAGS = 8  # of a byte each, that are looked at together: most rows have none in most of them
 LOWEST_LISTED = -float(np.finfo(np.float32).max)  # above it everything is a legal score of what is listed in float32
 
 
@@ -75,16 +74,10 @@ def list_block(scores, potentials, width):
             u[k] = value
             top = larger(top, value)
         floor = max(top - reach[0], np.float32(LOWEST_LISTED))
-        for k in range(n_classes):
-            near[k] = u[k] >= floor
         before = n_entries
         while n_entries + n_classes + FLAGS > classes.size:
             classes, values = grown(classes), grown(values)
-        for word in range(words.size):
-            if words[word]:
-                for k in range(word * FLAGS, word * FLAGS + FLAGS):
-                    classes[n_entries] = k
-                    n_entries += near[k]
+        n_entries = append_near(u, floor, near, words, classes, n_entries)
         for entry in range(before, n_entries):
             values[entry] = scores[i, classes[entry]]
         sizes[i] = n_entries - before

@@ -12,6 +12,7 @@ import math
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
 from otlabel.compiling import njit
@@ -22,6 +23,7 @@ STRICT = {"contract"}  # where re-association would fold a rounding trick away
 
 LOWEST = -float(np.finfo(np.float64).max)  # above it everything is a legal score
 INFINITY = {"uint16": 0x7C00, "int16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF0000000000000}  # by storage type
+FLAGS = 8  # of a byte each, that are looked at together
 part = functools.partial(
     njit, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
 )  # of what Python calls: kept with that
@@ -42,6 +44,14 @@ _bits_to_f32 = _bitcast(types.int32, types.float32, ir.FloatType())
 _bits_to_f64 = _bitcast(types.int64, types.float64, ir.DoubleType())
 
 
+@intrinsic
+def _half_to_f32(typing_context, stored):
+    def codegen(context, builder, signature, arguments):
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(stored), codegen
+
+
 def widen(stored):
     """A stored score as a number (compiled per storage type below)."""
     if isinstance(stored, np.uint16):
@@ -49,17 +59,19 @@ def widen(stored):
     return (np.uint32(stored.view(np.uint16)) << np.uint32(16)).view(np.float32) if stored.itemsize == 2 else stored
 
 
+def half_by_bits(stored):
+    """A float16 where the processor has no instruction for it: fields shifted into place, then the exponent's bias."""
+    half = np.uint32(stored)
+    bits = ((half & np.uint32(0x7FFF)) << np.uint32(13)) | ((half & np.uint32(0x8000)) << np.uint32(16))
+    value = _bits_to_f32(bits) * np.float32(2.0**112)
+    return np.float32(-np.inf) if value <= np.float32(-65536.0) else value  # the pattern of -inf
+
+
 @overload(widen)
 def _widen_by_type(stored):
-    if stored == types.uint16:  # float16: shift the fields into place, then correct the exponent's bias
-
-        def widen(stored):
-            half = np.uint32(stored)
-            bits = ((half & np.uint32(0x7FFF)) << np.uint32(13)) | ((half & np.uint32(0x8000)) << np.uint32(16))
-            value = _bits_to_f32(bits) * np.float32(2.0**112)
-            return np.float32(-np.inf) if value <= np.float32(-65536.0) else value  # the pattern of -inf
-
-        return widen
+    if stored == types.uint16:
+        has_instruction = "+f16c" in cpu_target.target_context.codegen().magic_tuple()[2]
+        return (lambda stored: _half_to_f32(stored)) if has_instruction else half_by_bits
     if stored == types.int16:  # bfloat16: the upper half of a float32
         return lambda stored: _bits_to_f32(np.uint32(stored) << np.uint32(16))
     return lambda stored: stored
@@ -221,3 +233,19 @@ def grown(array):
     for at in range(array.size):  # a slice would bring seconds of compiling: the message of shapes that differ
         twice[at] = array[at]
     return twice
+
+
+@part()
+def append_near(u, floor, near, words, classes, n_entries):
+    """Append to `classes` those of u that are not below a floor; returns how many entries there are then.
+
+    `near` has a byte for each of u, and `words` are its bytes eight at a time: most have none.
+    """
+    for k in range(u.size):
+        near[k] = u[k] >= floor
+    for word in range(words.size):
+        if words[word]:
+            for k in range(word * FLAGS, word * FLAGS + FLAGS):
+                classes[n_entries] = k
+                n_entries += near[k]
+    return n_entries

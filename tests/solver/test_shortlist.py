@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from families import FAMILIES, RULES, draw
@@ -76,7 +78,7 @@ def peaked(seed: int, n_rows: int = 2400, n_classes: int = 12, dtype: str = "flo
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("rule", RULES_OF_LISTS)
 def test_lists_give_what_all_scores_give(rule: str, dtype: str, made: Made, monkeypatch) -> None:
-    """Value and bound within rounding, the plan within its tolerance; scores are read twice, not at every pass."""
+    """Value and bound within rounding, the plan within its tolerance; scores are read once, not at every pass."""
     scores = peaked(0, dtype=dtype)
     monkeypatch.setattr(samples, "COARSE_ROWS", 40)
     from_lists = sinkhorn_assign(scores, **RULES_OF_LISTS[rule])
@@ -84,6 +86,7 @@ def test_lists_give_what_all_scores_give(rule: str, dtype: str, made: Made, monk
     assert made.n_listed < scores.size
     monkeypatch.setattr(shortlist, "FEWEST_SCORES", 1 << 40)
     expected = sinkhorn_assign(scores, **RULES_OF_LISTS[rule])
+    assert from_lists.n_readings == (2 if rule == "abstain" else 1)  # staying unlabelled is one more column, later
     assert from_lists.n_readings < expected.n_readings
     assert from_lists.status is Status.CONVERGED
     assert from_lists.bound == pytest.approx(expected.bound, abs=1e-13)
@@ -111,9 +114,89 @@ def test_lists_of_a_head_hold_what_float64_makes_of_it(normalize: bool, made: Ma
     assert (result.counts == 200).all()
 
 
+@pytest.mark.parametrize("far", [False, True])
+def test_lists_allow_for_what_float32_rounds_in_a_head(far: bool, made: Made, monkeypatch) -> None:
+    """Classes whose products differ by less than float32 tells: labels and proof are those of float64."""
+    rng = np.random.default_rng(3)
+    features = rng.standard_normal((2400, 8)).astype("float32") + (1000 if far else 0)
+    weight = np.repeat(rng.standard_normal((6, 8)), 2, axis=0)
+    weight[1::2] += 1e-9 * rng.standard_normal((6, 8))  # six pairs of classes that are all but the same
+    monkeypatch.setattr(samples, "COARSE_ROWS", 40)
+    result = sinkhorn_assign(linear_scores(features, weight, normalize=False))
+    assert made.widths
+    scores = features.astype(np.float64) @ weight.T
+    bound = (scores + result.potentials).max(1).mean() - result.potentials.mean()
+    assert bound - scores[np.arange(2400), result.labels].mean() == pytest.approx(0, abs=1e-14 * np.abs(scores).max())
+
+
+@pytest.mark.parametrize("order", ["any", "by class"])
+def test_a_file_is_read_once(order: str, made: Made, monkeypatch, tmp_path: Path) -> None:
+    """After a sample of whole stretches; where these are all of one kind, it is more, and the answer the same."""
+    monkeypatch.setattr("otlabel.sweep.blocks.BLOCK_ENTRIES", (768, 768))
+    monkeypatch.setattr("otlabel.sources.files.BATCH_BYTES", 64 * 12 * 4)
+    scores = peaked(4, 6400)
+    if order == "by class":
+        scores = scores[np.argsort(scores.argmax(1))]
+    with h5py.File(tmp_path / "scores.h5", "w") as file:
+        file.create_dataset("scores", data=scores, chunks=(64, 12), compression="gzip")
+        n_stored = file["scores"].id.get_storage_size()
+    result = sinkhorn_assign(tmp_path / "scores.h5", memory_limit=0)
+    expected = sinkhorn_assign(scores)
+    assert result.bound == pytest.approx(expected.bound, abs=1e-13)
+    assert result.value == pytest.approx(expected.value, abs=1e-13)
+    if order == "any":
+        assert result.n_readings == 1
+        assert result.bytes_read < 1.3 * n_stored
+
+
+@pytest.mark.parametrize("rule", RULES_OF_LISTS)
+def test_labelling_anew_is_one_reading(rule: str, made: Made, monkeypatch) -> None:
+    """From the potentials of scores that were a little different; no sample is solved."""
+    monkeypatch.setattr(samples, "COARSE_ROWS", 40)
+    rng = np.random.default_rng(5)
+    scores = peaked(5, dtype="float64")
+    before = sinkhorn_assign(scores, **RULES_OF_LISTS[rule])
+    scores += 0.01 * rng.standard_normal(scores.shape)
+    again = sinkhorn_assign(scores, init=before, **RULES_OF_LISTS[rule])
+    assert again.n_readings == (2 if rule == "abstain" else 1)
+    assert again.n_sweeps <= before.n_sweeps
+    monkeypatch.setattr(shortlist, "FEWEST_SCORES", 1 << 40)
+    assert again.bound == pytest.approx(sinkhorn_assign(scores, **RULES_OF_LISTS[rule]).bound, abs=1e-13)
+
+
+def test_a_start_that_is_far_off_does_no_harm(made: Made, monkeypatch) -> None:
+    """Any potentials may be given."""
+    monkeypatch.setattr(samples, "COARSE_ROWS", 40)
+    scores = peaked(6)
+    expected = sinkhorn_assign(scores)
+    for spread in (0.3, 3.0, 30.0):
+        init = spread * np.random.default_rng(6).standard_normal(12)
+        result = sinkhorn_assign(scores, init=init)
+        assert result.status is Status.CONVERGED
+        assert result.bound == pytest.approx(expected.bound, abs=1e-13)
+        assert result.n_readings <= expected.n_readings + 2
+
+
+def test_where_a_sample_says_little_nothing_is_lost(made: Made, monkeypatch) -> None:
+    """As where each class has its own rows, far from the others': a sample does not say which of these are too few."""
+    monkeypatch.setattr(samples, "COARSE_ROWS", 20)
+    monkeypatch.setattr(shortlist, "MOST_LISTED", 0.25)
+    rng = np.random.default_rng(7)
+    own = rng.choice(40, 4000, p=(shares := rng.random(40) + 0.5) / shares.sum())
+    scores = rng.standard_normal((4000, 40)) + 15 * (own[:, None] == np.arange(40))
+    result = sinkhorn_assign(scores)
+    assert (result.counts == 100).all()
+    assert abs(result.gap) < 1e-13
+    monkeypatch.setattr(shortlist, "FEWEST_SCORES", 1 << 40)
+    expected = sinkhorn_assign(scores)
+    assert result.n_readings <= expected.n_readings + 2
+    assert result.bound == pytest.approx(expected.bound, abs=1e-13)
+
+
 @pytest.mark.parametrize("rule", RULES_OF_LISTS)
 def test_lists_that_are_too_short_are_made_again(rule: str, made: Made, monkeypatch) -> None:
     """A width of next to nothing: more readings, the right answer, and no proof from what was not listed."""
+    monkeypatch.setattr(shortlist, "FEW_LISTED", 0.0)
     monkeypatch.setattr(aiming, "width_for", lambda n_classes, solver, moves: 1e-3)
     scores = peaked(1)
     result = sinkhorn_assign(scores, **RULES_OF_LISTS[rule])
@@ -126,6 +209,7 @@ def test_lists_that_are_too_short_are_made_again(rule: str, made: Made, monkeypa
 @pytest.mark.parametrize("estimate", [0.0, 1e-6, 0.05])
 def test_no_proof_rests_on_the_estimate(estimate: float, made: Made, monkeypatch) -> None:
     """Whatever a sample makes one believe of how far potentials will move, value and bound are those of all scores."""
+    monkeypatch.setattr(shortlist, "FEW_LISTED", 0.0)
     monkeypatch.setattr(aiming, "width_for", lambda n_classes, solver, moves: estimate + 1e-9)
     for seed in range(5):
         scores = peaked(seed, 600, 6, "float64")
@@ -138,6 +222,7 @@ def test_no_proof_rests_on_the_estimate(estimate: float, made: Made, monkeypatch
 
 def test_a_class_that_no_list_has(made: Made, monkeypatch) -> None:
     """One that all rows like least, and that must be filled all the same."""
+    monkeypatch.setattr(shortlist, "FEW_LISTED", 0.0)
     monkeypatch.setattr(aiming, "width_for", lambda n_classes, solver, moves: 0.5)
     scores = peaked(2)
     scores[:, 3] -= 30

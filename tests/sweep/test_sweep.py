@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from numba import njit
+from numba import float32, njit, uint16, vectorize
 from scipy.sparse import csr_array
 from scipy.special import logsumexp, softmax
 from threadpoolctl import threadpool_info
@@ -149,6 +150,15 @@ def test_every_half_is_read_exactly(dtype) -> None:
     np.testing.assert_array_equal(best, values.double().numpy())
     np.testing.assert_array_equal(labels[finite], 0)
     np.testing.assert_array_equal(own, best)
+
+
+@pytest.mark.skipif(bool(os.environ.get("NUMBA_DISABLE_JIT")), reason="compiled code is switched off")
+def test_halves_are_read_exactly_by_bits() -> None:
+    """As where a processor has no instruction for them."""
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    numbers = halves.view(np.float16).astype(np.float32)
+    halves, numbers = halves[~np.isnan(numbers) & (numbers < np.inf)], numbers[~np.isnan(numbers) & (numbers < np.inf)]
+    np.testing.assert_array_equal(vectorize([float32(uint16)])(numerics.half_by_bits)(halves), numbers)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
