@@ -190,6 +190,11 @@ def _check_outputs(arguments: argparse.Namespace, n_parts: int) -> None:
         others.append(Output("--checkpoint", arguments.checkpoint, (".npy",), is_kept=True))
     inputs = {"SCORES": arguments.scores, "--class-mass": arguments.class_mass}
     if not n_parts:
+        if not arguments.output.suffix:
+            raise ValueError(
+                f"--output {arguments.output} has no ending: name a file, {arguments.output}.npy or "
+                f"{arguments.output}.h5; a folder of parts is written by several processes (torchrun, srun)"
+            )
         check_outputs([*labels_outputs(arguments), *others], inputs, force=arguments.force)
         return
     from otlabel.commands.torchrun import check_folder, parts_of
