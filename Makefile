@@ -9,9 +9,9 @@ PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 CORE := cluster metrics reporting selflabel/stores commands/test_cli.py commands/test_clustering_command.py \
 	selflabel/test_callbacks.py selflabel/test_kmeans.py solver/test_constraints.py solver/test_entropic.py \
 	solver/test_exact.py solver/test_impossible_rules.py solver/test_prices.py solver/test_sample_masses.py \
-	solver/test_unbalanced.py sources/test_linear_scores.py sources/test_reading.py sources/test_shared_sources.py \
-	sources/test_sources.py sweep/test_sweep.py test_bad_input.py test_curation.py test_lp.py test_path.py \
-	test_result.py test_soft_assign.py
+	solver/test_unbalanced.py sources/test_linear_scores.py sources/test_other_files.py sources/test_reading.py \
+	sources/test_shared_sources.py sources/test_sources.py sweep/test_sweep.py test_bad_input.py test_curation.py \
+	test_lp.py test_path.py test_pictures.py test_progress.py test_result.py test_soft_assign.py test_system.py
 
 # What most wrong changes break: the answers of the solver, whatever rows come from, and the labels of training.
 QUICK := project/test_layout.py selflabel/test_labelings.py selflabel/test_loss.py selflabel/test_recorded.py \

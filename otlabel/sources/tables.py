@@ -149,7 +149,7 @@ def _arrow(file: Path, name: str) -> tuple[np.ndarray, list[str] | None]:
         else:
             columns = _choose(file, name, kinds)
             check_room((n_rows, len(columns)), np.dtype(np.float64), str(file))
-        read = parquet.ParquetFile(file).read if is_parquet else lambda columns: feather.read_table(file, columns)
+        read = parquet.ParquetFile(file).read if is_parquet else lambda columns: feather.read_table(str(file), columns)
         table = read(columns=columns)
     except pyarrow.ArrowException as error:
         raise FileFormatError(f"{file} is not a usable table: {printable(str(error))[:200]}") from error

@@ -55,7 +55,7 @@ def _find(path: Path, name: str) -> tuple[Any, str]:
         import zarr
         from zarr.storage import LocalStore
     except ImportError as error:
-        raise MissingPackageError("zarr 3 or newer", "tables") from error
+        raise MissingPackageError("zarr 3.1 or newer", "tables") from error
     place = f"{path}::{printable(name)}" if name else str(path)
     try:
         node: Any = zarr.open(LocalStore(path, read_only=True), mode="r")
