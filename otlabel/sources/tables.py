@@ -83,7 +83,7 @@ def _csv(file: Path, name: str) -> tuple[np.ndarray, list[str] | None]:
         kinds = {one: "" if _is_number(text) else "text" for one, text in zip(names, head[-1], strict=True)}
         if len(kinds) < len(names):
             raise ValueError("two columns have the same name")
-        if has_names and not names[0] and not name:
+        if has_names and not names[0]:
             del kinds[""]  # the index that pandas writes
         columns = _choose(file, name, kinds)
         with warnings.catch_warnings():
