@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from otlabel.errors import InfeasibleError
 from otlabel.solver.continuation import MOST_LISTS, is_listable, lists_near
 from otlabel.solver.monitor import Monitor
@@ -11,8 +13,7 @@ from otlabel.solver.rounding import Rounded, round_exact
 from otlabel.solver.sharpening import near_integer
 from otlabel.solver.shortlist import shorten
 
-WIDER = 2.0  # times as wide, where potentials moved too far ...
-MUCH_WIDER = 4.0  # ... or where lists leave no assignment
+WIDER = 4.0  # times as wide, where lists leave no assignment, or rounding needs more slack
 
 
 def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: Monitor) -> tuple[Rounded, Problem]:
@@ -23,17 +24,18 @@ def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: 
         shortlist = lists_near(problem, solver, plan, monitor)
     near = problem if shortlist is None else shortlist.problem
     g = near_integer(near, solver, solution, monitor).potentials
+    slack = 0.0
     for n_made in range(1, MOST_LISTS + 1):
         if shortlist is None:
             break
         try:
-            rounded = round_exact(shortlist.problem, g, solver.seed, monitor, shortlist.covers)
+            rounded = round_exact(shortlist.problem, g, solver.seed, monitor, shortlist.room, slack)
         except InfeasibleError:  # of what lists leave out, some may be the way
-            width = MUCH_WIDER * shortlist.reach
+            pass
         else:
-            g = rounded.potentials
+            g, slack = rounded.potentials, rounded.slack
             if rounded.is_done and shortlist.covers(g):
                 return rounded, shortlist.problem
-            width = WIDER * shortlist.reach
+        width = WIDER * shortlist.reach
         shortlist = shorten(problem, g, width, monitor, shortlist.probe) if n_made < MOST_LISTS else None
-    return round_exact(problem, g, solver.seed, monitor), problem
+    return round_exact(problem, g, solver.seed, monitor, least_slack=slack if math.isfinite(slack) else 0.0), problem

@@ -11,6 +11,7 @@ fallen by `slack` and the next pass reads the candidates that count now.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ class Rounded:
     placement: Placement
     potentials: np.ndarray  # (K,) -inf for classes that are to stay empty
     n_paths: int
-    is_done: bool = True  # else potentials left what may be proven before sizes were right
+    slack: float = math.inf  # that was needed, if it ended before sizes were right
+    is_done: bool = True
 
 
 def round_exact(
@@ -58,12 +60,14 @@ def round_exact(
     potentials: np.ndarray,
     seed: int,
     monitor: Monitor,
-    covers: Callable[[np.ndarray], bool] | None = None,
+    room: Callable[[np.ndarray], float] | None = None,
+    least_slack: float = 0.0,
 ) -> Rounded:
     """The best assignment whose class sizes obey problem.rule, from potentials near the optimum.
 
-    Any start will do; the nearer the argmax comes to the sizes, the less is left to move. It ends early where
-    potentials come to be such as are not covered. Raises InfeasibleError where forbidden pairs leave no assignment.
+    Any start will do; the nearer the argmax comes to the sizes, the less is left to move. It ends early where more
+    slack is needed than there is `room` for, at its potentials. Raises InfeasibleError where forbidden pairs leave no
+    assignment.
     """
     n_classes, rule, rng = problem.n_classes, problem.rule, np.random.default_rng(seed)
     reach = n_classes * problem.extent  # larger ones, from an epsilon far above the scores, would hide these in sums
@@ -74,8 +78,10 @@ def round_exact(
     weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
     placement = unlabelled = Placement.of_nothing(n_here)
     n_paths, n_refined, is_first, may_lift = 0, 0, True, not problem.is_listed
-    slack = Slack(problem, g, rng)
+    slack = Slack(problem, g, rng, least_slack)
     while True:
+        if room is not None and slack.now > room(g):
+            return Rounded(placement, g, n_paths, slack.now, is_done=False)
         movable = movable_rows(problem, g, placement.labels, weights, slack.now, tie)
         monitor.record("round", problem.n_rows, listed=problem.is_listed)
         units = units_of(movable, placement, n_classes)
@@ -102,8 +108,6 @@ def round_exact(
         units = board.units[: len(units)]
         g = normalised(g, (board.potentials[-1] if free.any_room else 0.0) - board.potentials[:-1], rule)
         placement = placed(movable, units, placement.labels, g, problem.rows)
-        if not is_done and covers is not None and not covers(g):
-            return Rounded(placement, g, n_paths, is_done=False)
         if not is_done:
             surplus = int(np.maximum(board.counts - board.targets, 0).sum())
             slack.widen(len(units), surplus, done, coarsest)  # scores may be far smaller than the prices of places

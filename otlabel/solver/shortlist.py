@@ -83,9 +83,13 @@ class Shortlist:
         """osc(g - g0): how far potentials are from those that the lists were made at."""
         return drift(potentials, self.origin)
 
+    def room(self, potentials: np.ndarray) -> float:
+        """How much farther potentials may move; below zero where lists speak for them no more."""
+        return self.reach - self.drift(potentials)
+
     def covers(self, potentials: np.ndarray) -> bool:
         """Whether no class that was left out can be the best of any row."""
-        return self.drift(potentials) <= self.reach
+        return self.room(potentials) >= 0
 
     def left_out(self, potentials: np.ndarray, epsilon: float) -> float:
         """The most that the classes left out can have of the plan; twice that is its error.

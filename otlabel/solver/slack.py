@@ -24,15 +24,16 @@ LOOKS_AN_ENTRY = 10.0  # moves that a repair looks at while a pass finds one can
 class Slack:
     """The slack of each pass of a rounding, `now`; potentials that fall by it must not move `first` and `widest`."""
 
-    def __init__(self, problem: Problem, potentials: np.ndarray, rng: np.random.Generator) -> None:
-        self._problem, self._rng = problem, rng
+    def __init__(self, problem: Problem, potentials: np.ndarray, rng: np.random.Generator, least: float = 0.0) -> None:
+        self._problem, self._rng, self._least = problem, rng, least
         self._n_all = problem.n_rows * problem.n_classes
         self._n_before, self._n_read, self._step = 0, 0, STEP
         self.begin(potentials)
 
     def begin(self, potentials: np.ndarray) -> None:
         """From the first slack of these potentials on."""
-        self.first, self._widest = first_slack(self._problem, potentials, self._rng)
+        first, self._widest = first_slack(self._problem, potentials, self._rng)
+        self.first = max(first, self._least)
         self.begin_again()
 
     def begin_again(self) -> None:
