@@ -57,7 +57,7 @@ def _descend(problem: Problem, solver: Solver, g: np.ndarray, monitor: Monitor) 
     """Through falling epsilon on a sample of the rows, then through larger samples to all rows."""
     samples = list(samples_of(problem, np.random.default_rng(solver.seed)))
     finest = float(np.finfo(np.float64).eps) * problem.magnitude  # what scores and potentials are known to
-    *ladder, last = _ladder(problem.spread, solver.epsilon, finest)
+    *ladder, last = falling(problem.spread, solver.epsilon, finest)
     for epsilon in ladder:
         g = solve_at_epsilon(samples[0] if samples else problem, solver, epsilon, RUNG_TOLERANCE, g, monitor).potentials
     if samples and may_be_listed(problem, solver):
@@ -122,7 +122,7 @@ def solve_at_epsilon(
     return minimise(objective, g, left).point
 
 
-def _ladder(spread: float, epsilon: float, finest: float) -> list[float]:
+def falling(spread: float, epsilon: float, finest: float) -> list[float]:
     """Falling values of epsilon, from where the plan is nearly uniform to the one asked for; none is too fine."""
     rungs = [epsilon]
     while rungs[-1] * EPSILON_STEP < spread / EPSILON_STEP:

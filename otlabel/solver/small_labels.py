@@ -1,0 +1,195 @@
+"""Exact labels of scores that stay in the cache, compiled as a whole: samples moved along shortest paths over classes.
+
+What `rounding.py` and `repair.py` do for samples that count one each, where few are to be moved: a search looks at all
+members of each class that it comes to.
+
+Source: Ahuja, Magnanti, Orlin, "Network Flows" (1993), section 9.7.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from otlabel.compiling import njit
+from otlabel.sweep.numerics import FAST, LOWEST, larger
+
+NONE, NEW, SETTLED = -1, -1, -2
+WIDER, TRIES = 4.0, 6  # times as wide a slack where candidates do not suffice, and how often
+
+part = functools.partial(
+    njit, nogil=True, error_model="numpy", fastmath=FAST, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
+
+
+@part()
+def _find(scores, g, slack, labels, u, at, start, rows, classes, below, counts):
+    """The rows with more than one class within `slack` of their label, and these; the best class where there is none.
+
+    Of each of them `below` says how far it is below the label, which is entry at[r] of the r-th such row. Returns how
+    many rows there are, and how many other classes are as good as a label.
+    """
+    n_classes, n_found, n_entries, n_tied = g.size, 0, 0, 0
+    for k in range(n_classes):
+        counts[k] = 0
+    for i in range(scores.shape[0]):
+        top = -np.inf
+        for k in range(n_classes):
+            value = scores[i, k] + g[k]
+            u[k] = value
+            top = larger(top, value)
+        if labels[i] < 0:
+            label = np.int64(n_classes - 1)
+            for k in range(n_classes):
+                label = min(label, k if u[k] == top else n_classes - 1)
+            labels[i] = label
+        own = u[labels[i]]
+        counts[labels[i]] += 1
+        floor, size = max(own - slack, LOWEST), 0
+        for k in range(n_classes):
+            size += u[k] >= floor
+        if size < 2:
+            continue
+        rows[n_found], start[n_found] = i, n_entries
+        for k in range(n_classes):
+            if u[k] >= floor:
+                if k == labels[i]:
+                    at[n_found] = n_entries
+                classes[n_entries], below[n_entries] = k, min(u[k] - own, 0.0)
+                n_tied += u[k] == own
+                n_entries += 1
+        n_found += 1
+    start[n_found] = n_entries
+    return n_found, n_tied - n_found
+
+
+@part()
+def _search(counts, targets, fallen, start, classes, below, at, head, after, distance, by_row, by, heap, where, radius):
+    """The nearest underfull class and how far it is from overfull ones, or -1; `where` is then SETTLED on the way."""
+    size = 0
+    for k in range(counts.size):
+        distance[k], where[k], by_row[k] = np.inf, NEW, NONE
+        if counts[k] > targets[k]:
+            distance[k], where[k], heap[size] = 0.0, size, k
+            size += 1
+    while size > 0:
+        node = heap[0]
+        reached = distance[node]
+        if reached >= radius:
+            break
+        where[node] = SETTLED
+        size -= 1
+        last, hole = heap[size], 0
+        while 2 * hole + 1 < size:
+            child = 2 * hole + 1
+            if child + 1 < size and distance[heap[child + 1]] < distance[heap[child]]:
+                child += 1
+            if distance[heap[child]] >= distance[last]:
+                break
+            heap[hole] = heap[child]
+            where[heap[hole]] = hole
+            hole = child
+        if size > 0:
+            heap[hole], where[last] = last, hole
+        if counts[node] < targets[node]:
+            return node, reached
+        row = head[node]
+        while row >= 0:
+            from_here = reached + below[at[row]] - fallen[node]
+            for entry in range(start[row], start[row + 1]):
+                k = classes[entry]
+                through = max(from_here - (below[entry] - fallen[k]), reached)
+                if through < distance[k]:
+                    distance[k], by_row[k], by[k] = through, row, entry
+                    if where[k] == NEW:
+                        where[k] = size
+                        size += 1
+                    hole = where[k]
+                    while hole > 0 and distance[heap[(hole - 1) >> 1]] > through:
+                        heap[hole] = heap[(hole - 1) >> 1]
+                        where[heap[hole]] = hole
+                        hole = (hole - 1) >> 1
+                    heap[hole], where[k] = k, hole
+            row = after[row]
+    return NONE, radius
+
+
+@part()
+def _move(target, counts, by_row, by, classes, at, head, after, prior):
+    """One sample down each move of the path that leads to a class."""
+    node = target
+    counts[target] += 1
+    while by_row[node] >= 0:
+        row, source = by_row[node], np.int64(classes[at[by_row[node]]])
+        if prior[row] >= 0:
+            after[prior[row]] = after[row]
+        else:
+            head[source] = after[row]
+        if after[row] >= 0:
+            prior[after[row]] = prior[row]
+        at[row], after[row], prior[row] = by[node], head[node], NONE
+        if head[node] >= 0:
+            prior[head[node]] = row
+        head[node] = row
+        node = source
+    counts[node] -= 1
+
+
+@njit(nogil=True, error_model="numpy", fastmath=FAST, _nrt=False, no_cfunc_wrapper=True, cache=True)
+def place(
+    scores, g, slack, most, labels, best, own, u, fallen, distance, counts, targets, head, by_row, by, heap, where,
+    at, start, rows, after, prior, classes, below,
+):  # fmt: skip
+    """Move samples from their best classes until these have the target sizes, if at most so many are to be moved.
+
+    Where `most` is negative, none is.
+
+    Labels that are -1 become the best class of scores (N, K) + g (K,), and g what proves the labels. Returns how many
+    are not where they belong yet, how often scores were looked through, how many paths there were, and whether nothing
+    was done because rows have several best classes, of which chance is to choose. `best` and `own` are the largest
+    score + potential of each row, and that at its label.
+    """
+    n_rows, n_classes, n_tries, n_paths, surplus = scores.shape[0], g.size, 0, 0, 1
+    while surplus > 0 and n_tries < TRIES:
+        n_found, n_tied = _find(scores, g, slack, labels, u, at, start, rows, classes, below, counts)
+        n_tries += 1
+        surplus = 0
+        for k in range(n_classes):
+            surplus += max(counts[k] - targets[k], 0)
+            fallen[k], head[k] = 0.0, NONE
+        if most < 0:
+            break
+        if surplus > most or (n_tied > 0 and n_tries == 1):
+            return surplus, n_tries, n_paths, n_tied > 0
+        for row in range(n_found - 1, -1, -1):
+            k = classes[at[row]]
+            after[row], prior[row] = head[k], NONE
+            if head[k] >= 0:
+                prior[head[k]] = row
+            head[k] = row
+        furthest, target = 0.0, 0
+        while surplus > 0 and target >= 0:
+            target, radius = _search(
+                counts, targets, fallen, start, classes, below, at, head, after, distance, by_row, by, heap, where,
+                slack - furthest,
+            )  # fmt: skip
+            for k in range(n_classes):
+                if where[k] == SETTLED and distance[k] < radius:
+                    fallen[k] += radius - distance[k]
+                    furthest = max(furthest, fallen[k])
+            if target >= 0:
+                _move(target, counts, by_row, by, classes, at, head, after, prior)
+                n_paths += 1
+                surplus -= 1
+        for row in range(n_found):
+            labels[rows[row]] = classes[at[row]]
+        for k in range(n_classes):
+            g[k] -= fallen[k]
+        slack *= WIDER
+    for i in range(n_rows):
+        top = -np.inf
+        for k in range(n_classes):
+            top = larger(top, scores[i, k] + g[k])
+        best[i], own[i] = top, scores[i, labels[i]] + g[labels[i]]
+    return surplus, n_tries, n_paths, False
