@@ -73,7 +73,11 @@ def solve_small(
     """The answer, or None where the long way is to look: unusual scores, ties, no convergence, no proof."""
     n_rows, n_classes = rows.n_rows, rows.shape[1]
     shares = check_mass(demand.class_mass, n_rows, n_classes)
-    sizes, scores = class_sizes(shares, n_rows), _read(rows)
+    if demand.class_mass is None:
+        sizes = n_rows // n_classes + (np.arange(n_classes) < n_rows % n_classes)  # as the largest remainder has it
+    else:
+        sizes = class_sizes(shares, n_rows)
+    scores = _read(rows)
     top, bottom = float(scores.max()), float(scores.min())
     if not top < np.inf or (bottom == -np.inf and not sizes.all()) or (top <= 1 and bottom >= 0):
         return None  # no scores, too few choices, or perhaps probabilities
@@ -123,6 +127,11 @@ def _read(rows: RowSet) -> np.ndarray:
     return scores
 
 
+def _middle(values: np.ndarray) -> float:
+    """The median, or the upper one of two."""
+    return float(np.partition(values, len(values) // 2)[len(values) // 2])
+
+
 class _Descent:
     """Scores dealt out, and what finds potentials on them."""
 
@@ -134,8 +143,7 @@ class _Descent:
         tops, extents = np.empty(self.n_rows), np.empty(self.n_rows)
         deal_out(scores, self._blocks, self._weights, tops, extents)
         self.magnitude, self.extent = float(np.abs(tops).max()), float(extents.max())
-        some = extents[:: -(-self.n_rows // SPREAD_ROWS)]
-        self.spread = float(np.partition(some, len(some) // 2)[len(some) // 2])
+        self.spread = _middle(extents[:: -(-self.n_rows // SPREAD_ROWS)])
         self.potentials, self._mass, self._tried = np.zeros((3, n_classes))
         self.epsilon, self._passes = 0.0, list[tuple[int, float, float, np.ndarray]]()
         self._work = (
@@ -247,7 +255,7 @@ def _placed(
     enough = max(EXCESS_SHARE, np.count_nonzero(sizes) / n_rows) * n_rows
     for n_sharpened in range(SHARPENINGS + 1):
         g = np.where(sizes > 0, descent.potentials, -np.inf)
-        g -= np.median(g[g > -np.inf])
+        g -= _middle(g[g > -np.inf])
         most = enough if n_sharpened < SHARPENINGS else max(enough, MOST_MOVED * n_rows)
         surplus, n_looks, _, is_tied = place(scores, g, descent.epsilon, most, labels, best, own, *work)
         if not surplus:
