@@ -238,9 +238,7 @@ class _Placed:
         monitor.record("certify", n_rows, listed=True)
 
 
-def _placed(
-    scores: np.ndarray, descent: _Descent, plan: Point, solver: Solver, sizes: np.ndarray
-) -> _Placed | None:
+def _placed(scores: np.ndarray, descent: _Descent, plan: Point, solver: Solver, sizes: np.ndarray) -> _Placed | None:
     """Labels of these class sizes, or of any where the plan's best classes are asked for; None where that fails."""
     n_rows, n_classes = scores.shape
     labels, (best, own), of_classes = np.full(n_rows, -1), np.empty((2, n_rows)), np.empty((3, n_classes))
