@@ -13,7 +13,7 @@ import functools
 import numpy as np
 
 from otlabel.compiling import njit
-from otlabel.sweep.numerics import FAST, LOWEST, larger
+from otlabel.sweep.numerics import FAST, LOWEST, larger, smaller
 
 NONE, NEW, SETTLED = -1, -1, -2
 WIDER, TRIES = 4.0, 6  # times as wide a slack where candidates do not suffice, and how often
@@ -40,13 +40,12 @@ def _find(scores, g, slack, labels, u, at, start, rows, classes, below, counts):
             u[k] = value
             top = larger(top, value)
         if labels[i] < 0:
-            label = np.int64(n_classes - 1)
-            for k in range(n_classes):
-                label = min(label, k if u[k] == top else n_classes - 1)
-            labels[i] = label
+            labels[i] = 0
+            while u[labels[i]] < top:
+                labels[i] += 1
         own = u[labels[i]]
         counts[labels[i]] += 1
-        floor, size = max(own - slack, LOWEST), 0
+        floor, size = larger(own - slack, LOWEST), 0
         for k in range(n_classes):
             size += u[k] >= floor
         if size < 2:
@@ -56,7 +55,7 @@ def _find(scores, g, slack, labels, u, at, start, rows, classes, below, counts):
             if u[k] >= floor:
                 if k == labels[i]:
                     at[n_found] = n_entries
-                classes[n_entries], below[n_entries] = k, min(u[k] - own, 0.0)
+                classes[n_entries], below[n_entries] = k, smaller(u[k] - own, 0.0)
                 n_tied += u[k] == own
                 n_entries += 1
         n_found += 1
@@ -99,7 +98,7 @@ def _search(counts, targets, fallen, start, classes, below, at, head, after, dis
             from_here = reached + below[at[row]] - fallen[node]
             for entry in range(start[row], start[row + 1]):
                 k = classes[entry]
-                through = max(from_here - (below[entry] - fallen[k]), reached)
+                through = larger(from_here - (below[entry] - fallen[k]), reached)
                 if through < distance[k]:
                     distance[k], by_row[k], by[k] = through, row, entry
                     if where[k] == NEW:
@@ -156,7 +155,8 @@ def place(
         n_tries += 1
         surplus = 0
         for k in range(n_classes):
-            surplus += max(counts[k] - targets[k], 0)
+            if counts[k] > targets[k]:
+                surplus += counts[k] - targets[k]
             fallen[k], head[k] = 0.0, NONE
         if most < 0:
             break
@@ -177,7 +177,7 @@ def place(
             for k in range(n_classes):
                 if where[k] == SETTLED and distance[k] < radius:
                     fallen[k] += radius - distance[k]
-                    furthest = max(furthest, fallen[k])
+                    furthest = larger(furthest, fallen[k])
             if target >= 0:
                 _move(target, counts, by_row, by, classes, at, head, after, prior)
                 n_paths += 1

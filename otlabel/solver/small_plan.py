@@ -8,6 +8,7 @@ that of `newton.py` and `objective.py` for exact masses, with conjugate gradient
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def _pass(blocks, weights, n_blocks, g, epsilon, single, mass, lanes, tops, tota
             sums += np.float64(weight * tops[lane])
             totals[lane] = weight / totals[lane]
             if lane % FACTORS == FACTORS - 1:
-                sums += epsilon * np.log(product)
+                sums += epsilon * math.log(product)
                 product = 1.0
         for k in range(n_classes):
             taken, n_near = np.float32(0), np.int32(0)
@@ -149,10 +150,10 @@ def _direction(
         own[kept_at[at]] += np.float64(square)
     for k in range(n_classes):
         sampled = weight * scale[k]
-        factor = mass[k] / max(sampled, 0.1 * mass[k] + 1e-300)
+        factor = mass[k] / larger(sampled, 0.1 * mass[k] + 1e-300)
         diagonal[k] = sampled * factor + RIDGE * (mass[k] + 1.0 / n_classes)
         own[k] = 1.0 / (diagonal[k] - weight * factor * own[k])
-        scale[k] = np.sqrt(factor)
+        scale[k] = math.sqrt(factor)
         step[k], left[k], search[k] = 0.0, demand[k] - mass[k], 0.0
         size += left[k] * left[k] * own[k]
     enough = ACCURACY * ACCURACY * size
@@ -173,7 +174,7 @@ def _direction(
         if not size > enough:
             break
     for k in range(n_classes):
-        step[k] = min(max(step[k], -longest), longest)
+        step[k] = smaller(larger(step[k], -longest), longest)
         slope -= (demand[k] - mass[k]) * step[k]
     return slope
 
@@ -191,14 +192,15 @@ def descend(
     n_classes, n_passes, met = g.size, 0, False
     for rung in range(rungs.shape[0]):
         epsilon, tol, least = rungs[rung, EPSILON], rungs[rung, TOLERANCE], rungs[rung, LEAST]
-        n_blocks, last = int(rungs[rung, BLOCKS]), min(n_passes + int(rungs[rung, MOST_PASSES]), trail.shape[0])
+        n_blocks, last = int(rungs[rung, BLOCKS]), n_passes + int(rungs[rung, MOST_PASSES])
         n_used = rungs[rung, ROWS]
         n_curved, longest, opening, newton = CURVED_ROWS * n_classes // LANES + 1, LONGEST_STEP, SINKHORN_STEPS, False
         value, error, slope, length, met = np.inf, np.inf, 0.0, 1.0, False
         for k in range(n_classes):
             tried[k] = g[k]
-        while n_passes < last and not met:
-            n_curved = min(n_curved, n_blocks)
+        while n_passes < last and n_passes < trail.shape[0] and not met:
+            if n_curved > n_blocks:
+                n_curved = n_blocks
             sums = _pass(
                 blocks, weights, n_blocks, tried, epsilon, single, tried_mass, lanes, tops, totals, kept, kept_at, ends,
                 n_curved,
@@ -208,14 +210,14 @@ def descend(
                 tried_mass[k] /= n_used
                 if demand[k] > 0.0:
                     tried_value -= demand[k] * tried[k]
-                    tried_error += abs(demand[k] - tried_mass[k])
+                    tried_error += math.fabs(demand[k] - tried_mass[k])
                     met &= tried_mass[k] + tol / n_classes >= least * demand[k]
             met &= tried_error <= tol
             errors[n_passes, 0], errors[n_passes, 1] = rung, tried_error
             for k in range(n_classes):
                 trail[n_passes, k] = tried[k]
             n_passes += 1
-            noise = NOISE * max(epsilon, abs(tried_value))
+            noise = NOISE * larger(epsilon, math.fabs(tried_value))
             is_lower = tried_value <= value + 1e-4 * length * slope
             if newton and not (is_lower or (tried_value <= value + noise and tried_error < error)) and not met:
                 length *= SHORTER
@@ -231,7 +233,7 @@ def descend(
                 opening = -1 if tried_error < NEAR and error == np.inf else opening - 1
                 value, error, newton, length = tried_value, tried_error, opening < 0, 1.0
                 if newton:
-                    weight = 1.0 / min(n_used, n_seen * LANES)
+                    weight = 1.0 / smaller(n_used, float(n_seen * LANES))
                     slope = epsilon * _direction(
                         demand, mass, step, left, search, curved, scale, diagonal, own, single, kept, kept_at, ends,
                         n_seen, weight, totals, longest,
@@ -240,7 +242,7 @@ def descend(
             if not newton:
                 length, slope = 1.0, 0.0
                 for k in range(n_classes):
-                    step[k] = np.log(max(demand[k], TINY) / max(mass[k], TINY))
+                    step[k] = math.log(larger(demand[k], TINY) / larger(mass[k], TINY))
             for k in range(n_classes):
                 tried[k] = g[k] + length * epsilon * step[k] if demand[k] > 0.0 else -np.inf
     return n_passes, met
