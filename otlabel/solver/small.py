@@ -33,9 +33,9 @@ from otlabel.solver.proof import priced, shortfall
 from otlabel.solver.sharpening import EXCESS_SHARE
 from otlabel.solver.small_labels import place
 from otlabel.solver.small_plan import LANES, deal_out, descend
-from otlabel.sources import ArraySource, as_float
+from otlabel.sources import ArraySource, LinearScores, as_float
 from otlabel.sweep import Sweep
-from otlabel.validate import check_mass
+from otlabel.validate import check_mass, check_sample_mass
 
 MOST_SCORES = 1 << 20
 MOST_PASSES, RUNG_PASSES, LAST_PASSES = 100, 16, 30  # of all rungs, of one on the way, of the last
@@ -55,10 +55,9 @@ def is_small(rows: RowSet, demand: Demand, solver: Solver) -> bool:
         rows.n_rows * rows.shape[1] <= MOST_SCORES
         and rows.shape[1] > 1
         and rows.source.device is None
-        and rows.opened.fine is rows.source
+        and not isinstance(rows.opened, LinearScores)  # whose products have the same bits in the same blocks only
         and isinstance(demand.classes, Exact)
         and isinstance(demand.samples, Exact)
-        and demand.sample_mass is None
         and not demand.abstain
         and solver.method == "auto"
         and solver.max_sweeps >= MOST_PASSES
@@ -70,9 +69,11 @@ def is_small(rows: RowSet, demand: Demand, solver: Solver) -> bool:
 def solve_small(
     rows: RowSet, demand: Demand, solver: Solver, init: np.ndarray | None, monitor: Monitor
 ) -> Answer | None:
-    """The answer, or None where the long way is to look: unusual scores, ties, no convergence, no proof."""
+    """The answer, or None where the long way is to look: weights, unusual scores, ties, no convergence, no proof."""
     n_rows, n_classes = rows.n_rows, rows.shape[1]
     shares = check_mass(demand.class_mass, n_rows, n_classes)
+    if check_sample_mass(rows.of_all("sample_mass", demand.sample_mass), n_rows)[0] is not None:
+        return None
     if demand.class_mass is None:
         sizes = n_rows // n_classes + (np.arange(n_classes) < n_rows % n_classes)  # as the largest remainder has it
     else:
@@ -109,9 +110,9 @@ def solve_small(
         warn(FewSamplesWarning, f"{n_rows} samples for {n_classes} classes: sizes are 0 or 1")
     descent.tell(monitor)
     placed.tell(monitor, n_rows)
-    potentials = priced(problem, placed.potentials, placed.best, monitor)
-    labels = placed.labels[rows.first : rows.stop]
-    return Answer(problem, Solution(plan, Status.CONVERGED), labels, proof, proof.counts, potentials)
+    here = slice(rows.first, rows.stop)
+    potentials = priced(problem, placed.potentials, placed.best[here], monitor)
+    return Answer(problem, Solution(plan, Status.CONVERGED), placed.labels[here], proof, proof.counts, potentials)
 
 
 def _read(rows: RowSet) -> np.ndarray:

@@ -18,7 +18,10 @@ from otlabel.solver import continuation, exact_labels, samples, shortlist
 from otlabel.solver.monitor import Monitor
 from otlabel.sources import open_scores
 
-pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning"),
+    pytest.mark.usefixtures("long_way"),
+]
 
 
 class Made:
