@@ -147,7 +147,7 @@ def sinkhorn_assign_batch(
         except (InvalidScoresError, InvalidMassError, InfeasibleError) as error:
             raise type(error)(f"head {head}: {error}") from None
 
-    if is_tensor(given) and given.device.type != "cpu":
+    if is_tensor(given) and str(given.device) != "cpu":
         for head in range(n_heads):
             solve(head)
     else:

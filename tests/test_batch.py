@@ -67,7 +67,7 @@ def test_errors_name_the_head() -> None:
         sinkhorn_assign_batch(scores)
     masses = np.full((5, 8), 1 / 8)
     masses[1, 0] = 1.0
-    with pytest.raises(InvalidMassError, match="head 1: class_mass sums to 1.875"):
+    with pytest.raises(InvalidMassError, match=r"head 1: class_mass sums to 1\.875"):
         sinkhorn_assign_batch(SCORES, class_mass=masses)
 
 

@@ -7,6 +7,7 @@ threads, files, ranks or devices; each rank does all of it. What it does not sol
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ from otlabel.sources import ArraySource, LinearScores, as_float
 from otlabel.sweep import Sweep
 from otlabel.validate import check_mass, check_sample_mass
 
-MOST_SCORES = 1 << 20
+MOST_SCORES = 1 << 20  # with rows that fill up the last block
 MOST_PASSES, RUNG_PASSES, LAST_PASSES = 100, 16, 30  # of all rungs, of one on the way, of the last
 COARSE_ROWS, FEWEST_ROWS = 40, 1024  # rows a class, and rows, of the sample on which epsilon falls
 SPREAD_ROWS = 1024  # that tell the spread of a row
@@ -52,7 +53,7 @@ FLOAT32_EPS = float(np.finfo(np.float32).eps)
 def is_small(rows: RowSet, demand: Demand, solver: Solver) -> bool:
     """Whether a problem is of the kind and size that is solved in the cache."""
     return (
-        rows.n_rows * rows.shape[1] <= MOST_SCORES
+        -(-rows.n_rows // LANES) * LANES * rows.shape[1] <= MOST_SCORES
         and rows.shape[1] > 1
         and rows.source.device is None
         and not isinstance(rows.opened, LinearScores)  # whose products have the same bits in the same blocks only
@@ -103,7 +104,7 @@ def solve_small(
         stored_magnitude=descent.magnitude,
         top=top,
     )
-    proof = placed.certificate(n_classes)
+    proof = placed.certificate()
     if not proof.proven:
         return None
     if n_rows < n_classes and demand.class_mass is None:
@@ -112,7 +113,7 @@ def solve_small(
     placed.tell(monitor, n_rows)
     here = slice(rows.first, rows.stop)
     potentials = priced(problem, placed.potentials, placed.best[here], monitor)
-    return Answer(problem, Solution(plan, Status.CONVERGED), placed.labels[here], proof, proof.counts, potentials)
+    return Answer(problem, Solution(plan, Status.CONVERGED), placed.labels[here], proof, placed.counts, potentials)
 
 
 def _read(rows: RowSet) -> np.ndarray:
@@ -147,7 +148,7 @@ class _Descent:
         self.spread = _middle(extents[:: -(-self.n_rows // SPREAD_ROWS)])
         self.potentials, self._mass, self._tried = np.zeros((3, n_classes))
         self.epsilon, self._passes = 0.0, list[tuple[int, float, float, np.ndarray]]()
-        self._work = (
+        self._work: tuple[np.ndarray, ...] = (
             *np.empty((8, n_classes)),
             np.empty(n_classes, np.float32),
             np.empty((n_classes, LANES), np.float32),
@@ -185,15 +186,15 @@ class _Descent:
         """Whether the last of the rungs is met, for class masses `shares`."""
         self.potentials = np.where(shares > 0, start, -np.inf)
         trail, errors = np.empty((MOST_PASSES, len(shares))), np.empty((MOST_PASSES, 2))
+        work = *self._work, trail, errors
         n_passes, met = descend(
-            self._blocks, self._weights, np.array(rungs), shares, self.potentials, self._mass, self._tried, *self._work,
-            trail, errors,
-        )  # fmt: skip
+            self._blocks, self._weights, np.array(rungs), shares, self.potentials, self._mass, self._tried, *work
+        )
         for (rung, error), potentials in zip(errors[:n_passes].tolist(), trail[:n_passes], strict=True):
             epsilon, _, _, _, n_used, _ = rungs[int(rung)]
             self._passes.append((int(n_used), epsilon, error, potentials))
         self.epsilon = rungs[-1][0]
-        return met and np.isfinite(self.potentials[shares > 0]).all()
+        return bool(met and np.isfinite(self.potentials[shares > 0]).all())
 
     def point(self, shares: np.ndarray) -> Point:
         """Where the plan stands."""
@@ -222,14 +223,18 @@ class _Placed:
     own: np.ndarray  # (N,) that at its label
     n_looks: int
 
-    def certificate(self, n_classes: int) -> Certificate:
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """(K,) class sizes."""
+        return np.bincount(self.labels, minlength=len(self.potentials))
+
+    def certificate(self) -> Certificate:
         """Value, bound and gap."""
         own_potentials = self.potentials[self.labels]
         short, known = shortfall(self.best, self.own, own_potentials, self.potentials)
         n_rows = len(short)
         value, gap = float((self.own - own_potentials).sum()) / n_rows, float(short.sum()) / n_rows
-        counts = np.bincount(self.labels, minlength=n_classes)
-        return Certificate(value, value + gap, counts, gap, float(np.minimum(short, known).sum()) / n_rows)
+        return Certificate(value, value + gap, self.counts, gap, float(np.minimum(short, known).sum()) / n_rows)
 
     def tell(self, monitor: Monitor, n_rows: int) -> None:
         """Record the looks at all rows."""
