@@ -31,7 +31,7 @@ from otlabel.solver.objective import FINE_TOLERANCE, RESOLUTION_SHARE, Point
 from otlabel.solver.outcome import Certificate, Status
 from otlabel.solver.problem import Demand, Problem, Solver
 from otlabel.solver.proof import priced, shortfall
-from otlabel.solver.sharpening import EXCESS_SHARE
+from otlabel.solver.sharpening import EXCESS_SHARE, WORTHWHILE
 from otlabel.solver.small_labels import place
 from otlabel.solver.small_plan import LANES, deal_out, descend
 from otlabel.sources import ArraySource, LinearScores, as_float
@@ -45,7 +45,6 @@ SPREAD_ROWS = 1024  # that tell the spread of a row
 TINY, WIDE = 0.25, 1e4  # times epsilon: the least and the largest spread of a row
 FAR, UNEVEN = 1e3, 1e3  # times the spread: how large scores, and how wide single rows, may be
 LEAST_EPSILON = 1e-20  # and its reciprocal the largest: float32 then holds all that matters
-SHARPENINGS = 4
 MOST_MOVED = 0.25  # share of the samples: where more are to be moved, equal rows do
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
 
@@ -256,15 +255,20 @@ def _placed(scores: np.ndarray, descent: _Descent, plan: Point, solver: Solver, 
         g = plan.potentials.copy()
         place(scores, g, 0.0, -1.0, labels, best, own, *work)
         return _Placed(labels, g, best, own, 0)
-    enough = max(EXCESS_SHARE, np.count_nonzero(sizes) / n_rows) * n_rows
-    for n_sharpened in range(SHARPENINGS + 1):
+    enough, before = max(EXCESS_SHARE, np.count_nonzero(sizes) / n_rows) * n_rows, math.inf
+    while True:
         g = np.where(sizes > 0, descent.potentials, -np.inf)
         g -= _middle(g[g > -np.inf])
-        most = enough if n_sharpened < SHARPENINGS else max(enough, MOST_MOVED * n_rows)
-        surplus, n_looks, _, is_tied = place(scores, g, descent.epsilon, most, labels, best, own, *work)
+        surplus, n_looks, _, is_tied = place(scores, g, descent.epsilon, enough, labels, best, own, *work)
         if not surplus:
             return _Placed(labels, g, best, own, n_looks)
-        if is_tied or surplus <= most or not descent.sharpened(sizes / n_rows):
+        if is_tied or surplus <= enough:
             return None
+        if surplus > WORTHWHILE * before:  # no smaller epsilon helps
+            if surplus > MOST_MOVED * n_rows:
+                return None
+            enough = surplus
+        elif not descent.sharpened(sizes / n_rows):
+            return None
+        before = surplus
         labels[:] = -1
-    return None

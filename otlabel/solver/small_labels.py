@@ -16,6 +16,7 @@ from otlabel.compiling import njit
 from otlabel.sweep.numerics import FAST, LOWEST, larger, smaller
 
 NONE, NEW, SETTLED = -1, -1, -2
+LEAST_LOOKS, LOOKS_A_SCORE = 1 << 16, 3  # of all searches, before this gives up: rows that are tied need other means
 WIDER, TRIES = 4.0, 6  # times as wide a slack where candidates do not suffice, and how often
 
 part = functools.partial(
@@ -65,8 +66,11 @@ def _find(scores, g, slack, labels, u, at, start, rows, classes, below, counts):
 
 @part()
 def _search(counts, targets, fallen, start, classes, below, at, head, after, distance, by_row, by, heap, where, radius):
-    """The nearest underfull class and how far it is from overfull ones, or -1; `where` is then SETTLED on the way."""
-    size = 0
+    """The nearest underfull class, or -1, how far it is from overfull ones, and how many moves were looked at.
+
+    `where` is then SETTLED on the way.
+    """
+    size, n_looked = 0, 0
     for k in range(counts.size):
         distance[k], where[k], by_row[k] = np.inf, NEW, NONE
         if counts[k] > targets[k]:
@@ -92,9 +96,10 @@ def _search(counts, targets, fallen, start, classes, below, at, head, after, dis
         if size > 0:
             heap[hole], where[last] = last, hole
         if counts[node] < targets[node]:
-            return node, reached
+            return node, reached, n_looked
         row = head[node]
         while row >= 0:
+            n_looked += start[row + 1] - start[row]
             from_here = reached + below[at[row]] - fallen[node]
             for entry in range(start[row], start[row + 1]):
                 k = classes[entry]
@@ -111,7 +116,7 @@ def _search(counts, targets, fallen, start, classes, below, at, head, after, dis
                         hole = (hole - 1) >> 1
                     heap[hole], where[k] = k, hole
             row = after[row]
-    return NONE, radius
+    return NONE, radius, n_looked
 
 
 @part()
@@ -149,7 +154,7 @@ def place(
     was done because rows have several best classes, of which chance is to choose. `best` and `own` are the largest
     score + potential of each row, and that at its label.
     """
-    n_rows, n_classes, n_tries, n_paths, surplus = scores.shape[0], g.size, 0, 0, 1
+    n_rows, n_classes, n_tries, n_paths, n_looked, surplus = scores.shape[0], g.size, 0, 0, 0, 1
     while surplus > 0 and n_tries < TRIES:
         n_found, n_tied = _find(scores, g, slack, labels, u, at, start, rows, classes, below, counts)
         n_tries += 1
@@ -170,10 +175,13 @@ def place(
             head[k] = row
         furthest, target = 0.0, 0
         while surplus > 0 and target >= 0:
-            target, radius = _search(
+            target, radius, n_more = _search(
                 counts, targets, fallen, start, classes, below, at, head, after, distance, by_row, by, heap, where,
                 slack - furthest,
             )  # fmt: skip
+            n_looked += n_more
+            if n_looked > LEAST_LOOKS + LOOKS_A_SCORE * scores.size:
+                return surplus, n_tries, n_paths, False
             for k in range(n_classes):
                 if where[k] == SETTLED and distance[k] < radius:
                     fallen[k] += radius - distance[k]
