@@ -29,6 +29,7 @@ from otlabel.solver.monitor import Monitor
 from otlabel.solver.newton import Solution
 from otlabel.solver.objective import FINE_TOLERANCE, RESOLUTION_SHARE, Point
 from otlabel.solver.outcome import Certificate, Status
+from otlabel.solver.posing import FAR
 from otlabel.solver.problem import Demand, Problem, Solver
 from otlabel.solver.proof import priced, shortfall
 from otlabel.solver.sharpening import EXCESS_SHARE, WORTHWHILE
@@ -41,9 +42,10 @@ from otlabel.validate import check_mass, check_sample_mass
 MOST_SCORES = 1 << 20  # with rows that fill up the last block
 MOST_PASSES, RUNG_PASSES, LAST_PASSES = 100, 16, 30  # of all rungs, of one on the way, of the last
 COARSE_ROWS, FEWEST_ROWS = 40, 1024  # rows a class, and rows, of the sample on which epsilon falls
+NEARER = 0.25  # times the tolerance: one more step, once they are short, for a plan that other ways come to as well
 SPREAD_ROWS = 1024  # that tell the spread of a row
 TINY, WIDE = 0.25, 1e4  # times epsilon: the least and the largest spread of a row
-FAR, UNEVEN = 1e3, 1e3  # times the spread: how large scores, and how wide single rows, may be
+FARTHEST, UNEVEN = 1e9, 1e3  # times the spread: how large scores, and how wide single rows, may be
 LEAST_EPSILON = 1e-20  # and its reciprocal the largest: float32 then holds all that matters
 MOST_MOVED = 0.25  # share of the samples: where more are to be moved, equal rows do
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
@@ -88,7 +90,11 @@ def solve_small(
     plan = descent.point(shares)
     if not FLOAT32_EPS * 2 * np.ptp(plan.potentials[shares > 0]) < RESOLUTION_SHARE * solver.tol * solver.epsilon:
         return None
-    placed = _placed(scores, descent, plan, solver, sizes)
+    is_far = descent.magnitude > FAR * descent.spread
+    if is_far and not sizes.all():
+        return None
+    near = scores - descent.tops[:, None] if is_far else scores  # what is large in all of a row takes no digits then
+    placed = _placed(near, descent, plan, solver, sizes)
     if placed is None:
         return None
     problem = Problem(
@@ -103,7 +109,7 @@ def solve_small(
         stored_magnitude=descent.magnitude,
         top=top,
     )
-    proof = placed.certificate()
+    proof = placed.certificate(scores)
     if not proof.proven:
         return None
     if n_rows < n_classes and demand.class_mass is None:
@@ -141,12 +147,12 @@ class _Descent:
         n_blocks = -(-self.n_rows // LANES)
         self._blocks = np.empty((n_blocks, n_classes, LANES), np.float32)
         self._weights = np.empty((n_blocks, LANES), np.float32)
-        tops, extents = np.empty(self.n_rows), np.empty(self.n_rows)
-        deal_out(scores, self._blocks, self._weights, tops, extents)
-        self.magnitude, self.extent = float(np.abs(tops).max()), float(extents.max())
+        self.tops, extents = np.empty(self.n_rows), np.empty(self.n_rows)
+        deal_out(scores, self._blocks, self._weights, self.tops, extents)
+        self.magnitude, self.extent = float(np.abs(self.tops).max()), float(extents.max())
         self.spread = _middle(extents[:: -(-self.n_rows // SPREAD_ROWS)])
         self.potentials, self._mass, self._tried = np.zeros((3, n_classes))
-        self.epsilon, self._passes = 0.0, list[tuple[int, float, float, np.ndarray]]()
+        self.epsilon, self._error, self._passes = 0.0, math.inf, list[tuple[int, float, float, np.ndarray]]()
         self._work: tuple[np.ndarray, ...] = (
             *np.empty((8, n_classes)),
             np.empty(n_classes, np.float32),
@@ -160,13 +166,13 @@ class _Descent:
     def is_usual(self, epsilon: float) -> bool:
         """Whether scores are of a size that float32 and few steps of epsilon are made for, in all rows."""
         fits = TINY * epsilon <= self.spread <= WIDE * epsilon
-        return fits and self.magnitude <= FAR * self.spread and self.extent <= UNEVEN * self.spread
+        return fits and self.magnitude <= FARTHEST * self.spread and self.extent <= UNEVEN * self.spread
 
     def solved(self, solver: Solver, shares: np.ndarray, init: np.ndarray | None) -> bool:
         """Whether the plan for class masses is met; from given potentials (K,) where there are some that lead there."""
         n_blocks, n_classes = len(self._blocks), len(shares)
-        last = (solver.epsilon, solver.tol, 0.0, n_blocks, self.n_rows)
-        if init is not None and self.descended(init, shares, [(*last, WARM_PASSES)]):
+        last = (solver.epsilon, NEARER * solver.tol, 0.0, n_blocks, self.n_rows)
+        if init is not None and (self.descended(init, shares, [(*last, WARM_PASSES)]) or self._error <= solver.tol):
             return True
         n_coarse = -(-max(FEWEST_ROWS, COARSE_ROWS * n_classes) // LANES)
         n_coarse, *on_the_way, _ = min(n_coarse, n_blocks), *falling(self.spread, solver.epsilon, 0.0)
@@ -174,7 +180,8 @@ class _Descent:
         rungs = [(epsilon, RUNG_TOLERANCE, STARVED, *sample) for epsilon in on_the_way]
         if n_coarse < n_blocks:
             rungs.append((solver.epsilon, LAST_TOLERANCE, STARVED, *sample))
-        return self.descended(np.zeros(n_classes), shares, [*rungs, (*last, LAST_PASSES)])
+        self.descended(np.zeros(n_classes), shares, [*rungs, (*last, LAST_PASSES)])
+        return self._error <= solver.tol
 
     def sharpened(self, shares: np.ndarray) -> bool:
         """Whether potentials are met at a smaller epsilon, too."""
@@ -192,8 +199,8 @@ class _Descent:
         for (rung, error), potentials in zip(errors[:n_passes].tolist(), trail[:n_passes], strict=True):
             epsilon, _, _, _, n_used, _ = rungs[int(rung)]
             self._passes.append((int(n_used), epsilon, error, potentials))
-        self.epsilon = rungs[-1][0]
-        return bool(met and np.isfinite(self.potentials[shares > 0]).all())
+        self.epsilon, self._error = rungs[-1][0], float(np.abs(shares - self._mass).sum())  # may be NaN
+        return bool(met)
 
     def point(self, shares: np.ndarray) -> Point:
         """Where the plan stands."""
@@ -202,8 +209,7 @@ class _Descent:
         residual = shares - self._mass
         none = np.empty(0)
         found = Sweep(self._mass.copy(), math.nan, math.nan, none, none, none)
-        error = self._passes[-1][2]
-        return Point(g, g, g, math.nan, found, residual, error, np.empty(0, np.int64), np.float32)
+        return Point(g, g, g, math.nan, found, residual, self._error, np.empty(0, np.int64), np.float32)
 
     def tell(self, monitor: Monitor) -> None:
         """Record the passes, which nobody could hear of while compiled code made them."""
@@ -227,12 +233,11 @@ class _Placed:
         """(K,) class sizes."""
         return np.bincount(self.labels, minlength=len(self.potentials))
 
-    def certificate(self) -> Certificate:
-        """Value, bound and gap."""
-        own_potentials = self.potentials[self.labels]
-        short, known = shortfall(self.best, self.own, own_potentials, self.potentials)
-        n_rows = len(short)
-        value, gap = float((self.own - own_potentials).sum()) / n_rows, float(short.sum()) / n_rows
+    def certificate(self, scores: np.ndarray) -> Certificate:
+        """Value, bound and gap of scores (N, K)."""
+        n_rows = len(self.labels)
+        short, known = shortfall(self.best, self.own, self.potentials[self.labels], self.potentials)
+        value, gap = float(scores[np.arange(n_rows), self.labels].sum()) / n_rows, float(short.sum()) / n_rows
         return Certificate(value, value + gap, self.counts, gap, float(np.minimum(short, known).sum()) / n_rows)
 
     def tell(self, monitor: Monitor, n_rows: int) -> None:
@@ -246,6 +251,7 @@ class _Placed:
 def _placed(scores: np.ndarray, descent: _Descent, plan: Point, solver: Solver, sizes: np.ndarray) -> _Placed | None:
     """Labels of these class sizes, or of any where the plan's best classes are asked for; None where that fails."""
     n_rows, n_classes = scores.shape
+    order = np.random.default_rng(solver.seed).permutation(n_rows)
     labels, (best, own), of_classes = np.full(n_rows, -1), np.empty((2, n_rows)), np.empty((3, n_classes))
     work = (
         *of_classes, np.empty(n_classes, np.int64), sizes, *np.empty((5, n_classes), np.int64),
@@ -253,13 +259,13 @@ def _placed(scores: np.ndarray, descent: _Descent, plan: Point, solver: Solver, 
     )  # fmt: skip
     if solver.rounding != "exact":
         g = plan.potentials.copy()
-        place(scores, g, 0.0, -1.0, labels, best, own, *work)
+        place(scores, g, 0.0, -1.0, order, labels, best, own, *work)
         return _Placed(labels, g, best, own, 0)
     enough, before = max(EXCESS_SHARE, np.count_nonzero(sizes) / n_rows) * n_rows, math.inf
     while True:
         g = np.where(sizes > 0, descent.potentials, -np.inf)
         g -= _middle(g[g > -np.inf])
-        surplus, n_looks, _, is_tied = place(scores, g, descent.epsilon, enough, labels, best, own, *work)
+        surplus, n_looks, _, is_tied = place(scores, g, descent.epsilon, enough, order, labels, best, own, *work)
         if not surplus:
             return _Placed(labels, g, best, own, n_looks)
         if is_tied or surplus <= enough:

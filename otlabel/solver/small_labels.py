@@ -8,20 +8,16 @@ Source: Ahuja, Magnanti, Orlin, "Network Flows" (1993), section 9.7.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from otlabel.compiling import njit
+from otlabel.solver.small_plan import part
 from otlabel.sweep.numerics import FAST, LOWEST, larger, smaller
 
 NONE, NEW, SETTLED = -1, -1, -2
 LEAST_LOOKS, LOOKS_A_SCORE = 1 << 16, 3  # of all searches, before this gives up: rows that are tied need other means
+SETTLINGS = 8  # what is between two classes that may not move comes free when these have
 WIDER, TRIES = 4.0, 6  # times as wide a slack where candidates do not suffice, and how often
-
-part = functools.partial(
-    njit, nogil=True, error_model="numpy", fastmath=FAST, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
 
 
 @part()
@@ -140,14 +136,35 @@ def _move(target, counts, by_row, by, classes, at, head, after, prior):
     counts[node] -= 1
 
 
+@part()
+def _settle(n_found, start, classes, below, at, fallen, rise, fall, room):
+    """Move potentials towards the middle of where they may be, none further than `room`: labels are then no ties.
+
+    A class may fall by what its members are ahead of their next class, and rise by what others' are ahead of it; all
+    may take half of that at once.
+    """
+    for k in range(fallen.size):
+        rise[k], fall[k] = room, room
+    for row in range(n_found):
+        label = classes[at[row]]
+        own = below[at[row]] - fallen[label]
+        for entry in range(start[row], start[row + 1]):
+            k = classes[entry]
+            if k != label:
+                ahead = larger(own - (below[entry] - fallen[k]), 0.0)
+                rise[k], fall[label] = smaller(rise[k], ahead), smaller(fall[label], ahead)
+    for k in range(fallen.size):
+        fallen[k] -= 0.5 * (rise[k] - fall[k])
+
+
 @njit(nogil=True, error_model="numpy", fastmath=FAST, _nrt=False, no_cfunc_wrapper=True, cache=True)
 def place(
-    scores, g, slack, most, labels, best, own, u, fallen, distance, counts, targets, head, by_row, by, heap, where,
-    at, start, rows, after, prior, classes, below,
+    scores, g, slack, most, order, labels, best, own, u, fallen, distance, counts, targets, head, by_row, by, heap,
+    where, at, start, rows, after, prior, classes, below,
 ):  # fmt: skip
     """Move samples from their best classes until these have the target sizes, if at most so many are to be moved.
 
-    Where `most` is negative, none is.
+    Where `most` is negative, none is. Chance is in `order`, (N,) all row numbers.
 
     Labels that are -1 become the best class of scores (N, K) + g (K,), and g what proves the labels. Returns how many
     are not where they belong yet, how often scores were looked through, how many paths there were, and whether nothing
@@ -167,7 +184,9 @@ def place(
             break
         if surplus > most or (n_tied > 0 and n_tries == 1):
             return surplus, n_tries, n_paths, n_tied > 0
-        for row in range(n_found - 1, -1, -1):
+        for row in order:  # of equal rows the first one moves
+            if row >= n_found:
+                continue
             k = classes[at[row]]
             after[row], prior[row] = head[k], NONE
             if head[k] >= 0:
@@ -190,6 +209,9 @@ def place(
                 _move(target, counts, by_row, by, classes, at, head, after, prior)
                 n_paths += 1
                 surplus -= 1
+        if surplus == 0:
+            for _ in range(SETTLINGS):
+                _settle(n_found, start, classes, below, at, fallen, distance, u, (slack - furthest) / SETTLINGS)
         for row in range(n_found):
             labels[rows[row]] = classes[at[row]]
         for k in range(n_classes):
