@@ -100,6 +100,7 @@ def measure(kind: str, rows: list[int], classes: list[int], most: float, peers: 
         expected = dict.fromkeys(peers, 0.0)
         for n in (n for n in rows if n * k <= most):
             scores = SCORES[kind](n, k)
+            sinkhorn_assign(scores)  # compiles what this way of it needs
             seconds = {name: least_seconds(prepare, scores) for name, prepare in OWN.items()}
             for name, prepare in peers.items():
                 seconds[name] = least_seconds(prepare, scores) if expected[name] < LONGEST else math.inf
@@ -139,7 +140,6 @@ def main() -> None:
     rows = [n for n in ROWS if n <= 1000 or not arguments.quick]
     classes = [k for k in CLASSES if k <= 100 or not arguments.quick]
     peers = {} if arguments.alone else PEERS
-    sinkhorn_assign(normal(1000, 10))  # compiles
     with threadpool_limits(1):
         records = [record for kind in SCORES for record in measure(kind, rows, classes, arguments.most, peers)]
     machine = describe_machine(("otlabel", "numpy", "scipy", "pot"))

@@ -236,8 +236,11 @@ class _Placed:
     def certificate(self, scores: np.ndarray) -> Certificate:
         """Value, bound and gap of scores (N, K)."""
         n_rows = len(self.labels)
+        value = float(scores[np.arange(n_rows), self.labels].sum()) / n_rows
+        if (self.best == self.own).all():
+            return Certificate(value, value, self.counts, 0.0, 0.0)
         short, known = shortfall(self.best, self.own, self.potentials[self.labels], self.potentials)
-        value, gap = float(scores[np.arange(n_rows), self.labels].sum()) / n_rows, float(short.sum()) / n_rows
+        gap = float(short.sum()) / n_rows
         return Certificate(value, value + gap, self.counts, gap, float(np.minimum(short, known).sum()) / n_rows)
 
     def tell(self, monitor: Monitor, n_rows: int) -> None:
