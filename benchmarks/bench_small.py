@@ -100,7 +100,7 @@ def measure(kind: str, rows: list[int], classes: list[int], most: float, peers: 
         expected = dict.fromkeys(peers, 0.0)
         for n in (n for n in rows if n * k <= most):
             scores = SCORES[kind](n, k)
-            sinkhorn_assign(scores)  # compiles what this way of it needs
+            OWN["otlabel"](scores, Settings())()  # compiles and imports what it needs
             seconds = {name: least_seconds(prepare, scores) for name, prepare in OWN.items()}
             for name, prepare in peers.items():
                 seconds[name] = least_seconds(prepare, scores) if expected[name] < LONGEST else math.inf

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from otlabel.errors import FewSamplesWarning, warn
-from otlabel.marginals import Exact, class_sizes, rule_of
+from otlabel.marginals import Exact, Rule, class_sizes, rule_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.answer import Answer
 from otlabel.solver.continuation import (
@@ -30,10 +30,11 @@ from otlabel.solver.newton import Solution
 from otlabel.solver.objective import FINE_TOLERANCE, RESOLUTION_SHARE, Point
 from otlabel.solver.outcome import Certificate, Status
 from otlabel.solver.posing import FAR
+from otlabel.solver.precision import normalised
 from otlabel.solver.problem import Demand, Problem, Solver
 from otlabel.solver.proof import priced, shortfall
 from otlabel.solver.sharpening import EXCESS_SHARE, WORTHWHILE
-from otlabel.solver.small_labels import place
+from otlabel.solver.small_labels import place, prove
 from otlabel.solver.small_plan import LANES, deal_out, descend
 from otlabel.sources import ArraySource, LinearScores, as_float
 from otlabel.sweep import Sweep
@@ -90,16 +91,17 @@ def solve_small(
     plan = descent.point(shares)
     if not FLOAT32_EPS * 2 * np.ptp(plan.potentials[shares > 0]) < RESOLUTION_SHARE * solver.tol * solver.epsilon:
         return None
+    rule = rule_of(demand.classes, shares, n_rows)
     is_far = descent.magnitude > FAR * descent.spread
     if is_far and not sizes.all():
         return None
     near = scores - descent.tops[:, None] if is_far else scores  # what is large in all of a row takes no digits then
-    placed = _placed(near, descent, plan, solver, sizes)
+    placed = _placed(near, descent, plan, solver, rule, sizes)
     if placed is None:
         return None
     problem = Problem(
         rows=rows,
-        rule=rule_of(demand.classes, shares, n_rows),
+        rule=rule,
         n_units=n_rows,
         spread=descent.spread,
         extent=descent.extent,
@@ -251,7 +253,9 @@ class _Placed:
         monitor.record("certify", n_rows, listed=True)
 
 
-def _placed(scores: np.ndarray, descent: _Descent, plan: Point, solver: Solver, sizes: np.ndarray) -> _Placed | None:
+def _placed(
+    scores: np.ndarray, descent: _Descent, plan: Point, solver: Solver, rule: Rule, sizes: np.ndarray
+) -> _Placed | None:
     """Labels of these class sizes, or of any where the plan's best classes are asked for; None where that fails."""
     n_rows, n_classes = scores.shape
     order = np.random.default_rng(solver.seed).permutation(n_rows)
@@ -261,15 +265,16 @@ def _placed(scores: np.ndarray, descent: _Descent, plan: Point, solver: Solver, 
         *np.empty((5, n_rows + 1), np.int64), np.empty(n_rows * n_classes, np.int32), np.empty(n_rows * n_classes),
     )  # fmt: skip
     if solver.rounding != "exact":
-        g = plan.potentials.copy()
-        place(scores, g, 0.0, -1.0, order, labels, best, own, *work)
-        return _Placed(labels, g, best, own, 0)
+        prove(scores, plan.potentials, labels, best, own)
+        return _Placed(labels, plan.potentials, best, own, 0)
     enough, before = max(EXCESS_SHARE, np.count_nonzero(sizes) / n_rows) * n_rows, math.inf
     while True:
         g = np.where(sizes > 0, descent.potentials, -np.inf)
         g -= _middle(g[g > -np.inf])
-        surplus, n_looks, _, is_tied = place(scores, g, descent.epsilon, enough, order, labels, best, own, *work)
+        surplus, n_looks, _, is_tied = place(scores, g, descent.epsilon, enough, order, labels, *work)
         if not surplus:
+            g = normalised(g, np.zeros(n_classes), rule)
+            prove(scores, g, labels, best, own)
             return _Placed(labels, g, best, own, n_looks)
         if is_tied or surplus <= enough:
             return None

@@ -159,19 +159,17 @@ def _settle(n_found, start, classes, below, at, fallen, rise, fall, room):
 
 @njit(nogil=True, error_model="numpy", fastmath=FAST, _nrt=False, no_cfunc_wrapper=True, cache=True)
 def place(
-    scores, g, slack, most, order, labels, best, own, u, fallen, distance, counts, targets, head, by_row, by, heap,
+    scores, g, slack, most, order, labels, u, fallen, distance, counts, targets, head, by_row, by, heap,
     where, at, start, rows, after, prior, classes, below,
 ):  # fmt: skip
     """Move samples from their best classes until these have the target sizes, if at most so many are to be moved.
 
-    Where `most` is negative, none is. Chance is in `order`, (N,) all row numbers.
-
     Labels that are -1 become the best class of scores (N, K) + g (K,), and g what proves the labels. Returns how many
     are not where they belong yet, how often scores were looked through, how many paths there were, and whether nothing
-    was done because rows have several best classes, of which chance is to choose. `best` and `own` are the largest
-    score + potential of each row, and that at its label.
+    was done because rows have several best classes, of which chance is to choose. Of equal rows the first in `order`,
+    (N,) row numbers, is moved.
     """
-    n_rows, n_classes, n_tries, n_paths, n_looked, surplus = scores.shape[0], g.size, 0, 0, 0, 1
+    n_classes, n_tries, n_paths, n_looked, surplus = g.size, 0, 0, 0, 1
     while surplus > 0 and n_tries < TRIES:
         n_found, n_tied = _find(scores, g, slack, labels, u, at, start, rows, classes, below, counts)
         n_tries += 1
@@ -180,8 +178,6 @@ def place(
             if counts[k] > targets[k]:
                 surplus += counts[k] - targets[k]
             fallen[k], head[k] = 0.0, NONE
-        if most < 0:
-            break
         if surplus > most or (n_tied > 0 and n_tries == 1):
             return surplus, n_tries, n_paths, n_tied > 0
         for row in order:  # of equal rows the first one moves
@@ -217,9 +213,18 @@ def place(
         for k in range(n_classes):
             g[k] -= fallen[k]
         slack *= WIDER
-    for i in range(n_rows):
-        top = -np.inf
-        for k in range(n_classes):
-            top = larger(top, scores[i, k] + g[k])
-        best[i], own[i] = top, scores[i, labels[i]] + g[labels[i]]
     return surplus, n_tries, n_paths, False
+
+
+@njit(nogil=True, error_model="numpy", fastmath=FAST, _nrt=False, no_cfunc_wrapper=True, cache=True)
+def prove(scores, g, labels, best, own):
+    """Write the largest score + potential of each row, and that at its label: of -1, which becomes it, the best one."""
+    for i in range(scores.shape[0]):
+        top, label = -np.inf, 0
+        for k in range(g.size):
+            top = larger(top, scores[i, k] + g[k])
+        if labels[i] < 0:
+            while scores[i, label] + g[label] < top:
+                label += 1
+            labels[i] = label
+        best[i], own[i] = top, scores[i, labels[i]] + g[labels[i]]
