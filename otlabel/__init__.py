@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from otlabel import metrics as metrics
     from otlabel.assign import sinkhorn_assign as sinkhorn_assign
+    from otlabel.batch import BatchAssignment as BatchAssignment
+    from otlabel.batch import sinkhorn_assign_batch as sinkhorn_assign_batch
     from otlabel.certificate import certify as certify
     from otlabel.cluster import BalancedKMeans as BalancedKMeans
     from otlabel.cluster import ResidualBalancedKMeans as ResidualBalancedKMeans
@@ -50,6 +52,7 @@ _HOMES = {
     "Argmax": "selflabel",
     "Assignment": "result",
     "BalancedKMeans": "cluster",
+    "BatchAssignment": "batch",
     "Certificate": "solver.outcome",
     "ClassUniformSampler": "selflabel",
     "EveryEpochs": "selflabel",
@@ -81,6 +84,7 @@ _HOMES = {
     "read_labels": "storage.label_files",
     "report": "reporting.page",
     "sinkhorn_assign": "assign",
+    "sinkhorn_assign_batch": "batch",
     "soft_assign": "soft",
 }
 _NEEDED = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import numpy as np
@@ -14,6 +15,7 @@ from otlabel.marginals import KL, Exact, Range, Rule
 from otlabel.ranks.communicator import communicator_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment, like
+from otlabel.solver.answer import Answer
 from otlabel.solver.asking import ask
 from otlabel.solver.continuation import solve
 from otlabel.solver.equal_rows import merge_equal_rows, unmerged
@@ -23,8 +25,9 @@ from otlabel.solver.monitor import Monitor, observing
 from otlabel.solver.objective import Point
 from otlabel.solver.outcome import Status
 from otlabel.solver.posing import pose
-from otlabel.solver.problem import EXACT, Method, Rounding, Solver, check_demand, check_solver
+from otlabel.solver.problem import EXACT, Demand, Method, Rounding, Solver, check_demand, check_solver
 from otlabel.solver.proof import certified
+from otlabel.solver.small import is_small, solve_small
 from otlabel.sources import LinearScores, by_class, cached, open_scores, plain_names
 from otlabel.sweep.pool import blas_on_one_thread
 from otlabel.validate import check_vector
@@ -161,61 +164,41 @@ def sinkhorn_assign(
         ICLR 2020, section 3.1; semi-dual: Cuturi, Peyre, "Semidual regularized optimal transport", SIAM Review 2018;
         unbalanced: Chizat, Peyre, Schmitzer, Vialard, Mathematics of Computation 2018.
     """
-    with communicator_of(group) as communicator, observing(progress) as observer, blas_on_one_thread():
+    with communicator_of(group) as communicator, observing(progress) as observer:
         # check
         solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
         opened = open_scores(scores, device=device, may_be_empty=communicator.world_size > 1)
         read_before, n_classes = opened.bytes_read, opened.shape[1]
         demand = check_demand(opened, class_mass, sample_mass, classes, samples, abstain)
-        if not isinstance(init, Assignment):
-            init = by_class(init, n_classes, opened.class_names, "init")
+        start = _Start.given(init, n_classes, opened.class_names)
         rows = RowSet.in_blocks(cached(opened, memory_limit), communicator)
-        communicator.check_alike(**vars(solver), **demand.settings, init=getattr(init, "plan_potentials", init))
+        communicator.check_alike(**vars(solver), **demand.settings, init=None if start is None else start.g)
 
-        # pose
+        # solve, round, prove
         monitor = Monitor(rows.n_rows, n_classes, observer)
-        asked = ask(rows, demand, solver)
-        start = _start(init, asked.rule, solver.epsilon, n_classes, 0.0)
-        look = first_look(rows, asked, solver, start, memory_limit, monitor)
-        problem, hashes = pose(look.rows, asked, solver, look.sampled, monitor, look.inspection)
-        if problem.lowered or problem.rule is not asked.rule:
-            start = _start(init, problem.rule, solver.epsilon, n_classes, problem.lowered)
-        distinct, members = merge_equal_rows(problem, hashes, monitor, solver.seed)
-        shortlist = look.shortlist(distinct)
-
-        # solve
-        monitor.n_rows = distinct.n_rows
-        solution = solve(distinct, solver, start, monitor, shortlist, look.start)
-
-        # round
-        labels, enough, potentials = None, None, solution.point.plan_potentials
-        exact = solver.rounding == "exact" and math.isinf(problem.row_rho)
-        if exact:
-            rounded, enough = exact_labels(distinct, solver, solution, monitor)
-            labels = unmerged(rounded.placement, members, rows, np.random.default_rng(solver.seed))
-            potentials, enough = rounded.potentials, enough if members is None else None
-
-        # prove
-        monitor.n_rows = rows.n_rows
-        labels, proof, label_units, potentials = certified(
-            problem, labels, potentials, monitor, by_rule=exact, enough=enough
-        )
-        labels = rows.restore(labels)
+        answer = None
+        if is_small(rows, demand, solver):
+            answer = solve_small(rows, demand, solver, None if start is None else start.g, monitor)
+        if answer is None:
+            with blas_on_one_thread():
+                answer = _solve(rows, demand, solver, start, memory_limit, monitor)
+        labels = rows.restore(answer.labels)
 
     # answer
+    problem, solution, proof = answer.problem, answer.solution, answer.proof
+    plan_potentials = solution.point.plan_potentials
     if solution.status is not Status.CONVERGED:
         _warn_of_status(solution.status, solution.point.error, solver, monitor.n_sweeps)
     thresholds = (-math.inf, -math.inf)
-    if len(potentials) > n_classes:  # after the classes comes that of those who abstain
-        lowered = problem.lowered
-        thresholds = float(potentials[-1]) + lowered, float(solution.point.plan_potentials[-1]) + lowered
+    if len(plan_potentials) > n_classes:  # after the classes comes that of those who abstain
+        thresholds = float(answer.potentials[-1]) + problem.lowered, float(plan_potentials[-1]) + problem.lowered
     return Assignment(
         labels=like(np.where(labels < n_classes, labels, -1).astype(np.int64), scores),
         counts=like(np.asarray(proof.counts)[:n_classes], scores),
         class_mass=like(solution.point.sweep.mass[:n_classes], scores),
-        potentials=like(potentials[:n_classes], scores),
-        plan_potentials=like(solution.point.plan_potentials[:n_classes], scores),
-        label_mass=like(label_units[:n_classes] / problem.n_units, scores),
+        potentials=like(answer.potentials[:n_classes], scores),
+        plan_potentials=like(plan_potentials[:n_classes], scores),
+        label_mass=like(answer.label_units[:n_classes] / problem.n_units, scores),
         value=proof.value,
         bound=proof.bound,
         epsilon=solver.epsilon,
@@ -241,18 +224,61 @@ def sinkhorn_assign(
     )
 
 
-def _start(init: Any, rule: Rule, epsilon: float, n_classes: int, lowered: float) -> np.ndarray | None:
-    """Potentials to start from; a class that was to stay empty starts from zero."""
-    if init is None:
-        return None
-    g, threshold = init, lowered
-    if isinstance(init, Assignment):
-        g, threshold = init.plan_potentials, init.plan_threshold
-    g = check_vector(g, n_classes, "init")
-    if len(rule.mass) > n_classes:
-        g = np.append(g, threshold - lowered)
-    g = g - epsilon * np.where(rule.wanted, rule.log_mass, 0.0)
-    return np.where(rule.wanted, np.where(np.isfinite(g), g, 0.0), -np.inf)
+def _solve(
+    rows: RowSet, demand: Demand, solver: Solver, start: _Start | None, memory_limit: int | None, monitor: Monitor
+) -> Answer:
+    """The long way, on which nothing is taken for granted."""
+    # pose
+    asked = ask(rows, demand, solver)
+    g = None if start is None else start.of(asked.rule, solver.epsilon, 0.0)
+    look = first_look(rows, asked, solver, g, memory_limit, monitor)
+    problem, hashes = pose(look.rows, asked, solver, look.sampled, monitor, look.inspection)
+    if start is not None and (problem.lowered or problem.rule is not asked.rule):
+        g = start.of(problem.rule, solver.epsilon, problem.lowered)
+    distinct, members = merge_equal_rows(problem, hashes, monitor, solver.seed)
+    shortlist = look.shortlist(distinct)
+
+    # solve
+    monitor.n_rows = distinct.n_rows
+    solution = solve(distinct, solver, g, monitor, shortlist, look.start)
+
+    # round
+    labels, enough, potentials = None, None, solution.point.plan_potentials
+    exact = solver.rounding == "exact" and math.isinf(problem.row_rho)
+    if exact:
+        rounded, enough = exact_labels(distinct, solver, solution, monitor)
+        labels = unmerged(rounded.placement, members, rows, np.random.default_rng(solver.seed))
+        potentials, enough = rounded.potentials, enough if members is None else None
+
+    # prove
+    monitor.n_rows = rows.n_rows
+    labels, proof, label_units, potentials = certified(
+        problem, labels, potentials, monitor, by_rule=exact, enough=enough
+    )
+    return Answer(problem, solution, labels, proof, label_units, potentials)
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """Plan potentials to start from, and that of staying unlabelled where it is known."""
+
+    g: np.ndarray  # (K,)
+    threshold: float
+
+    @classmethod
+    def given(cls, init: Any, n_classes: int, names: Any) -> _Start | None:
+        """What the user passed, seen to be potentials."""
+        if init is None:
+            return None
+        of_solve = isinstance(init, Assignment)
+        g = by_class(init.plan_potentials if of_solve else init, n_classes, names, "init")
+        return cls(check_vector(g, n_classes, "init"), init.plan_threshold if of_solve else math.nan)
+
+    def of(self, rule: Rule, epsilon: float, lowered: float) -> np.ndarray:
+        """As the solver's own, of scores lowered by so much; a class that was to stay empty starts from zero."""
+        g = self.g if len(rule.mass) == len(self.g) else np.append(self.g, self.threshold - lowered)
+        g = g - epsilon * np.where(rule.wanted, rule.log_mass, 0.0)
+        return np.where(rule.wanted, np.where(np.isfinite(g), g, 0.0), -np.inf)
 
 
 def _warn_of_status(status: Status, error: float, solver: Solver, n_sweeps: int) -> None:
@@ -267,6 +293,8 @@ def _warn_of_status(status: Status, error: float, solver: Solver, n_sweeps: int)
 def _notes(point: Point, epsilon: float) -> tuple[str, ...]:
     """What a user should hear about these scores."""
     g = point.potentials[np.isfinite(point.potentials)]
+    if np.ptp(g) <= FAR_BEHIND * epsilon:
+        return ()
     above = g - np.median(g)
     behind = int((above > FAR_BEHIND * (epsilon + np.median(np.abs(above)))).sum())
     if not behind:

@@ -68,7 +68,7 @@ class Assignment(Generic[ArrayT]):
     n_sweeps: int  # passes over all rows, the first look and the proof included
     history: tuple[dict[str, Any], ...]  # one record a pass: stage, rows, epsilon, error, seconds since the start
     seconds: float
-    n_readings: int = 0  # of these, passes that read all scores; others had lists of the classes near each row's best
+    n_readings: int = 0  # of these, passes that read all scores; others had lists of classes, or a copy in the cache
     bytes_read: int = 0  # from files
     bytes_sent: int = 0  # to other ranks
     peak_memory: int = 0  # the most bytes that the process has held up to the end of the solve

@@ -64,8 +64,8 @@ def peak_memory() -> int:
 
     Where there is /proc, it tells: getrusage counts what the parent held when it started this process, too.
     """
-    with contextlib.suppress(OSError), open("/proc/self/status", encoding="utf-8") as status:
-        if told := re.search(r"^VmHWM:\s*(\d+) kB$", status.read(), re.MULTILINE):
+    with contextlib.suppress(OSError), open("/proc/self/status", "rb", buffering=0) as status:
+        if told := re.search(rb"^VmHWM:\s*(\d+) kB$", status.read(), re.MULTILINE):
             return 1024 * int(told[1])
     with contextlib.suppress(ImportError):
         import resource

@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
             result = sinkhorn_assign(scores)
             result.soft_labels(scores[:10])
             certify(scores, result.labels)
+        sinkhorn_assign(scores[:1000])  # of any type, what fits the cache
         tell(len(DTYPES), "features times a head")
         sinkhorn_assign(linear_scores(features, rng.standard_normal((N_CLASSES, 16)), normalize=True))
     print(f"compiled for this machine in {duration(time.perf_counter() - begun)}")

@@ -7,7 +7,7 @@ import numpy as np
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.objective import Objective
 from otlabel.solver.problem import Problem, Solver
-from otlabel.solver.rungs import LAST_TOLERANCE, RUNG_TOLERANCE, ladder, solve_at_epsilon, zero
+from otlabel.solver.rungs import LAST_TOLERANCE, RUNG_TOLERANCE, finest, ladder, solve_at_epsilon, zero
 from otlabel.solver.samples import restricted
 from otlabel.solver.shortlist import NEAR, Aim, drift, width_for
 
@@ -24,7 +24,7 @@ def aim(sample: Problem, stretch: int, solver: Solver, init: np.ndarray | None, 
     """
     if init is not None and _error(sample, solver, init, monitor) <= FAR_OFF:
         return _aim(init, sample, solver, NEAR * solver.epsilon)
-    *rungs, last = ladder(sample, solver.epsilon)
+    *rungs, last = ladder(sample.spread, solver.epsilon, finest(sample))
     g = zero(sample)
     for epsilon in rungs:
         g = solve_at_epsilon(sample, solver, epsilon, RUNG_TOLERANCE, g, monitor).potentials

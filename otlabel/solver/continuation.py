@@ -82,7 +82,7 @@ def _shortlist(
 def _descend(problem: Problem, solver: Solver, begun: np.ndarray | None, monitor: Monitor) -> Solution:
     """Through falling epsilon on a sample of the rows, then through larger samples to all rows."""
     samples = list(samples_of(problem, np.random.default_rng(solver.seed)))
-    *rungs, last = ladder(problem, solver.epsilon)
+    *rungs, last = ladder(problem.spread, solver.epsilon, finest(problem))
     g = zero(problem) if begun is None else begun
     for epsilon in rungs if begun is None else ():
         g = solve_at_epsilon(samples[0] if samples else problem, solver, epsilon, RUNG_TOLERANCE, g, monitor).potentials

@@ -57,7 +57,7 @@ def certified(
         size_error = float(max(part.sum() for part in off)) / n_units
     gap, value = fell_short / n_units, scored / n_units
     proof = Certificate(value, value + gap, counts, gap, rounded / n_units, size_error)
-    return labels, proof, sizes, _priced(problem, potentials, best, monitor)
+    return labels, proof, sizes, priced(problem, potentials, best, monitor)
 
 
 def shortfall(
@@ -73,7 +73,7 @@ def shortfall(
     return short, known
 
 
-def _priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor: Monitor) -> np.ndarray:
+def priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor: Monitor) -> np.ndarray:
     """Potentials with those of classes that take no sample here, but may take new ones, in place of -inf.
 
     They are the largest at which no sample here would enter, g_k = min_i (best_i - s_ik), where best_i is the largest

@@ -32,12 +32,12 @@ def solve_at_epsilon(
     return minimise(objective, g, left).point
 
 
-def ladder(problem: Problem, epsilon: float) -> list[float]:
+def ladder(spread: float, epsilon: float, finest: float) -> list[float]:
     """Falling values of epsilon, from where the plan is nearly uniform to the one asked for; none is too fine."""
     rungs = [epsilon]
-    while rungs[-1] * EPSILON_STEP < problem.spread / EPSILON_STEP:
+    while rungs[-1] * EPSILON_STEP < spread / EPSILON_STEP:
         rungs.append(rungs[-1] * EPSILON_STEP)
-    return [rung for rung in rungs[:0:-1] if rung > finest(problem)] + [epsilon]
+    return [rung for rung in rungs[:0:-1] if rung > finest] + [epsilon]
 
 
 def finest(problem: Problem) -> float:

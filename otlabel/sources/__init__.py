@@ -4,7 +4,7 @@ from otlabel.sources.base import ITEM_BYTES, Source, as_float, draw_rows, read_r
 from otlabel.sources.caching import cached, default_limit, made_once
 from otlabel.sources.device import DeviceSource, on_device
 from otlabel.sources.free import free_memory
-from otlabel.sources.given import as_array, as_matrix, check_kind, is_foreign, is_tensor, plain_tensor
+from otlabel.sources.given import as_array, as_matrix, check_kind, is_foreign, is_series, is_tensor, plain_tensor
 from otlabel.sources.linear import LinearScores, closeness, cosines
 from otlabel.sources.memory import ArraySource, TensorSource
 from otlabel.sources.names import (
@@ -51,6 +51,7 @@ __all__ = [
     "in_order_of",
     "is_foreign",
     "is_list_of_parts",
+    "is_series",
     "is_stored",
     "is_tensor",
     "linear_scores",

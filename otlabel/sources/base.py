@@ -79,6 +79,7 @@ def check_shape(shape: tuple[int, ...], what: str = "scores") -> tuple[int, int]
         wanted = f"pass a matrix ({'N, K' if column == 'class' else 'N, D'}): one row a sample, one column a {column}"
         if len(shape) > 2:
             wanted += ", and of batches one after the other: np.concatenate or torch.cat"
+            wanted += "; of several heads, sinkhorn_assign_batch labels each by itself" if column == "class" else ""
         raise InvalidScoresError(f"{what} have shape {shape}; {wanted}")
     if 0 in shape:
         raise InvalidScoresError(f"{what} have shape {shape}; at least one sample and one {column} are needed")

@@ -24,7 +24,7 @@ LAYERS = (
     {"sweep"},
     {"solver"},
     {"result", "assign", "certificate"},
-    {"lp", "cluster", "path", "doctor", "soft", "curation", "metrics"},
+    {"lp", "batch", "cluster", "path", "doctor", "soft", "curation", "metrics"},
     {"selflabel"},
     {"training", "reporting", "planning"},
     {"__init__"},

@@ -24,7 +24,10 @@ from otlabel.solver.posing import pose
 from otlabel.solver.problem import Demand, Solver
 from otlabel.sources import open_scores
 
-pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning"),
+    pytest.mark.usefixtures("long_way"),
+]
 
 
 class Made:

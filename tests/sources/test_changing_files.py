@@ -22,7 +22,10 @@ from otlabel.solver.monitor import Monitor
 from otlabel.sources import open_scores, read_rows
 from otlabel.sources.hdf5 import HDF5Source
 
-pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning"),
+    pytest.mark.usefixtures("long_way"),  # small problems are read once
+]
 
 
 # ---- files that change while they are read ----

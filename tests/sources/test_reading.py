@@ -22,7 +22,10 @@ from otlabel.sources.files import FileSource
 from otlabel.sources.hdf5 import HDF5Source
 from otlabel.storage.label_files import fingerprint
 
-pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning", "error::RuntimeWarning"),
+    pytest.mark.usefixtures("long_way"),  # small problems are read once
+]
 
 
 # ---- reading ----

@@ -1,0 +1,282 @@
+"""Problems that fit the cache: solved in four compiled calls, or left to the long way where anything is unusual.
+
+The long way cuts rows into blocks for threads, takes samples and steers each pass from Python: most of the time of a
+small problem. Here one of exact masses is read once, dealt out, descended on and rounded by code that knows nothing of
+threads, files, ranks or devices; each rank does all of it. What it does not solve and prove, it does not answer.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from otlabel.errors import FewSamplesWarning, warn
+from otlabel.marginals import Exact, Rule, class_sizes, rule_of
+from otlabel.ranks.rowset import RowSet
+from otlabel.solver.answer import Answer
+from otlabel.solver.continuation import WARM_PASSES
+from otlabel.solver.monitor import Monitor
+from otlabel.solver.newton import Solution
+from otlabel.solver.objective import FINE_TOLERANCE, RESOLUTION_SHARE, Point
+from otlabel.solver.outcome import Certificate, Status
+from otlabel.solver.posing import FAR
+from otlabel.solver.precision import normalised
+from otlabel.solver.problem import Demand, Problem, Solver
+from otlabel.solver.proof import priced, shortfall
+from otlabel.solver.rungs import EPSILON_STEP, LAST_TOLERANCE, RUNG_TOLERANCE, STARVED, ladder
+from otlabel.solver.sharpening import EXCESS_SHARE, WORTHWHILE
+from otlabel.solver.small_labels import place, prove
+from otlabel.solver.small_plan import LANES, deal_out, descend
+from otlabel.sources import ArraySource, LinearScores, as_float
+from otlabel.sweep import Sweep
+from otlabel.validate import check_mass, check_sample_mass
+
+MOST_SCORES = 1 << 20  # with rows that fill up the last block
+MOST_PASSES, RUNG_PASSES, LAST_PASSES = 100, 16, 30  # of all rungs, of one on the way, of the last
+COARSE_ROWS, FEWEST_ROWS = 40, 1024  # rows a class, and rows, of the sample on which epsilon falls
+NEARER = 0.25  # times the tolerance: one more step, once they are short, for a plan that other ways come to as well
+SPREAD_ROWS = 1024  # that tell the spread of a row
+TINY, WIDE = 0.25, 1e4  # times epsilon: the least and the largest spread of a row
+FARTHEST, UNEVEN = 1e9, 1e3  # times the spread: how large scores, and how wide single rows, may be
+LEAST_EPSILON = 1e-20  # and its reciprocal the largest: float32 then holds all that matters
+MOST_MOVED = 0.25  # share of the samples: where more are to be moved, equal rows do
+FLOAT32_EPS = float(np.finfo(np.float32).eps)
+
+
+def is_small(rows: RowSet, demand: Demand, solver: Solver) -> bool:
+    """Whether a problem is of the kind and size that is solved in the cache."""
+    return (
+        -(-rows.n_rows // LANES) * LANES * rows.shape[1] <= MOST_SCORES
+        and rows.shape[1] > 1
+        and rows.source.device is None
+        and not isinstance(rows.opened, LinearScores)  # whose products have the same bits in the same blocks only
+        and isinstance(demand.classes, Exact)
+        and isinstance(demand.samples, Exact)
+        and not demand.abstain
+        and solver.method == "auto"
+        and solver.max_sweeps >= MOST_PASSES
+        and solver.tol >= FINE_TOLERANCE
+        and LEAST_EPSILON < solver.epsilon < 1 / LEAST_EPSILON
+    )
+
+
+def solve_small(
+    rows: RowSet, demand: Demand, solver: Solver, init: np.ndarray | None, monitor: Monitor
+) -> Answer | None:
+    """The answer, or None where the long way is to look: weights, unusual scores, ties, no convergence, no proof."""
+    n_rows, n_classes = rows.n_rows, rows.shape[1]
+    shares = check_mass(demand.class_mass, n_rows, n_classes)
+    if check_sample_mass(rows.of_all("sample_mass", demand.sample_mass), n_rows)[0] is not None:
+        return None
+    if demand.class_mass is None:
+        sizes = n_rows // n_classes + (np.arange(n_classes) < n_rows % n_classes)  # as the largest remainder has it
+    else:
+        sizes = class_sizes(shares, n_rows)
+    scores = _read(rows)
+    top, bottom = float(scores.max()), float(scores.min())
+    if not top < np.inf or (bottom == -np.inf and not sizes.all()) or (top <= 1 and bottom >= 0):
+        return None  # no scores, too few choices, or perhaps probabilities
+    descent = _Descent(scores)
+    if not descent.is_usual(solver.epsilon) or not descent.solved(solver, shares, init):
+        return None
+    plan = descent.point(shares)
+    if not FLOAT32_EPS * 2 * np.ptp(plan.potentials[shares > 0]) < RESOLUTION_SHARE * solver.tol * solver.epsilon:
+        return None
+    rule = rule_of(demand.classes, shares, n_rows)
+    is_far = descent.magnitude > FAR * descent.spread
+    if is_far and not sizes.all():
+        return None
+    near = scores - descent.tops[:, None] if is_far else scores  # what is large in all of a row takes no digits then
+    placed = _placed(near, descent, plan, solver, rule, sizes)
+    if placed is None:
+        return None
+    problem = Problem(
+        rows=rows,
+        rule=rule,
+        n_units=n_rows,
+        spread=descent.spread,
+        extent=descent.extent,
+        magnitude=descent.magnitude,
+        sampled=np.empty(0, np.int64),
+        for_new=shares > 0,
+        stored_magnitude=descent.magnitude,
+        top=top,
+    )
+    proof = placed.certificate(scores)
+    if not proof.proven:
+        return None
+    if n_rows < n_classes and demand.class_mass is None:
+        warn(FewSamplesWarning, f"{n_rows} samples for {n_classes} classes: sizes are 0 or 1")
+    descent.tell(monitor)
+    placed.tell(monitor, n_rows)
+    here = slice(rows.first, rows.stop)
+    potentials = priced(problem, placed.potentials, placed.best[here], monitor)
+    return Answer(problem, Solution(plan, Status.CONVERGED), placed.labels[here], proof, placed.counts, potentials)
+
+
+def _read(rows: RowSet) -> np.ndarray:
+    """All scores (N, K) of all ranks as float64."""
+    if rows.communicator.world_size > 1:
+        return np.ascontiguousarray(rows.gathered(np.arange(rows.n_rows)), np.float64)
+    if isinstance(rows.source, ArraySource):
+        return np.ascontiguousarray(as_float(rows.source.array, rows.source.dtype), np.float64)
+    scores = np.empty(rows.shape)
+    with rows.reading():
+        for (start, stop), block in rows.blocks():
+            scores[start:stop] = block
+    return scores
+
+
+def _middle(values: np.ndarray) -> float:
+    """The median, or the upper one of two."""
+    return float(np.partition(values, len(values) // 2)[len(values) // 2])
+
+
+class _Descent:
+    """Scores dealt out, and what finds potentials on them."""
+
+    def __init__(self, scores: np.ndarray) -> None:
+        self.n_rows, n_classes = scores.shape
+        n_blocks = -(-self.n_rows // LANES)
+        self._blocks = np.empty((n_blocks, n_classes, LANES), np.float32)
+        self._weights = np.empty((n_blocks, LANES), np.float32)
+        self.tops, extents = np.empty(self.n_rows), np.empty(self.n_rows)
+        deal_out(scores, self._blocks, self._weights, self.tops, extents)
+        self.magnitude, self.extent = float(np.abs(self.tops).max()), float(extents.max())
+        self.spread = _middle(extents[:: -(-self.n_rows // SPREAD_ROWS)])
+        self.potentials, self._mass, self._tried = np.zeros((3, n_classes))
+        self.epsilon, self._error, self._passes = 0.0, math.inf, list[tuple[int, float, float, np.ndarray]]()
+        self._work: tuple[np.ndarray, ...] = (
+            *np.empty((8, n_classes)),
+            np.empty(n_classes, np.float32),
+            np.empty((n_classes, LANES), np.float32),
+            *np.empty((2, LANES), np.float32),
+            np.empty((n_blocks * n_classes, LANES), np.float32),
+            np.empty(n_blocks * n_classes, np.int32),
+            np.empty(n_blocks, np.int64),
+        )
+
+    def is_usual(self, epsilon: float) -> bool:
+        """Whether scores are of a size that float32 and few steps of epsilon are made for, in all rows."""
+        fits = TINY * epsilon <= self.spread <= WIDE * epsilon
+        return fits and self.magnitude <= FARTHEST * self.spread and self.extent <= UNEVEN * self.spread
+
+    def solved(self, solver: Solver, shares: np.ndarray, init: np.ndarray | None) -> bool:
+        """Whether the plan for class masses is met; from given potentials (K,) where there are some that lead there."""
+        n_blocks, n_classes = len(self._blocks), len(shares)
+        last = (solver.epsilon, NEARER * solver.tol, 0.0, n_blocks, self.n_rows)
+        if init is not None and (self.descended(init, shares, [(*last, WARM_PASSES)]) or self._error <= solver.tol):
+            return True
+        n_coarse = -(-max(FEWEST_ROWS, COARSE_ROWS * n_classes) // LANES)
+        n_coarse, *on_the_way, _ = min(n_coarse, n_blocks), *ladder(self.spread, solver.epsilon, 0.0)
+        sample = n_coarse, float(self._weights[:n_coarse].sum()), RUNG_PASSES
+        rungs = [(epsilon, RUNG_TOLERANCE, STARVED, *sample) for epsilon in on_the_way]
+        if n_coarse < n_blocks:
+            rungs.append((solver.epsilon, LAST_TOLERANCE, STARVED, *sample))
+        self.descended(np.zeros(n_classes), shares, [*rungs, (*last, LAST_PASSES)])
+        return self._error <= solver.tol
+
+    def sharpened(self, shares: np.ndarray) -> bool:
+        """Whether potentials are met at a smaller epsilon, too."""
+        rung = self.epsilon / EPSILON_STEP, LAST_TOLERANCE, STARVED, len(self._blocks), self.n_rows, RUNG_PASSES
+        return self.descended(self.potentials, shares, [rung])
+
+    def descended(self, start: np.ndarray, shares: np.ndarray, rungs: list[tuple[float, ...]]) -> bool:
+        """Whether the last of the rungs is met, for class masses `shares`."""
+        self.potentials = np.where(shares > 0, start, -np.inf)
+        trail, errors = np.empty((MOST_PASSES, len(shares))), np.empty((MOST_PASSES, 2))
+        work = *self._work, trail, errors
+        n_passes, met = descend(
+            self._blocks, self._weights, np.array(rungs), shares, self.potentials, self._mass, self._tried, *work
+        )
+        for (rung, error), potentials in zip(errors[:n_passes].tolist(), trail[:n_passes], strict=True):
+            epsilon, _, _, _, n_used, _ = rungs[int(rung)]
+            self._passes.append((int(n_used), epsilon, error, potentials))
+        self.epsilon, self._error = rungs[-1][0], float(np.abs(shares - self._mass).sum())  # may be NaN
+        return bool(met)
+
+    def point(self, shares: np.ndarray) -> Point:
+        """Where the plan stands."""
+        open_classes = shares > 0
+        g = self.potentials - self.potentials[open_classes].mean()
+        residual = shares - self._mass
+        none = np.empty(0)
+        found = Sweep(self._mass.copy(), math.nan, math.nan, none, none, none)
+        return Point(g, g, g, math.nan, found, residual, self._error, np.empty(0, np.int64), np.float32)
+
+    def tell(self, monitor: Monitor) -> None:
+        """Record the passes, which nobody could hear of while compiled code made them."""
+        monitor.record("inspect", self.n_rows)
+        for n_used, epsilon, error, potentials in self._passes:
+            monitor.record("solve", n_used, epsilon, error, potentials, listed=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """Labels of all rows, potentials that prove them, and what they come to."""
+
+    labels: np.ndarray  # (N,)
+    potentials: np.ndarray  # (K,)
+    best: np.ndarray  # (N,) the largest score + potential of each row
+    own: np.ndarray  # (N,) that at its label
+    n_looks: int
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """(K,) class sizes."""
+        return np.bincount(self.labels, minlength=len(self.potentials))
+
+    def certificate(self, scores: np.ndarray) -> Certificate:
+        """Value, bound and gap of scores (N, K)."""
+        n_rows = len(self.labels)
+        value = float(scores[np.arange(n_rows), self.labels].sum()) / n_rows
+        if (self.best == self.own).all():
+            return Certificate(value, value, self.counts, 0.0, 0.0)
+        short, known = shortfall(self.best, self.own, self.potentials[self.labels], self.potentials)
+        gap = float(short.sum()) / n_rows
+        return Certificate(value, value + gap, self.counts, gap, float(np.minimum(short, known).sum()) / n_rows)
+
+    def tell(self, monitor: Monitor, n_rows: int) -> None:
+        """Record the looks at all rows."""
+        for _ in range(self.n_looks):
+            monitor.record("round", n_rows, listed=True)
+            monitor.record("repair", 0)
+        monitor.record("certify", n_rows, listed=True)
+
+
+def _placed(
+    scores: np.ndarray, descent: _Descent, plan: Point, solver: Solver, rule: Rule, sizes: np.ndarray
+) -> _Placed | None:
+    """Labels of these class sizes, or of any where the plan's best classes are asked for; None where that fails."""
+    n_rows, n_classes = scores.shape
+    order = np.random.default_rng(solver.seed).permutation(n_rows)
+    labels, (best, own), of_classes = np.full(n_rows, -1), np.empty((2, n_rows)), np.empty((3, n_classes))
+    work = (
+        *of_classes, np.empty(n_classes, np.int64), sizes, *np.empty((5, n_classes), np.int64),
+        *np.empty((5, n_rows + 1), np.int64), np.empty(n_rows * n_classes, np.int32), np.empty(n_rows * n_classes),
+    )  # fmt: skip
+    if solver.rounding != "exact":
+        prove(scores, plan.potentials, labels, best, own)
+        return _Placed(labels, plan.potentials, best, own, 0)
+    enough, before = max(EXCESS_SHARE, np.count_nonzero(sizes) / n_rows) * n_rows, math.inf
+    while True:
+        g = np.where(sizes > 0, descent.potentials, -np.inf)
+        g -= _middle(g[g > -np.inf])
+        surplus, n_looks, _, is_tied = place(scores, g, descent.epsilon, enough, order, labels, *work)
+        if not surplus:
+            g = normalised(g, np.zeros(n_classes), rule)
+            prove(scores, g, labels, best, own)
+            return _Placed(labels, g, best, own, n_looks)
+        if is_tied or surplus <= enough:
+            return None
+        if surplus > WORTHWHILE * before:  # no smaller epsilon helps
+            if surplus > MOST_MOVED * n_rows:
+                return None
+            enough = surplus
+        elif not descent.sharpened(sizes / n_rows):
+            return None
+        before = surplus
+        labels[:] = -1
