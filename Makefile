@@ -2,16 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OLD := .venv-floors
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(BIN)/python .ci/install.py
 # A test works on one processor as a rule; each process of theirs takes a gigabyte.
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 # What uses other packages: compiled code, linear algebra, POT, HDF5, scikit-learn, faiss, plots, pages, training loops.
 CORE := cluster metrics reporting selflabel/stores commands/test_cli.py commands/test_clustering_command.py \
 	selflabel/test_callbacks.py selflabel/test_kmeans.py solver/test_constraints.py solver/test_entropic.py \
 	solver/test_exact.py solver/test_impossible_rules.py solver/test_prices.py solver/test_sample_masses.py \
-	solver/test_unbalanced.py sources/test_linear_scores.py sources/test_reading.py sources/test_shared_sources.py \
-	sources/test_sources.py sweep/test_sweep.py test_bad_input.py test_curation.py test_lp.py test_path.py \
-	test_result.py test_soft_assign.py
+	solver/test_unbalanced.py sources/test_linear_scores.py sources/test_other_files.py sources/test_reading.py \
+	sources/test_shared_sources.py sources/test_sources.py sweep/test_sweep.py test_bad_input.py test_curation.py \
+	test_lp.py test_path.py test_pictures.py test_progress.py test_result.py test_soft_assign.py test_system.py
 
 # What most wrong changes break: the answers of the solver, whatever rows come from, and the labels of training.
 QUICK := project/test_layout.py selflabel/test_labelings.py selflabel/test_loss.py selflabel/test_recorded.py \
@@ -22,7 +22,7 @@ QUICK := project/test_layout.py selflabel/test_labelings.py selflabel/test_loss.
 	sources/test_shared_sources.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick floors docs bench kernels lint clean
+.PHONY: help demo test quick floors docs dist bench kernels lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,13 @@ docs: .venv/installed ## build docs/_build/html; FIGURES=1 redraws all pictures 
 	$(if $(FIGURES),$(BIN)/python docs/figures.py --demo)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
+dist: .venv/dist ## build wheel and sdist, check them, and try them where no checkout is near (ten minutes)
+	@rm -rf build dist
+	@$(BIN)/python -m build -o dist . > dist.log || (cat dist.log; exit 1)
+	@rm dist.log
+	@$(BIN)/python -m twine check --strict dist/*
+	@$(BIN)/python .ci/try_dist.py dist $(CORE)
+
 bench: .venv/bench ## time otlabel against other solvers, in one run
 	$(BIN)/python benchmarks/bench_solvers.py
 
@@ -55,27 +62,31 @@ lint: .venv/installed ## check style, layout and types
 	$(BIN)/mypy
 
 clean: ## remove both environments and all that the other targets wrote
-	rm -rf .venv $(OLD) build dist docs/_build docs/gallery otlabel-demo .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv $(OLD) build dist docs/_build docs/gallery docs/notebooks otlabel-demo .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find otlabel tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt
-	@echo "Setting up .venv (a few minutes the first time)"
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install -c constraints.txt -e ".[dev,docs,exact,examples,kmeans,report]"
-	$(BIN)/otlabel warmup
-	touch $@
+	@echo "Setting up .venv: packages, then compiling (two to five minutes, the first time only)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(INSTALL) "otlabel and what it needs" -c constraints.txt -e ".[dev,docs,exact,examples,kmeans,report]"
+	@$(BIN)/otlabel warmup
+	@touch $@
 
 $(OLD)/installed: pyproject.toml constraints.txt tests/floors.py
-	$(PYTHON) -m venv --clear $(OLD)
-	$(OLD)/bin/python tests/floors.py > $(OLD)/floors.txt
-	$(OLD)/bin/python -m pip --disable-pip-version-check install -c $(OLD)/floors.txt -e ".[all,dev]"
-	touch $@
+	@$(PYTHON) -m venv --clear $(OLD)
+	@$(OLD)/bin/python tests/floors.py > $(OLD)/floors.txt
+	@$(OLD)/bin/python .ci/install.py "the oldest packages allowed" -c $(OLD)/floors.txt -e ".[all,dev]"
+	@touch $@
 
 # The first whose interpreter works with the NumPy of constraints.txt. Apart, since torch goes with another one.
 .venv/kernels: .venv/installed
-	$(PIP) install --no-deps --target .venv/triton --upgrade triton==3.9.0
-	touch $@
+	@$(INSTALL) "Triton's interpreter" --no-deps --target .venv/triton --upgrade triton==3.9.0
+	@touch $@
+
+.venv/dist: .venv/installed
+	@$(INSTALL) "what builds and checks archives" -c constraints.txt build twine
+	@touch $@
 
 .venv/bench: .venv/installed benchmarks/requirements.txt
-	$(PIP) install -c constraints.txt -r benchmarks/requirements.txt
-	touch $@
+	@$(INSTALL) "other solvers" -c constraints.txt -r benchmarks/requirements.txt
+	@touch $@

@@ -1,4 +1,4 @@
-"""How the pages are built: `make docs`. Nothing is fetched from the network, and no example is run."""
+"""How the pages are built: `make docs`. Nothing is fetched from the network; the notebooks are run, no example is."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "docstrings",  # beside this file
     "gallery_titles",
+    "mathml",
+    "notebooks",
 ]
 exclude_patterns = ["_build", "description.md"]  # the latter is for a package index
 default_role = "py:obj"  # `name` in a docstring: a link where there is something of that name, else code
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
@@ -51,6 +53,8 @@ html_theme = "furo"
 html_title = f"otlabel {release}"
 html_static_path = ["static"]
 html_css_files = ["otlabel.css"]
+html_js_files = ["copy.js"]
+html_math_renderer = "mathml"
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import numpy as np
 
@@ -25,13 +25,43 @@ from otlabel.solver.outcome import Status
 from otlabel.solver.posing import pose
 from otlabel.solver.problem import EXACT, Method, Rounding, Solver, check_demand, check_solver
 from otlabel.solver.proof import certified
-from otlabel.sources import by_class, cached, open_scores, plain_names
+from otlabel.sources import LinearScores, by_class, cached, open_scores, plain_names
 from otlabel.sweep.pool import blas_on_one_thread
 from otlabel.validate import check_vector
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FAR_BEHIND = 50.0  # times epsilon and the usual spread of potentials: who must be raised by more is wanted by no sample
 
 
+class _Options(TypedDict, total=False):
+    """What `sinkhorn_assign` takes by name, so that its types need not be written for each kind of scores."""
+
+    class_mass: Any
+    sample_mass: Any
+    classes: Exact | KL | Range
+    samples: Exact | KL
+    abstain: float
+    epsilon: float
+    rounding: Rounding
+    tol: float
+    max_sweeps: int
+    method: Method
+    init: Assignment | Any
+    device: str
+    seed: int
+    progress: bool | Callable[[dict[str, Any]], None]
+    memory_limit: int | None
+    group: Any
+
+
+@overload
+def sinkhorn_assign(scores: Tensor | Sequence[Tensor], **options: Unpack[_Options]) -> Assignment[Tensor]: ...
+@overload
+def sinkhorn_assign(scores: LinearScores | Sequence[LinearScores], **options: Unpack[_Options]) -> Assignment[Any]: ...
+@overload
+def sinkhorn_assign(scores: Any, **options: Unpack[_Options]) -> Assignment[np.ndarray]: ...
 @interruptible
 def sinkhorn_assign(
     scores: Any,
@@ -52,7 +82,7 @@ def sinkhorn_assign(
     progress: bool | Callable[[dict[str, Any]], None] = False,
     memory_limit: int | None = None,
     group: Any = None,
-) -> Assignment:
+) -> Assignment[Any]:
     """Label every sample so that the total score is the largest possible under what each class may take.
 
     With rounding="exact" the labels solve the linear program

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -26,11 +27,27 @@ from otlabel.validate import (
     check_vector,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
+
+@overload
+def certify(
+    scores: Tensor | Sequence[Tensor],
+    labels: Any,
+    *,
+    potentials: Any = None,
+    class_mass: Any = None,
+    group: Any = None,
+) -> Certificate[Tensor]: ...
+@overload
+def certify(
+    scores: Any, labels: Any, *, potentials: Any = None, class_mass: Any = None, group: Any = None
+) -> Certificate[np.ndarray]: ...
 @interruptible
 def certify(
     scores: Any, labels: Any, *, potentials: Any = None, class_mass: Any = None, group: Any = None
-) -> Certificate:
+) -> Certificate[Any]:
     """Prove how good any labels are, whoever made them: their value, and a bound that no labels of these sizes pass.
 
         gap = mean_i max_k (s_ik + g_k) - <sizes / N, g>  -  mean_i s[i, labels_i]

@@ -28,6 +28,7 @@ from numba.core import serialize
 from numba.core.compiler import CompileResult
 
 from otlabel.errors import OtlabelWarning
+from otlabel.progress import say
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -157,9 +158,7 @@ def _announce() -> None:
     """Say to somebody who sits there what they wait for, once in a process."""
     waits = (sys.stderr is not None and sys.stderr.isatty()) or "ipykernel" in sys.modules
     if waits and _NOT_ANNOUNCED.acquire(blocking=False):
-        sys.stderr.write(
-            "otlabel compiles for this machine, once: about ten seconds (`otlabel warmup` does it ahead)\n"
-        )
+        say("otlabel compiles for this machine, once: about ten seconds (`otlabel warmup` does it ahead)")
 
 
 def _tell(reason: object) -> None:

@@ -5,6 +5,7 @@ Every error of the library is an `OtlabelError`; each is also the built-in error
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 
@@ -45,7 +46,19 @@ class MissingPackageError(OtlabelError, ImportError):
     """An optional package is needed here; the message is the line that installs it."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f'{package} is needed for this: pip install "otlabel[{extra}]"')
+        super().__init__(f"{package} is needed for this: pip install {_brought_by(extra)} (the extra otlabel[{extra}])")
+
+
+def _brought_by(extra: str) -> str:
+    """The packages of an extra: they are to be had by name, wherever otlabel itself was installed from."""
+    from importlib import metadata  # here, for it takes as long to load as all that `--help` needs
+
+    try:
+        lines = metadata.requires("otlabel") or []
+    except metadata.PackageNotFoundError:  # a source folder on the path
+        lines = []
+    found = [re.match(rf'([^;]+?) *; *extra == ["\']{extra}["\']$', line) for line in lines]
+    return " ".join(f'"{one[1]}"' for one in found if one) or f'"otlabel[{extra}]"'
 
 
 class OtlabelWarning(UserWarning):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -20,11 +21,20 @@ from otlabel.solver.posing import pose
 from otlabel.solver.problem import Demand, Solver
 from otlabel.sources import class_mass_of, open_scores
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MAX_ITERATIONS = 10_000_000  # of the simplex; POT's own default ends early on a few thousand samples
 
 
+@overload
+def lp_assign(
+    scores: Tensor | Sequence[Tensor], *, class_mass: Any = None, max_entries: int = 10_000_000
+) -> Assignment[Tensor]: ...
+@overload
+def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_000) -> Assignment[np.ndarray]: ...
 @interruptible
-def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_000) -> Assignment:
+def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_000) -> Assignment[Any]:
     """Label every sample by solving the transport linear program with POT's network simplex (`ot.emd`).
 
         max_Q  <Q, s>    subject to    Q 1 = 1,  Q^T 1 = sizes,  Q >= 0

@@ -10,9 +10,9 @@ import numpy as np
 
 from otlabel import sweep
 from otlabel.assign import sinkhorn_assign
-from otlabel.errors import MissingPackageError
 from otlabel.interrupts import interruptible
 from otlabel.marginals import KL, Exact
+from otlabel.pictures import columns_html, new_figure
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment
 from otlabel.sources import class_mass_of, open_scores
@@ -21,6 +21,7 @@ from otlabel.validate import check_mass
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NOTE = "The knee is where balance begins to cost more than it brings: classes=KL(rho) with its rho stays there."
 SOFTEST, HARDEST = 1 / 64, 16.0  # first and last price, in units of how far exact sizes spread the potentials
 
 
@@ -53,14 +54,29 @@ class BalancePath:
     def summary(self) -> str:
         """A table of at most 80 columns; the knee is marked."""
         lines = ["      rho  mean score      lost   changed  imbalance  class sizes"]
-        for step in range(len(self.rho)):
-            sizes = self.sizes[step]
-            lines.append(
-                f"{self.rho[step]:9.3g}  {self.value[step]:10.5g}  {self.lost[step]:8.3g}  {self.changed[step]:8.1%}"
-                f"  {self.imbalance[step]:9.3g}  {sizes.min():,} to {sizes.max():,}{'  <- knee' * (step == self.knee)}"
-            )
-        note = "The knee is where balance begins to cost more than it brings: classes=KL(rho) with its rho stays there."
-        return "\n".join([*lines, textwrap.fill(note, 80)])
+        for step, cells in enumerate(self._cells()):
+            rho, value, lost, changed, imbalance, sizes = cells
+            numbers = f"{rho:>9}  {value:>10}  {lost:>8}  {changed:>8}  {imbalance:>9}"
+            lines.append(f"{numbers}  {sizes}{'  <- knee' * (step == self.knee)}")
+        return "\n".join([*lines, textwrap.fill(NOTE, 80)])
+
+    def _cells(self) -> list[list[str]]:
+        """What is told of each step."""
+        return [
+            [
+                f"{self.rho[step]:.3g}",
+                f"{self.value[step]:.5g}",
+                f"{self.lost[step]:.3g}",
+                f"{self.changed[step]:.1%}",
+                f"{self.imbalance[step]:.3g}",
+                f"{sizes.min():,} to {sizes.max():,}",
+            ]
+            for step, sizes in enumerate(self.sizes)
+        ]
+
+    def _repr_html_(self) -> str:
+        head = ["rho", "mean score", "lost", "changed", "imbalance", "class sizes"]
+        return columns_html(head, self._cells(), self.knee, f"{NOTE} In bold: the knee.")
 
     def plot(self) -> Figure:
         """Mean score lost against balance won, with the knee marked.
@@ -68,11 +84,7 @@ class BalancePath:
         Raises:
             MissingPackageError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise MissingPackageError("matplotlib", "report") from error
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        figure = new_figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.add_subplot()
         axes.plot(self.imbalance, self.lost, marker="o", color="#1f5f8b")
         knee = self.knee

@@ -7,15 +7,16 @@ import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, overload
 
 import numpy as np
 
 from otlabel import sweep
 from otlabel.errors import InfeasibleError, InvalidScoresError
 from otlabel.interrupts import interruptible
+from otlabel.pictures import require_matplotlib, sizes_figure, summary_html
 from otlabel.ranks.rowset import RowSet
-from otlabel.solver.outcome import Array, Certificate, Status
+from otlabel.solver.outcome import ArrayT, Certificate, Status
 from otlabel.solver.posing import check_finite
 from otlabel.sources import (
     Opened,
@@ -31,6 +32,10 @@ from otlabel.storage.archives import reading_archive, save_archive
 from otlabel.text import bytes_text, printable
 from otlabel.validate import check_vector
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
 FORMAT = "otlabel.Assignment"
 FORMAT_VERSION = 2
 ARRAYS = ("labels", "counts", "class_mass", "potentials", "plan_potentials", "label_mass")
@@ -40,7 +45,7 @@ WHOLES = ("n_sweeps", "n_readings", "bytes_read", "bytes_sent", "peak_memory", "
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Assignment:
+class Assignment(Generic[ArrayT]):
     """Labels for every sample, their proof, and the entropic plan behind them as K numbers.
 
     `labels` are the argmax of scores + `potentials` (ties aside), and `potentials` prove them; the soft plan is
@@ -48,13 +53,13 @@ class Assignment:
     Arrays are torch tensors on the scores' device where the scores were, else NumPy arrays.
     """
 
-    labels: Array  # (N,) int64; -1 for a sample left unlabelled
-    counts: Array  # (K,) int64: class sizes of the labels
-    class_mass: Array  # (K,) float64: share of each class in the entropic plan
-    potentials: Array  # (K,) float64: prove the labels; -inf for a class that was to stay empty. A class that has no
+    labels: ArrayT  # (N,) int64; -1 for a sample left unlabelled
+    counts: ArrayT  # (K,) int64: class sizes of the labels
+    class_mass: ArrayT  # (K,) float64: share of each class in the entropic plan
+    potentials: ArrayT  # (K,) float64: prove the labels; -inf for a class that was to stay empty. A class that has no
     # sample, though it may take some, has the potential at which a first one would just not enter
-    plan_potentials: Array  # (K,) float64: of the entropic plan
-    label_mass: Array  # (K,) float64: share of the sample mass that has each label
+    plan_potentials: ArrayT  # (K,) float64: of the entropic plan
+    label_mass: ArrayT  # (K,) float64: share of the sample mass that has each label
     value: float  # mean score of the labels, zero for a sample left unlabelled
     bound: float  # no labels that the class rule allows have a larger value; of KL, less what their sizes cost more
     epsilon: float  # of the entropic plan, in the units of the scores
@@ -83,12 +88,16 @@ class Assignment:
             object.__setattr__(self, "gap", self.bound - self.value)
 
     @property
-    def proof(self) -> Certificate:
+    def proof(self) -> Certificate[ArrayT]:
         """Value, bound and gap with what they prove; `proof.proven` says whether the labels are optimal."""
         return Certificate(self.value, self.bound, self.counts, self.gap, self.rounding, self.size_error)
 
+    @overload
+    def predict(self, scores: Tensor | Sequence[Tensor]) -> Tensor: ...
+    @overload
+    def predict(self, scores: Any) -> np.ndarray: ...
     @interruptible
-    def predict(self, scores: Any) -> Array:
+    def predict(self, scores: Any) -> Any:
         """Labels of new samples, argmax_k (scores + potentials): sizes are balanced only as far as the data is alike.
 
         Args:
@@ -105,8 +114,12 @@ class Assignment:
         """
         return predict(scores, as_array(self.potentials), self.threshold, self.class_names)
 
+    @overload
+    def plan(self, scores: Tensor | Sequence[Tensor], *, sample_mass: Any = None) -> Tensor: ...
+    @overload
+    def plan(self, scores: Any, *, sample_mass: Any = None) -> np.ndarray: ...
     @interruptible
-    def plan(self, scores: Any, *, sample_mass: Any = None) -> Array:
+    def plan(self, scores: Any, *, sample_mass: Any = None) -> Any:
         """The entropic plan Q_ik = a_i softmax_k((s_ik + g_k) / epsilon), which sums to 1 as in POT.
 
         Where samples are left unlabelled, it sums to the share of those that are not. Where samples may leave their
@@ -153,8 +166,12 @@ class Assignment:
                 )
         return like(rows, scores)
 
+    @overload
+    def soft_labels(self, scores: Tensor | Sequence[Tensor]) -> Tensor: ...
+    @overload
+    def soft_labels(self, scores: Any) -> np.ndarray: ...
     @interruptible
-    def soft_labels(self, scores: Any) -> Array:
+    def soft_labels(self, scores: Any) -> Any:
         """The plan's rows normalised to sum 1, (M, K) float64: a distribution over classes for each sample.
 
         Where samples are left unlabelled, what a row lacks of 1 is the share of that choice. Raises InfeasibleError as
@@ -192,7 +209,7 @@ class Assignment:
         save_archive(path, FORMAT, FORMAT_VERSION, header, arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Assignment:
+    def load(cls, path: str | os.PathLike[str]) -> Assignment[np.ndarray]:
         """Read what `save` wrote, as NumPy arrays; nothing is unpickled.
 
         Raises:
@@ -213,7 +230,7 @@ class Assignment:
                 header["class_names"] = plain_names(names)
                 if header["class_names"] is None or len(names) != len(arrays["counts"]):
                     raise ValueError(f"it has class names {names!r:.60} for {len(arrays['counts'])} classes")
-            loaded = cls(**arrays, **header)
+            loaded: Assignment[np.ndarray] = Assignment(**arrays, **header)
             if not (loaded.threshold < math.inf and loaded.plan_threshold < math.inf):  # nor is NaN
                 raise ValueError(f"its thresholds are {loaded.threshold} and {loaded.plan_threshold}")
             _check_arrays(arrays, is_part=loaded.n_samples not in (0, len(loaded.labels)))
@@ -241,6 +258,30 @@ class Assignment:
         lines += [f"note      {note}" for note in self.notes]
         return "\n".join(textwrap.fill(line, 80, subsequent_indent=" " * 10) for line in "\n".join(lines).split("\n"))
 
+    @interruptible
+    def plot(self, scores: Any = None) -> Figure:
+        """Class sizes, from large to small; with the scores of the samples, also those of the best class alone.
+
+        Args:
+            scores: (N, K), the same again, of which a pass counts the best classes. None: only sizes of the labels.
+
+        Returns:
+            A matplotlib figure, which a notebook shows; `figure.savefig("sizes.png")`.
+
+        Raises:
+            MissingPackageError: matplotlib is not installed.
+            InvalidScoresError: as for `predict`.
+        """
+        require_matplotlib()
+        before, n_classes = None, len(self.counts)
+        if scores is not None:
+            opened, _ = _open_for(scores, n_classes, self.class_names)
+            before = np.bincount(sweep.label(RowSet(opened), np.zeros(n_classes))[0], minlength=n_classes)
+        return sizes_figure(before, as_array(self.counts))
+
+    def _repr_html_(self) -> str:
+        return summary_html(self.summary())
+
     def __repr__(self) -> str:
         return (
             f"Assignment({len(self.labels)} samples, {len(self.counts)} classes, value={self.value:.6g}, "
@@ -250,7 +291,7 @@ class Assignment:
 
 def predict(
     scores: Any, potentials: np.ndarray, threshold: float = -math.inf, names: Sequence[Any] | None = None
-) -> Array:
+) -> Any:
     """Labels argmax_k (scores + potentials) of any samples, (M,) int64; see `Assignment.predict`."""
     opened, _ = _open_for(scores, len(potentials), names)
     without = threshold == -math.inf
@@ -282,7 +323,7 @@ def _open_for(scores: Any, n_classes: int, names: Sequence[Any] | None) -> tuple
     return opened, inspection.n_forbidden > 0
 
 
-def like(array: np.ndarray, scores: Any) -> Array:
+def like(array: np.ndarray, scores: Any) -> Any:
     """The array as a torch tensor on the device of scores where these are tensors (or a list), else as it is."""
     device = home_of(scores)
     if device is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,6 +14,20 @@ if TYPE_CHECKING:
 def printable(text: str | None) -> str:
     """A name out of a file: what would move a cursor, hide or break a line is written as an escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text or "")
+
+
+def local_path(text: str) -> str:
+    """The path that a person wrote, who may have begun it with ~ or as file:///folder/file.
+
+    Raises:
+        ValueError: an address of somewhere else than here.
+    """
+    scheme, _, rest = text.partition("://")
+    if not rest or not scheme.isalnum():
+        return os.path.expanduser(text)
+    if scheme != "file" or urlsplit(text).netloc not in ("", "localhost"):
+        raise ValueError(f"{text} is an address of another place; download what is there, and pass the file's path")
+    return unquote(rest.removeprefix("localhost"))
 
 
 def one_line(message: object) -> str:

@@ -78,9 +78,9 @@ def add(commands: Any) -> None:
     options.seed(parser, "decides between equal choices", 1 << 63)
     add("--device", default="auto", help="auto, cpu or cuda; auto: where the scores are (%(default)s)")
     options.memory_limit(parser)
-    add("--potentials", metavar="OUT.npz", type=Path, help="save the whole result too, for certify and predict")
-    add("--checkpoint", metavar="FILE.npy", type=Path, help="keep potentials there; go on from them if killed")
-    add("--progress", action="store_true", help="show a progress bar on stderr")
+    add("--potentials", metavar="OUT.npz", type=options.path, help="save the whole result too, for certify and predict")
+    add("--checkpoint", metavar="FILE.npy", type=options.path, help="keep potentials there; go on from them if killed")
+    options.progress(parser)
     options.receipt(parser)
     options.force(parser)
     options.as_json(parser, "the result")
@@ -190,6 +190,11 @@ def _check_outputs(arguments: argparse.Namespace, n_parts: int) -> None:
         others.append(Output("--checkpoint", arguments.checkpoint, (".npy",), is_kept=True))
     inputs = {"SCORES": arguments.scores, "--class-mass": arguments.class_mass}
     if not n_parts:
+        if not arguments.output.suffix:
+            raise ValueError(
+                f"--output {arguments.output} has no ending: name a file, {arguments.output}.npy or "
+                f"{arguments.output}.h5; a folder of parts is written by several processes (torchrun, srun)"
+            )
         check_outputs([*labels_outputs(arguments), *others], inputs, force=arguments.force)
         return
     from otlabel.commands.torchrun import check_folder, parts_of
@@ -251,6 +256,7 @@ def _watched(
     """Where to start from, and who is told of each pass: a bar, and a checkpoint that is kept."""
     import numpy as np
 
+    from otlabel.planning.model import PASSES
     from otlabel.solver.monitor import observing
 
     path, last_saved = arguments.checkpoint, -math.inf
@@ -260,7 +266,8 @@ def _watched(
             f"--checkpoint {path} is of a run with {len(start):,} classes, and {arguments.scores} has {n_classes:,}; "
             "give another name, or remove it"
         )
-    with observing(arguments.progress and communicator.rank == 0) as bar:
+    shown, usual = options.is_watched(arguments) and communicator.rank == 0, PASSES[arguments.rounding][0]
+    with observing(shown, usual, options.WORTH_SHOWING) as bar:
 
         def watch(record: dict[str, Any]) -> None:
             nonlocal last_saved

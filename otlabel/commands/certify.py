@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from otlabel.commands import options
 from otlabel.commands.labels import read_potentials
 from otlabel.commands.printing import print_json
+from otlabel.text import local_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +28,12 @@ def add(commands: Any) -> None:
     options.scores(parser)
     parser.add_argument("labels", metavar="LABELS", help="(N,) whole numbers from 0 to K-1, in such a file too")
     parser.add_argument(
-        "--potentials", metavar="FILE", type=Path, help="result.npz or labels.h5 of assign: its bound, no solving"
+        "--potentials",
+        metavar="FILE",
+        type=options.path,
+        help="result.npz or labels.h5 of assign: its bound, no solving",
     )
+    options.progress(parser)
     options.as_json(parser, "the certificate")
 
 
@@ -41,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     potentials = None if arguments.potentials is None else read_potentials(arguments.potentials)[0]
     scores = open_scores(arguments.scores)
     check_number(arguments.labels, scores.shape[0])
-    certificate = certify(scores, _read_labels(arguments.labels), potentials=potentials)
+    with options.doing(arguments, "proving: the best labels of these sizes" if potentials is None else "proving"):
+        certificate = certify(scores, _read_labels(arguments.labels), potentials=potentials)
     if arguments.json:
         names = ("value", "bound", "gap", "relative_gap", "proven", "counts")
         print_json(**{name: getattr(certificate, name) for name in names})
@@ -54,7 +60,10 @@ def _read_labels(text: str) -> np.ndarray:
     """Labels from a file or folder of our own, or any array in a file of the kinds that scores may be in."""
     from otlabel.storage import label_files
 
-    if Path(text).is_dir() or (text.lower().endswith((".h5", ".hdf5")) and label_files.holds_labels(text)):
+    text = local_path(text)
+    if (Path(text).is_dir() and not text.endswith(".zarr")) or (
+        text.lower().endswith((".h5", ".hdf5")) and label_files.holds_labels(text)
+    ):
         return label_files.read_labels(text).labels
     if text.lower().endswith(".npy") and label_files.receipt_path(Path(text)).exists():
         return label_files.read_labels(text).labels  # which tells where labels are not those of the receipt

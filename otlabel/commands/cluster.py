@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from otlabel import __version__
@@ -44,7 +45,8 @@ def add(commands: Any) -> None:
     add("--starts", type=int, default=1, metavar="N", help="start so often, the best wins (%(default)s)")
     add("--max-iter", type=int, default=300, metavar="N", help="iterations of a start, at most (%(default)s)")
     options.seed(parser, "of the first centres, and between equal choices")
-    add("--centres", metavar="OUT.npy", type=Path, help="save the centres too, (K, D)")
+    add("--centres", metavar="OUT.npy", type=options.path, help="save the centres too, (K, D)")
+    options.progress(parser)
     options.force(parser)
 
 
@@ -83,7 +85,9 @@ def _cluster_share(arguments: argparse.Namespace, communicator: Communicator, gr
         n_init=arguments.starts,
         max_iter=arguments.max_iter,
         random_state=arguments.seed,
-    ).fit(features, group=group)
+    )
+    with _watched(arguments, communicator) as model.verbose:
+        model.fit(features, group=group)
     seconds, sizes = time.perf_counter() - started, np.asarray(model.sizes_)
     (labels,) = communicator.allgather("labels", np.asarray(model.labels_))
     if communicator.rank:
@@ -102,6 +106,22 @@ def _cluster_share(arguments: argparse.Namespace, communicator: Communicator, gr
     print(f"Labels written to {arguments.output}")
     if arguments.centres is not None:
         print(f"Centres written to {arguments.centres}")
+
+
+@contextmanager
+def _watched(arguments: argparse.Namespace, communicator: Communicator) -> Iterator[Any]:
+    """Who is told of each iteration."""
+    if communicator.rank:
+        yield 0
+        return
+    with options.doing(arguments, "clustering", unit="iterations") as tell:
+        tell(0, "finding first centres")
+
+        def show(record: dict[str, Any]) -> None:
+            of_starts = f"start {record['start']} of {arguments.starts}, " * (arguments.starts > 1)
+            tell(record["iteration"], f"{of_starts}inertia {record['inertia']:.6g}")
+
+        yield show
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--clusters", type=options.count, metavar="K", help="default: sqrt(N), but no more than COUNT")
     options.seed(parser, "of k-means and of the draws")
     options.memory_limit(parser, "for keeping features in memory (4e9, 4GB)")
+    options.progress(parser)
     options.force(parser)
 
 
@@ -39,13 +40,14 @@ def run(arguments: argparse.Namespace) -> int:
     from otlabel import curate
     from otlabel.sources import as_array
 
-    chosen = curate(
-        arguments.features,
-        arguments.n,
-        n_clusters=arguments.clusters,
-        seed=arguments.seed,
-        memory_limit=arguments.memory_limit,
-    )
+    with options.doing(arguments, "choosing samples, spread evenly over clusters"):
+        chosen = curate(
+            arguments.features,
+            arguments.n,
+            n_clusters=arguments.clusters,
+            seed=arguments.seed,
+            memory_limit=arguments.memory_limit,
+        )
     with replacing(arguments.output) as file:
         np.save(file, as_array(chosen.indices))
     print(chosen.summary())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from otlabel.commands import options
@@ -25,8 +24,11 @@ def add(commands: Any) -> None:
     )
     options.scores(parser)
     options.class_mass(parser)
-    parser.add_argument("--plot", metavar="OUT.png", type=Path, help="draw class sizes before and after balance")
+    parser.add_argument(
+        "--plot", metavar="OUT.png", type=options.path, help="draw class sizes before and after balance"
+    )
     options.force(parser, "an existing picture")
+    options.progress(parser)
     options.as_json(parser, "all numbers and findings")
 
 
@@ -40,7 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.plot is not None:
         doctor.require_matplotlib()
-    diagnosis = doctor.diagnose(arguments.scores, class_mass=read_class_mass(arguments.class_mass))
+    with options.doing(arguments, "looking at the scores, and at what balance does to them"):
+        diagnosis = doctor.diagnose(arguments.scores, class_mass=read_class_mass(arguments.class_mass))
     if arguments.json:
         print_json(**diagnosis.to_dict())
     else:

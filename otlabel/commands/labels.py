@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from otlabel import __version__
 from otlabel.errors import FileFormatError, InvalidMassError
 from otlabel.storage.atomic import destination
 from otlabel.storage.outputs import LABEL_ENDINGS, Output
+from otlabel.text import local_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,12 +23,13 @@ if TYPE_CHECKING:
 
 
 def read_class_mass(text: str | None) -> np.ndarray | None:
-    """Shares or counts from a comma list, a .npy file or a text file of numbers; whole numbers come back as int64."""
+    """Shares or counts from a comma list, a file of an array or a text of numbers; whole numbers come back as int64."""
     if text is None:
         return None
-    if text.lower().endswith(".npy"):
-        from otlabel.sources import load_array
+    from otlabel.sources.paths import ENDINGS, load_array
 
+    text = local_path(text)
+    if text.partition("::")[0].lower().endswith(tuple(one for one in ENDINGS if one != ".csv")):
         return load_array(text)
     try:
         return _numbers(text)
@@ -87,10 +90,13 @@ def stated(proof: Certificate) -> dict[str, float]:
 
 def versions() -> dict[str, str]:
     """What the labels were made with."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    packages = {name: version(name) for name in ("numpy", "numba", "scipy", "h5py", "torch")}
-    return {"otlabel": __version__, "python": sys.version.split()[0]} | packages
+    made_with = {"otlabel": __version__, "python": sys.version.split()[0]}
+    for name in ("numpy", "numba", "scipy", "h5py", "torch"):
+        with suppress(PackageNotFoundError):  # solves need no torch
+            made_with[name] = version(name)
+    return made_with
 
 
 def labels_outputs(arguments: argparse.Namespace) -> list[Output]:

@@ -32,11 +32,13 @@ from otlabel.commands import (
 )
 from otlabel.errors import OtlabelWarning, RankError
 from otlabel.interrupts import interruptible
+from otlabel.progress import say
 from otlabel.text import one_line
 
 COMMANDS = (assign, cluster, predict, certify, plan, doctor, demo, curate, report, train, transfer, warmup)
 USAGE, FAILURE, BROKEN_PIPE = 2, 1, 141  # the last as a shell reports SIGPIPE
-SIGNALLED, SIGNALS = 128, {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
+SIGNALLED, SIGNALS = 128, {signal.Signals[one]: told for one, told in WORDS.items() if hasattr(signal, one)}
 REPEAT_SECONDS = 0.3  # after which an interrupt that was not heard is raised again
 _BAD_PATHS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return _complain(SIGNALS[ended[-1]], SIGNALLED + ended[-1])
         except (ImportError, RankError) as error:  # a package that is missing, or the module that a recipe names
-            return _complain(error, FAILURE)
+            return _complain(_missing(error), FAILURE)
         except MemoryError as error:
             return _complain(f"not enough memory: {error}" if str(error) else "not enough memory", FAILURE)
         except OSError as error:
@@ -111,6 +113,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _missing(error: Exception) -> object:
+    """The error itself, but of torch, which only training needs: how it is to be had."""
+    is_torch = isinstance(error, ModuleNotFoundError) and error.name == "torch"
+    return (
+        'torch is needed for this: pip install "torch>=2.7" (the README has the line for CPUs)' if is_torch else error
+    )
+
+
 def _told(error: OSError) -> str:
     """Our own message, or the system's with the file it is about."""
     if error.strerror is None:
@@ -145,27 +155,31 @@ def _heard_signals(ended: list[signal.Signals]) -> Iterator[None]:
         yield
         return
 
+    has_alarm = hasattr(signal, "setitimer")  # elsewhere an interrupt is heard once
+
     def end(number: int, _: Any) -> None:
-        if number != signal.SIGALRM:
+        if number in SIGNALS:
             ended.append(signal.Signals(number))
-        signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS)
+        if has_alarm:
+            signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS)
         raise _Ended
 
     def tell(lost: Any) -> None:
         if lost.exc_type is not _Ended:
             hook(lost)
 
-    hook, alarm = sys.unraisablehook, signal.signal(signal.SIGALRM, end)
+    hook, alarm = sys.unraisablehook, signal.signal(signal.SIGALRM, end) if has_alarm else None
     sys.unraisablehook = tell
     for number in heard:
         signal.signal(number, end)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if has_alarm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, alarm)
         for number in heard:
             signal.signal(number, usual[number])
-        signal.signal(signal.SIGALRM, alarm)
         sys.unraisablehook = hook
 
 
@@ -174,7 +188,7 @@ def _one_line_warnings() -> Iterator[None]:
     """Show warnings as lines of this command, without the place in the library that gave them."""
 
     def show(message: Warning | str, *_: Any) -> None:
-        print(f"otlabel: warning: {one_line(message)}", file=sys.stderr)
+        say(f"otlabel: warning: {one_line(message)}")
 
     with warnings.catch_warnings():
         # A file mapped into memory is read-only, which torch takes for a danger; scores are never written to.

@@ -5,15 +5,23 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from otlabel.progress import Told
+from otlabel.progress import progress as shown_progress
+from otlabel.text import local_path
+
 SCORES_HELP = (
-    "(N, K) matrix, higher is better: FILE.npy, FILE.npz::NAME, FILE.h5::/NAME, FILE.pt (plain tensors), "
-    "or a quoted pattern for the parts of one matrix: 'part-*.h5::/NAME'"
+    "(N, K) matrix, higher is better: FILE.npy, FILE.npz::NAME, FILE.h5::/NAME, .zarr and .safetensors alike, FILE.pt "
+    "or .pth (plain tensors), FILE.parquet, .feather or .csv (columns of numbers; ::NAME,NAME for some), or a quoted "
+    "pattern for the parts of one matrix: 'part-*.h5::/NAME'"
 )
 OUTPUT_HELP = "FILE.npy (int64), or FILE.h5 with class sizes, potentials and a receipt"
+WORTH_SHOWING = 0.5  # seconds that something takes
 MEMORY_HELP = "for keeping scores in memory (4e9, 4GB); default half of the free; beyond it they are streamed"
 
 
@@ -41,7 +49,7 @@ def features(parser: argparse.ArgumentParser) -> None:
 
 def output(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
     """Where the result goes; it has to be said."""
-    parser.add_argument("-o", "--output", metavar=metavar, type=Path, required=True, help=help)
+    parser.add_argument("-o", "--output", metavar=metavar, type=path, required=True, help=help)
 
 
 def class_mass(parser: argparse.ArgumentParser) -> None:
@@ -78,12 +86,41 @@ def force(parser: argparse.ArgumentParser, what: str = "existing output") -> Non
     parser.add_argument("--force", action="store_true", help=f"overwrite {what}")
 
 
+def progress(parser: argparse.ArgumentParser) -> None:
+    """Whether to show what is being done; `is_watched` tells what came of it."""
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--quiet", action="store_true", help="show no progress; else a terminal's stderr has it")
+    choice.add_argument(
+        "--progress", action="store_true", help="show progress on stderr where that is no terminal, too"
+    )
+
+
+def is_watched(arguments: argparse.Namespace) -> bool:
+    """Whether somebody is to see what is being done."""
+    return arguments.progress or (not arguments.quiet and sys.stderr is not None and sys.stderr.isatty())
+
+
+@contextmanager
+def doing(arguments: argparse.Namespace, what: str, total: int | None = None, unit: str = "") -> Iterator[Told]:
+    """A line of progress while this is done, once it takes longer than it takes to read the line."""
+    with shown_progress(what, total, unit, shown=is_watched(arguments), delay=WORTH_SHOWING) as tell:
+        yield tell
+
+
 def as_json(parser: argparse.ArgumentParser, what: str) -> None:
     """Whether programs are to read the result."""
     parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
 
 
-# ---- kinds of numbers ----
+# ---- kinds of numbers, and paths ----
+
+
+def path(text: str) -> Path:
+    """Where a file is or will be; a shell leaves the ~ of --output=~/labels.h5 as it is."""
+    try:
+        return Path(local_path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def seed_below(limit: int) -> Callable[[str], int]:

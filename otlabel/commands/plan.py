@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
     add("--device", choices=("cpu", "h200", "h100", "a100"), default="cpu", help="of each rank: processors like these, "
         "measured now, or a card by its data sheet (%(default)s)")  # fmt: skip
     add("--network", type=options.byte_count, metavar="BYTES", help="a second and direction between ranks (25GB)")
-    add("-o", "--output", metavar="LABELS", type=Path, help="see whether there is room for these labels")
+    add("-o", "--output", metavar="LABELS", type=options.path, help="see whether there is room for these labels")
     options.rounding(parser, "as for assign (%(default)s)")
     options.memory_limit(parser)
     options.as_json(parser, "all numbers")

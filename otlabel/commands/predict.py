@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from otlabel.commands import options
@@ -24,9 +23,10 @@ def add(commands: Any) -> None:
     )
     options.scores(parser)
     potentials_help = "what assign wrote: result.npz, labels.h5 or its folder"
-    parser.add_argument("--potentials", metavar="FILE", type=Path, required=True, help=potentials_help)
+    parser.add_argument("--potentials", metavar="FILE", type=options.path, required=True, help=potentials_help)
     options.output(parser, "LABELS", options.OUTPUT_HELP)
     options.receipt(parser)
+    options.progress(parser)
     options.force(parser)
     options.as_json(parser, "the class sizes")
 
@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         versions=versions(),
         status="predicted",
     )
-    labels = as_array(predict(scores, potentials, threshold))
+    with options.doing(arguments, "labelling by the potentials"):
+        labels = as_array(predict(scores, potentials, threshold))
     counts = sizes_of(labels, len(potentials))
     write(arguments, StoredLabels(labels, counts, potentials, receipt, threshold))
     if arguments.json:

@@ -10,7 +10,7 @@ from otlabel.storage.outputs import Output, check_outputs
 
 FILES = {  # options that name a file, and what is in it
     "--scores": ("FILE", "(N, K): proof, confidence, the price of balance; as for assign"),
-    "--images": ("FILE.npy", "(N, H, W), (N, C, H, W) or (N, H, W, C): examples of each class"),
+    "--images": ("IMAGES", "folder, in the order of names; FILE.npy, (N, H, W, C), say; FILE.txt, a path a line"),
     "--texts": ("FILE.txt", "N lines, UTF-8: examples of each class"),
     "--features": ("FILE", "(N, D): k-means to compare with"),
     "--truth": ("FILE", "(N,) true classes, -1 where unknown: purity and agreement"),
@@ -37,6 +37,7 @@ def add(commands: Any) -> None:
     add("--head", type=int, default=0, help="which head's labels, where there are several (%(default)s)")
     add("--title", help="of the page")
     options.seed(parser, "of what is drawn at random")
+    options.progress(parser)
     options.force(parser, "an existing page")
 
 
@@ -50,7 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from otlabel.reporting.page import report
 
-    more = {name: value for name, value in given.items() if name not in ("command", "is_shared", "output", "force")}
-    report(more.pop("labels"), path=arguments.output, **more)
+    own = ("command", "is_shared", "output", "force", "quiet", "progress")
+    more = {name: value for name, value in given.items() if name not in own}
+    with options.doing(arguments, "looking at the labels, and drawing the page"):
+        report(more.pop("labels"), path=arguments.output, **more)
     print(f"Report written to {arguments.output}")
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # without which processes cannot meet
 LARGEST_PORT = 65535
+FIRST_PORT, N_PORTS = 20_000, 20_000  # of which a job of Slurm takes one, by its number
 PATIENCE = 5.0  # seconds that a process waits for others before it says so
 
 
 def launched() -> int:
-    """How many processes torchrun has started, this one among them; 1 where it has not.
+    """How many processes torchrun or srun has started, this one among them; 1 where neither has.
 
     Raises:
         ValueError: the environment names a number or rank that cannot be.
@@ -38,6 +40,7 @@ def launched() -> int:
     Warns:
         OtlabelWarning: it names a number of processes, and not all that they would need to meet.
     """
+    _take_slurm()
     number = _number_of("WORLD_SIZE")
     if number is None or number < 2:
         return 1
@@ -57,6 +60,25 @@ def launched() -> int:
     if rank is None or rank >= number:
         raise ValueError(f"RANK is {rank}, of {number} processes (WORLD_SIZE); start all of them by torchrun")
     return number
+
+
+def _take_slurm() -> None:
+    """What torchrun would set, of what srun has set; a batch script that starts one process itself has no such step."""
+    names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
+    number, told = os.environ.get("SLURM_STEP_NUM_TASKS", ""), [os.environ.get(name, "") for name in names]
+    if "WORLD_SIZE" in os.environ or not (number.isdecimal() and int(number) > 1 and all(told)):
+        return
+    rank, local_rank, nodes, job = told
+    port = os.environ.get("MASTER_PORT") or str(FIRST_PORT + int(re.sub(r"\D", "", job) or 0) % N_PORTS)
+    address = os.environ.get("MASTER_ADDR") or first_host(nodes)
+    found = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": number, "MASTER_ADDR": address, "MASTER_PORT": port}
+    os.environ |= found
+
+
+def first_host(nodes: str) -> str:
+    """The first machine of a list as Slurm writes it: node[007-009,12],other."""
+    found = re.match(r"([^\[,]*)(?:\[([^\],-]+)[^\]]*\])?([^\[,]*)", nodes)
+    return "" if found is None else f"{found[1]}{found[2] or ''}{found[3]}"
 
 
 def check_alone() -> None:

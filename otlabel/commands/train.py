@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otlabel.commands import options
+from otlabel.progress import say
 from otlabel.storage.outputs import check_apart
 from otlabel.text import duration
 
@@ -53,6 +54,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="change the config: train.epochs=40")
     add("--allow-code", action="store_true", help="let backbone = module:function of the config run: trust its author")
+    options.progress(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and no line an epoch")
 
 
@@ -96,13 +98,13 @@ def _search(arguments: argparse.Namespace, config: Config, images: Images) -> in
     report = None if arguments.json else _Table()
     more: dict[str, Any] = {} if arguments.json else {"say": _say}
     seconds = seconds_of(arguments.time)
-    with _told_how_to_go_on(arguments.output / "search.json"):
+    with _told_how_to_go_on(arguments.output / "search.json"), options.doing(arguments, "trying settings, training"):
         run = search(_without_none(config.to_dict()), images, seconds, arguments.output, report=report, **more)
     return _end(arguments, run.result)
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    say(text, sys.stdout)
 
 
 def train_by(arguments: argparse.Namespace, config: Config, images: Images | None = None) -> int:
@@ -112,8 +114,17 @@ def train_by(arguments: argparse.Namespace, config: Config, images: Images | Non
 
     if Path(arguments.config).is_file():  # else a recipe
         check_apart({f"the run's {name}": arguments.output / name for name in FILES}, {"CONFIG": arguments.config})
-    report = None if arguments.json else _Table(config)
-    with _told_how_to_go_on(arguments.output / "checkpoint.pt"):
+    table, n_epochs = None if arguments.json else _Table(config), config.train.epochs
+    with (
+        _told_how_to_go_on(arguments.output / "checkpoint.pt"),
+        options.doing(arguments, "training", n_epochs, "epochs") as tell,
+    ):
+
+        def report(line: dict[str, Any]) -> None:
+            tell(line["epoch"], "judging the features" if line["epoch"] == n_epochs else f"loss {line['loss']:.3g}")
+            if table is not None:
+                table(line)
+
         run = train(config, arguments.output, report=report, allow_code=arguments.allow_code, images=images)
     return _end(arguments, run.result)
 
@@ -175,16 +186,15 @@ class _Table:
 
     def __call__(self, line: dict[str, Any]) -> None:
         if not self._n_lines:
-            print(" epoch      loss        lr  relabelled    churn  quality      nmi   seconds")
+            _say(" epoch      loss        lr  relabelled    churn  quality      nmi   seconds")
         self._n_lines += 1
 
         def shown(name: str) -> str:
             return f"{line[name]:9.3f}" if name in line else f"{'-':>9}"
 
-        print(
+        _say(
             f"{line['epoch']:6d} {shown('loss')} {line['lr']:9.2g} {line['relabellings']:11d} {shown('churn')}"
-            f"{shown('quality')}{shown('nmi')} {line['seconds']:9.2f}",
-            flush=True,
+            f"{shown('quality')}{shown('nmi')} {line['seconds']:9.2f}"
         )
         if self._n_lines > 1 and not self._is_timed:
             self._tell_time(line)
@@ -198,7 +208,7 @@ class _Table:
         self._is_timed = True
         left = (n_epochs - line["epoch"]) * line["seconds"]
         if left >= WORTH_TELLING:
-            print(f"About {duration(left, 'min')} to go: {n_epochs} epochs.", flush=True)
+            _say(f"About {duration(left, 'min')} to go: {n_epochs} epochs.")
 
 
 def changed(config: Config, changes: list[str]) -> Config:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from otlabel.commands import options
@@ -22,7 +21,7 @@ def add(commands: Any) -> None:
         "--set model.backbone=small_resnet --set model.options={}",
     )
     parser.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
-    parser.add_argument("labels", metavar="LABELS", type=Path, help="labels.h5 of a run on the same data")
+    parser.add_argument("labels", metavar="LABELS", type=options.path, help="labels.h5 of a run on the same data")
     add_run(parser)
 
 

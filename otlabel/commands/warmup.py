@@ -16,7 +16,7 @@ DTYPES = "float16", "float32", "float64"
 
 def add(commands: Any) -> None:
     """The command and its arguments."""
-    options.add_command(
+    parser = options.add_command(
         commands,
         "warmup",
         run,
@@ -25,6 +25,7 @@ def add(commands: Any) -> None:
         "it: in NUMBA_CACHE_DIR, beside the package, or in your cache. Run it where an image for containers is built.",
         epilog="example: otlabel warmup",
     )
+    options.progress(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,13 +37,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     begun, rng = time.perf_counter(), np.random.default_rng(0)
     features = rng.standard_normal((N_ROWS, 16)).astype("float32")
-    with warnings.catch_warnings():
+    with (
+        options.doing(arguments, "compiling for this machine, once", len(DTYPES) + 1, "kinds of scores") as tell,
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", OtlabelWarning)
-        for dtype in DTYPES:
+        for number, dtype in enumerate(DTYPES):
+            tell(number, dtype)
             scores = (3 * rng.standard_normal((N_ROWS, N_CLASSES))).astype(dtype)
             result = sinkhorn_assign(scores)
             result.soft_labels(scores[:10])
             certify(scores, result.labels)
+        tell(len(DTYPES), "features times a head")
         sinkhorn_assign(linear_scores(features, rng.standard_normal((N_CLASSES, 16)), normalize=True))
     print(f"compiled for this machine in {duration(time.perf_counter() - begun)}")
     return 0

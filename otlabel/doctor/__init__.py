@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from otlabel.doctor.diagnosis import Diagnosis, Finding
 from otlabel.doctor.looking import diagnose, suggest_epsilon
-from otlabel.doctor.picture import draw, require_matplotlib
+from otlabel.doctor.picture import draw
+from otlabel.pictures import require_matplotlib
 
 __all__ = ["Diagnosis", "Finding", "diagnose", "draw", "require_matplotlib", "suggest_epsilon"]

@@ -6,6 +6,8 @@ import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from otlabel.pictures import summary_html
+
 Severity = Literal["ok", "note", "problem"]
 Kind = Literal["probabilities", "log-probabilities", "similarities", "non-positive", "non-negative", "logits"]
 
@@ -67,6 +69,9 @@ class Diagnosis:
             if finding.remedy:
                 lines.append(f"{'':<8} To do: {finding.remedy}")
         return "\n".join(textwrap.fill(line, 80, subsequent_indent=" " * 9) for line in lines)
+
+    def _repr_html_(self) -> str:
+        return summary_html(self.summary())
 
     def to_dict(self) -> dict[str, Any]:
         """Everything for JSON: numbers, strings, lists and None."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import MissingPackageError
+from otlabel.reporting.image_files import SIDE
 from otlabel.reporting.words import NAME_LENGTH, TEXT_LENGTH, shown
 from otlabel.sources import as_array
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 ALL_CLASSES, FIRST_CLASSES, RANDOM_CLASSES = 24, 16, 8  # with more than the first, so many of the best and at random
 PICTURES, LINES = (10, 6, 6), (5, 3, 3)  # typical, borderline and moved examples of a class
-SIDE = 64  # pixels of a picture, at most
 COARSE = 32  # pixels of a side up to which they are not blurred
 SMALL_FILE = 1500  # bytes up to which a picture stays without loss
 QUALITY = 80  # of one that is not
@@ -153,6 +153,9 @@ def _shown_class(summary: Summary, k: int, picked: dict[int, str], painter: _Pai
         fact = f"purity {row.purity:.2f}, entropy {row.entropy:.2f}, most often {commonest}"
     else:
         fact = "" if row.confidence is None else f"confidence {row.confidence:.2f}"
+    if row.words:
+        about = " \N{MIDDLE DOT} ".join(row.words)
+        fact = f"{fact}, about {about}" if fact else f"about {about}"
     groups: dict[str, list[Example]] = {name: [] for name in GROUPS}
     for index, group in picked.items():
         groups[group].append(_example(summary, k, index, group, painter))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import html
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,17 @@ if TYPE_CHECKING:
     from otlabel.solver.outcome import Certificate
 
 HERE = Path(__file__).parent
+FRAME = "width: 100%; height: 640px; box-sizing: border-box; border: 1px solid #8a97a3"  # of a page in a notebook
+
+
+class Page(str):
+    """A page, as text; in a notebook, a frame of its own, whose style and script stay inside."""
+
+    def _repr_html_(self) -> str:
+        return f'<iframe srcdoc="{html.escape(self)}" style="{FRAME}" title="report"></iframe>'
+
+    def __repr__(self) -> str:
+        return f"<report of {len(self):,} characters>"  # a notebook keeps it beside the page
 
 
 @interruptible
@@ -46,12 +58,12 @@ def report(
     title: str | None = None,
     path: str | os.PathLike[str] | None = None,
     seed: int = 0,
-) -> str:
+) -> Page:
     """Write one HTML page about labels: sizes and proof, the price of balance, examples and figures of classes.
 
     The page needs no network, no script and no other file; what is known only from an argument that is not given is
-    left out. Text from arguments is shown, never run. Every argument about samples or classes may be a path as well, of
-    a matrix as `sinkhorn_assign` takes it, of images in a .npy file, or of a text file with a line for each.
+    left out. Text from arguments is shown, never run. Every argument about samples or classes may be a path as well: of
+    a matrix as `sinkhorn_assign` takes it, of a folder of images or an array of them, of a text with a line for each.
 
     Args:
         labels: an Assignment; (N,) integers, -1 for a sample left unlabelled; or the path of a file of labels, of a
@@ -60,9 +72,11 @@ def report(
         scores: (N, K), anything that `sinkhorn_assign` takes: the proof, what balance changed, confidence (the softmax
             of the scores) and the order of the examples. The price of balance is drawn up to ten million scores.
         images: (N, H, W), (N, C, H, W) or (N, H, W, C), uint8 or real numbers: examples of each class.
-        texts: N texts, shown in place of images.
-        features: (N, D): sizes of k-means with as many clusters, and the order of the examples if there are no scores.
-        truth: (N,) integers, the true classes, -1 where unknown: agreement, and purity and entropy of each class.
+        texts: N texts, shown in place of images, and the key words of each class.
+        features: (N, D): all samples in the plane of their first two principal components, sizes of k-means with as
+            many clusters, and the order of the examples if there are no scores.
+        truth: (N,) integers, the true classes, -1 where unknown: agreement, purity and entropy of each class, and where
+            there are as many of them as classes, accuracy and who is taken for whom.
         history: dicts, one an epoch, as in a run's metrics.jsonl: what "loss", "nmi" and "churn" have been by "epoch",
             and in which of them "relabellings" happened; or `SelfLabeler.history`, a record for each relabelling and
             head; or both in one list. With truth, the entropy of the true classes within classes follows from records.
@@ -74,7 +88,7 @@ def report(
         seed: of the examples that are drawn at random, and of k-means.
 
     Returns:
-        The page.
+        The page, a str that shows itself where it ends a cell of a notebook.
 
     Raises:
         ValueError: arguments that are not about the same N samples or K classes, or a path that is one of theirs.
@@ -118,7 +132,7 @@ def report(
     if path is not None:
         with replacing(path) as file:
             file.write(written.encode())
-    return written
+    return Page(written)
 
 
 def sentences(summary: Summary) -> list[str]:
@@ -141,11 +155,13 @@ def sentences(summary: Summary) -> list[str]:
             f"Confidence, the softmax of the scores, has a median of {middle:.3f}; a tenth of the labels have less "
             f"than {tenth:.3f}."
         )
-    if summary.agreement is not None:
+    if summary.agreement is not None and summary.true_classes is not None:
         told = summary.agreement
+        alike = len(np.unique(summary.true_classes[summary.true_classes >= 0])) == summary.n_classes
+        accuracy = f"accuracy {told['accuracy']:.3f}, " if alike else ""  # else no class goes with each true one
         found.append(
             f"Against the truth: NMI {told['nmi']:.3f}, AMI {told['ami']:.3f}, ARI {told['ari']:.3f}, "
-            f"accuracy {told['accuracy']:.3f}, purity {told['purity']:.3f} ({told['n_samples']:,} samples)."
+            f"{accuracy}purity {told['purity']:.3f} ({told['n_samples']:,} samples)."
         )
     return [*found, *summary.about]
 

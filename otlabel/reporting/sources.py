@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import FileFormatError, FingerprintError
+from otlabel.reporting.image_files import read_images
 from otlabel.result import Assignment
 from otlabel.solver.outcome import Certificate
 from otlabel.sources import as_array, load_array, open_scores
-from otlabel.sources.npy import read_header
 from otlabel.sources.paths import load_plain
 from otlabel.storage import label_files
 from otlabel.storage.label_files import CLUSTERED
 from otlabel.storage.texts import read_json, read_json_lines, read_lines
-from otlabel.text import one_line
+from otlabel.text import local_path, one_line
 
 if TYPE_CHECKING:
     from otlabel.selflabel.stores.head_labels import HeadLabels
@@ -81,28 +81,21 @@ def opened(n_samples: int | None, **given: Any) -> dict[str, Any]:
         return load_array(text)
 
     def lines(text: str) -> list[str]:
-        return read_lines(Path(text))
+        return read_lines(Path(local_path(text)))
 
     readers: dict[str, Callable[[str], Any]] = {
-        "images": _mapped,
+        "images": read_images,
         "texts": lines,
         "names": lines,
         "true_names": lines,
         "truth": truth,
-        "history": lambda text: read_json_lines(Path(text)),
+        "history": lambda text: read_json_lines(Path(local_path(text))),
     }
     return {
         name: readers[name](os.fspath(one)) if name in readers and isinstance(one, (str, os.PathLike)) else one
         for name, one in given.items()
         if one is not None
     }
-
-
-def _mapped(text: str) -> np.ndarray:
-    shape, _, dtype, _ = read_header(Path(text))
-    if not math.prod(shape) * dtype.itemsize or not shape:
-        raise FileFormatError(f"{text} holds {dtype} of shape {shape}, no images")
-    return np.load(text, mmap_mode="r", allow_pickle=False)
 
 
 def _of_assignment(result: Assignment, title: str = "Labels") -> Subject:
@@ -116,7 +109,7 @@ def _of_assignment(result: Assignment, title: str = "Labels") -> Subject:
 
 
 def _of_path(text: str, head: int, n_samples: int | None) -> Subject:
-    path = Path(text)
+    path = Path(local_path(text))
     if n_samples is not None:
         label_files.check_number(text, n_samples)
     if path.is_dir():
@@ -128,7 +121,9 @@ def _of_path(text: str, head: int, n_samples: int | None) -> Subject:
         case ".npy":
             return _of_stored(label_files.read_labels(path), path.name)
         case ".h5" | ".hdf5":
-            if path.exists() and label_files.holds_labels(path):
+            if not path.exists():
+                raise FileNotFoundError(f"{path} does not exist")
+            if label_files.holds_labels(path):
                 return _of_stored(label_files.read_labels(path), path.name)
             return _of_head(_heads(path, n_samples), head, path.name)
     return Subject(load_array(text), path.name)

@@ -17,6 +17,9 @@ from otlabel.curation import k_means, nearest
 from otlabel.errors import OtlabelWarning
 from otlabel.path import BalancePath, balance_path
 from otlabel.ranks.rowset import RowSet
+from otlabel.reporting.confusion import Confusion, confusion_of
+from otlabel.reporting.keywords import key_words
+from otlabel.reporting.scatter import Scatter, scatter_of
 from otlabel.reporting.sources import Subject
 from otlabel.solver.outcome import Certificate
 from otlabel.solver.posing import check_finite
@@ -66,6 +69,7 @@ class Row:
     purity: float | None
     entropy: float | None
     commonest: list[tuple[str, float]]
+    words: list[str]  # that its texts are about
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +89,11 @@ class Summary:
     true_classes: np.ndarray | None  # (N,) int64
     truth: Truth | None
     agreement: dict[str, float] | None
+    confusion: Confusion | None
     images: Any
     texts: Any
+    key_words: list[list[str]] | None  # (K,), of texts
+    scatter: Scatter | None  # of features
     epochs: list[dict[str, Any]]  # lines of epochs
     relabellings: list[dict[str, Any]]  # records of the relabellings of the labels' head
     about: tuple[str, ...]
@@ -143,6 +150,7 @@ class Summary:
                 None if truth is None else number(truth.purity, k),
                 None if truth is None else number(truth.entropy, k),
                 [] if truth is None else [(self.true_name(c), share) for c, share in truth.commonest[k]],
+                [] if self.key_words is None else self.key_words[k],
             )
             for k in range(self.n_classes)
         ]
@@ -169,7 +177,7 @@ def summarise(subject: Subject, seed: int = 0) -> Summary:
     _check_lengths(subject, n_samples, n_classes, scores, features)
     sizes = np.bincount(labels[labels >= 0], minlength=n_classes)
     notes = list(subject.notes)
-    fit = path = closeness = k_means = None
+    fit = path = closeness = k_means = scatter = None
     proof = subject.proof
     if scores is not None:
         proof = _proof(subject, scores, labels, proof)
@@ -185,6 +193,7 @@ def summarise(subject: Subject, seed: int = 0) -> Summary:
             k_means, n_rows = _k_means_sizes(features, n_classes, seed)
             if n_rows < n_samples:
                 notes.append(f"k-means found its centres from {n_rows:,} samples drawn at random.")
+        scatter = scatter_of(RowSet(features), labels, n_classes, seed)
         if scores is None and (subject.images is not None or subject.texts is not None):
             closeness = _closeness(features, labels, n_classes)
     history = [] if subject.history is None else [dict(line) for line in subject.history]
@@ -202,8 +211,11 @@ def summarise(subject: Subject, seed: int = 0) -> Summary:
         true_classes=truth,
         truth=None if truth is None else _truth(truth, labels, n_classes),
         agreement=None if truth is None else metrics.compare(truth, labels),
+        confusion=None if truth is None else confusion_of(truth, labels, n_classes),
         images=subject.images,
         texts=subject.texts,
+        key_words=None if subject.texts is None else key_words(subject.texts, labels, n_classes, seed),
+        scatter=scatter,
         epochs=[line for line in history if "update" not in line],
         relabellings=_relabellings(history, subject.head, truth),
         about=subject.about,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from otlabel.errors import FingerprintError
+from otlabel.progress import progress
 from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
 from otlabel.selflabel.batches import Parted, check_range, described
 from otlabel.selflabel.model import LOGITS, ModelReader, forward_only, to_device, unwrapped
@@ -103,7 +104,7 @@ class Extractor:
         several, parts = communicator.world_size > 1, keeping.group is not None
         present = np.zeros(self.n_samples, bool)  # rows that an interrupted extraction has left, once the store tells
         with _extracting(reader, self.mode, store):
-            shown = _bar(loader, self.progress and communicator.rank == 0)
+            shown = _counted(loader, self.progress and communicator.rank == 0)
             batches = _rows(reader, map(self.parted, shown), self.amp, present, looks)
             if parts:
                 batches = in_step(batches, communicator)
@@ -258,9 +259,10 @@ def _rows(
         looks.see(reader, device, precision)
 
 
-def _bar(loader: Iterable[Any], shown: bool) -> Iterable[Any]:
-    if not shown:
-        return loader
-    from tqdm import tqdm
-
-    return tqdm(loader, desc="features", leave=False)
+def _counted(loader: Iterable[Any], shown: bool) -> Iterator[Any]:
+    """The loader's batches, and a bar that counts them."""
+    total = len(loader) if isinstance(loader, Sized) else None
+    with progress("features", total, "batches", shown=shown) as tell:
+        for number, batch in enumerate(loader):
+            tell(number)
+            yield batch

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import re
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from otlabel.progress import progress
+from otlabel.system import peak_memory
+
 if TYPE_CHECKING:
     import numpy as np
 
+WORDS = {  # what follows each stage, or goes on
+    "inspect": "looking at the scores",
+    "list": "listing the best classes of each sample",
+    "solve": "solving the plan",
+    "round": "rounding to exact sizes",
+    "repair": "moving what is too much",
+    "prices": "pricing",
+    "certify": "proving",
+}
 Observer = Callable[[dict[str, Any]], None]
 
 
@@ -55,34 +64,23 @@ class Monitor:
 
     @property
     def peak_memory(self) -> int:
-        """The most bytes that this process has ever held.
-
-        Where there is /proc, it tells: getrusage counts what the parent held when it started this process, too.
-        """
-        with contextlib.suppress(OSError), open("/proc/self/status", encoding="utf-8") as status:
-            if told := re.search(r"^VmHWM:\s*(\d+) kB$", status.read(), re.MULTILINE):
-                return 1024 * int(told[1])
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak  # told in bytes there, in kB elsewhere
+        """The most bytes that this process has ever held."""
+        return peak_memory()
 
 
 @contextlib.contextmanager
-def observing(progress: bool | Observer) -> Iterator[Observer | None]:
-    """Nobody, the caller's function, or a bar that counts passes."""
-    if not isinstance(progress, bool):
-        yield progress
-    elif not progress:
+def observing(shown: bool | Observer, total: int | None = None, delay: float = 0) -> Iterator[Observer | None]:
+    """Nobody, the caller's function, or a bar that counts passes, of which there will be about so many in all."""
+    if not isinstance(shown, bool):
+        yield shown
+    elif not shown:
         yield None
     else:
-        from tqdm.auto import tqdm
-
-        with tqdm(unit=" passes", desc="otlabel", leave=False) as bar:
+        with progress("labelling", total, "passes", delay=delay) as tell:
 
             def show(record: dict[str, Any]) -> None:
-                bar.update(record["n_sweeps"] - bar.n)
-                error = (
-                    "" if record["error"] is None else f" epsilon {record['epsilon']:.3g} error {record['error']:.2g}"
-                )
-                bar.set_postfix_str(f"{record['stage']}{error}")
+                error = record["error"]
+                off = "" if error is None else f", epsilon {record['epsilon']:.3g}, class-mass error {error:.2g}"
+                tell(record["n_sweeps"], WORDS[record["stage"]] + off)
 
             yield show

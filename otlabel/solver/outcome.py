@@ -5,17 +5,23 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 
+from otlabel.pictures import summary_html
 from otlabel.sources import as_array
 from otlabel.text import range_text
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import TypeVar  # which type checkers know without it being installed
 
-Array: TypeAlias = "np.ndarray | torch.Tensor"
+    ArrayT = TypeVar("ArrayT", bound=np.ndarray | torch.Tensor, default=Any)
+else:
+    from typing import TypeVar
+
+    ArrayT = TypeVar("ArrayT")  # torch.Tensor where the scores are one (or a list of them), else np.ndarray
 
 
 class Status(enum.Enum):
@@ -42,7 +48,7 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Certificate:
+class Certificate(Generic[ArrayT]):
     """How good labels are, and a bound that no assignment with the same class sizes can pass.
 
         value = mean_i s[i, labels_i] <= bound = mean_i max_k (s_ik + g_k) - <sizes / N, g>
@@ -53,7 +59,7 @@ class Certificate:
 
     value: float  # mean score of the labels
     bound: float  # upper bound on the value of every assignment with these class sizes
-    counts: Array  # (K,) int64: class sizes of the labels
+    counts: ArrayT  # (K,) int64: class sizes of the labels
     gap: float = math.nan  # bound - value, as the mean of differences; NaN stands for that difference itself
     rounding: float = math.nan  # how much of the gap float64 may have rounded, row by row; NaN: not known
     size_error: float = 0.0  # share of the mass that would have to move for the sizes to be those of the bound
@@ -100,3 +106,6 @@ class Certificate:
                 f"gap       {self.gap:.1e} ({self.verdict})",
             )
         )
+
+    def _repr_html_(self) -> str:
+        return summary_html(self.summary())

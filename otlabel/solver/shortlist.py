@@ -7,15 +7,17 @@ best under potentials g0 that a sample of the rows gives. If
 
 no class that was left out is any row's best under g: its score + g stays below top0 - w + max(g - g0), which is no
 more than top0 + min(g - g0), a lower bound of the row's best. So what the lists say of labels and of the bound is what
-all scores would say. Left-out classes carry at most K exp(-(w - osc(g - g0)) / epsilon) of a row's entropic mass.
+all scores would say. Left-out classes carry little of the entropic plan: see `Shortlist.left_out`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import logsumexp
 
 from otlabel import sweep
 from otlabel.marginals import Rule
@@ -30,9 +32,10 @@ PROBE_ROWS = 1024  # rows that tell how long lists will be
 FEW_LISTED = 6.0  # classes a row in the mean: fewer cost no less
 MOST_LISTED = 0.25  # share of the classes that lists may hold: where plans are flat, all scores are as good
 MEMORY_SHARE = 0.25  # of what is free that they may take
-MARGIN, MARGIN_OF_PLAN = 1.6, 1.2  # times the estimate of how far potentials will move: for labels, and where ...
+MARGIN, MARGIN_OF_PLAN = 1.6, 0.5  # times the estimate of how far potentials will move: for labels, and where ...
 NEAR = 8.0  # times epsilon: how far potentials are taken to be that are about right on all rows
 LEFT_OUT = 0.25  # ... the plan's error by what lists leave out is to stay below this share of the tolerance
+LEAST_SHARE = 1e-300  # of which there is a logarithm
 QUANTUM_BITS = 50  # of all mass: what float64 adds up without rounding, with room
 ROUNDING = 4.0  # roundings of the numbers added, by which a class may have been judged wrongly
 
@@ -85,9 +88,24 @@ class Shortlist:
         return self.drift(potentials) <= self.reach
 
     def left_out(self, potentials: np.ndarray, epsilon: float) -> float:
-        """The most that the classes left out can have of a row's plan; twice that is its error."""
-        room = (self.reach - self.drift(potentials)) / epsilon
-        return self.problem.n_classes * math.exp(-room) if room > 0 else math.inf
+        """The most that the classes left out can have of the plan; twice that is its error.
+
+        Of a row whose best class was t, class k has at most exp((m_k - m_t - reach) / epsilon), where m is how far
+        potentials have moved.
+        """
+        open_classes = np.isfinite(potentials)
+        if math.isinf(self.drift(potentials)):
+            return math.inf
+        moved = (potentials[open_classes] - self.origin[open_classes]) / epsilon
+        log_shares = np.log(np.maximum(self.best_shares[open_classes], LEAST_SHARE))
+        log_total = logsumexp(moved) + logsumexp(log_shares - moved) - self.reach / epsilon
+        return math.exp(min(log_total, 0.0))
+
+    @functools.cached_property
+    def best_shares(self) -> np.ndarray:
+        """(K,) of the mass, in rows whose best class each is at the origin."""
+        problem = self.problem
+        return sweep.sweep(problem.rows, self.origin, 1.0, problem.weights).counts / problem.n_units
 
 
 def drift(potentials: np.ndarray, origin: np.ndarray) -> float:

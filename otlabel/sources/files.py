@@ -17,6 +17,7 @@ from otlabel.errors import FileFormatError
 from otlabel.sources.base import ITEM_BYTES, Source, Span, read_rows, storage_array
 from otlabel.sources.memory import ArraySource
 from otlabel.sweep.blocks import cut
+from otlabel.text import printable
 
 BATCH_BYTES = 8 << 20  # read at once: the disk is asked for much, and a few threads' batches take little memory
 
@@ -83,3 +84,15 @@ class Stamp:
                 f"{self.path} was changed or replaced while it was being read: {self.size:,} bytes when it was opened, "
                 f"{size:,} now; start again once it is no longer written to"
             )
+
+
+def chosen(file: Path, name: str, found: list[str]) -> str:
+    """The array asked for, or the only one there is."""
+    if not name and len(found) == 1:
+        return found[0]
+    if name in found:
+        return name
+    if not found:
+        raise FileFormatError(f"{file} holds no array at all")
+    wanted = f"no {name!r}" if name else "more than one array; name one as FILE::NAME"
+    raise FileFormatError(f"{file} holds {wanted}. It holds: {', '.join(map(printable, found))}")

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from otlabel.system import available_memory
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NO_LIMIT = 1 << 62
 V1, V2 = "cgroup", "cgroup2"  # file systems of the two sorts of control groups
@@ -20,15 +27,23 @@ def free_memory(root: Path = Path("/")) -> int:
     Each group that the process is in, up to the root of their tree, has a limit of its own. What files keep cached
     counts as free, for the system gives it back on demand.
     """
-    free = NO_LIMIT
-    with contextlib.suppress(OSError, KeyError, ValueError):
+    try:
         free = 1024 * _table(root / "proc/meminfo")["MemAvailable"]
+    except (OSError, KeyError, ValueError):
+        free = (available_memory() if root == Path("/") else None) or NO_LIMIT
     for version, top, own in _trees(root):
         for folder in (own, *own.parents):
             free = min(free, _left(folder, version))
             if folder == top:
                 break
     return max(free, 0)
+
+
+def check_room(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
+    """Raise MemoryError before memory is taken for more than there is."""
+    n_bytes, free = math.prod(shape) * dtype.itemsize, free_memory()
+    if n_bytes > free:
+        raise MemoryError(f"{name} holds {dtype} of shape {shape}, {n_bytes:,} bytes, and {free:,} are free")
 
 
 def _left(folder: Path, version: str) -> int:

@@ -1,4 +1,4 @@
-"""Scores in a `.npy` file, read by plain reads: a mapped file that shrinks would end the process."""
+"""Scores that lie row after row in a file, as in `.npy`; by plain reads, for a mapped file that shrinks is fatal."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from otlabel.errors import FileFormatError
 from otlabel.sources.base import as_numbers, check_shape, check_whole, storage_type
 from otlabel.sources.files import FileSource, Stamp
+from otlabel.system import read_some
 from otlabel.text import printable
 
 # What NumPy makes of a header that is wrong: a Python literal, cut off, or of brackets in brackets.
@@ -25,20 +26,15 @@ HEADER_DAMAGE = (
 LONGEST_HEADER = 10_000  # bytes that NumPy reads; the header of a matrix takes 118
 
 
-class NpySource(FileSource):
-    """An (N, K) array in C order in a `.npy` file of any version."""
+class FlatSource(FileSource):
+    """An (N, K) array in C order that begins at some byte of a file; bfloat16 as its int16 bits, under that name."""
 
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._stamp = Stamp(path)
-        shape, fortran_order, self._dtype, self._offset = read_header(path)
-        self.shape = check_shape(shape, f"scores in {path}")
-        self.dtype = storage_type(self._dtype, f"scores in {path}")
-        if fortran_order:
-            raise FileFormatError(
-                f"{path} holds the matrix column by column (Fortran order), so that rows cannot be read in one piece; "
-                "save it by np.save(path, np.ascontiguousarray(scores)), or pass np.load(path, mmap_mode='r')"
-            )
+    def __init__(
+        self, stamp: Stamp, name: str, shape: tuple[int, ...], stored: np.dtype, offset: int, dtype: str = ""
+    ) -> None:
+        self.name, self._stamp, self._dtype, self._offset = name, stamp, stored, offset
+        self.shape = check_shape(shape, f"scores in {name}")
+        self.dtype = dtype or storage_type(stored, f"scores in {name}")
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,7 +54,7 @@ class NpySource(FileSource):
         try:
             with open(self._stamp.path, "rb", buffering=0) as file:
                 while done < len(room):
-                    n_read = os.preadv(file.fileno(), [room[done:]], at + done)
+                    n_read = read_some(file.fileno(), room[done:], at + done)
                     if not n_read:
                         raise FileFormatError(f"{self.name} ended before row {stop}: it shrank while it was being read")
                     done += n_read
@@ -71,6 +67,19 @@ class NpySource(FileSource):
             into[:] = stored
         with self._lock:
             self.bytes_read += done
+
+
+def open_npy(path: Path) -> FlatSource:
+    """A `.npy` file of any version."""
+    stamp = Stamp(path)
+    shape, fortran_order, dtype, offset = read_header(path)
+    source = FlatSource(stamp, str(path), shape, dtype, offset)
+    if fortran_order:
+        raise FileFormatError(
+            f"{path} holds the matrix column by column (Fortran order), so that rows cannot be read in one piece; "
+            "save it by np.save(path, np.ascontiguousarray(scores)), or pass np.load(path, mmap_mode='r')"
+        )
+    return source
 
 
 def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:

@@ -12,12 +12,12 @@ import numpy as np
 from otlabel.errors import InvalidScoresError
 from otlabel.sources.base import Source
 from otlabel.sources.device import on_device
-from otlabel.sources.given import as_array, as_matrix, is_frame, is_tensor, n_dimensions, plain_tensor, shown
+from otlabel.sources.given import as_array, as_matrix, is_frame, is_tensor, n_dimensions, plain_tensor
 from otlabel.sources.hdf5 import HDF5Source
 from otlabel.sources.linear import Features, Head, LinearScores, checked_head
 from otlabel.sources.memory import open_array, open_tensor
 from otlabel.sources.opened import Opened, as_opened
-from otlabel.sources.parts import Parts
+from otlabel.sources.parts import joined
 from otlabel.sources.paths import open_path
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _open_stored(scores: Any) -> Opened | None:
     if isinstance(scores, (Source, Opened)):
         return as_opened(scores)
     if isinstance(scores, (str, os.PathLike)):
-        return Opened.of(open_path(os.fspath(scores)))
+        return open_path(os.fspath(scores))
     h5py = sys.modules.get("h5py")
     return Opened.of(HDF5Source(scores)) if h5py is not None and isinstance(scores, h5py.Dataset) else None
 
@@ -155,21 +155,7 @@ def _open_parts(parts: Sequence[Any], what: str) -> Opened:
             )
     filled = [part for part in parts if is_stored(part) or n_dimensions(part) is None or part.shape[0]] or parts[:1]
     sources = [open_scores(part, what=f"{what}[{number}]") for number, part in enumerate(filled)]
-    class_names = row_names = None
-    joined = Parts(sources, f"{len(sources)} parts", what)
-    named = [source for source in sources if source.class_names is not None]
-    for source in named:
-        if source.class_names != named[0].class_names:
-            raise InvalidScoresError(
-                f"parts of {what} have other columns, or others' in another order: {shown(named[0].class_names or ())} "
-                f"and {shown(source.class_names or ())}; pass all with the same, such as part[parts[0].columns]"
-            )
-        class_names = source.class_names
-    indexes = [source.row_names for source in sources]
-    if all(index is not None for index in indexes):
-        index = indexes[0].append(indexes[1:])
-        row_names = index if index.is_unique else None  # each batch may count its own rows
-    return Opened.of(joined, class_names, row_names)
+    return joined(sources, f"{len(sources)} parts", what)
 
 
 def _check_same_device(parts: Sequence[Any]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from otlabel.errors import InvalidScoresError
 from otlabel.sources.base import as_float, read_rows
 from otlabel.sources.files import FileSource
+from otlabel.sources.given import shown
 from otlabel.sources.memory import ArraySource
 from otlabel.sources.opened import Opened
 
@@ -25,6 +26,24 @@ def rows_between(opened: Opened, first: int, stop: int) -> Opened:
     if isinstance(source, ArraySource):
         return Opened.of(ArraySource(source.array[first:stop], source.dtype))
     return Opened.of(source.take(np.arange(first, stop)))
+
+
+def joined(parts: Sequence[Opened], name: str, what: str = "scores") -> Opened:
+    """Rows one after the other, under the names that the columns have, if any, which are to be the same in all."""
+    source = Parts(parts, name, what)
+    named = [part.class_names for part in parts if part.class_names is not None]
+    for names in named:
+        if names != named[0]:
+            raise InvalidScoresError(
+                f"parts of {what} have other columns, or others' in another order: {shown(named[0])} and "
+                f"{shown(names)}; pass all with the same, such as part[parts[0].columns]"
+            )
+    indexes = [part.row_names for part in parts]
+    row_names = None
+    if all(index is not None for index in indexes):
+        index = indexes[0].append(indexes[1:])
+        row_names = index if index.is_unique else None  # each batch may count its own rows
+    return Opened.of(source, named[0] if named else None, row_names)
 
 
 class RowRange(FileSource):

@@ -1,4 +1,7 @@
-"""What a text names: `FILE`, `FILE::NAME`, or a pattern such as `part-*.h5::/NAME` for several files as one."""
+"""What a text names: `FILE`, `FILE::NAME`, or a pattern such as `part-*.h5::/NAME` for several files as one.
+
+A file may be written with ~ for the home folder, or as an address, file:///folder/FILE.
+"""
 
 from __future__ import annotations
 
@@ -18,29 +21,32 @@ from typing import Any
 import numpy as np
 
 from otlabel.errors import FileFormatError
-from otlabel.sources.base import Source
-from otlabel.sources.free import free_memory
+from otlabel.sources import tables
+from otlabel.sources.files import chosen
+from otlabel.sources.free import check_room
 from otlabel.sources.given import as_array
 from otlabel.sources.hdf5 import load_dataset, open_hdf5_source
 from otlabel.sources.memory import open_array, open_tensor
-from otlabel.sources.npy import HEADER_DAMAGE, NpySource, parse_header, read_header
+from otlabel.sources.npy import HEADER_DAMAGE, open_npy, parse_header, read_header
 from otlabel.sources.opened import Opened
-from otlabel.sources.parts import Parts
-from otlabel.text import printable
+from otlabel.sources.parts import joined
+from otlabel.sources.safetensors import load_safetensors, open_safetensors
+from otlabel.sources.zarr_arrays import ZarrSource, load_zarr
+from otlabel.text import local_path, printable
 
-ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".pt")
+ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".pt", ".pth", ".safetensors", *tables.ENDINGS, ".zarr")
 
 
-def open_path(text: str) -> Source:
+def open_path(text: str) -> Opened:
     """The scores that a text names."""
     pattern, _, name = text.partition("::")
-    files = matches(pattern)
-    sources = [_open_file(file, name) for file in files]
-    return sources[0] if len(sources) == 1 else Parts(list(map(Opened.of, sources)), text)
+    parts = [_open_file(file, name) for file in matches(pattern)]
+    return parts[0] if len(parts) == 1 else joined(parts, text)
 
 
 def matches(pattern: str) -> list[Path]:
     """The file of that name, or all files that a pattern fits, in the order of their names and of numbers in them."""
+    pattern = local_path(pattern)
     if Path(pattern).exists() or not glob.has_magic(pattern):
         return [Path(pattern)]
     found = [Path(file) for file in glob.glob(pattern)]
@@ -57,12 +63,12 @@ def _natural(file: Path) -> list[tuple[int, str]]:
 def load_array(text: str) -> np.ndarray:
     """A whole array of any dimension: labels, class masses."""
     file_text, _, name = text.partition("::")
-    file = Path(file_text)
-    if _ending(file) == ".npy":
+    file = Path(local_path(file_text))
+    ending = _ending(file)
+    if ending == ".npy":
         _check_nameless(file, name)
         return load_npy(file)
-    readers: dict[str, Callable[[Path, str], Any]] = {".npz": _load_npz, ".pt": _load_torch}
-    return as_array(readers.get(_ending(file), load_dataset)(file, name))
+    return as_array(_LOADERS.get(ending, load_dataset)(file, name))
 
 
 def load_npy(file: Path) -> np.ndarray:
@@ -72,17 +78,22 @@ def load_npy(file: Path) -> np.ndarray:
     return np.load(file, allow_pickle=False)
 
 
-def _open_file(file: Path, name: str) -> Source:
+def _open_file(file: Path, name: str) -> Opened:
     match _ending(file):
         case ".npy":
             _check_nameless(file, name)
-            return NpySource(file)
+            return Opened.of(open_npy(file))
         case ".npz":
-            return open_array(_load_npz(file, name), f"scores in {file}")
-        case ".pt":
-            return open_tensor(_load_torch(file, name), f"scores in {file}")
-        case _:
-            return open_hdf5_source(file, name)
+            return Opened.of(open_array(_load_npz(file, name), f"scores in {file}"))
+        case ".pt" | ".pth":
+            return Opened.of(open_tensor(_load_torch(file, name), f"scores in {file}"))
+        case ".safetensors":
+            return Opened.of(open_safetensors(file, name))
+        case ".zarr":
+            return Opened.of(ZarrSource(file, name))
+        case ending if ending in tables.ENDINGS:
+            return tables.open_table(file, name)
+    return Opened.of(open_hdf5_source(file, name))
 
 
 def _ending(file: Path) -> str:
@@ -104,7 +115,7 @@ def _check_nameless(file: Path, name: str) -> None:
 def _load_npz(file: Path, name: str) -> np.ndarray:
     """One array of an archive."""
     with _archive(file) as (archive, members):
-        return _member(file, archive, members[_chosen(file, name, list(members))])
+        return _member(file, archive, members[chosen(file, name, list(members))])
 
 
 def load_archive(file: Path) -> dict[str, np.ndarray]:
@@ -144,13 +155,6 @@ def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np
         return array
 
 
-def check_room(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
-    """Raise MemoryError before memory is taken for more than there is."""
-    n_bytes, free = math.prod(shape) * dtype.itemsize, free_memory()
-    if n_bytes > free:
-        raise MemoryError(f"{name} holds {dtype} of shape {shape}, {n_bytes:,} bytes, and {free:,} are free")
-
-
 def _load_torch(file: Path, name: str) -> Any:
     import torch
 
@@ -159,7 +163,7 @@ def _load_torch(file: Path, name: str) -> Any:
         tensors = {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
         if not tensors:
             raise FileFormatError(f"{file} is a dict without a tensor; save one, or a dict of them, by torch.save")
-        loaded = tensors[_chosen(file, name, list(tensors))]
+        loaded = tensors[chosen(file, name, list(tensors))]
     elif name:
         raise FileFormatError(f"{file} holds one tensor and no names; leave out '::{name}'")
     if not isinstance(loaded, torch.Tensor):
@@ -211,13 +215,11 @@ def load_plain(file: Path, device: Any = "cpu", keys: Sequence[str] = ()) -> Any
     return loaded
 
 
-def _chosen(file: Path, name: str, found: list[str]) -> str:
-    """The array asked for, or the only one there is."""
-    if not name and len(found) == 1:
-        return found[0]
-    if name in found:
-        return name
-    if not found:
-        raise FileFormatError(f"{file} holds no array at all")
-    wanted = f"no {name!r}" if name else "more than one array; name one as FILE::NAME"
-    raise FileFormatError(f"{file} holds {wanted}. It holds: {', '.join(map(printable, found))}")
+_LOADERS: dict[str, Callable[[Path, str], Any]] = {
+    ".npz": _load_npz,
+    ".pt": _load_torch,
+    ".pth": _load_torch,
+    ".safetensors": load_safetensors,
+    ".zarr": load_zarr,
+    **dict.fromkeys(tables.ENDINGS, tables.load_table),
+}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+
+from otlabel.system import NO_LINKS, lock_now
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,7 +135,7 @@ def _locked(folder: Path) -> Iterator[None]:
     for n_left in reversed(range(ATTEMPTS)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
         except (FileExistsError, FileNotFoundError) as error:
             if n_left and (folder.is_dir() or not os.path.lexists(folder)):
                 continue  # another process has just removed or made it
@@ -143,7 +144,7 @@ def _locked(folder: Path) -> Iterator[None]:
             raise NotADirectoryError(f"{folder} lies below a file; give another folder") from error
         with open(descriptor, "r+", encoding="utf-8", errors="replace") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_now(file)
             except BlockingIOError:
                 raise BlockingIOError(
                     f"{folder} is in use by {file.read(LOCK_LENGTH).strip() or 'another process'}; wait until that "
@@ -178,7 +179,7 @@ def clear_leftovers(target: Path) -> None:
         return  # a folder that may be written but not listed
     for leftover in found:
         with contextlib.suppress(OSError), open(leftover, "rb") as file:  # being written, or not ours to remove
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_now(file)
             os.unlink(leftover)
 
 
@@ -190,7 +191,7 @@ def _new_beside(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
         try:
             with temporary.open("xb") as file:  # open(), not mkstemp(), so that the user's umask decides who may read
                 with contextlib.suppress(OSError):  # where there are no locks, leftovers are never removed
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock_now(file)
                 if temporary.exists():  # else taken for a leftover in the moment before it was locked
                     yield file, temporary
                     return

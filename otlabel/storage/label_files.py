@@ -54,7 +54,7 @@ from otlabel.sources.npy import read_header
 from otlabel.storage.atomic import replacing, save_array
 from otlabel.storage.outputs import LABEL_ENDINGS
 from otlabel.storage.texts import check_format
-from otlabel.text import printable
+from otlabel.text import local_path, printable
 from otlabel.validate import check_vector, class_numbers
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def read_labels(path: str | os.PathLike[str]) -> StoredLabels:
     Raises:
         FileFormatError: a file that is unfinished, damaged, of another kind or of a newer version.
     """
-    file = Path(path)
+    file = Path(local_path(os.fspath(path)))
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist")
     if file.is_dir():
@@ -282,7 +282,7 @@ def check_number(text: str, n_samples: int) -> None:
 def _stored_shape(text: str) -> tuple[int, ...] | None:
     """The shape of labels, by headers alone."""
     place, _, name = text.partition("::")
-    file = Path(place)
+    file = Path(local_path(place))
     if file.is_dir():
         found = [number for entry in os.listdir(file) if (number := PART_NAME.fullmatch(entry))]
         parts = [_stored_shape(str(file / number[0])) for number in found]

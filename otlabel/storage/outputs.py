@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from otlabel.storage.atomic import check_writable, destination, identity
+from otlabel.text import local_path
 
 LABEL_ENDINGS = (".npy", ".h5", ".hdf5")  # of files of labels
 
@@ -87,7 +88,7 @@ def check_apart(
 
 def _would_fit(path: str | os.PathLike[str], source: str | os.PathLike[str] | None) -> bool:
     """Whether an output that is not there yet is a part of an input that is a pattern, once it is written."""
-    pattern = "" if source is None else os.fspath(source).partition("::")[0]
+    pattern = _pattern(source)
     if os.path.exists(path) or os.path.exists(pattern) or not glob.has_magic(pattern):
         return False
     place = os.path.abspath(path)
@@ -97,7 +98,7 @@ def _would_fit(path: str | os.PathLike[str], source: str | os.PathLike[str] | No
 
 def _files_of(source: str | os.PathLike[str] | None) -> list[str]:
     """All files that an input is read from, as far as they are there."""
-    text = "" if source is None else os.fspath(source).partition("::")[0]
+    text = _pattern(source)
     if not text:
         return []
     names = [text] if os.path.exists(text) or not glob.has_magic(text) else glob.glob(text)
@@ -105,3 +106,8 @@ def _files_of(source: str | os.PathLike[str] | None) -> list[str]:
         with contextlib.suppress(OSError):  # no folder, as a rule
             names += [entry.path for entry in os.scandir(name)]
     return names
+
+
+def _pattern(source: str | os.PathLike[str] | None) -> str:
+    """The file, folder or pattern that an input names; nothing where there is none."""
+    return "" if source is None else local_path(os.fspath(source).partition("::")[0])

@@ -257,7 +257,7 @@ def _cifar10(folder: str) -> Images:
 
 def _cifar_batch(path: Path) -> np.ndarray:
     """(10000, 3, 32, 32) uint8: each row of pixels of the file is an image, row by row."""
-    pixels = _pixels(path)
+    pixels = read_pixels(path)
     n_images, height, width, n_colours = CIFAR_SHAPE
     if pixels.shape != (n_images, height * width, n_colours):
         raise FileFormatError(
@@ -280,6 +280,15 @@ def _from_folder(folder: Path, size: int) -> Images:
     """Flat: no labels. Otherwise each folder in it is a class."""
     if size < 1:
         raise ValueError(f"size is {size} pixels: images need at least 1")
+    files, labels = images_in(folder)
+    images = [read_pixels(file, size) for file in files]
+    if len({image.shape for image in images}) > 1:  # some in grey, some in colour
+        images = [np.broadcast_to(image, (size, size, 3)) for image in images]
+    return _images(np.stack(images).transpose(0, 3, 1, 2), labels)
+
+
+def images_in(folder: Path) -> tuple[list[Path], np.ndarray | None]:
+    """The images of a folder in the order of their names, and, where each folder in it is a class, whose they are."""
     flat = _image_files(folder)
     classes = {path: _image_files(path) for path in _visible(folder) if path.is_dir()}
     classes = {path: files for path, files in classes.items() if files}
@@ -291,11 +300,7 @@ def _from_folder(folder: Path, size: int) -> Images:
     files = flat or [file for members in classes.values() for file in members]
     if not files:
         raise FileNotFoundError(f"{folder} holds no images ({', '.join(ENDINGS)}), nor do the folders in it")
-    images = [_pixels(file, size) for file in files]
-    if len({image.shape for image in images}) > 1:  # some in grey, some in colour
-        images = [np.broadcast_to(image, (size, size, 3)) for image in images]
-    labels = None if flat else np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])
-    return _images(np.stack(images).transpose(0, 3, 1, 2), labels)
+    return files, None if flat else np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -306,8 +311,11 @@ def _image_files(folder: Path) -> list[Path]:
     return [path for path in _visible(folder) if path.suffix.lower() in ENDINGS and path.is_file()]
 
 
-def _pixels(path: Path, size: int | None = None) -> np.ndarray:
-    """(H, W, 1) uint8 of an image in grey, (H, W, 3) of one in colour; resized to a square if a size is given."""
+def read_pixels(path: Path, size: int | None = None, *, cropped: bool = False) -> np.ndarray:
+    """(H, W, 1) uint8 of an image in grey, (H, W, 3) of one in colour; resized to a square if a size is given.
+
+    `cropped`: the square in its middle, in place of all of it.
+    """
     try:
         from PIL import Image
     except ImportError as error:
@@ -316,6 +324,10 @@ def _pixels(path: Path, size: int | None = None) -> np.ndarray:
         with Image.open(path, formats=FORMATS) as image:
             converted = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
             if size is not None:
+                if cropped:
+                    (width, height), side = converted.size, min(converted.size)
+                    left, top = (width - side) // 2, (height - side) // 2
+                    converted = converted.crop((left, top, left + side, top + side))
                 converted = converted.resize((size, size), Image.Resampling.BILINEAR)
             pixels = np.asarray(converted)
     # Pillow tells damage by many types, SyntaxError among them.

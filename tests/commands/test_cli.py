@@ -252,7 +252,7 @@ def test_certify_refuses_what_are_no_labels(run, file, labels) -> None:
         ("torn.npz::first", ["torn.npz"]),
         ("torn.h5::/scores", ["torn.h5"]),
         ("torn.pt", ["torn.pt"]),
-        ("scores.csv", ["scores.csv", "'.csv'"]),
+        ("scores.txt", ["scores.txt", "'.txt'"]),
         ("nan.npy", ["NaN", "row 7", "class 2"]),
         ("flat.npy", ["(40,)"]),
         ("forbidden.npy", ["row 3"]),
@@ -269,7 +269,7 @@ def test_bad_scores_are_one_line_and_leave_nothing(run, tmp_path, scores, words)
     np.save(inputs / "pickled.npy", np.array([[{}], [{}]]), allow_pickle=True)
     torch.save(Path("."), inputs / "pickled.pt")
     np.save(inputs / "whole.npy", good)
-    for name in ("torn.npy", "torn.npz", "torn.h5", "torn.pt", "scores.csv"):
+    for name in ("torn.npy", "torn.npz", "torn.h5", "torn.pt", "scores.txt"):
         (inputs / name).write_bytes((inputs / "whole.npy").read_bytes()[:100])
     for name, row, cls, value in (("nan.npy", 7, 2, np.nan), ("forbidden.npy", 3, slice(None), -np.inf)):
         spoiled = good.copy()
@@ -364,7 +364,7 @@ def test_unknown_device(run, file) -> None:
     [
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError("Unable to allocate 8.00 GiB"), 1, "not enough memory: Unable to allocate 8.00 GiB"),
-        (otlabel.errors.MissingPackageError("pot", "exact"), 1, 'pip install "otlabel[exact]"'),
+        (otlabel.errors.MissingPackageError("pot", "exact"), 1, 'pip install "pot>='),
         (
             torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
             1,

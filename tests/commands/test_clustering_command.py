@@ -130,4 +130,4 @@ def test_without_scikit_learn_it_says_what_to_install(features: np.ndarray, monk
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
     assert cluster("-o", "labels.h5") == 1
-    assert 'pip install "otlabel[cluster]"' in capsys.readouterr().err
+    assert 'pip install "scikit-learn>=' in capsys.readouterr().err

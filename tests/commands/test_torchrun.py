@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from ranks import KILLED, as_torchrun
 
+from otlabel import sinkhorn_assign
 from otlabel.commands import assign as assign_command
 from otlabel.commands import main as cli
 from otlabel.commands import torchrun
@@ -284,3 +285,66 @@ def test_without_torchrun_there_is_no_group(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert torchrun.own_device("cuda") == "cuda:3"
     assert torchrun.own_device("auto") == "auto"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node007", "node007"), ("node[007-009,12],other", "node007"), ("a,b", "a"), ("gpu-[3,5-9]", "gpu-3"),
+        ("rack[1-2]n", "rack1n"), ("n1.cluster.org,n2.cluster.org", "n1.cluster.org"),
+    ],
+)  # fmt: skip
+def test_first_host_of_slurms_lists(nodes: str, first: str) -> None:
+    assert torchrun.first_host(nodes) == first
+
+
+SLURM = {
+    "SLURM_STEP_NUM_TASKS": "3", "SLURM_NTASKS": "3", "SLURM_PROCID": "1", "SLURM_LOCALID": "0",
+    "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": "1234567",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "number"),
+    [
+        ({}, 3),
+        ({"SLURM_STEP_NUM_TASKS": ""}, 1),  # a batch script, which starts one process itself
+        ({"SLURM_STEP_NUM_TASKS": "1"}, 1),  # srun --pty bash
+        ({"WORLD_SIZE": "1"}, 1),  # torchrun inside of a step knows better
+    ],
+)
+def test_what_srun_sets_is_taken(monkeypatch: pytest.MonkeyPatch, change: dict[str, str], number: int) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    monkeypatch.setattr(os, "environ", {name: one for name, one in os.environ.items() if name not in names})
+    os.environ |= SLURM | change  # a plain dict for now
+    assert torchrun.launched() == number
+    if number == 3:
+        told = [os.environ[name] for name in names]
+        assert told == ["1", "0", "3", "localhost", str(20_000 + 1_234_567 % 20_000)]
+
+
+def test_two_processes_of_srun_label_together(folder: Path) -> None:
+    """Each a process with the variables that srun would set."""
+    environment = {name: one for name, one in os.environ.items() if name not in ("WORLD_SIZE", "RANK")}
+    command = [sys.executable, "-m", "otlabel", "assign", "whole.npy", "-o", "parts"]
+    started = [
+        subprocess.Popen(
+            command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment | SLURM | {
+                "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank),
+                "SLURM_JOB_ID": str(os.getpid()),
+            },
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    told = [one.communicate(timeout=120) for one in started]
+    assert [one.returncode for one in started] == [0, 0], told
+    np.testing.assert_array_equal(
+        label_files.read_labels(folder / "parts").labels, sinkhorn_assign(np.load(folder / "whole.npy")).labels
+    )
+
+
+def test_an_output_without_an_ending_is_told_of_ranks(folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+    assert cli.main(["assign", "whole.npy", "-o", "labels"]) == 2
+    assert "labels.npy or labels.h5; a folder of parts is written by several processes" in capsys.readouterr().err

@@ -15,8 +15,8 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = {
-    "arrays", "balanced_clustering", "curation", "hdf5", "index_lists", "own_loop", "progressive_mass", "selflabel_ddp",
-    "selflabel_images", "semantic_ids", "swav_batches", "text",
+    "arrays", "balanced_clustering", "curation", "few_labels", "hdf5", "index_lists", "own_loop", "progressive_mass",
+    "selflabel_ddp", "selflabel_images", "semantic_ids", "swav_batches", "text", "zero_shot",
 }  # fmt: skip
 CODE_LINES = 40  # that the shortest loop may take
 
@@ -152,6 +152,23 @@ def test_semantic_ids(run, wordnet, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["k-means: left"] < found["balanced: left"] < found["balanced, unique: left"]
     assert found["balanced: smallest"] == found["balanced, unique: largest"] == 250
     assert abs(found["gap"]) < 1e-9
+
+
+def test_few_labels(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OTLABEL_DATA", str(tmp_path))  # digits, wherever clothes are installed
+    monkeypatch.setattr("otlabel.training.data.FASHION_FOLDER", tmp_path)
+    found = run("few_labels", n_seeds=2)
+    for m in (1, 2, 5):
+        assert found["pseudo-labels: equal sizes"][m] > found["few labels alone"][m]
+        assert found["the same, surest 60 %"][m] > found["pseudo-labels: best class"][m]
+
+
+def test_zero_shot(run, wordnet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    accuracy = {name: one["accuracy"] for name, one in run("zero_shot", n=20_000).items()}
+    assert accuracy["equal sizes"] < accuracy["best name of each"] < accuracy["100 labelled: half to twice"]
+    assert accuracy["half to twice true"] < accuracy["the true sizes"]
+    assert abs(accuracy["... on half, then each alone"] - accuracy["100 labelled: sizes"]) < 0.02
 
 
 def test_text(run, wordnet, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ PACKAGE = Path(otlabel.__file__).parent
 # A module may import its own layer and those before it, and nobody in a circle. The package itself holds the public
 # names: only the commands may ask it for them. Its version is a text, which anybody may read.
 LAYERS = (
-    {"errors", "text", "marginals", "interrupts", "compiling"},
+    {"errors", "text", "marginals", "interrupts", "compiling", "progress", "pictures", "system"},
     {"sources", "ranks", "validate", "storage"},
     {"sweep"},
     {"solver"},

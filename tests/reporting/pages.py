@@ -52,7 +52,9 @@ class Page(HTMLParser):
         return sum(one == tag for one, _ in self.elements)
 
     def table(self) -> list[list[str]]:
-        rows = re.findall(r"<tr>(.*?)</tr>", self.text, re.DOTALL)
+        """That of all classes."""
+        classes = self.text.partition('<table id="classes">')[2].partition("</table>")[0]
+        rows = re.findall(r"<tr>(.*?)</tr>", classes, re.DOTALL)
         return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in rows]
 
     def column(self, name: str) -> list[str]:

@@ -171,7 +171,7 @@ def test_browser_shows_the_page_and_runs_only_our_script(browser, data, tmp_path
         title=names[0].replace("alert(1)", "document.title = 'overrun'"), path=tmp_path / "page.html",
     )  # fmt: skip
     browser.open(tmp_path / "page.html")
-    assert browser.value("document.querySelectorAll('th button').length") == 8  # what the script adds
+    assert browser.value("document.querySelectorAll('th button').length") == 9  # what the script adds
     assert browser.value("document.getElementById('search').offsetHeight > 0")
     assert browser.value("document.title !== 'overrun'")
     assert browser.complaints == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ import pytest
 from families import FAMILIES, RULES, draw
 from problems import KINDS
 from problems import draw as draw_kind
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from verdicts import check
 
 from otlabel import KL, Range, Status, linear_scores, sinkhorn_assign, sweep
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver import aiming, first_look, samples, shortlist
+from otlabel.solver.asking import ask
+from otlabel.solver.monitor import Monitor
+from otlabel.solver.posing import pose
+from otlabel.solver.problem import Demand, Solver
 from otlabel.sources import open_scores
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
@@ -112,6 +117,25 @@ def test_lists_of_a_head_hold_what_float64_makes_of_it(normalize: bool, made: Ma
     assert result.value == pytest.approx(value, abs=1e-12)
     assert bound == pytest.approx(value, abs=1e-12)
     assert (result.counts == 200).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_lists_leave_out_of_the_plan_is_bounded(seed: int) -> None:
+    """Against the plan of all scores, at potentials here and there."""
+    rng = np.random.default_rng(seed)
+    scores, origin = peaked(seed, 300, 12, "float64"), 0.3 * rng.standard_normal(12)
+    epsilon, width = 0.2, rng.uniform(0.5, 3.0)
+    rows = RowSet(open_scores(scores))
+    asked = ask(rows, Demand(), Solver())
+    problem, _ = pose(rows, asked, Solver(), np.arange(300), Monitor(300))
+    listed = sweep.listed(rows, origin, width, 2.0**-60).source
+    lists = shortlist.Shortlist(replace(problem, rows=RowSet(listed)), origin, width, rows)
+    total = scores + origin
+    in_lists = total >= total.max(1, keepdims=True) - width
+    for spread in (0.0, 0.05, 0.5):
+        g = origin + spread * rng.standard_normal(12)
+        plan = softmax((scores + g) / epsilon, axis=1)
+        assert np.where(in_lists, 0, plan).sum() / 300 <= lists.left_out(g, epsilon) * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("far", [False, True])

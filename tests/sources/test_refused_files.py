@@ -153,7 +153,7 @@ REFUSED: dict[str, tuple[Callable[[Path, np.ndarray], str], type[Exception], str
     "folder.pt": (folder_named("a.pt"), IsADirectoryError, r"a\.pt"),
     "missing file": (at("absent.npy"), FileNotFoundError, r"absent\.npy does not exist"),
     "pattern without a file": (at("part-*.h5::/x"), FileNotFoundError, r"no file fits the pattern .*part-\*\.h5"),
-    "other ending": (with_bytes("scores.csv"), FORMAT, r"scores\.csv ends in '\.csv'; known endings are \.npy"),
+    "other ending": (with_bytes("scores.txt"), FORMAT, r"scores\.txt ends in '\.txt'; known endings are \.npy"),
     "no ending": (with_bytes("scores"), FORMAT, "scores ends in ''"),
     "missing data set": (
         in_hdf5(lambda h: h.create_dataset("a", (3, 2), "f4")),

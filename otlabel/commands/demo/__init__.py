@@ -31,6 +31,7 @@ def add(commands: Any) -> None:
         help="label real images; writes a picture and a page",
         description="Label scikit-learn's digits with and without balance; writes a picture and a page.",
     )
+    options.progress(parser)
     parser.add_argument(
         "-o", "--output", metavar="FOLDER", type=Path, default=Path("otlabel-demo"), help="default: %(default)s"
     )
@@ -38,11 +39,11 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run it into a folder."""
-    run_demo(arguments.output)
+    run_demo(arguments.output, watched=options.is_watched(arguments))
     return 0
 
 
-def run_demo(folder: Path, *, echo: Callable[[str], None] = print) -> Findings:
+def run_demo(folder: Path, *, echo: Callable[[str], None] = print, watched: bool = False) -> Findings:
     """Run it all, tell about it through `echo` and write the picture, the page and the labels to `folder`."""
     from otlabel import report
     from otlabel.commands.demo.picture import draw
@@ -53,7 +54,7 @@ def run_demo(folder: Path, *, echo: Callable[[str], None] = print) -> Findings:
     _check_packages()
     started = time.perf_counter()
     echo(what_is_done())
-    findings = compare()
+    findings = compare(watched=watched)
     echo(f"\n{table(findings)}\n\n{conclusion(findings)}")
     folder.mkdir(parents=True, exist_ok=True)
     figure, shown = draw(findings), findings.shown

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import FileFormatError, SelfLabelWarning
+from otlabel.progress import progress
 
 if TYPE_CHECKING:
     from otlabel.training.config import Config
@@ -69,7 +70,7 @@ class Findings:
         return runs[len(runs) // 2]
 
 
-def compare() -> Findings:
+def compare(*, watched: bool = False) -> Findings:
     """Every method from every seed; the networks in processes side by side, each on one thread."""
     from otlabel.training.data import load_images
 
@@ -78,12 +79,19 @@ def compare() -> Findings:
     other = _clothes()
     n_processes = min(len(SEEDS), os.cpu_count() or 1)
     others = active_children()
-    with ProcessPoolExecutor(n_processes, get_context("spawn")) as pool:
+    what, n_runs = f"training networks, {n_processes} side by side", len(SEEDS) + (other is not None)
+    with (
+        progress(what, n_runs, "runs", shown=watched) as tell,
+        ProcessPoolExecutor(n_processes, get_context("spawn")) as pool,
+    ):
         try:
             second = None if other is None else pool.submit(clothes_labelled)  # first, as it takes longest
-            trained = pool.map(self_labelled, SEEDS)
+            trained = [pool.submit(self_labelled, seed) for seed in SEEDS]
+            waiting = [*trained, *([] if second is None else [second])]
+            for one in waiting:
+                one.add_done_callback(lambda _: tell(sum(other.done() for other in waiting)))
             clustered = [_k_means(images, seed) for seed in SEEDS]
-            runs = {METHODS[0]: clustered, METHODS[1]: list(trained)}
+            runs = {METHODS[0]: clustered, METHODS[1]: [one.result() for one in trained]}
             clothes = None if other is None or second is None else (_k_means(other, 0), second.result())
             return Findings(pixels, truth, runs, clothes)
         except KeyboardInterrupt:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from otlabel.errors import ExtractionError
+from otlabel.system import BYTES, NOT_INHERITED, lock_now, read_some, write_some
 
 
 def open_raw(path: Path) -> Any:
     """A file for reading and writing, made if it is not there, without a buffer."""
-    return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
+    return open(os.open(path, os.O_RDWR | os.O_CREAT | NOT_INHERITED | BYTES, 0o666), "r+b", buffering=0)
 
 
 def open_locked(path: Path) -> Any:
@@ -36,7 +36,7 @@ def open_locked(path: Path) -> Any:
 def _is_free(file: Any) -> bool:
     """Lock a file unless somebody else has; where there are no locks, nobody has."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_now(file)
     except OSError as error:
         return not isinstance(error, BlockingIOError)
     return True
@@ -46,7 +46,7 @@ def write_at(descriptor: int, content: Any, place: int) -> None:
     """All of the bytes: the system may take a part of them, and tells why at the next."""
     view = memoryview(content)
     while len(view):
-        n_written = os.pwrite(descriptor, view, place)
+        n_written = write_some(descriptor, view, place)
         view, place = view[n_written:], place + n_written
 
 
@@ -54,7 +54,7 @@ def read_at(descriptor: int, content: memoryview, place: int) -> int:
     """Fill the memory; returns how many bytes there were."""
     n_read = 0
     while n_read < len(content):
-        n_more = os.preadv(descriptor, [content[n_read:]], place + n_read)
+        n_more = read_some(descriptor, content[n_read:], place + n_read)
         if not n_more:
             break
         n_read += n_more
