@@ -259,15 +259,18 @@ def _renew(there, steps, group):
     for row in range(there.starts[group], there.starts[group + 1]):
         if steps.leaves[row] >= 0:
             _take_least(there, steps, row, steps.leaves[row])
+    has_lost = np.empty(n_classes, np.bool_)
     for own in range(n_classes):
-        lost = np.flatnonzero(is_lost[own])
-        if not lost.size:
-            continue
-        for row in range(steps.leaves.size):
-            if steps.leaves[row] == own:
-                for k in lost:
-                    if steps.losses[row, k] < steps.least[own, k]:
-                        steps.least[own, k], steps.group[own, k] = steps.losses[row, k], there.of_row[row]
+        has_lost[own] = is_lost[own].any()
+    for other in range(there.starts.size - 1):
+        for row in range(there.starts[other], there.starts[other + 1]):
+            own = steps.leaves[row]
+            if own < 0:  # nor has any place after it a class
+                break
+            if has_lost[own]:
+                for k in range(n_classes):
+                    if is_lost[own, k] and steps.losses[row, k] < steps.least[own, k]:
+                        steps.least[own, k], steps.group[own, k] = steps.losses[row, k], other
 
 
 @part

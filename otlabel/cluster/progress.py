@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from otlabel.progress import progress
 
 
 class Progress:
@@ -33,13 +36,11 @@ def watched(verbose: Any, n_starts: int) -> Iterator[Progress]:
     if callable(verbose) or not verbose:
         yield Progress(verbose if callable(verbose) else None)
         return
-    from tqdm.auto import tqdm
-
-    with tqdm(unit=" iterations", desc="BalancedKMeans", leave=False) as bar:
+    with progress("clustering", unit="iterations") as tell:
+        told = itertools.count(1)
 
         def show(record: dict[str, Any]) -> None:
-            bar.update()
             of_starts = f"start {record['start']} of {n_starts}, " * (n_starts > 1)
-            bar.set_postfix_str(f"{of_starts}inertia {record['inertia']:.6g}")
+            tell(next(told), f"{of_starts}inertia {record['inertia']:.6g}")
 
         yield Progress(show)

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import even_counts
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -40,10 +40,10 @@ def test_scikit_learn_checks(estimator, check) -> None:
 
 
 @pytest.mark.parametrize("unique", [False, True])
-@pytest.mark.parametrize("levels", [(8, 8, 8), (16, 40), (500,), (1, 30, 17)])
+@pytest.mark.parametrize("levels", [(8, 8, 8), (500,), (1, 30, 17)])
 def test_each_part_is_used_equally_often(levels: tuple[int, ...], unique: bool) -> None:
     x = points()
-    coder = ResidualBalancedKMeans(levels, unique=unique, random_state=0, max_iter=10).fit(x)
+    coder = ResidualBalancedKMeans(levels, unique=unique, random_state=0, max_iter=3).fit(x)
     assert coder.codes_.shape == (500, len(levels))
     for level, k in enumerate(levels):
         np.testing.assert_array_equal(np.bincount(coder.codes_[:, level], minlength=k), even_counts(500, k))
@@ -81,6 +81,7 @@ def test_encode_gives_codes_back() -> None:
 # ---- codes that no two rows share ----
 
 
+@settings(max_examples=12)
 @given(st.integers(0, 10**6), st.booleans())
 def test_unique_codes_are_the_best_for_the_last_centres(seed: int, equal: bool) -> None:
     """Brute force over all ways to give the last part, for the codes of the levels before."""
