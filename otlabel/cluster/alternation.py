@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,20 @@ from otlabel.cluster.moments import EPSILON_SHARE, moments
 from otlabel.errors import OtlabelWarning
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment
-from otlabel.sources import LinearScores, Opened, as_array, as_float, closeness, cosines, read_rows
+from otlabel.sources import (
+    ArraySource,
+    LinearScores,
+    Opened,
+    as_array,
+    as_float,
+    closeness,
+    cosines,
+    draw_rows,
+    read_rows,
+)
 
+GAP_ROWS, GAP_CLUSTERS = 2048, 8  # that tell how far apart the best clusters of a row are, and up to which one
+GAP_EPSILONS, MUCH_FINER = 16.0, 8.0  # epsilon in this, but not so much smaller than otherwise
 PLAN_TOLERANCE = 0.02  # class error at which the plan is left to the repair, which moves the rest one by one
 DISTINCT = 1e-20  # of the data's variance: a row at this squared distance from its centre is at its centre
 STEP = float(np.finfo(np.float64).eps)  # of a distance: by which rounding moves a centre that comes from there
@@ -36,6 +49,7 @@ class Fit:
     max_iter: int
     group: Any  # whose ranks have rows, too
     told: Callable[[float, float], None]  # after each iteration: inertia before it, and how far centres moved
+    gap: float = math.nan  # by which a usual row prefers its best cluster to the eighth best, where it is known
 
     @property
     def may_fill(self) -> bool:
@@ -46,7 +60,10 @@ class Fit:
     def epsilon(self) -> float:
         """Of the entropic plans, in the units of the scores."""
         scale = self.variance / 2 if self.cosine else self.variance
-        return EPSILON_SHARE * scale if scale > 0 else 1.0
+        if not scale > 0:
+            return 1.0
+        share = EPSILON_SHARE if math.isnan(self.gap) else self.gap / scale / GAP_EPSILONS
+        return scale * min(max(share, EPSILON_SHARE / MUCH_FINER), EPSILON_SHARE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +81,7 @@ def alternate(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | None
     """Labels and centres in turn until neither changes any more; labels of nearly these centres are a start."""
     n_features, dtype = fit.rows.shape[1], fit.dtype
     centres = _unit(centres).astype(dtype) if fit.cosine else centres.astype(dtype)
+    fit = replace(fit, gap=_usual_gap(fit, centres))
     enough = fit.tol * fit.variance / n_features
     assignment, moved, n_iter = assigned(fit, centres, seed, start), np.inf, 0
     while True:
@@ -117,6 +135,18 @@ def far_rows(
         nearest, own = taken[[of_ranks.argmax()]], np.zeros(source.shape[0], np.int64)
         found = np.concatenate([found, nearest])
     return found
+
+
+def _usual_gap(fit: Fit, centres: np.ndarray) -> float:
+    """Of a few rows, by how much the best score is above the eighth best, in the median.
+
+    Plans of an epsilon well below have few clusters for each row, so that lists of these are short; of one far below,
+    they come to be as hard as the labels themselves.
+    """
+    some = fit.rows.gathered(draw_rows(fit.rows.n_rows, GAP_ROWS, np.random.default_rng(0)))
+    scores = scores_of(Opened.of(ArraySource(some, str(some.dtype))), centres, fit.cosine).fine
+    sorted_ones = np.sort(read_rows(scores, 0, len(some)), axis=1)
+    return float(np.median(sorted_ones[:, -1] - sorted_ones[:, -min(GAP_CLUSTERS, len(centres))]))
 
 
 def assigned(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | None = None) -> Assignment:
