@@ -122,6 +122,7 @@ def test_heaps_move_units_as_well_as_hungarian(n_classes: int, places: float) ->
         assert (board.scores * board.units).sum() == pytest.approx(best, abs=1e-12)
 
 
+@pytest.mark.usefixtures("long_way")
 @pytest.mark.parametrize("power", [1, 3])
 def test_chains_of_classes_take_no_longer(power: int) -> None:
     """Distances in one dimension shift rows through hundreds of classes that are all alike to them."""
