@@ -80,8 +80,6 @@ def round_exact(
     n_paths, n_refined, is_first, may_lift = 0, 0, True, not problem.is_listed
     slack = Slack(problem, g, rng, least_slack)
     while True:
-        if room is not None and slack.now > room(g):
-            return Rounded(placement, g, n_paths, slack.now, is_done=False)
         movable = movable_rows(problem, g, placement.labels, weights, slack.now, tie)
         monitor.record("round", problem.n_rows, listed=problem.is_listed)
         units = units_of(movable, placement, n_classes)
@@ -111,6 +109,8 @@ def round_exact(
         if not is_done:
             surplus = int(np.maximum(board.counts - board.targets, 0).sum())
             slack.widen(len(units), surplus, done, coarsest)  # scores may be far smaller than the prices of places
+            if room is not None and slack.now > room(g):
+                return Rounded(placement, g, n_paths, slack.now, is_done=False)
             continue
         g = np.where(np.abs(g) <= tie, 0.0, g)  # less is left of rounding
         if rule.shift_free:

@@ -15,6 +15,7 @@ from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rungs import EPSILON_STEP, LAST_TOLERANCE, solve_at_epsilon
 
 EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon is tried before moving them one by one
+LISTED_SHARE = 0.003  # the same on lists, over which a pass takes little
 SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
 SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer
 WORTHWHILE = 0.7  # share of the excess that may be left after such a step, or it was the last
@@ -32,13 +33,14 @@ def near_integer(problem: Problem, solver: Solver, solution: Solution, monitor: 
     # Above the spread scores hardly matter: potentials are epsilon times the logarithms of what classes ask for.
     epsilon = min(solver.epsilon, problem.spread or solver.epsilon)
     g = point.potentials * (epsilon / solver.epsilon)
-    enough = max(EXCESS_SHARE, np.count_nonzero(takers) / problem.n_rows)
+    share = LISTED_SHARE if problem.is_listed else EXCESS_SHARE
+    enough = max(share, np.count_nonzero(takers) / problem.n_rows)
     best, least = point, excess
     solver = replace(solver, max_sweeps=monitor.n_sweeps + SHARPENING_PASSES)
     while excess > enough and epsilon > SMALLEST_EPSILON * problem.spread > 0 and monitor.n_sweeps < solver.max_sweeps:
         epsilon /= EPSILON_STEP
         g = np.where(takers, g, -np.inf)
-        point = solve_at_epsilon(integer, solver, epsilon, LAST_TOLERANCE, g, monitor)
+        point = solve_at_epsilon(integer, solver, epsilon, min(LAST_TOLERANCE, enough), g, monitor)
         g = point.potentials
         before, excess = excess, _excess(point, integer)
         if excess < least:

@@ -34,6 +34,7 @@ MOST_LISTED = 0.25  # share of the classes that lists may hold: where plans are 
 MEMORY_SHARE = 0.25  # of what is free that they may take
 MARGIN, MARGIN_OF_PLAN = 1.6, 0.5  # times the estimate of how far potentials will move: for labels, and where ...
 NEAR = 8.0  # times epsilon: how far potentials are taken to be that are about right on all rows
+MUCH_SLACK = 3  # times the reach of lists: more slack finds too few of its candidates there
 LEFT_OUT = 0.25  # ... the plan's error by what lists leave out is to stay below this share of the tolerance
 LEAST_SHARE = 1e-300  # of which there is a logarithm
 QUANTUM_BITS = 50  # of all mass: what float64 adds up without rounding, with room
@@ -84,12 +85,17 @@ class Shortlist:
         return drift(potentials, self.origin)
 
     def room(self, potentials: np.ndarray) -> float:
-        """How much farther potentials may move; below zero where lists speak for them no more."""
-        return self.reach - self.drift(potentials)
+        """How much slack rounding may ask for; below zero where lists speak for these potentials no more.
+
+        As a rule the way is not all of the slack: that there may be better candidates beyond the lists is no reason to
+        end, as long as few are missed.
+        """
+        left = self.reach - self.drift(potentials)
+        return MUCH_SLACK * self.reach if left >= 0 else left
 
     def covers(self, potentials: np.ndarray) -> bool:
         """Whether no class that was left out can be the best of any row."""
-        return self.room(potentials) >= 0
+        return self.drift(potentials) <= self.reach
 
     def left_out(self, potentials: np.ndarray, epsilon: float) -> float:
         """The most that the classes left out can have of the plan; twice that is its error.
