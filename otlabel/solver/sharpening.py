@@ -33,14 +33,15 @@ def near_integer(problem: Problem, solver: Solver, solution: Solution, monitor: 
     # Above the spread scores hardly matter: potentials are epsilon times the logarithms of what classes ask for.
     epsilon = min(solver.epsilon, problem.spread or solver.epsilon)
     g = point.potentials * (epsilon / solver.epsilon)
-    share = LISTED_SHARE if problem.is_listed else EXCESS_SHARE
-    enough = max(share, np.count_nonzero(takers) / problem.n_rows)
+    cheap = problem.is_listed and excess <= EXCESS_SHARE  # more is of ties, which another epsilon would only break up
+    enough = max(LISTED_SHARE if cheap else EXCESS_SHARE, np.count_nonzero(takers) / problem.n_rows)
+    tol = enough if cheap else LAST_TOLERANCE
     best, least = point, excess
     solver = replace(solver, max_sweeps=monitor.n_sweeps + SHARPENING_PASSES)
     while excess > enough and epsilon > SMALLEST_EPSILON * problem.spread > 0 and monitor.n_sweeps < solver.max_sweeps:
         epsilon /= EPSILON_STEP
         g = np.where(takers, g, -np.inf)
-        point = solve_at_epsilon(integer, solver, epsilon, min(LAST_TOLERANCE, enough), g, monitor)
+        point = solve_at_epsilon(integer, solver, epsilon, tol, g, monitor)
         g = point.potentials
         before, excess = excess, _excess(point, integer)
         if excess < least:
