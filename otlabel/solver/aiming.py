@@ -18,9 +18,8 @@ def aim(sample: Problem, stretch: int, solver: Solver, init: np.ndarray | None, 
     """Given potentials if these are of use, else those of a sample by falling epsilon, and a width for lists at them.
 
     Its rows lie in stretches of so many. Potentials of every second of these are about as far from those of the whole
-    sample as those are from those of all rows. Given
-    ones may be much nearer than that: what a sample lacks of some class by chance moves its potential far where no
-    other rows are near.
+    sample as those are from those of all rows. Given ones may be much nearer than that: what a sample lacks of some
+    class by chance moves its potential far where no other rows are near.
     """
     if init is not None and _error(sample, solver, init, monitor) <= FAR_OFF:
         return _aim(init, sample, solver, NEAR * solver.epsilon)

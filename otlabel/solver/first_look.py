@@ -17,7 +17,7 @@ from otlabel.solver.aiming import aim
 from otlabel.solver.asking import Asked
 from otlabel.solver.equal_rows import mostly_distinct
 from otlabel.solver.monitor import Monitor
-from otlabel.solver.posing import is_far, measured, too_coarse
+from otlabel.solver.posing import allowing, is_far, measured, too_coarse
 from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.samples import draw_sampled, draw_stretches, restricted, sample_sizes
 from otlabel.solver.shortlist import Listed, Shortlist, list_rows, may_be_listed, probe_of
@@ -76,7 +76,7 @@ def _seen(rows: RowSet, asked: Asked, solver: Solver, chosen: np.ndarray) -> Pro
     size, top, _ = measured(some.rows, inspection)
     if is_far(size) or too_coarse(rows, inspection, solver.epsilon) or not size.extent:
         return None
-    if inspection.n_forbidden and not _all_allowed(some.rows):
+    if inspection.n_forbidden and not allowing(some.rows)[0].all():
         return None
     return replace(some, spread=size.spread, extent=size.extent, magnitude=size.magnitude, top=top)
 
@@ -93,12 +93,3 @@ def _drawn(rows: RowSet, size: int, seed: int) -> tuple[np.ndarray, int] | None:
     stretch = rows.stretch(int(grain) if from_files else 1)
     drawn = draw_stretches(rows.n_rows, size, stretch, rng)
     return None if drawn is None else (drawn, stretch)
-
-
-def _all_allowed(rows: RowSet) -> bool:
-    """Whether each class may have some of the rows."""
-    allowed = np.zeros(rows.shape[1], bool)
-    for _, block in rows.blocks():
-        allowed |= (block > -np.inf).any(0)
-    (n_allowing,) = rows.sum("allowed", allowed.astype(np.int64))
-    return bool(n_allowing.all())

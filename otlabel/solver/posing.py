@@ -210,14 +210,8 @@ def _check_forbidden(rows: RowSet, inspection: sweep.Inspection, asked: Asked, m
     if not takers.all():
         check_open_rows(rows, takers, weights, asked.n_unlabelled, by_size=sizes is not None)
         monitor.record("inspect", rows.n_rows)
-    allowed, n_read = np.zeros(n_classes, bool), 0
-    for (_, stop), block in rows.blocks([span] for span in rows.spans):
-        allowed |= (block > -np.inf).any(0)
-        n_read = stop
-        if allowed.all():
-            break
-    n_allowing, read = rows.sum("allowed", allowed.astype(np.int64), np.array(n_read))
-    monitor.record("inspect", int(read))
+    n_allowing, n_read = allowing(rows)
+    monitor.record("inspect", n_read)
     shut = np.zeros(len(rule.mass), bool)  # staying unlabelled is open to all
     shut[:n_classes] = n_allowing == 0
     closed = np.flatnonzero(shut & (fewest > 0))
@@ -229,6 +223,18 @@ def _check_forbidden(rows: RowSet, inspection: sweep.Inspection, asked: Asked, m
             "mass 0 or allow some pairs"
         )
     return rule.without(shut, sizes[0]) if sizes is not None else replace(rule, hi=np.where(shut, 0.0, rule.hi))
+
+
+def allowing(rows: RowSet) -> tuple[np.ndarray, int]:
+    """(K,) on how many ranks each class may have some of the rows that were read, and how many rows these are."""
+    allowed, n_read = np.zeros(rows.shape[1], bool), 0
+    for (_, stop), block in rows.blocks([span] for span in rows.spans):
+        allowed |= (block > -np.inf).any(0)
+        n_read = stop
+        if allowed.all():
+            break
+    n_allowing, read = rows.sum("allowed", allowed.astype(np.int64), np.array(n_read))
+    return n_allowing, int(read)
 
 
 def check_open_rows(

@@ -18,17 +18,11 @@ SERVING_SHARE = 2  # each rung on the way takes at most one in so many of what i
 
 
 def solve_at_epsilon(
-    problem: Problem,
-    solver: Solver,
-    epsilon: float,
-    tol: float,
-    g: np.ndarray,
-    monitor: Monitor,
-    most: int = RUNG_PASSES,
+    problem: Problem, solver: Solver, epsilon: float, tol: float, g: np.ndarray, monitor: Monitor
 ) -> Point:
     """One rung of the ladder: to where class masses are within tol, and no class is starved."""
     objective = Objective(problem, solver, epsilon, tol, g, monitor, least=STARVED)
-    left = max(1, min(most, (solver.max_sweeps - monitor.n_sweeps) // SERVING_SHARE))
+    left = max(1, min(RUNG_PASSES, (solver.max_sweeps - monitor.n_sweeps) // SERVING_SHARE))
     return minimise(objective, g, left).point
 
 

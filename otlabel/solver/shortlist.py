@@ -33,9 +33,9 @@ FEW_LISTED = 6.0  # classes a row in the mean: fewer cost no less
 MOST_LISTED = 0.25  # share of the classes that lists may hold: where plans are flat, all scores are as good
 MEMORY_SHARE = 0.25  # of what is free that they may take
 MARGIN, MARGIN_OF_PLAN = 1.6, 0.5  # times the estimate of how far potentials will move: for labels, and where ...
+LEFT_OUT = 0.25  # ... the plan's error by what lists leave out is to stay below this share of the tolerance
 NEAR = 8.0  # times epsilon: how far potentials are taken to be that are about right on all rows
 MUCH_SLACK = 3  # times the reach of lists: more slack finds too few of its candidates there
-LEFT_OUT = 0.25  # ... the plan's error by what lists leave out is to stay below this share of the tolerance
 LEAST_SHARE = 1e-300  # of which there is a logarithm
 QUANTUM_BITS = 50  # of all mass: what float64 adds up without rounding, with room
 ROUNDING = 4.0  # roundings of the numbers added, by which a class may have been judged wrongly
@@ -85,13 +85,12 @@ class Shortlist:
         return drift(potentials, self.origin)
 
     def room(self, potentials: np.ndarray) -> float:
-        """How much slack rounding may ask for; below zero where lists speak for these potentials no more.
+        """The most slack that rounding may ask for here; none where lists speak for these potentials no more.
 
         As a rule the way is not all of the slack: that there may be better candidates beyond the lists is no reason to
         end, as long as few are missed.
         """
-        left = self.reach - self.drift(potentials)
-        return MUCH_SLACK * self.reach if left >= 0 else left
+        return MUCH_SLACK * self.reach if self.covers(potentials) else 0.0
 
     def covers(self, potentials: np.ndarray) -> bool:
         """Whether no class that was left out can be the best of any row."""
