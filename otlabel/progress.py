@@ -59,6 +59,8 @@ def progress(
         finally:
             ended.set()
             ticking.join()
+            if not delay:
+                bar.refresh()  # what was told last, however quick it was
 
 
 def say(text: str, file: TextIO | None = None) -> None:
