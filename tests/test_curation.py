@@ -215,5 +215,23 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -
     assert "chosen    40 of 450 samples" in out
     assert "clusters  3 of 50 to 300; chosen 13 to 14" in out
     assert main(["curate", "features.npy", "-n", "40", "-o", "chosen.npy"]) == 2
+    ask = [
+        "curate",
+        "features.npy",
+        "-n",
+        "40",
+        "-o",
+        "levels.npy",
+        "--levels",
+        "9",
+        "3",
+        "--resample",
+        "2",
+        "--seed",
+        "5",
+    ]
+    assert main(ask) == 0
+    by_levels = curate(features, 40, levels=(9, 3), resample=2, seed=5)
+    np.testing.assert_array_equal(np.load("levels.npy"), by_levels.indices)
     assert main(["curate", "features.npy", "-n", "451", "-o", "other.npy"]) == 2
     assert not Path("other.npy").exists()

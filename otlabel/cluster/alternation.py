@@ -24,11 +24,10 @@ from otlabel.sources import (
     as_float,
     closeness,
     cosines,
-    draw_rows,
     read_rows,
 )
 
-GAP_ROWS, GAP_CLUSTERS = 2048, 8  # that tell how far apart the best clusters of a row are, and up to which one
+GAP_CLUSTERS = 8  # how far apart the best clusters of a row are, up to this one
 GAP_EPSILONS, MUCH_FINER = 16.0, 8.0  # epsilon in this, but not so much smaller than otherwise
 PLAN_TOLERANCE = 0.02  # class error at which the plan is left to the repair, which moves the rest one by one
 DISTINCT = 1e-20  # of the data's variance: a row at this squared distance from its centre is at its centre
@@ -143,8 +142,8 @@ def _usual_gap(fit: Fit, centres: np.ndarray) -> float:
     Plans of an epsilon well below have few clusters for each row, so that lists of these are short; of one far below,
     they come to be as hard as the labels themselves.
     """
-    some = fit.rows.gathered(draw_rows(fit.rows.n_rows, GAP_ROWS, np.random.default_rng(0)))
-    scores = scores_of(Opened.of(ArraySource(some, str(some.dtype))), centres, fit.cosine).fine
+    some = fit.rows.few()
+    scores = scores_of(Opened.of(ArraySource(some, "float64")), centres, fit.cosine).fine
     sorted_ones = np.sort(read_rows(scores, 0, len(some)), axis=1)
     return float(np.median(sorted_ones[:, -1] - sorted_ones[:, -min(GAP_CLUSTERS, len(centres))]))
 

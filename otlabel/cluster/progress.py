@@ -38,6 +38,7 @@ def watched(verbose: Any, n_starts: int) -> Iterator[Progress]:
         return
     with progress("clustering", unit="iterations") as tell:
         told = itertools.count(1)
+        tell(0, "finding first centres")
 
         def show(record: dict[str, Any]) -> None:
             of_starts = f"start {record['start']} of {n_starts}, " * (n_starts > 1)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from otlabel import __version__
@@ -86,8 +84,8 @@ def _cluster_share(arguments: argparse.Namespace, communicator: Communicator, gr
         max_iter=arguments.max_iter,
         random_state=arguments.seed,
     )
-    with _watched(arguments, communicator) as model.verbose:
-        model.fit(features, group=group)
+    model.verbose = not communicator.rank and options.is_watched(arguments)
+    model.fit(features, group=group)
     seconds, sizes = time.perf_counter() - started, np.asarray(model.sizes_)
     (labels,) = communicator.allgather("labels", np.asarray(model.labels_))
     if communicator.rank:
@@ -106,22 +104,6 @@ def _cluster_share(arguments: argparse.Namespace, communicator: Communicator, gr
     print(f"Labels written to {arguments.output}")
     if arguments.centres is not None:
         print(f"Centres written to {arguments.centres}")
-
-
-@contextmanager
-def _watched(arguments: argparse.Namespace, communicator: Communicator) -> Iterator[Any]:
-    """Who is told of each iteration."""
-    if communicator.rank:
-        yield 0
-        return
-    with options.doing(arguments, "clustering", unit="iterations") as tell:
-        tell(0, "finding first centres")
-
-        def show(record: dict[str, Any]) -> None:
-            of_starts = f"start {record['start']} of {arguments.starts}, " * (arguments.starts > 1)
-            tell(record["iteration"], f"{of_starts}inertia {record['inertia']:.6g}")
-
-        yield show
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:

@@ -24,6 +24,10 @@ def add(commands: Any) -> None:
     parser.add_argument("-n", type=options.count, required=True, metavar="COUNT", help="samples to choose")
     options.output(parser, "OUT.npy", "their indices (int64), ascending")
     parser.add_argument("--clusters", type=options.count, metavar="K", help="default: sqrt(N), but no more than COUNT")
+    add = parser.add_argument
+    add("--levels", type=options.count, nargs="+", metavar="K", help="instead: clusters, groups of these, ...")
+    again = "cluster so often anew from as many samples of each cluster; 5 to 10 where density differs (%(default)s)"
+    add("--resample", type=options.whole_below(1000), default=0, metavar="TIMES", help=again)
     options.seed(parser, "of k-means and of the draws")
     options.memory_limit(parser, "for keeping features in memory (4e9, 4GB)")
     options.progress(parser)
@@ -45,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.features,
             arguments.n,
             n_clusters=arguments.clusters,
+            levels=arguments.levels,
+            resample=arguments.resample,
             seed=arguments.seed,
             memory_limit=arguments.memory_limit,
         )

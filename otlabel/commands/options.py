@@ -71,7 +71,7 @@ def memory_limit(parser: argparse.ArgumentParser, help: str = MEMORY_HELP) -> No
 
 def seed(parser: argparse.ArgumentParser, what: str, limit: int = 1 << 32) -> None:
     """What is drawn at random, or between equal choices."""
-    parser.add_argument("--seed", type=seed_below(limit), default=0, help=f"{what} (%(default)s)")
+    parser.add_argument("--seed", type=whole_below(limit), default=0, help=f"{what} (%(default)s)")
 
 
 def receipt(parser: argparse.ArgumentParser) -> None:
@@ -123,8 +123,8 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def seed_below(limit: int) -> Callable[[str], int]:
-    """What makes a seed of a text: a whole number from 0 to below the limit."""
+def whole_below(limit: int) -> Callable[[str], int]:
+    """What makes a number of a text: a whole one from 0 to below the limit."""
 
     def number(text: str) -> int:
         if not (text.isdecimal() and int(text) < limit):

@@ -34,7 +34,7 @@ from otlabel.sources import ArraySource, LinearScores, as_float
 from otlabel.sweep import Sweep
 from otlabel.validate import check_mass, check_sample_mass
 
-MOST_SCORES = 1 << 20  # with rows that fill up the last block
+MOST_SCORES = 1 << 22  # with rows that fill up the last block
 MOST_PASSES, RUNG_PASSES, LAST_PASSES = 100, 16, 30  # of all rungs, of one on the way, of the last
 COARSE_ROWS, FEWEST_ROWS = 40, 1024  # rows a class, and rows, of the sample on which epsilon falls
 NEARER = 0.25  # times the tolerance: one more step, once they are short, for a plan that other ways come to as well
@@ -52,7 +52,7 @@ def is_small(rows: RowSet, demand: Demand, solver: Solver) -> bool:
         -(-rows.n_rows // LANES) * LANES * rows.shape[1] <= MOST_SCORES
         and rows.shape[1] > 1
         and rows.source.device is None
-        and not isinstance(rows.opened, LinearScores)  # whose products have the same bits in the same blocks only
+        and not (isinstance(rows.opened, LinearScores) and rows.opened.head.normalize)  # digits are left out there
         and isinstance(demand.classes, Exact)
         and isinstance(demand.samples, Exact)
         and not demand.abstain
@@ -119,15 +119,15 @@ def solve_small(
 
 def _read(rows: RowSet) -> np.ndarray:
     """All scores (N, K) of all ranks as float64."""
-    if rows.communicator.world_size > 1:
-        return np.ascontiguousarray(rows.gathered(np.arange(rows.n_rows)), np.float64)
-    if isinstance(rows.source, ArraySource):
-        return np.ascontiguousarray(as_float(rows.source.array, rows.source.dtype), np.float64)
-    scores = np.empty(rows.shape)
-    with rows.reading():
-        for (start, stop), block in rows.blocks():
-            scores[start:stop] = block
-    return scores
+    fine = rows.fine
+    if isinstance(fine.source, ArraySource):
+        scores = np.ascontiguousarray(as_float(fine.source.array, fine.source.dtype), np.float64)
+    else:
+        scores = np.empty(rows.shape)
+        with fine.reading():
+            for (start, stop), block in fine.blocks():
+                scores[start:stop] = block
+    return scores if rows.communicator.world_size == 1 else rows.concat("scores", scores)[0]
 
 
 def _middle(values: np.ndarray) -> float:

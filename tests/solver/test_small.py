@@ -12,7 +12,7 @@ from problems import draw as draw_kind
 from scipy.special import log_softmax
 from verdicts import check
 
-from otlabel import Assignment, Status, assign, sinkhorn_assign
+from otlabel import Assignment, Status, assign, certify, linear_scores, sinkhorn_assign
 from otlabel.errors import DegenerateScoresWarning, FewSamplesWarning, InfeasibleError, InvalidScoresError
 from otlabel.solver import small
 
@@ -113,6 +113,21 @@ def test_forbidden_pairs_and_empty_classes() -> None:
     np.testing.assert_array_equal(result.counts, 10)
     assert result.proof.proven
     assert not shut[np.arange(200), result.labels].any()
+
+
+def test_products_of_features_are_read_once_as_float64_makes_them(by_long_way) -> None:
+    """Of heads that are not normalised: those of k-means; others leave digits out."""
+    rng = np.random.default_rng(6)
+    features, weight, bias = rng.standard_normal((900, 16)), rng.standard_normal((30, 16)), rng.standard_normal(30)
+    features = features.astype(np.float32)
+    result = sinkhorn_assign(linear_scores(features, weight, bias, normalize=False))
+    scores = features.astype(np.float64) @ weight.T + bias
+    proof = certify(scores, result.labels, potentials=result.potentials)
+    assert proof.proven
+    assert result.n_readings == 1
+    assert abs(result.value - proof.value) <= 1e-12
+    np.testing.assert_array_equal(result.counts, 30)
+    assert abs(by_long_way(scores).value - result.value) <= 1e-12
 
 
 def test_what_is_unusual_goes_the_long_way() -> None:

@@ -156,7 +156,8 @@ def test_rotten_class_masses_and_labels(tmp_path) -> None:
         load_array(text)
 
 
-def test_rot_between_two_passes_is_noticed(tmp_path, refused, monkeypatch) -> None:
+@pytest.mark.usefixtures("long_way")  # small problems are read once
+def test_rot_between_two_passes_is_noticed(tmp_path, refused) -> None:
     """By the checksum alone: size, time and file are those from before."""
     array = np.random.default_rng(0).standard_normal((30_000, 50))  # more than HDF5 keeps of a file in memory
     text = hdf5_file(tmp_path / "scores", array, chunks=(1000, 50), fletcher32=True)
