@@ -121,13 +121,14 @@ def _read(rows: RowSet) -> np.ndarray:
     """All scores (N, K) of all ranks as float64."""
     fine = rows.fine
     if isinstance(fine.source, ArraySource):
-        scores = np.ascontiguousarray(as_float(fine.source.array, fine.source.dtype), np.float64)
+        scores = as_float(fine.source.array, fine.source.dtype)
     else:
         scores = np.empty(rows.shape)
         with fine.reading():
             for (start, stop), block in fine.blocks():
                 scores[start:stop] = block
-    return scores if rows.communicator.world_size == 1 else rows.concat("scores", scores)[0]
+    of_all = scores if rows.communicator.world_size == 1 else rows.concat("scores", scores)[0]
+    return np.ascontiguousarray(of_all, np.float64)
 
 
 def _middle(values: np.ndarray) -> float:

@@ -57,7 +57,7 @@ def test_arrays(run, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_hdf5(run, tmp_path: Path) -> None:
-    n = 20_000
+    n = 24_000
     found = run("hdf5", n=n)
     assert (found["smallest"], found["largest"]) == (n // 200, n // 200)
     assert found["bytes read, cached"] < n * 200 * 2 * 1.2 < 3 * n * 200 * 2 < found["bytes read, streamed"]
