@@ -22,7 +22,23 @@ Image = pytest.importorskip("PIL.Image")
 
 SMALL = ("train.epochs=1", "data.n_samples=120", "train.threads=1", "evaluation.probe=false")
 QUICK = [word for change in SMALL for word in ("--set", change)]
-ORDER = ("assign", "cluster", "predict", "certify", "plan", "warmup", "doctor", "curate", "train", "transfer", "report")
+ORDER = (
+    "assign",
+    "cluster",
+    "predict",
+    "certify",
+    "plan",
+    "warmup",
+    "doctor",
+    "curate",
+    "train",
+    "transfer",
+    "report",
+    "probe",
+    "labels",
+    "export",
+    "list",
+)
 
 
 def examples() -> Iterator[tuple[str, list[str]]]:

@@ -57,7 +57,7 @@ def test_mistakes_in_a_config_are_told_by_place(change: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (["model.backbone=mlp", "model.options={}"], "; for images there is small_convnet, small_resnet, alexnet"),
+        (["model.backbone=mlp", "model.options={}"], "; for images there is small_convnet, small_resnet, resnet18"),
         (["data.name=vectors.npy"], "'small_convnet' cannot take data of shape ('N', 5): "),
         (["data.name=vectors.npy"], "; for feature vectors there is mlp"),
         (["model.backbone=small_resnet"], "small_resnet has no option 'widths'; its options are width"),

@@ -53,9 +53,8 @@ class NormedConv(nn.Conv2d):
 
         w' = w gamma / sqrt(var + eps),  b' = beta - mean gamma / sqrt(var + eps)
         """
-        plain = nn.utils.skip_init(
-            nn.Conv2d, self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding
-        )
+        shape = self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding
+        plain = nn.utils.skip_init(nn.Conv2d, *shape, device=self.weight.device)
         norm = self.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -64,7 +63,7 @@ class NormedConv(nn.Conv2d):
             plain.weight.copy_(self.weight.double() * scale[:, None, None, None])
             assert plain.bias is not None
             plain.bias.copy_(norm.bias.double() - norm.running_mean.double() * scale)
-        return plain.to(self.weight.device)
+        return plain
 
 
 def absorbed(module: nn.Module) -> nn.Module:
