@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import NamedTuple
 
@@ -53,12 +54,19 @@ def export(model: MultiHead, path: str | os.PathLike[str], config: Config) -> Ex
     except ImportError as error:
         raise MissingPackageError("safetensors", "export") from error
     weights = backbone_weights(model.backbone)
-    told = _told(config, input_shape(model.state_dict())[0])
-    about = {"format": "pt", "made_by": "otlabel", "backbone": config.model.backbone, "read_by": told}
-    content = save(weights, {**about, "options": repr(config.model.options)})
+    channels = input_shape(model.state_dict())[0]
+    about = {
+        "format": "pt",
+        "made_by": "otlabel",
+        "backbone": config.model.backbone,
+        "options": json.dumps(config.model.options),
+        "channels": str(channels),
+        "read_by": _told(config, channels),
+    }
+    content = save(weights, about)
     with replacing(path) as file:
         file.write(content)
-    return Exported(len(weights), sum(one.numel() for one in weights.values()), told)
+    return Exported(len(weights), sum(one.numel() for one in weights.values()), about["read_by"])
 
 
 def _told(config: Config, channels: int) -> str:

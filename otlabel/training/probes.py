@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from otlabel.selflabel.model import call, forward_only, to_device
 
-EPOCHS, LEAST_STEPS = 36, 5000  # the paper's; steps that probes of few samples need to come to their end
+# The paper's epochs; steps that probes of few samples need to come to their end, within so many epochs.
+EPOCHS, LEAST_STEPS, MOST_EPOCHS = 36, 5000, 250
 DROPS = (10 / 36, 20 / 36, 30 / 36)  # shares of the epochs after which the rate is a tenth
 WEIGHTS = 0.01  # standard deviation of the first weights
 UNKNOWN = -1  # the class of a sample that does not count
@@ -64,7 +65,7 @@ def linear_probes(
             K - 1, -1 for a sample that does not count.
         val: likewise. Inputs of one dimension more than in training are views, (B, V, ...), whose probabilities are
             averaged: ten crops, for instance.
-        epochs: over `train`. None: the paper's 36, or as many as make 5000 steps, which few samples need.
+        epochs: over `train`. None: the paper's 36, or up to 250 that make 5000 steps, which few samples need.
         lr: rate in the first epochs.
         momentum: of SGD.
         weight_decay: of SGD.
@@ -106,7 +107,7 @@ def linear_probes(
                 )
             epoch += 1
             if epochs is None:
-                epochs = max(EPOCHS, math.ceil(LEAST_STEPS / n_batches))
+                epochs = min(max(EPOCHS, math.ceil(LEAST_STEPS / n_batches)), MOST_EPOCHS)
             if progress is not None:
                 progress(epoch, epochs)
         right = _right(taps, probes, _on(device, val, least=1), n_dimensions)

@@ -258,7 +258,7 @@ def test_batches_have_each_sample_once_an_epoch_in_a_new_order() -> None:
 
 def test_few_samples_get_as_many_steps_as_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = torch.randn(200, 1), torch.arange(200) % 2
-    for steps, wanted in ((400, 40), (300, 36)):  # of ten batches each
+    for steps, wanted in ((400, 40), (300, 36), (9999, 250)):  # of ten batches each
         told: list[tuple[int, int]] = []
         monkeypatch.setattr("otlabel.training.probes.LEAST_STEPS", steps)
         train = loader(x, y, 20)
