@@ -3,8 +3,8 @@ VOC2007 classification with a self-labelled network
 ===================================================
 
 Which of 20 kinds of objects are in a photograph, several at a time: the first task beyond ImageNet that networks
-trained without labels are judged by. The backbone that ``otlabel export`` has written gets a linear layer of 20 outputs.
-All of it, what follows the convolutions, or the new layer alone is trained on VOC's ``trainval``, and judged on ``test``
+trained without labels are judged by. The backbone that ``otlabel export`` has written gets a layer of 20 outputs.
+All of it, what follows the convolutions, or the new layer alone is trained on VOC's ``trainval`` and judged on ``test``
 by the mean over classes of the average precision: by VOC2007's eleven points, and by all points.
 
 The data is a folder in VOC's format, ``VOCdevkit/VOC2007`` with ``JPEGImages`` and ``ImageSets/Main``, from

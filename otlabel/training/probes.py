@@ -16,7 +16,7 @@ from otlabel.selflabel.model import call, forward_only, to_device
 
 # The paper's epochs; steps that probes of few samples need to come to their end, within so many epochs.
 EPOCHS, LEAST_STEPS, MOST_EPOCHS = 36, 5000, 250
-DROPS = (10 / 36, 20 / 36, 30 / 36)  # shares of the epochs after which the rate is a tenth
+DROPS = (10, 20, 30)  # of 36 epochs; after each the rate is a tenth
 WEIGHTS = 0.01  # standard deviation of the first weights
 UNKNOWN = -1  # the class of a sample that does not count
 Batches = Iterable[tuple[Any, Tensor]]
@@ -78,8 +78,8 @@ def linear_probes(
         One `Probe` a layer, in the order of `layers`.
 
     Raises:
-        ValueError: a layer that is not there, is not used once in a pass or gives no such numbers; no labelled sample;
-            `train` that can be read but once.
+        ValueError: a layer that is not there, is not used once in a pass or gives no such numbers, or NaN; no labelled
+            sample; `train` that can be read but once.
 
     Source: Zhang, Isola, Efros, ECCV 2016; the protocol is that of Asano, Rupprecht, Vedaldi, ICLR 2020, whose AlexNet
         gets pools of 6, 4, 3, 3 and 2 to 9600, 9216, 9600, 9600 and 9216 numbers by this rule.
@@ -94,7 +94,7 @@ def linear_probes(
         probes = _Probes(n_classes, seed)
         n_dimensions = epoch = 0
         while epochs is None or epoch < epochs:
-            rate = lr * 0.1 ** sum(epoch >= round(drop * epochs) for drop in DROPS if epochs is not None)
+            rate = lr * 0.1 ** sum(EPOCHS * epoch >= drop * (epochs or EPOCHS) for drop in DROPS)
             n_batches = 0
             for inputs, classes in _on(device, train):
                 n_dimensions = getattr(inputs, "ndim", 0)
@@ -258,6 +258,11 @@ class _Probes:
         self._heads: dict[str, nn.Sequential] = {}
         self._optimizer: torch.optim.SGD | None = None
 
+    @property
+    def layers(self) -> list[str]:
+        """Their names."""
+        return list(self._heads)
+
     def width(self, layer: str) -> int:
         """How many numbers it takes."""
         return int(self._heads[layer][0].num_features)  # type: ignore[arg-type]
@@ -310,6 +315,12 @@ def _right(taps: _Taps, probes: _Probes, val: Batches, n_dimensions: int) -> Ten
         if isinstance(inputs, Tensor) and inputs.ndim == n_dimensions + 1:
             n_views, inputs = inputs.shape[1], inputs.flatten(0, 1)
         chances = torch.stack([logits.softmax(1) for logits in probes(taps(inputs))])
+        lost = (~chances.isfinite()).any(2).any(1)
+        if lost.any():
+            layer = probes.layers[int(lost.nonzero()[0])]
+            raise ValueError(
+                f"the probe of layer {layer!r} gives NaN: the layer gives NaN or infinity, or lr is too high"
+            )
         chances = chances.unflatten(1, (-1, n_views)).mean(2)
         best = chances.topk(min(5, probes.n_classes), 2).indices == classes[:, None]
         counts = counts + torch.stack([best[..., 0].sum(1), best.any(2).sum(1)], 1).cpu()

@@ -191,7 +191,7 @@ def voc(tmp_path: Path) -> Path:
     (folder / "JPEGImages").mkdir(parents=True)
     (folder / "ImageSets/Main").mkdir(parents=True)
     lists: dict[str, list[str]] = {}
-    for split, n_images in (("trainval", 48), ("test", 30)):
+    for split, n_images in (("trainval", 48), ("test", 20)):
         for number in range(n_images):
             name, there = f"{split}{number:06d}", rng.random(3) < 0.4
             pixels = rng.integers(0, 60, (60, 75, 3), dtype=np.uint8)
@@ -218,12 +218,12 @@ def test_voc_classification(run, voc: Path, tmp_path: Path) -> None:
     given = {"backbone": "resnet18", "options": {"width": 4}}
     model = MultiHead(network("resnet18", 3, width=4), 32, 3)
     export(model, tmp_path / "backbone.safetensors", config_of({"data": {"name": "any"}, "model": given}))
-    options = {"iterations": 60, "size": 32, "workers": 0, "weights": tmp_path / "backbone.safetensors"}
+    options = {"iterations": 50, "size": 32, "workers": 0, "weights": tmp_path / "backbone.safetensors"}
     found = run("voc_classification", folder=voc, layers="all", lr=0.03, **options)
     assert set(found) == {"mAP, 11 points", "mAP, all points"}
     assert all(0.8 < value <= 1 for value in found.values())
-    head = run("voc_classification", folder=voc, layers="head", lr=0.03, **options)
-    assert all(0.4 < value < 1 for value in head.values())
+    head = run("voc_classification", folder=voc, layers="head", lr=0.03, **options | {"iterations": 20})
+    assert all(0.3 < value < 1 for value in head.values())
 
 
 @pytest.mark.parametrize("eleven", [True, False])
