@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from otlabel.solver.outcome import Status as Status
     from otlabel.sources import linear_scores as linear_scores
     from otlabel.storage.label_files import read_labels as read_labels
+    from otlabel.training.probes import Probe as Probe
+    from otlabel.training.probes import linear_probes as linear_probes
 
 __version__ = "0.1.0"
 
@@ -67,6 +69,7 @@ _HOMES = {
     "LogarithmicSchedule": "selflabel",
     "MultiHead": "selflabel",
     "OptimalTransport": "selflabel",
+    "Probe": "training.probes",
     "QuadraticSchedule": "selflabel",
     "Range": "marginals",
     "ResidualBalancedKMeans": "cluster",
@@ -77,6 +80,7 @@ _HOMES = {
     "certify": "certificate",
     "curate": "curation",
     "diagnose": "doctor",
+    "linear_probes": "training.probes",
     "linear_scores": "sources",
     "load_labels": "selflabel",
     "lp_assign": "lp",

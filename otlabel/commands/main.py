@@ -23,8 +23,11 @@ from otlabel.commands import (
     curate,
     demo,
     doctor,
+    export,
+    listing,
     plan,
     predict,
+    probe,
     report,
     train,
     transfer,
@@ -35,7 +38,10 @@ from otlabel.interrupts import interruptible
 from otlabel.progress import say
 from otlabel.text import one_line
 
-COMMANDS = (assign, cluster, predict, certify, plan, doctor, demo, curate, report, train, transfer, warmup)
+COMMANDS = (
+    assign, cluster, predict, certify, plan, doctor, demo, curate, report,
+    train, transfer, probe, listing, export, warmup,
+)  # fmt: skip
 USAGE, FAILURE, BROKEN_PIPE = 2, 1, 141  # the last as a shell reports SIGPIPE
 WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
 SIGNALLED, SIGNALS = 128, {signal.Signals[one]: told for one, told in WORDS.items() if hasattr(signal, one)}

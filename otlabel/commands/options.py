@@ -47,6 +47,20 @@ def features(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("features", metavar="FEATURES", help="(N, D) matrix, in such files as scores may be in")
 
 
+def saved_run(parser: argparse.ArgumentParser) -> None:
+    """The folder of a run that has been trained, and which of its weights are meant."""
+    parser.add_argument("run", metavar="RUN", type=path, help="folder of otlabel train")
+    parser.add_argument("--best", action="store_true", help="weights of the relabelling of the highest quality")
+    allow_code(parser)
+
+
+def allow_code(parser: argparse.ArgumentParser) -> None:
+    """Whether a config may name code."""
+    parser.add_argument(
+        "--allow-code", action="store_true", help="let backbone = module:function of the config run: trust its author"
+    )
+
+
 def output(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
     """Where the result goes; it has to be said."""
     parser.add_argument("-o", "--output", metavar=metavar, type=path, required=True, help=help)

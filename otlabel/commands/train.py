@@ -53,7 +53,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     options.output(parser, "FOLDER", "where the run's files go, or are already")
     add = parser.add_argument
     add("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="change the config: train.epochs=40")
-    add("--allow-code", action="store_true", help="let backbone = module:function of the config run: trust its author")
+    options.allow_code(parser)
     options.progress(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and no line an epoch")
 

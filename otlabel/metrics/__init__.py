@@ -19,17 +19,20 @@ from otlabel.metrics.agreement import (
     nmi,
     purity,
 )
+from otlabel.metrics.few_shot import FewShot, few_shot
 from otlabel.metrics.neighbours import knn_accuracy, knn_predict
 from otlabel.metrics.probe import linear_probe
 
 __all__ = [
     "ClassEntropy",
+    "FewShot",
     "accuracy",
     "ami",
     "ari",
     "churn",
     "class_entropy",
     "compare",
+    "few_shot",
     "knn_accuracy",
     "knn_predict",
     "linear_probe",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,19 +184,10 @@ def _of_run(folder: Path, head: int, n_samples: int | None) -> Subject:
             remedy = "let the run come to its end first" if name == "labels.h5" else "give a folder of `otlabel train`"
             raise FileNotFoundError(f"{folder} has no {name}; {remedy}")
 
-    from otlabel.training.config import config_of
     from otlabel.training.data import images_of
+    from otlabel.training.saved import asked_of
 
-    asked = read_json(folder / "config.json")
-    try:
-        given = {
-            section: {key: value for key, value in values.items() if value is not None}
-            for section, values in asked["config"].items()
-        }
-        fingerprint = asked["data"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise FileFormatError(f"{folder / 'config.json'} is not that of a run: {error!r}") from error
-    config = config_of(given, str(folder / "config.json"))
+    config, fingerprint = asked_of(folder / "config.json")
     stored = _heads(folder / "labels.h5", n_samples)
     subject = _of_head(stored, head, folder.resolve().name)
     weights, relabellings = _checkpoint(folder / "checkpoint.pt")
@@ -213,7 +204,7 @@ def _of_run(folder: Path, head: int, n_samples: int | None) -> Subject:
     if ":" in config.model.backbone:
         notes.append("There are no scores, for the network is not one of otlabel's: pass them to see more.")
     elif weights is not None:
-        scores = _network_scores(config, images, stored.n_classes, weights, head)
+        scores = _network_scores(config, images, weights, head)
         about.append("Scores are the log-probabilities of the network as last saved, after the labels were made.")
     return dataclasses.replace(
         subject,
@@ -257,23 +248,15 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]
         raise FileFormatError(f"{path} is damaged, or is no checkpoint of a run: {one_line(error)}") from error
 
 
-def _network_scores(
-    config: Config, images: Images, n_classes: Sequence[int], weights: dict[str, Any], head: int
-) -> np.ndarray:
+def _network_scores(config: Config, images: Images, weights: dict[str, Any], head: int) -> np.ndarray:
     """(N, K) log-probabilities of one head."""
     import torch
 
-    from otlabel.selflabel import MultiHead
     from otlabel.selflabel.model import forward_only
     from otlabel.training.evaluate import features_of
-    from otlabel.training.networks import network
+    from otlabel.training.saved import model_of, weights_of_model
 
-    backbone: Any = network(config.model.backbone, images.train.shape[1], **config.model.options)
-    model = MultiHead(backbone, backbone.feature_dim, list(n_classes), hidden=config.model.hidden)
-    try:
-        model.load_state_dict({key[2:]: value for key, value in weights.items() if key.startswith("0.")})
-    except RuntimeError as error:
-        raise FileFormatError(f"the checkpoint's weights are of another network than its run's: {error}") from error
+    model = model_of(config, weights_of_model(weights))
     features = torch.from_numpy(features_of(model, images.train, torch.device("cpu")))
     with forward_only(model):
         parts = [model.heads[head](part).log_softmax(1) for part in features.split(1 << 14)]

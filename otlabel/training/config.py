@@ -38,7 +38,7 @@ class Data:
 class Model:
     """[model]: backbone and heads."""
 
-    backbone: str = "small_resnet"  # small_convnet, small_resnet, alexnet, mlp, or module:function
+    backbone: str = "small_resnet"  # a name that `network` knows, or module:function
     options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the backbone
     heads: list[int] = field(default_factory=lambda: [128] * 10)  # classes of each head
     hidden: int | None = None  # width of a hidden layer in each head; none: linear heads

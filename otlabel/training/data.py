@@ -51,6 +51,7 @@ class Images:
         bank: (L, C, H, W) uint8, or (L, D) float32: what features are judged by, beside `test`, where the training
             images are but a part of it. None: the training images.
         bank_labels: (L,) int64.
+        files: (N,) paths of the training images within their folder; None where they are not from one.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Images:
     test_labels: torch.Tensor | None = None
     bank: torch.Tensor | None = None
     bank_labels: torch.Tensor | None = None
+    files: np.ndarray | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -68,6 +70,17 @@ class Images:
         digest = hashlib.sha256(f"{numbers.shape} {numbers.dtype.str}".encode())
         digest.update(numbers.data)
         return digest.hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """What labels are told by: SHA-256 of the names of the files, without their endings; else the fingerprint.
+
+        So labels hold for the same images in another size or format.
+        """
+        if self.files is None:
+            return self.fingerprint
+        names = (os.path.splitext(file)[0] for file in self.files.tolist())
+        return hashlib.sha256("\0".join(["files", *names]).encode(errors="surrogateescape")).hexdigest()
 
 
 def load_images(name: str | os.PathLike[str], *, n_samples: int | None = None, seed: int = 0, size: int = 32) -> Images:
@@ -211,7 +224,8 @@ def _drawn(n_samples: int, n_drawn: int, seed: int) -> np.ndarray:
 
 def _subset(images: Images, indexes: np.ndarray) -> Images:
     labels = None if images.train_labels is None else images.train_labels[indexes]
-    return dataclasses.replace(images, train=images.train[indexes], train_labels=labels)
+    files = None if images.files is None else images.files[indexes]
+    return dataclasses.replace(images, train=images.train[indexes], train_labels=labels, files=files)
 
 
 def _digits() -> Images:
@@ -284,7 +298,8 @@ def _from_folder(folder: Path, size: int) -> Images:
     images = [read_pixels(file, size) for file in files]
     if len({image.shape for image in images}) > 1:  # some in grey, some in colour
         images = [np.broadcast_to(image, (size, size, 3)) for image in images]
-    return _images(np.stack(images).transpose(0, 3, 1, 2), labels)
+    names = np.array([file.relative_to(folder).as_posix() for file in files])
+    return dataclasses.replace(_images(np.stack(images).transpose(0, 3, 1, 2), labels), files=names)
 
 
 def images_in(folder: Path) -> tuple[list[Path], np.ndarray | None]:

@@ -21,8 +21,12 @@ pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
 
 SMALL = ("train.epochs=1", "data.n_samples=120", "train.threads=1", "evaluation.probe=false")
-QUICK = [word for change in SMALL for word in ("--set", change)]
-ORDER = ("assign", "cluster", "predict", "certify", "plan", "warmup", "doctor", "curate", "train", "transfer", "report")
+OF_TRAINING = [word for change in SMALL for word in ("--set", change)]
+QUICK = {"train": OF_TRAINING, "transfer": OF_TRAINING, "probe": ["--epochs", "2"]}
+ORDER = (
+    "assign", "cluster", "predict", "certify", "plan", "warmup", "doctor", "curate", "train", "transfer", "report",
+    "probe", "labels", "export",
+)  # fmt: skip
 
 
 def examples() -> Iterator[tuple[str, list[str]]]:
@@ -55,7 +59,7 @@ def test_every_example_of_the_help_runs(
     for number, pixels in enumerate(rng.integers(0, 255, (120, 8, 8), dtype=np.uint8)):
         Image.fromarray(pixels).save(f"my-images/{number}.png")
     for name, words in sorted(examples(), key=lambda example: ORDER.index(example[0])):
-        code = main([*words, *(QUICK if name in ("train", "transfer") else [])])
+        code = main([*words, *QUICK.get(name, [])])
         assert code == 0, (words, capsys.readouterr().err)
         if "-o" in words and name != "plan":
             assert Path(words[words.index("-o") + 1]).exists()

@@ -49,7 +49,7 @@ NEEDED = {
     "wordllama": "wordllama",
 }
 UNPROMISED = re.compile(r"^(work|memory|time|reading|disk) .*\n(?: +.*\n)*", re.MULTILINE)
-TRAINING = re.compile(r"otlabel (train|transfer|curate|cluster) ")  # or k-means
+TRAINING = re.compile(r"otlabel (train|transfer|probe|curate|cluster) ")  # or k-means
 
 
 class Block(NamedTuple):

@@ -16,7 +16,8 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = {
     "arrays", "balanced_clustering", "curation", "few_labels", "hdf5", "index_lists", "own_loop", "progressive_mass",
-    "selflabel_ddp", "selflabel_images", "semantic_ids", "swav_batches", "text", "zero_shot",
+    "selflabel_ddp", "selflabel_images", "semantic_ids", "swav_batches", "text", "voc_classification",
+    "zero_shot",
 }  # fmt: skip
 CODE_LINES = 40  # that the shortest loop may take
 
@@ -180,6 +181,72 @@ def test_text(run, wordnet, tmp_path: Path) -> None:
     assert accuracy["best class of each"] < accuracy["half to twice true"] < accuracy["true sizes"]
     assert found["true sizes"]["mean of classes"] < found["best class of each"]["mean of classes"]
     assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<section") == 24
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """A folder in VOC's format: three classes, each of which colours a third of an image where it is there."""
+    image = pytest.importorskip("PIL.Image")
+    rng, folder = np.random.default_rng(0), tmp_path / "VOC2007"
+    (folder / "JPEGImages").mkdir(parents=True)
+    (folder / "ImageSets/Main").mkdir(parents=True)
+    lists: dict[str, list[str]] = {}
+    for split, n_images in (("trainval", 48), ("test", 20)):
+        for number in range(n_images):
+            name, there = f"{split}{number:06d}", rng.random(3) < 0.4
+            pixels = rng.integers(0, 60, (60, 75, 3), dtype=np.uint8)
+            for k in np.flatnonzero(there):
+                pixels[:, 25 * k : 25 * k + 25, k] += 150
+            image.fromarray(pixels).save(folder / "JPEGImages" / f"{name}.jpg", quality=90)
+            for k, kind in enumerate(("cat", "dog", "sofa")):
+                mark = 0 if number % 9 == 8 else 1 if there[k] else -1
+                lists.setdefault(f"{kind}_{split}", []).append(f"{name} {mark:2d}")
+    for name, lines in lists.items():
+        (folder / "ImageSets/Main" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_voc_classification(run, voc: Path, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    from otlabel import MultiHead
+    from otlabel.training.config import config_of
+    from otlabel.training.exporting import export
+    from otlabel.training.networks import network
+
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    given = {"backbone": "resnet18", "options": {"width": 4}}
+    model = MultiHead(network("resnet18", 3, width=4), 32, 3)
+    export(model, tmp_path / "backbone.safetensors", config_of({"data": {"name": "any"}, "model": given}))
+    options = {"iterations": 50, "size": 32, "workers": 0, "weights": tmp_path / "backbone.safetensors"}
+    found = run("voc_classification", folder=voc, layers="all", lr=0.03, **options)
+    assert set(found) == {"mAP, 11 points", "mAP, all points"}
+    assert all(0.8 < value <= 1 for value in found.values())
+    head = run("voc_classification", folder=voc, layers="head", lr=0.03, **options | {"iterations": 20})
+    assert all(0.3 < value < 1 for value in head.values())
+
+
+@pytest.mark.parametrize("eleven", [True, False])
+def test_average_precision_of_voc(eleven: bool) -> None:
+    """Against VOC's own loops, written out; and by hand."""
+    pytest.importorskip("safetensors")
+    precision_of = runpy.run_path(str(EXAMPLES / "voc_classification.py"))["average_precision"]
+    assert precision_of(np.array([1, 0, 1, 0]), np.array([4.0, 3, 2, 1]), False) == pytest.approx((1 + 2 / 3) / 2)
+    assert precision_of(np.array([1, 0, 1, 0]), np.array([4.0, 3, 2, 1]), True) == pytest.approx((6 + 5 * 2 / 3) / 11)
+    assert math.isnan(precision_of(np.array([0, -1]), np.array([0.0, 1]), eleven))
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        truth, scores = rng.integers(-1, 2, 40), rng.normal(size=40)
+        ranked = [int(truth[i]) for i in sorted(range(40), key=lambda i: -scores[i]) if truth[i] >= 0]
+        n_right, points = sum(ranked), []
+        for n in range(1, len(ranked) + 1):
+            points.append((sum(ranked[:n]) / n_right, sum(ranked[:n]) / n))
+        best = lambda recall, points=points: max((p for r, p in points if r >= recall - 1e-12), default=0.0)  # noqa: E731
+        if eleven:
+            wanted = sum(best(t / 10) for t in range(11)) / 11
+        else:
+            wanted = sum(best(number / n_right) for number in range(1, n_right + 1)) / n_right
+        assert precision_of(truth, scores, eleven) == pytest.approx(wanted, abs=1e-12)
 
 
 def test_text_says_how_to_get_its_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -57,14 +57,14 @@ def test_mistakes_in_a_config_are_told_by_place(change: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (["model.backbone=mlp", "model.options={}"], "; for images there is small_convnet, small_resnet, alexnet"),
+        (["model.backbone=mlp", "model.options={}"], "; for images there is small_convnet, small_resnet, resnet18"),
         (["data.name=vectors.npy"], "'small_convnet' cannot take data of shape ('N', 5): "),
         (["data.name=vectors.npy"], "; for feature vectors there is mlp"),
         (["model.backbone=small_resnet"], "small_resnet has no option 'widths'; its options are width"),
         (["model.options={widths=3}"], "small_convnet cannot be made with the options {'widths': 3}"),
         (["model.options={channels=3}"], "options has a key 'channels', which is no option"),
         (["model.options={allow_code=true}"], "options has a key 'allow_code', which is no option"),
-        (["model.backbone=alexnet", "model.options={widths=[4,4,4,4,4]}"], "AlexNet needs 63 x 63"),
+        (["model.backbone=alexnet", "model.options={widths=[4,4]}"], "AlexNet has five convolutions"),
         (["train.device=abacus"], "device is 'abacus', which cannot be used here"),
         (["labels.range=[0,0]"], "widen the range"),
         (["labels.method=fixed", "labels.file=absent.h5"], "absent.h5 does not exist"),
@@ -175,7 +175,7 @@ def test_code_in_a_recipe_runs_only_where_it_is_allowed(
 MISTAKES = {
     "options of another": (["model.backbone=mlp"], "mlp has no option 'widths'; its options are width, depth"),
     "images for vectors": (["model.backbone=mlp", "model.options={}"], "backbone = 'mlp' cannot take data of shape"),
-    "too small": (["model.backbone=alexnet", "model.options={}"], "AlexNet needs 63 x 63"),
+    "too small": (["model.backbone=alexnet", "model.options={size=20}"], "size is 20: of less than 63 pixels"),
     "a wrong type": (["model.options={widths=[1.5], strides=[1]}"], "cannot be made with the options"),
 }
 

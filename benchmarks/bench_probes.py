@@ -1,0 +1,134 @@
+"""What each layer of a network is worth, by where its labels came from: CIFAR-10, linear probes after every stage.
+
+    python benchmarks/bench_probes.py               # minutes on one core
+    python benchmarks/bench_probes.py --samples 50000 --epochs 200 --seeds 3    # a day
+    python benchmarks/bench_probes.py --small       # seconds: all code, figures that mean nothing
+
+The rows of the papers' tables of layers: SeLa, k-means (DeepCluster), an untrained network and one that was trained on
+the true classes, all of one architecture and the same augmentation. CIFAR-10 is sought in $OTLABEL_DATA, as everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import describe_machine, machine_line, write_json
+
+RESULTS = Path(__file__).parent / "results"
+NETWORK = {"backbone": "small_convnet", "options": {"widths": [32, 64, 128, 128], "strides": [2, 2, 2, 1]}}
+LABELS = {"SeLa": "sinkhorn", "k-means": "kmeans", "untrained": "random", "true classes": "truth"}
+N_HEADS = {"k-means": 1}  # as DeepCluster; others have four
+N_CLASSES = 32  # of each head, but of true classes
+
+
+def config_of_row(name: str, arguments: argparse.Namespace, seed: int) -> Any:
+    from otlabel.training.config import config_of
+
+    epochs = arguments.epochs
+    labels = {"method": LABELS[name], "n_relabels": epochs, "augmented": name == "SeLa", "schedule": "linear"}
+    return config_of({
+        "data": {"name": "cifar10", "n_samples": arguments.samples},
+        "model": {**NETWORK, "heads": [N_CLASSES] * N_HEADS.get(name, 4)},
+        "labels": labels,
+        "augment": {"crop": [0.3, 1.0], "flip": True, "jitter": 0.5, "grayscale": 0.2},
+        "train": {"epochs": epochs, "batch_size": 64, "lr": 0.1, "nesterov": True, "weight_decay": 5e-4, "seed": seed},
+        "evaluation": {"knn": 0, "probe": False},
+    })  # fmt: skip
+
+
+def measured(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+    from otlabel import metrics
+    from otlabel.training.data import images_of
+    from otlabel.training.evaluate import features_of
+    from otlabel.training.judged import Protocol, judge
+    from otlabel.training.run import Run
+
+    config = config_of_row(name, arguments, seed)
+    images = images_of(config.data)
+    n_test = arguments.test
+    images = dataclasses.replace(images, test=images.test[:n_test], test_labels=images.test_labels[:n_test])
+    started = time.process_time()
+    run = Run(config, None, images=images)
+    while name != "untrained" and run.epoch < config.train.epochs:
+        run.train_epoch()
+    trained = time.process_time() - started
+    judged = judge(run.model, images, Protocol(epochs=arguments.probe_epochs, flip=True, n_crops=10, seed=seed))
+    features = [features_of(run.model, part, run.device) for part in (images.train, images.test)]
+    return {
+        "network": name,
+        "seed": seed,
+        "training_cpu_s": trained,
+        "probes_cpu_s": time.process_time() - started - trained,
+        "l_bfgs": metrics.linear_probe(features[0], images.train_labels, features[1], images.test_labels),
+        **judged.to_dict(),
+    }
+
+
+def mean_text(values: list[float]) -> str:
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
+
+
+def page(result: dict[str, Any]) -> Iterator[str]:
+    rows, scale = result["rows"], result["scale"]
+    layers = [probe["layer"] for probe in rows[0]["probes"]]
+    n_seeds = len({row["seed"] for row in rows})
+    yield "# What each layer is worth\n"
+    yield (
+        f"CIFAR-10: `{NETWORK['backbone']}`, {NETWORK['options']}, on {scale['samples']:,} images for "
+        f"{scale['epochs']} epochs, one relabelling an epoch. SeLa: four heads of {N_CLASSES} classes; k-means: one. "
+        f"Linear probes on the same images for {scale['probe_epochs']} epochs, top-1 on {scale['test']:,} test images by "
+        f"ten crops; {'one seed' if n_seeds == 1 else f'mean and standard deviation of {n_seeds} seeds'}. `L-BFGS` is "
+        "`metrics.linear_probe` on the features of plain images. The scale is a hundredth of the papers': it shows the "
+        "order of rows, if that, and not their figures. Made by `python benchmarks/bench_probes.py`.\n"
+    )
+    yield f"{machine_line(result['machine'])}\n"
+    names = [*layers, "L-BFGS", "kNN", "5-way 1-shot", "5-shot", "NMI", "CPU s"]
+    yield "| network | " + " | ".join(names) + " |"
+    yield "|---|" + "--:|" * len(names)
+    for name in LABELS:
+        own = [row for row in rows if row["network"] == name]
+        each = [[row["probes"][place]["top1"] for row in own] for place in range(len(layers))]
+        each += [[row["l_bfgs"] for row in own], [row["knn"] for row in own]]
+        each += [[row["few_shot"][shots]["mean"] for row in own] for shots in ("1", "5")]
+        nmi = "-" if name == "untrained" else mean_text([row["labels"]["nmi"] for row in own])
+        seconds = np.mean([row["training_cpu_s"] + row["probes_cpu_s"] for row in own])
+        yield f"| {name} | " + " | ".join([*map(mean_text, each), nmi, f"{seconds:.0f}"]) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--test", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--probe-epochs", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--small", action="store_true", help="all code in seconds; nothing is kept")
+    arguments = parser.parse_args()
+    if arguments.small:
+        arguments.samples, arguments.test, arguments.epochs, arguments.probe_epochs = 300, 200, 1, 1
+    warnings.simplefilter("ignore")
+    rows = []
+    for seed in range(arguments.seeds):
+        for name in LABELS:
+            rows.append(measured(name, arguments, seed))
+            tops = ", ".join(f"{probe['layer']} {probe['top1']:.3f}" for probe in rows[-1]["probes"])
+            print(f"{name}, seed {seed}: {tops}", flush=True)
+    scale = {name: getattr(arguments, name) for name in ("samples", "test", "epochs", "probe_epochs")}
+    result = {"machine": describe_machine(("otlabel", "torch", "numpy")), "scale": scale, "rows": rows}
+    lines = list(page(result))
+    print("\n".join(lines[2:]))
+    if not arguments.small:
+        write_json(RESULTS / "probes.json", result)
+        (RESULTS / "probes.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""A trained backbone as a file of tensors, by the names that torchvision gives them."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from otlabel.errors import MissingPackageError
+from otlabel.selflabel.model import MultiHead
+from otlabel.storage.atomic import replacing
+from otlabel.training.config import Config
+from otlabel.training.networks.common import Backbone, absorbed
+from otlabel.training.saved import input_shape
+
+OF_TORCHVISION = {"alexnet": "classifier.6", "vgg16_bn": "classifier.6", "resnet18": "fc", "resnet50": "fc"}
+ITS_ALEXNET = [64, 192, 384, 256, 256]
+
+
+class Exported(NamedTuple):
+    """What was written."""
+
+    n_tensors: int
+    n_numbers: int
+    told: str  # how they are to be read
+
+
+def backbone_weights(backbone: nn.Module) -> dict[str, Tensor]:
+    """A backbone's weights and averages, without the standardisation of its features and by the names of its layers.
+
+    Batch norms of AlexNet are absorbed into its convolutions, for torchvision's has none; in evaluation mode it gives
+    the same.
+    """
+    layers = absorbed(backbone.layers) if isinstance(backbone, Backbone) else backbone
+    return {name: one.detach().cpu().contiguous() for name, one in layers.state_dict().items()}
+
+
+def export(model: MultiHead, path: str | os.PathLike[str], config: Config) -> Exported:
+    """Write the backbone of a run to a .safetensors file, whole or not at all.
+
+    Args:
+        model: the run's.
+        path: of the file.
+        config: of the run; what it says of the network goes into the file's metadata.
+
+    Raises:
+        MissingPackageError: safetensors is not installed.
+        OSError: the file cannot be written.
+    """
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise MissingPackageError("safetensors", "export") from error
+    weights = backbone_weights(model.backbone)
+    channels = input_shape(model.state_dict())[0]
+    about = {
+        "format": "pt",
+        "made_by": "otlabel",
+        "backbone": config.model.backbone,
+        "options": json.dumps(config.model.options),
+        "channels": str(channels),
+        "read_by": _told(config, channels),
+    }
+    content = save(weights, about)
+    with replacing(path) as file:
+        file.write(content)
+    return Exported(len(weights), sum(one.numel() for one in weights.values()), about["read_by"])
+
+
+def _told(config: Config, channels: int) -> str:
+    """Which network of torchvision takes them, and what of it has to be changed."""
+    name, options = config.model.backbone, config.model.options
+    library, _, theirs = name.partition(":")
+    if library == "torchvision" and theirs:
+        return f"torchvision.models.{theirs}(), less its last layer"
+    if name not in OF_TORCHVISION:
+        return f"the layers of {name}"
+    own = {key: value for key, value in options.items() if key != "size"}
+    if own.get("widths") == ITS_ALEXNET:
+        own.pop("widths")
+    if own:
+        return f"{name} with the options {own}, by torchvision's names; its own network has other widths"
+    last = f"torchvision.models.{name}(), less {OF_TORCHVISION[name]}"
+    return last if channels == 3 else f"{last}, with a first convolution of {channels} channels in place of 3"

@@ -1,0 +1,72 @@
+"""Labels of a run as a table: of each sample its file, and for each head its label and how sure the network is."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from otlabel.errors import FingerprintError
+from otlabel.selflabel.model import MultiHead, forward_only
+from otlabel.selflabel.stores.head_labels import load_labels
+from otlabel.storage.atomic import replacing
+from otlabel.training.data import Images
+from otlabel.training.loaders import AsTheyAre
+
+
+def write_table(
+    path: str | os.PathLike[str], labels_file: str | os.PathLike[str], images: Images, model: MultiHead
+) -> int:
+    """Write a CSV file, whole or not at all; returns how many samples it has.
+
+    Columns: sample, file (of images from a folder), and for each head t label_t (-1: none) and confidence_t, the
+    network's probability of that label.
+
+    Args:
+        path: of the table.
+        labels_file: what the run has written.
+        images: the run's.
+        model: the run's, on any device.
+
+    Raises:
+        FileNotFoundError, FileFormatError: as `load_labels`.
+        FingerprintError: the labels are of other samples, or of other heads than the model's.
+        OSError: the table cannot be written.
+    """
+    stored = load_labels(labels_file)
+    shape = stored.labels.shape
+    if shape != (len(model.heads), len(images.train)) or stored.data != images.identity:
+        raise FingerprintError(
+            f"{os.fspath(labels_file)} holds labels of {shape[1]:,} samples and {shape[0]} heads, of data "
+            f"{stored.data}; the run has {len(images.train):,} and {len(model.heads)}, of {images.identity}"
+        )
+    with replacing(path) as file:
+        # Names of files are bytes, which need not be text of any encoding.
+        text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        heads = [name for t in range(shape[0]) for name in (f"label_{t}", f"confidence_{t}")]
+        writer.writerow(["sample", *([] if images.files is None else ["file"]), *heads])
+        for sample, (labels, chances) in enumerate(_rows(stored.labels, images, model)):
+            each = [one for label, chance in zip(labels, chances, strict=True) for one in (label, f"{chance:.4f}")]
+            writer.writerow([sample, *([] if images.files is None else [images.files[sample]]), *each])
+        text.flush()
+        text.detach()
+    return int(shape[1])
+
+
+def _rows(labels: np.ndarray, images: Images, model: MultiHead) -> Iterator[tuple[Any, Any]]:
+    """Of each sample, its labels and the probabilities of these; 0 where there is no label."""
+    device = next(model.parameters()).device
+    for index, batch in AsTheyAre(images.train):
+        here = torch.from_numpy(labels[:, index.numpy()])  # (T, B)
+        with forward_only(model):
+            chances = [
+                logits.softmax(1).cpu().gather(1, own.clamp(min=0)[:, None])[:, 0].where(own >= 0, 0)
+                for logits, own in zip(model(batch.to(device)), here, strict=True)
+            ]
+        yield from zip(here.T.tolist(), torch.stack(chances, 1).tolist(), strict=True)
