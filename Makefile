@@ -62,7 +62,7 @@ lint: .venv/installed ## check style, layout and types
 	$(BIN)/mypy
 
 clean: ## remove both environments and all that the other targets wrote
-	rm -rf .venv $(OLD) build dist docs/_build docs/gallery docs/notebooks otlabel-demo .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv $(OLD) build dist docs/_build docs/api docs/gallery docs/notebooks otlabel-demo .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find otlabel tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt
