@@ -40,7 +40,7 @@ floors: $(OLD)/installed ## run the core tests with the oldest packages that pyp
 	NUMBA_CACHE_DIR=$(CURDIR)/$(OLD)/compiled $(OLD)/bin/python -m pytest -m "not slow" $(PARALLEL) $(CORE:%=tests/%)
 
 docs: .venv/installed ## build docs/_build/html; FIGURES=1 redraws all pictures first
-	$(if $(FIGURES),$(BIN)/python docs/figures.py --demo)
+	$(if $(FIGURES),$(BIN)/python docs/figures.py --demo && $(BIN)/python docs/outputs.py)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 dist: .venv/dist ## build wheel and sdist, check them, and try them where no checkout is near (ten minutes)

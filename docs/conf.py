@@ -22,7 +22,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "docstrings",  # beside this file
     "excerpts",
-    "gallery_titles",
+    "examples_shown",
     "mathml",
     "notebooks",
 ]
@@ -45,9 +45,11 @@ strip_signature_backslash = True  # so that `labels_` keeps its underscore
 toc_object_entries_show_parents = "hide"
 
 sphinx_gallery_conf = {
-    "examples_dirs": str(HERE / "_build" / "examples"),  # copies with titles: see gallery_titles.py
+    "examples_dirs": str(HERE / "_build" / "examples"),  # copies with outputs: see examples_shown.py
     "gallery_dirs": "gallery",
-    "plot_gallery": "False",  # examples are run by the tests; a gallery that ran them would take minutes
+    "plot_gallery": "False",  # it would take minutes: outputs.py has run them
+    "within_subsection_order": "examples_shown.EasyFirst",
+    "thumbnail_size": (528, 330),
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,
