@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from otlabel.reporting.painter import Painter
 from otlabel.reporting.words import shown
@@ -11,7 +12,7 @@ PICTURES = 4  # of a class, at most
 SIDE = 32  # pixels of one, at most
 LENGTH = 100  # characters of a text, at most
 ROOM = 3_000_000  # characters that all of them may take
-AROUND = 90  # characters of the page that each takes besides
+AROUND = 90  # characters of the page that a picture takes besides
 TRIED = 40  # pictures that tell how large the others are
 
 
@@ -31,7 +32,7 @@ class Strips:
     told: str
 
 
-def strips_of(samples: list[list[int]], texts: object, painter: Painter | None) -> Strips:
+def strips_of(samples: list[list[int]], texts: Any, painter: Painter | None) -> Strips:
     """As much of each class as fits; where one picture a class does not, the classes with the lowest numbers have one.
 
     Args:
@@ -41,10 +42,10 @@ def strips_of(samples: list[list[int]], texts: object, painter: Painter | None) 
     """
     there = [one for one in samples if one]
     if painter is None:
-        length = min(LENGTH, ROOM // len(there) - AROUND)
-        if length < 2:
+        length = min(LENGTH, ROOM // len(there))
+        if length < 10:
             return Strips([Strip([], "")] * len(samples), "There are too many to show a text of each.")
-        found = [Strip([], shown(texts[one[0]], length) if one else "") for one in samples]  # type: ignore[index]
+        found = [Strip([], shown(texts[one[0]], length) if one else "") for one in samples]
         return Strips(found, "With the beginning of a text of each.")
 
     tried = [one[0] for one in there[:: -(-len(there) // TRIED)]]
