@@ -61,7 +61,8 @@ def draw(name: str, printed: str) -> None:
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
     bars = axes.barh(words, numbers, color=BARS, height=0.65)
-    axes.bar_label(bars, [f"{number:,.0f}" if number > 999 else f"{number:.4g}" for number in numbers], padding=3, color=INK, fontsize=9)
+    beside = [f"{number:,.0f}" if number > 999 else f"{number:.4g}" for number in numbers]
+    axes.bar_label(bars, beside, padding=3, color=INK, fontsize=9)
     axes.set_xlim(0, 1.25 * max(numbers))
     axes.set_ylim(max(len(found), 4) - 0.5, -0.5)  # few bars are no thicker than many
     axes.set_title(title, color=INK, fontsize=11, loc="left")
