@@ -40,7 +40,7 @@ floors: $(OLD)/installed ## run the core tests with the oldest packages that pyp
 	NUMBA_CACHE_DIR=$(CURDIR)/$(OLD)/compiled $(OLD)/bin/python -m pytest -m "not slow" $(PARALLEL) $(CORE:%=tests/%)
 
 docs: .venv/installed ## build docs/_build/html; FIGURES=1 redraws all pictures first
-	$(if $(FIGURES),$(BIN)/python docs/figures.py --demo)
+	$(if $(FIGURES),$(BIN)/python docs/figures.py --demo && $(BIN)/python docs/outputs.py)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 dist: .venv/dist ## build wheel and sdist, check them, and try them where no checkout is near (ten minutes)
@@ -62,7 +62,7 @@ lint: .venv/installed ## check style, layout and types
 	$(BIN)/mypy
 
 clean: ## remove both environments and all that the other targets wrote
-	rm -rf .venv $(OLD) build dist docs/_build docs/gallery docs/notebooks otlabel-demo .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv $(OLD) build dist docs/_build docs/api docs/gallery docs/notebooks otlabel-demo .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find otlabel tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt

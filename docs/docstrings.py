@@ -12,6 +12,8 @@ import re
 import textwrap
 from typing import Any
 
+from sphinx.pycode import ModuleAnalyzer
+
 CODE = re.compile(r"^\s*(def |class |from |import |labeler = |trainer = )", re.MULTILINE)
 SECTIONS = ("Args:", "Attributes:")
 CODED = re.compile(r"(``.*?``|`.*?`)")
@@ -25,9 +27,22 @@ LETTER = re.compile(r"^(\s*(?:\w+: )?)([A-Z]\.(?:\s|$))")  # "K." begins no list
 
 def setup(app: Any) -> dict[str, Any]:
     """Run before napoleon, which makes fields of the sections, and again after it."""
+    app.connect("builder-inited", lambda _: forget_overloads())
+    app.connect("autodoc-skip-member", lambda app, what, name, *_: True if name.endswith("_request") else None)
     app.connect("autodoc-process-docstring", process, priority=100)
     app.connect("autodoc-process-docstring", finish, priority=900)
     return {"parallel_read_safe": True}
+
+
+def forget_overloads() -> None:
+    """Show the one signature that has all arguments, not those by which type checkers tell results apart."""
+    analyze = ModuleAnalyzer.analyze
+
+    def without_overloads(self: ModuleAnalyzer) -> None:
+        analyze(self)
+        self.overloads = {}
+
+    ModuleAnalyzer.analyze = without_overloads  # type: ignore[method-assign]
 
 
 def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, Unpack, overload
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from otlabel.interrupts import interruptible
 from otlabel.ranks.communicator import communicator_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import like
+from otlabel.solver.outcome import ArrayT
 from otlabel.solver.posing import check_finite
 from otlabel.solver.problem import LARGEST_SCORE
 from otlabel.sources import (
@@ -26,6 +28,9 @@ from otlabel.sources import (
     open_scores,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 ROWS, ITERATIONS = 20_000, 20  # rows that k-means finds its centres from
 PRODUCTS = 3_000_000_000  # rows x clusters x features, at most: fewer rows where that is more
 FEW = 64  # clusters that need no groups above them
@@ -33,10 +38,10 @@ EXPONENT = 1020  # of a power of two that is an ordinary number, as is its inver
 
 
 @dataclass(frozen=True, eq=False)
-class Curated:
+class Curated(Generic[ArrayT]):
     """Which samples were chosen, and of which clusters."""
 
-    indices: Any  # (n,) int64, ascending and distinct; a tensor where features were one; with a group, of own rows
+    indices: ArrayT  # (n,) int64, ascending and distinct; a tensor where features were one; with a group, of own rows
     clusters: np.ndarray  # (N,) int64: cluster of each sample; with a group, of own rows
     sizes: np.ndarray  # (K,) int64: samples in each cluster
     quotas: np.ndarray  # (K,) int64: how many of them were chosen
@@ -51,6 +56,21 @@ class Curated:
         )
 
 
+class _Options(TypedDict, total=False):
+    """What `curate` takes besides features and a number; the defaults are its own."""
+
+    n_clusters: int | None
+    levels: Any
+    resample: int
+    seed: int
+    memory_limit: int | None
+    group: Any
+
+
+@overload
+def curate(features: Tensor | Sequence[Tensor], n: int, **options: Unpack[_Options]) -> Curated[Tensor]: ...
+@overload
+def curate(features: Any, n: int, **options: Unpack[_Options]) -> Curated[np.ndarray]: ...
 @interruptible
 def curate(
     features: Any,
@@ -62,7 +82,7 @@ def curate(
     seed: int = 0,
     memory_limit: int | None = None,
     group: Any = None,
-) -> Curated:
+) -> Curated[Any]:
     """Choose n samples that are spread as evenly over clusters as these allow.
 
     Samples go to the nearest of K centres, which k-means finds. Of cluster k, with size_k samples,
@@ -141,7 +161,7 @@ def _checked_levels(n: int, n_clusters: Any, levels: Any, n_rows: int) -> tuple[
 
 def _curated(
     rows: RowSet, n: int, levels: tuple[int, tuple[int, ...] | None], resample: int, seed: int, features: Any
-) -> Curated:
+) -> Curated[Any]:
     found = sweep.inspect(rows)
     check_finite(rows, found, "features")
     if found.n_forbidden:

@@ -48,6 +48,7 @@ def progress(
 
         def tick() -> None:
             if not ended.wait(delay):
+                bar.delay = 0  # from now on there is a line, which tqdm else takes away only where numbers were told
                 bar.refresh()
             while not ended.wait(TICK):
                 bar.refresh()

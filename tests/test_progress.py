@@ -51,6 +51,15 @@ def test_what_is_quick_or_not_watched_shows_nothing(terminal: pytest.CaptureFixt
     assert lines(terminal.readouterr().err) == []
 
 
+def test_a_line_that_came_late_goes_away(terminal: pytest.CaptureFixture[str]) -> None:
+    with progress("thinking", delay=0.1):
+        time.sleep(0.3)
+    err = terminal.readouterr().err
+    assert "thinking" in err
+    assert err.endswith("\r")
+    assert not err.rstrip("\r").rsplit("\r", 1)[-1].strip()  # spaces over what was there
+
+
 def test_lines_are_said_above_a_bar(terminal: pytest.CaptureFixture[str]) -> None:
     say("before")
     with progress("thinking", 3, "steps"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otlabel.commands import options
-from otlabel.progress import say
+from otlabel.progress import progress, say
 from otlabel.storage.outputs import check_apart
 from otlabel.text import duration
 
@@ -60,29 +60,36 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train by a config, or by settings that suit the data."""
-    from otlabel.training.config import read_config
-
     if arguments.classes is not None:
         return _train_suited(arguments)
     if arguments.time is not None:
         raise ValueError("--time is for data with -k; a config says itself how long it trains")
     if Path(arguments.config).is_dir() or arguments.config.endswith(".npy"):
         raise ValueError(f"{arguments.config} is data; say how many classes to find: -k 10")
-    return train_by(arguments, changed(read_config(arguments.config), arguments.set))
+    return train_by(arguments, changed(settings(arguments), arguments.set))
+
+
+def settings(arguments: argparse.Namespace) -> Config:
+    """The config that is named; torch, which it needs, takes a while."""
+    with progress("reading the settings", shown=options.is_watched(arguments)):
+        from otlabel.training.config import read_config
+
+        return read_config(arguments.config)
 
 
 def _train_suited(arguments: argparse.Namespace) -> int:
     """Train by settings that suit the data, which are loaded first for their shape."""
-    from otlabel.training.config import config_of
-    from otlabel.training.setup import loaded
-    from otlabel.training.suited import suited, told
-
     name = arguments.config
     if name.endswith(".toml"):
         raise ValueError(f"{name} is a config, which says itself how many classes its heads have; leave -k out")
     of_data = [change for change in arguments.set if change.strip().startswith("data.")]
-    data = changed(config_of({"data": {"name": name}}), of_data)
-    images = loaded(data)
+    with progress("reading the data", shown=options.is_watched(arguments)):
+        from otlabel.training.config import config_of
+        from otlabel.training.setup import loaded
+        from otlabel.training.suited import suited, told
+
+        data = changed(config_of({"data": {"name": name}}), of_data)
+        images = loaded(data)
     given = suited(tuple(images.train.shape), arguments.classes)
     config = changed(config_of({"data": _without_none(data.to_dict())["data"]} | given), arguments.set)
     if not arguments.json:
@@ -109,15 +116,10 @@ def _say(text: str) -> None:
 
 def train_by(arguments: argparse.Namespace, config: Config, images: Images | None = None) -> int:
     """One run, and what came of it."""
-    from otlabel.training.folder import FILES
-    from otlabel.training.run import train
-
-    if Path(arguments.config).is_file():  # else a recipe
-        check_apart({f"the run's {name}": arguments.output / name for name in FILES}, {"CONFIG": arguments.config})
     table, n_epochs = None if arguments.json else _Table(config), config.train.epochs
     with (
         _told_how_to_go_on(arguments.output / "checkpoint.pt"),
-        options.doing(arguments, "training", n_epochs, "epochs") as tell,
+        progress("training", n_epochs, "epochs", shown=options.is_watched(arguments)) as tell,
     ):
 
         def report(line: dict[str, Any]) -> None:
@@ -125,6 +127,11 @@ def train_by(arguments: argparse.Namespace, config: Config, images: Images | Non
             if table is not None:
                 table(line)
 
+        from otlabel.training.folder import FILES
+        from otlabel.training.run import train
+
+        if Path(arguments.config).is_file():  # else a recipe
+            check_apart({f"the run's {name}": arguments.output / name for name in FILES}, {"CONFIG": arguments.config})
         run = train(config, arguments.output, report=report, allow_code=arguments.allow_code, images=images)
     return _end(arguments, run.result)
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from otlabel.commands import options
-from otlabel.commands.train import CONFIG_HELP, add_run, changed, train_by
+from otlabel.commands.train import CONFIG_HELP, add_run, changed, settings, train_by
 
 
 def add(commands: Any) -> None:
@@ -27,11 +27,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train by a config, with the labels fixed."""
-    from otlabel.training.config import read_config
-
     if not arguments.labels.is_file():
         raise FileNotFoundError(f"{arguments.labels} does not exist; a run of `otlabel train` writes labels.h5")
-    config = read_config(arguments.config).with_values(
-        labels__method="fixed", labels__file=str(arguments.labels.resolve())
-    )
+    config = settings(arguments).with_values(labels__method="fixed", labels__file=str(arguments.labels.resolve()))
     return train_by(arguments, changed(config, arguments.set))

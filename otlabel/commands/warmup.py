@@ -1,8 +1,9 @@
-"""`otlabel warmup`: compile what the first solve would else compile while somebody waits for it."""
+"""`otlabel warmup`: compile what the first solve or clustering would else compile while somebody waits for it."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 import warnings
 from typing import Any
@@ -32,16 +33,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Small problems that go every way."""
     import numpy as np
 
-    from otlabel import certify, linear_scores, sinkhorn_assign
-    from otlabel.errors import OtlabelWarning
+    from otlabel import certify, curate, linear_scores, sinkhorn_assign
+    from otlabel.errors import MissingPackageError
 
     begun, rng = time.perf_counter(), np.random.default_rng(0)
     features = rng.standard_normal((N_ROWS, 16)).astype("float32")
     with (
-        options.doing(arguments, "compiling for this machine, once", len(DTYPES) + 1, "kinds of scores") as tell,
+        options.doing(arguments, "compiling for this machine, once", len(DTYPES) + 2, "kinds of problems") as tell,
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore", OtlabelWarning)
+        warnings.simplefilter("ignore")
         for number, dtype in enumerate(DTYPES):
             tell(number, dtype)
             scores = (3 * rng.standard_normal((N_ROWS, N_CLASSES))).astype(dtype)
@@ -51,5 +52,12 @@ def run(arguments: argparse.Namespace) -> int:
         sinkhorn_assign(scores[:1000])  # of any type, what fits the cache
         tell(len(DTYPES), "features times a head")
         sinkhorn_assign(linear_scores(features, rng.standard_normal((N_CLASSES, 16)), normalize=True))
+        tell(len(DTYPES) + 1, "clusters")
+        with contextlib.suppress(MissingPackageError):  # scikit-learn's part of this
+            from otlabel import BalancedKMeans
+
+            wide = rng.standard_normal((N_ROWS // 4, N_CLASSES)).astype("float32")
+            BalancedKMeans(10, max_iter=2).fit(wide)  # large clusters: many moves between two of them
+            curate(features, N_CLASSES)
     print(f"compiled for this machine in {duration(time.perf_counter() - begun)}")
     return 0

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
+import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from otlabel.errors import MissingPackageError
-from otlabel.reporting.image_files import SIDE
+from otlabel.reporting.painter import Painter
+from otlabel.reporting.strips import PICTURES as PICTURES_OF_ALL
+from otlabel.reporting.strips import Strips, strips_of
 from otlabel.reporting.words import NAME_LENGTH, TEXT_LENGTH, shown
-from otlabel.sources import as_array
 
 if TYPE_CHECKING:
     from otlabel.reporting.summary import Summary
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 ALL_CLASSES, FIRST_CLASSES, RANDOM_CLASSES = 24, 16, 8  # with more than the first, so many of the best and at random
 PICTURES, LINES = (10, 6, 6), (5, 3, 3)  # typical, borderline and moved examples of a class
 COARSE = 32  # pixels of a side up to which they are not blurred
-SMALL_FILE = 1500  # bytes up to which a picture stays without loss
-QUALITY = 80  # of one that is not
 GROUPS = ("typical", "borderline", "moved")
 
 
@@ -63,6 +60,7 @@ class Montage:
     parts: list[Part]
     titles: dict[str, str]  # what is written over the groups
     coarse: bool  # whether pictures have so few pixels that these are to be seen
+    strips: Strips | None  # of all classes, where not all are above
 
 
 def montage(summary: Summary, seed: int) -> Montage | None:
@@ -71,18 +69,26 @@ def montage(summary: Summary, seed: int) -> Montage | None:
         return None
     rng = np.random.default_rng(seed)
     chosen = _chosen(summary, rng)
-    by_class = np.argsort(summary.labels, kind="stable")
-    starts = np.searchsorted(summary.labels[by_class], np.arange(summary.n_classes + 1))
-    picked = {
-        int(k): _picked(summary, by_class[starts[k] : starts[k + 1]], rng) for _, _, classes in chosen for k in classes
-    }
-    painter = None if summary.images is None else _Painter(summary.images, [i for g in picked.values() for i in g])
+    members = members_of(summary)
+    samples = {int(k): picked(summary, members[k], rng) for _, _, classes in chosen for k in classes}
+    painter = None if summary.images is None else Painter(summary.images, [i for g in samples.values() for i in g])
     coarse = painter is not None and painter.side <= COARSE
     parts = [
-        Part(title, told, [_shown_class(summary, int(k), picked[int(k)], painter) for k in classes])
+        Part(title, told, [_shown_class(summary, int(k), samples[int(k)], painter) for k in classes])
         for title, told, classes in chosen
     ]
-    return Montage(parts, _titles(summary), coarse)
+    strips = None
+    if len(parts) > 1:
+        first = [list(picked(summary, one, rng))[:PICTURES_OF_ALL] for one in members]
+        strips = strips_of(first, summary.texts, painter)
+    return Montage(parts, _titles(summary), coarse, strips)
+
+
+def members_of(summary: Summary) -> list[np.ndarray]:
+    """The samples of each class."""
+    by_class = np.argsort(summary.labels, kind="stable")
+    starts = np.searchsorted(summary.labels[by_class], np.arange(summary.n_classes + 1))
+    return [by_class[start:stop] for start, stop in itertools.pairwise(starts)]
 
 
 def _chosen(summary: Summary, rng: np.random.Generator) -> list[tuple[str, str, np.ndarray]]:
@@ -130,7 +136,7 @@ def _titles(summary: Summary) -> dict[str, str]:
     return {"typical": "Drawn at random"}
 
 
-def _picked(summary: Summary, members: np.ndarray, rng: np.random.Generator) -> dict[int, str]:
+def picked(summary: Summary, members: np.ndarray, rng: np.random.Generator) -> dict[int, str]:
     """Which samples of a class are shown, in order, and in which group."""
     n_typical, n_borderline, n_moved = LINES if summary.images is None else PICTURES
     fit = summary.closeness if summary.fit is None else summary.fit
@@ -146,7 +152,7 @@ def _picked(summary: Summary, members: np.ndarray, rng: np.random.Generator) -> 
     return picked | dict.fromkeys(moved[:n_moved].tolist(), "moved")
 
 
-def _shown_class(summary: Summary, k: int, picked: dict[int, str], painter: _Painter | None) -> ShownClass:
+def _shown_class(summary: Summary, k: int, picked: dict[int, str], painter: Painter | None) -> ShownClass:
     row = summary.rows[k]
     if row.purity is not None:
         commonest = shown(row.commonest[0][0], NAME_LENGTH)
@@ -162,7 +168,7 @@ def _shown_class(summary: Summary, k: int, picked: dict[int, str], painter: _Pai
     return ShownClass(row.name, row.size, fact, {name: found for name, found in groups.items() if found})
 
 
-def _example(summary: Summary, k: int, index: int, group: str, painter: _Painter | None) -> Example:
+def _example(summary: Summary, k: int, index: int, group: str, painter: Painter | None) -> Example:
     fit = summary.closeness if summary.fit is None else summary.fit
     true, odd = None, False
     if summary.truth is not None and summary.true_classes is not None and summary.true_classes[index] >= 0:
@@ -176,71 +182,3 @@ def _example(summary: Summary, k: int, index: int, group: str, painter: _Painter
         true,
         odd,
     )
-
-
-class _Painter:
-    """Samples as small pictures, all on one scale of brightness."""
-
-    def __init__(self, images: Any, indexes: list[int]) -> None:
-        try:
-            from PIL import Image
-        except ImportError as error:
-            raise MissingPackageError("Pillow", "report") from error
-        self._new, self._smaller = Image.fromarray, Image.Resampling.BOX
-        if hasattr(images, "shape"):
-            self._images, shape = images, tuple(images.shape)
-        else:  # a list, of which only those that are shown become arrays
-            self._images = {i: as_array(images[i]) for i in indexes}
-            shapes = {one.shape for one in self._images.values()}
-            if len(shapes) > 1:
-                raise ValueError(
-                    f"images have shapes {' and '.join(map(str, sorted(shapes)))}; pass images of one shape"
-                )
-            shape = (len(images), *shapes.pop())
-        if len(shape) not in (3, 4) or 0 in shape:
-            raise ValueError(f"images have shape {shape}; pass (N, H, W), (N, C, H, W) or (N, H, W, C)")
-        self._channels_first = len(shape) == 4 and shape[1] in (1, 3, 4)
-        if len(shape) == 4 and not self._channels_first and shape[3] not in (1, 3, 4):
-            raise ValueError(f"images have shape {shape}, but none of 1, 3 or 4 channels, first or last")
-        self.side = max(shape[2:] if self._channels_first else shape[1:3])
-        self._low, self._high = self._range(indexes)
-
-    def _range(self, indexes: list[int]) -> tuple[float, float]:
-        """What is black and what is white: of bytes 0 and 255, of others 0 and 1, or what occurs."""
-        some = as_array(self._images[indexes[0]])
-        if some.dtype.kind not in "fiub":
-            raise ValueError(f"images have dtype {some.dtype}; pass real numbers")
-        if some.dtype == np.uint8:
-            return 0.0, 255.0
-        drawn = (as_array(self._images[i]).astype(np.float64) for i in indexes)
-        finite = [one[np.isfinite(one)] for one in drawn]
-        low = min(float(one.min(initial=np.inf)) for one in finite)
-        high = max(float(one.max(initial=-np.inf)) for one in finite)
-        return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
-
-    def data_uri(self, index: int) -> str:
-        """PNG, or JPEG where that is much smaller."""
-        pixels = as_array(self._images[index])
-        if self._channels_first:
-            pixels = pixels.transpose(1, 2, 0)
-        if pixels.ndim == 3:
-            pixels = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels[:, :, :3]
-        if pixels.dtype != np.uint8:
-            scaled = (np.nan_to_num(pixels.astype(np.float64)) - self._low) / ((self._high - self._low) or 1.0)
-            pixels = np.rint(255 * scaled.clip(0, 1)).astype(np.uint8)
-        picture = self._new(np.ascontiguousarray(pixels))
-        height, width = pixels.shape[:2]
-        if max(height, width) > SIDE:
-            shrink = SIDE / max(height, width)
-            size = max(1, round(width * shrink)), max(1, round(height * shrink))
-            picture = picture.resize(size, self._smaller)
-        kind, content = "png", _encoded(picture, "PNG", optimize=True)
-        if len(content) > SMALL_FILE:
-            kind, content = "jpeg", _encoded(picture, "JPEG", quality=QUALITY)
-        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _encoded(picture: Any, kind: str, **options: Any) -> bytes:
-    image = io.BytesIO()
-    picture.save(image, kind, **options)
-    return image.getvalue()

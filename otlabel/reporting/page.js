@@ -1,17 +1,37 @@
 "use strict";
-// Search and sort for the table of classes; without this script the table is there all the same.
+// Search, sort and pages for the table of classes; without this script the whole table is there all the same.
 (() => {
   const table = document.getElementById("classes");
   const body = table.tBodies[0];
   const rows = Array.from(body.rows);
   const search = document.getElementById("search");
-  search.parentElement.hidden = false;
-  search.addEventListener("input", () => {
+  const turn = document.getElementById("turn");
+  const [previous, next] = turn.querySelectorAll("button");
+  const ROWS = 50; // of a page
+  let first = 0;
+  const show = (from) => {
     const wanted = search.value.trim().toLowerCase();
-    for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
-  });
+    const found = rows.filter((row) => row.textContent.toLowerCase().includes(wanted));
+    first = Math.max(0, Math.min(from, found.length - 1));
+    const shown = new Set(found.slice(first, first + ROWS));
+    for (const row of rows) row.hidden = !shown.has(row);
+    const count = (number) => number.toLocaleString("en");
+    const last = Math.min(first + ROWS, found.length);
+    document.getElementById("place").textContent =
+      `${count(first + 1)} to ${count(last)} of ${count(found.length)} classes`;
+    turn.hidden = found.length <= ROWS;
+    previous.disabled = first === 0;
+    next.disabled = last === found.length;
+    table.parentElement.scrollTop = 0;
+  };
+  search.parentElement.hidden = false;
+  search.addEventListener("input", () => show(0));
+  previous.addEventListener("click", () => show(first - ROWS));
+  next.addEventListener("click", () => show(first + ROWS));
+  show(0);
   const heads = Array.from(table.tHead.rows[0].cells);
   heads.forEach((head, column) => {
+    if (head.classList.contains("plain")) return;
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = head.textContent;
@@ -35,6 +55,7 @@
         return downward ? b - a : a - b;
       });
       body.append(...rows);
+      show(0);
     });
   });
 })();

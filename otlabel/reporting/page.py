@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import html
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,9 @@ def report(
             and the scores of the network as it was last saved.
         scores: (N, K), anything that `sinkhorn_assign` takes: the proof, what balance changed, confidence (the softmax
             of the scores) and the order of the examples. The price of balance is drawn up to ten million scores.
-        images: (N, H, W), (N, C, H, W) or (N, H, W, C), uint8 or real numbers: examples of each class.
+        images: (N, H, W), (N, C, H, W) or (N, H, W, C), uint8 or real numbers: examples of each class; beyond 24
+            classes of some, and in the table of all classes up to four small ones of each, as many as a page of a few
+            megabytes has room for.
         texts: N texts, shown in place of images, and the key words of each class.
         features: (N, D): all samples in the plane of their first two principal components, sizes of k-means with as
             many clusters, and the order of the examples if there are no scores.
@@ -163,7 +166,13 @@ def sentences(summary: Summary) -> list[str]:
             f"Against the truth: NMI {told['nmi']:.3f}, AMI {told['ami']:.3f}, ARI {told['ari']:.3f}, "
             f"{accuracy}purity {told['purity']:.3f} ({told['n_samples']:,} samples)."
         )
-    return [*found, *summary.about]
+    return [*found, *summary.about, *(f"Training warned: {text}." for text in _alarms(summary.relabellings))]
+
+
+def _alarms(records: list[dict[str, Any]]) -> list[str]:
+    """Each once, with its last figures."""
+    given = [one["alarms"] for one in records if isinstance(one.get("alarms"), list)]
+    return list({re.sub(r"\d+(\.\d+)?", "", text): text for texts in given for text in map(str, texts)}.values())
 
 
 def _proof(proof: Certificate) -> list[str]:

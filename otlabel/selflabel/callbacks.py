@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,6 +25,7 @@ from otlabel.storage.atomic import replacing
 Loader = Iterable[Any] | Callable[[], Iterable[Any]]
 
 STATE_FILE = "otlabel.pt"
+FIGURES = "quality", "churn", "entropy", "gap", "loss", "unlabelled", "nmi"  # of a relabelling, for loggers
 LIGHTNING = ("lightning.pytorch", "pytorch_lightning")  # two packages with the same contents
 
 
@@ -39,7 +41,8 @@ def lightning_callback(labeler: SelfLabeler, loader: Loader | None, model: nn.Mo
     Relabellings come before an epoch begins (a sampler such as `ClassUniformSampler` then draws by the new labels) or
     before the batch at which they are due. Epochs are those of the trainer, steps its `global_step`. The labeler's
     state is part of every checkpoint; one that was taken within an epoch resumes exactly if the loader for training
-    has a state too, as Lightning asks. Random numbers of the training are left as they are.
+    has a state too, as Lightning asks. What each relabelling found (`figures_of`) goes to the trainer's loggers.
+    Random numbers of the training are left as they are.
 
     Args:
         labeler: with a schedule.
@@ -63,11 +66,18 @@ def lightning_callback(labeler: SelfLabeler, loader: Loader | None, model: nn.Mo
 
         def on_train_epoch_start(self, trainer: Any, pl_module: nn.Module) -> None:
             epoch, step = trainer.current_epoch, trainer.global_step
-            _relabel(labeler, loader, _chosen(model, pl_module), epoch, step, trainer.optimizers)
+            self._relabel(trainer, pl_module, epoch, step)
 
         def on_train_batch_start(self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int) -> None:
             epoch = trainer.current_epoch + batch_idx / trainer.num_training_batches  # whole ones if that is infinite
-            _relabel(labeler, loader, _chosen(model, pl_module), epoch, trainer.global_step, trainer.optimizers)
+            self._relabel(trainer, pl_module, epoch, trainer.global_step)
+
+        def _relabel(self, trainer: Any, pl_module: nn.Module, epoch: float, step: int) -> None:
+            n_updates = labeler.n_updates
+            _relabel(labeler, loader, _chosen(model, pl_module), epoch, step, trainer.optimizers)
+            if labeler.n_updates > n_updates:
+                for logger in trainer.loggers:
+                    logger.log_metrics(figures_of(labeler), step=step)
 
         def state_dict(self) -> dict[str, Any]:
             return labeler.state_dict()
@@ -156,6 +166,23 @@ def trainer_callback(
                 _save(labeler, _saved_folder(args, state), given["model"])
 
     return SelfLabelCallback()
+
+
+def figures_of(labeler: SelfLabeler) -> dict[str, float]:
+    """What the last relabelling has found, as means over heads, by names for a logger such as "otlabel/quality".
+
+        wandb.log(figures_of(labeler))
+
+    Args:
+        labeler: at any time; before its first relabelling there are no figures.
+
+    Returns:
+        quality, churn, entropy and gap of the labels, the loss since the relabelling before, the share of samples
+        without a label, and NMI where there is truth: those that there are.
+    """
+    records = labeler.history[-len(labeler.n_classes) :]
+    found = {name: [one[name] for one in records if isinstance(one.get(name), (int, float))] for name in FIGURES}
+    return {f"otlabel/{name}": float(np.mean(values)) for name, values in found.items() if values}
 
 
 def _lightning() -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+DOCS = Path(__file__).parents[2] / "docs"
 NAMES = {
     "arrays", "balanced_clustering", "curation", "few_labels", "hdf5", "index_lists", "own_loop", "progressive_mass",
     "selflabel_ddp", "selflabel_images", "semantic_ids", "swav_batches", "text", "voc_classification",
@@ -43,6 +44,12 @@ def test_examples_begin_with_a_title(name: str) -> None:
     assert found is not None
     assert len(found[1]) == len(found[2])
     assert f"Run: python examples/{name}.py" in text
+
+
+def test_the_gallery_has_an_output_and_a_picture_of_each() -> None:
+    for folder, ending in (("outputs", "txt"), ("images/gallery", "png")):
+        assert {path.stem for path in (DOCS / folder).glob(f"*.{ending}")} == NAMES
+        assert all(0 < path.stat().st_size < 60_000 for path in (DOCS / folder).iterdir())
 
 
 def test_arrays(run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import otlabel
-from otlabel import assign
+from otlabel import assign, curation
 
 ROOT = Path(otlabel.__file__).parents[1]
 SCRIPT = Path(__file__).with_name("user_script.py")
@@ -45,8 +46,10 @@ def test_pyright_sees_the_same() -> None:
     check_errors(pyright, "--pythonpath", sys.executable)
 
 
-def test_options_that_checkers_see_are_those_of_the_function() -> None:
-    parameters = list(inspect.signature(otlabel.sinkhorn_assign).parameters.values())[1:]
-    options = {name: one.__forward_arg__ for name, one in assign._Options.__annotations__.items()}
+@pytest.mark.parametrize(("module", "name"), [(assign, "sinkhorn_assign"), (curation, "curate")])
+def test_options_that_checkers_see_are_those_of_the_function(module: Any, name: str) -> None:
+    function = getattr(module, name)
+    parameters = [one for one in inspect.signature(function).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    options = {name: one.__forward_arg__ for name, one in module._Options.__annotations__.items()}
     assert options == {one.name: one.annotation for one in parameters}
-    assert typing.get_overloads(assign.sinkhorn_assign.__wrapped__)
+    assert typing.get_overloads(function.__wrapped__)

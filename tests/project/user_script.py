@@ -7,7 +7,7 @@ from typing import Any, assert_type
 import numpy as np
 import torch
 
-from otlabel import Assignment, BalancedKMeans, Certificate, Range, certify, lp_assign, sinkhorn_assign
+from otlabel import Assignment, BalancedKMeans, Certificate, Range, certify, curate, lp_assign, sinkhorn_assign
 
 
 def of_arrays(scores: np.ndarray) -> np.ndarray:
@@ -34,6 +34,13 @@ def of_tensors(scores: torch.Tensor) -> torch.Tensor:
 
 def of_anything(scores: Any) -> Any:
     return sinkhorn_assign(scores).labels.sum()
+
+
+def of_chosen(features: np.ndarray, vectors: torch.Tensor) -> torch.Tensor:
+    assert_type(curate(features, 10).indices, np.ndarray)
+    assert_type(curate("features.npy", 10, levels=(30, 5)).indices, np.ndarray)
+    assert_type(curate([vectors, vectors], 10, resample=5).indices, torch.Tensor)
+    return vectors[curate(vectors, 10, seed=1).indices]
 
 
 def of_features(features: np.ndarray) -> np.ndarray:

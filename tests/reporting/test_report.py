@@ -244,6 +244,9 @@ def test_of_many_classes_some_are_shown_and_all_are_listed(known: str) -> None:
     page = Page(report(labels, texts=[str(i) for i in range(len(labels))], **given))
     assert page.count("section") == 24
     assert len(page.column("size")) == n_classes
+    shown = [int(re.sub("<.*?>", "", one)) for one in page.column("example")]  # a text of each class is its sample
+    assert labels[shown].tolist() == list(range(n_classes))
+    assert "With the beginning of a text of each." in page.shown
 
     best, by = -np.arange(n_classes), -np.arange(n_classes)
     if known == "truth":
@@ -276,6 +279,16 @@ def test_broken_histories_are_drawn_as_far_as_they_go(data) -> None:
     lines = [{"epoch": 1, "loss": float("nan")}, {"epoch": 2, "loss": 1.5}, {"loss": 3}, {}, {"epoch": 3, "loss": "x"}]
     assert "1.5 after 2 epochs." in report(data["labels"], history=lines)
     assert "Training" not in report(data["labels"], history=[])
+
+
+def test_alarms_of_a_training_are_told_once(data) -> None:
+    record = {"update": 1, "head": 0, "epochs_trained": 1.0}
+    texts = ["quality has fallen from 0.51 to 0.4", "quality has fallen from 0.51 to 0.3", "<b>odd</b>"]
+    lines = [record | {"alarms": [text]} for text in texts] + [record | {"alarms": 3}, record | {"head": 1}]
+    page = Page(report(data["labels"], history=lines)).shown
+    assert page.count("Training warned: ") == 2
+    assert "Training warned: quality has fallen from 0.51 to 0.3." in page
+    assert "Training warned: <b>odd</b>." in page
 
 
 def drawn(figure: str) -> list[tuple[float, float]]:

@@ -237,3 +237,34 @@ def test_table_is_sorted_by_clicks_and_searched_by_typing(browser, data, tmp_pat
     browser.press(*"zz")
     assert shown_rows(browser) == ""
     assert browser.complaints == []
+
+
+def test_all_classes_are_reached_page_by_page(browser, tmp_path: Path) -> None:
+    labels = np.repeat(np.arange(120), np.arange(1, 121))
+    report(labels, images=np.zeros((len(labels), 4, 4), np.uint8), path=tmp_path / "page.html")
+    browser.open(tmp_path / "page.html", 400)
+
+    def shown() -> tuple[str, list[int]]:
+        rows = [*range(120)]
+        numbers = browser.value("""Array.from(document.querySelectorAll("#classes tbody tr"))
+            .filter((row) => row.offsetHeight > 0).map((row) => Number(row.cells[0].textContent))""")
+        assert set(numbers) <= set(rows)
+        return browser.value("document.getElementById('place').textContent"), numbers
+
+    assert shown() == ("1 to 50 of 120 classes", [*range(50)])
+    for place, numbers in (
+        ("51 to 100 of 120 classes", [*range(50, 100)]),
+        ("101 to 120 of 120 classes", [*range(100, 120)]),
+        ("101 to 120 of 120 classes", [*range(100, 120)]),  # the end
+    ):
+        browser.click("#turn button", 1)
+        assert shown() == (place, numbers)
+    browser.click("#turn button", 0)
+    assert shown()[1] == [*range(50, 100)]
+    browser.click("th button", 1)  # by size: the largest first, from the first page on
+    assert shown() == ("1 to 50 of 120 classes", [*range(119, 69, -1)])
+    browser.click("#search")
+    browser.press(*"119")
+    assert shown()[1] == [119, 118]  # of number 119, and of 119 samples
+    assert browser.value("document.getElementById('turn').offsetHeight") == 0
+    assert browser.complaints == []

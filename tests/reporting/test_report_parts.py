@@ -21,7 +21,9 @@ from otlabel import report
 from otlabel.ranks.rowset import RowSet
 from otlabel.reporting.confusion import confusion_of
 from otlabel.reporting.keywords import key_words
+from otlabel.reporting.painter import Painter
 from otlabel.reporting.scatter import scatter_of
+from otlabel.reporting.strips import ROOM, strips_of
 from otlabel.sources import open_scores
 
 RNG = np.random.default_rng(0)
@@ -111,3 +113,44 @@ def test_the_picture_stays_small_and_says_how_many_it_shows() -> None:
     assert len(found.picture) < 400_000
     assert found.told.startswith("20,000 of 60,000 samples by their features: the first two principal components")
     assert found.legend == ()
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "n_pictures", "told"),
+    [
+        (30, 4, "With 4 small pictures of each."),
+        (1200, 2, "With 2 small pictures of each: a page has room for 2,400."),
+        (5000, 1, "With a small picture of the first "),
+    ],
+)
+def test_all_classes_have_pictures_as_there_is_room(n_classes: int, n_pictures: int, told: str) -> None:
+    noise = RNG.integers(0, 256, (40, 32, 32), dtype=np.uint8)  # nothing is larger
+    painter = Painter(noise, [0])
+    uri = painter.thumbnail(0, 32)
+    painter.thumbnail = lambda index, side: uri  # type: ignore[method-assign]  # quick
+    samples = [[], *([4 * k % 40 + i for i in range(4)] for k in range(n_classes))]
+    strips = strips_of(samples, None, painter)
+    numbers = [len(one.pictures) for one in strips.of_class]
+    assert strips.told.startswith(told)
+    assert numbers[:2] == [0, n_pictures]
+    assert set(numbers[1:]) <= {n_pictures, 0}
+    assert 0.5 * ROOM < sum(len(u) for one in strips.of_class for _, u in one.pictures) < ROOM or n_classes == 30
+    assert [i for i, _ in strips.of_class[3].pictures] == samples[3][:n_pictures]
+
+
+def test_small_pictures_are_those_of_the_samples_and_of_one_shape() -> None:
+    shades = np.arange(120, dtype=np.uint8).repeat(64).reshape(120, 8, 8)  # flat: none is changed by its coding
+    labels = np.arange(120) // 4
+    page = report(labels, images=shades)
+    cells = re.findall(r'<td class="plain coarse">(.*?)</td>', page)
+    assert len(cells) == 30
+    for k, cell in enumerate(cells):
+        shown = re.findall(r'base64,([^"]+)" alt="sample (\d+)"', cell)
+        assert {int(i) // 4 for _, i in shown} == {k}
+        for code, i in shown:
+            pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(code))).convert("L"))
+            assert abs(pixels.astype(int) - int(i)).max() <= 1
+    ragged = [*shades[:119], np.zeros((8, 9), np.uint8)]
+    assert "small pictures of each" in report(labels, images=list(shades))
+    with pytest.raises(ValueError, match="of one shape"):
+        report(labels[::-1].copy(), images=ragged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 import shutil
@@ -28,7 +29,7 @@ from otlabel.selflabel import (
     TensorStore,
     callbacks,
 )
-from otlabel.selflabel.callbacks import lightning_callback, trainer_callback
+from otlabel.selflabel.callbacks import figures_of, lightning_callback, trainer_callback
 
 N, K, BATCH, EPOCHS = 60, 4, 12, 4
 STEPS = N // BATCH  # an epoch
@@ -149,7 +150,9 @@ class StatefulLoader(DataLoader):
         self.skipped = state["given"]
 
 
-def run_lightning(lightning: Any, folder: Path, epochs: int, schedule: Any, checkpoint: Path | None = None) -> Any:
+def run_lightning(
+    lightning: Any, folder: Path, epochs: int, schedule: Any, checkpoint: Path | None = None, logger: Any = False
+) -> Any:
     """One training; the loader for it draws by the labels, the loader for labelling is made anew each time."""
     data = IndexedDataset(TensorDataset(points()))
     labeler = Watching(N, [K, 3], schedule=schedule)
@@ -158,7 +161,7 @@ def run_lightning(lightning: Any, folder: Path, epochs: int, schedule: Any, chec
     callback = lightning_callback(labeler, lambda: DataLoader(data, 25), module.net)
     saving = lightning.callbacks.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     trainer = lightning.Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        max_epochs=epochs, accelerator="cpu", logger=logger, enable_progress_bar=False, enable_model_summary=False,
         callbacks=[callback, saving],
     )  # fmt: skip
     fetched = Fetched(data, labeler)
@@ -192,8 +195,15 @@ def test_lightning_relabels_in_time_and_resumes_exactly(lightning: Any, tmp_path
 
 @lightnings_own_warnings
 def test_lightning_with_a_schedule_in_steps(lightning: Any, tmp_path: Path) -> None:
-    labeler, *_ = run_lightning(lightning, tmp_path, 2, EverySteps(3))
+    logger = lightning.loggers.CSVLogger(tmp_path, name="", version="")
+    labeler, *_ = run_lightning(lightning, tmp_path, 2, EverySteps(3), logger=logger)
     assert labeler.updated_at == [0, 3, 6, 9]
+    with open(tmp_path / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["otlabel/churn"]]
+    assert [int(row["step"]) for row in rows] == [0, 3, 6, 9]
+    for number, row in enumerate(rows):
+        of_heads = [record["churn"] for record in labeler.history if record["update"] == number]
+        assert float(row["otlabel/churn"]) == pytest.approx(np.mean(of_heads))
     assert all(isinstance(one, torch.optim.SGD) for one in labeler.optimizers)  # told what trains the heads
 
 
@@ -256,7 +266,11 @@ def run_trainer(
     def loss(outputs: Any, index: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         return labeler.loss(outputs.logits, index) * len(index) / num_items_in_batch
 
-    trainer = transformers.Trainer(
+    class Logging(transformers.Trainer):  # as the documentation has it
+        def log(self, logs: Any, *more: Any) -> None:
+            super().log(logs | figures_of(labeler), *more)
+
+    trainer = Logging(
         tiny_bert(transformers),
         transformers.TrainingArguments(
             output_dir=str(folder), per_device_train_batch_size=BATCH // accumulate, num_train_epochs=EPOCHS,
@@ -286,6 +300,19 @@ def test_trainer_relabels_in_time(straight: Any) -> None:
     assert model.training
     assert trainer.state.global_step == EPOCHS * STEPS
     check_balanced(labeler)
+    told = trainer.state.log_history[-1]
+    assert {name: told[name] for name in figures_of(labeler)} == figures_of(labeler)
+
+
+def test_figures_are_means_over_heads() -> None:
+    labeler = SelfLabeler(40, [4, 2], features=lambda _, x: x, heads=lambda model: list(model))
+    assert figures_of(labeler) == {}
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    labeler.update(nn.ModuleList([nn.Linear(3, 4), nn.Linear(3, 2)]), [(torch.arange(40), x)])
+    figures = figures_of(labeler)
+    assert {"otlabel/churn", "otlabel/entropy", "otlabel/gap"} <= figures.keys()
+    assert figures["otlabel/entropy"] == pytest.approx((math.log(4) + math.log(2)) / 2)
+    assert all(type(value) is float for value in figures.values())
 
 
 @pytest.mark.parametrize("step", [STEPS + 2, 3 * STEPS])  # within an epoch; where an epoch and a relabelling begin

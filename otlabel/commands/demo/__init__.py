@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from otlabel.commands import options
 from otlabel.errors import MissingPackageError
+from otlabel.progress import progress
 from otlabel.storage.atomic import replacing, save_array
 
 if TYPE_CHECKING:
@@ -45,14 +46,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_demo(folder: Path, *, echo: Callable[[str], None] = print, watched: bool = False) -> Findings:
     """Run it all, tell about it through `echo` and write the picture, the page and the labels to `folder`."""
-    from otlabel import report
-    from otlabel.commands.demo.picture import draw
-    from otlabel.commands.demo.runs import compare
-    from otlabel.commands.demo.words import conclusion, page, table, what_is_done
-
-    _check_folder(folder)
-    _check_packages()
     started = time.perf_counter()
+    with progress("starting", shown=watched):  # torch and matplotlib take a while
+        from otlabel import report
+        from otlabel.commands.demo.picture import draw
+        from otlabel.commands.demo.runs import compare
+        from otlabel.commands.demo.words import conclusion, page, table, what_is_done
+
+        _check_folder(folder)
+        _check_packages()
     echo(what_is_done())
     findings = compare(watched=watched)
     echo(f"\n{table(findings)}\n\n{conclusion(findings)}")
