@@ -84,10 +84,10 @@ def page(result: dict[str, Any]) -> Iterator[str]:
     yield (
         f"CIFAR-10: `{NETWORK['backbone']}`, {NETWORK['options']}, on {scale['samples']:,} images for "
         f"{scale['epochs']} epochs, one relabelling an epoch. SeLa: four heads of {N_CLASSES} classes; k-means: one. "
-        f"Linear probes on the same images for {scale['probe_epochs']} epochs, top-1 on {scale['test']:,} test images by "
-        f"ten crops; {'one seed' if n_seeds == 1 else f'mean and standard deviation of {n_seeds} seeds'}. `L-BFGS` is "
-        "`metrics.linear_probe` on the features of plain images. The scale is a hundredth of the papers': it shows the "
-        "order of rows, if that, and not their figures. Made by `python benchmarks/bench_probes.py`.\n"
+        f"Linear probes on the same images for {scale['probe_epochs']} epochs, top-1 on {scale['test']:,} test images "
+        f"by ten crops; {'one seed' if n_seeds == 1 else f'mean and standard deviation of {n_seeds} seeds'}. "
+        "`L-BFGS` is `metrics.linear_probe` on the features of plain images. The scale is a hundredth of the papers': it "
+        "shows the order of rows, if that, and not their figures. Made by `python benchmarks/bench_probes.py`.\n"
     )
     yield f"{machine_line(result['machine'])}\n"
     names = [*layers, "L-BFGS", "kNN", "5-way 1-shot", "5-shot", "NMI", "CPU s"]
@@ -105,10 +105,10 @@ def page(result: dict[str, Any]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--samples", type=int, default=2000)
-    parser.add_argument("--test", type=int, default=1000)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--probe-epochs", type=int, default=20)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--test", type=int, default=500)
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--probe-epochs", type=int, default=15)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="all code in seconds; nothing is kept")
     arguments = parser.parse_args()

@@ -64,8 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(run=str(arguments.run), data=images.name, **judged.to_dict())
     else:
-        apart = ", which were set apart of them" if judged.is_apart else ""
-        print(f"{images.name}: {judged.n_train:,} images to train probes on, {judged.n_val:,} to judge by{apart}")
+        print(f"{images.name}: {judged.n_train:,} samples to train probes on, {judged.n_val:,} to judge by")
+        if judged.is_apart:
+            print("There are no test images with classes: a fifth of the others was set apart.")
         print(told(judged))
     if arguments.plot is not None:
         figure = draw(judged, f"{arguments.run}: linear probes on {images.name}")

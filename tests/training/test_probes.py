@@ -17,7 +17,7 @@ from otlabel import linear_probes, metrics
 from otlabel.selflabel import MultiHead
 from otlabel.training.crops import Batches, fixed_crops, random_crops
 from otlabel.training.networks import small_convnet
-from otlabel.training.probes import pooled, stages_of
+from otlabel.training.probes import _Probes, pooled, stages_of
 
 
 def loader(x: Tensor, y: Tensor, size: int = 32) -> list[tuple[Tensor, Tensor]]:
@@ -258,6 +258,20 @@ def test_batches_have_each_sample_once_an_epoch_in_a_new_order() -> None:
 
 
 # ---- few shots ----
+
+
+@pytest.mark.parametrize(
+    ("epochs", "lengths"), [(36, [10, 10, 10, 6]), (1, [1]), (3, [1, 1, 1]), (72, [20, 20, 20, 12])]
+)
+def test_the_rate_falls_at_the_papers_epochs(
+    epochs: int, lengths: list[int], monkeypatch: pytest.MonkeyPatch, data: tuple[Tensor, Tensor]
+) -> None:
+    rates: list[float] = []
+    step = _Probes.step
+    monkeypatch.setattr(_Probes, "step", lambda self, found, y, of: (rates.append(of[0]), step(self, found, y, of)))
+    linear_probes(nn.Flatten(), [""], [data], [data], epochs=epochs, n_classes=3)
+    wanted = [0.1 ** (2 + drop) for drop, length in enumerate(lengths) for _ in range(length)]
+    assert rates == pytest.approx(wanted)
 
 
 def test_few_samples_get_as_many_steps_as_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
