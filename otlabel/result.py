@@ -53,7 +53,7 @@ class Assignment(Generic[ArrayT]):
     Arrays are torch tensors on the scores' device where the scores were, else NumPy arrays.
     """
 
-    labels: ArrayT  # (N,) int64; -1 for a sample left unlabelled
+    labels: ArrayT  # (N,) int64; -1 for a sample left unlabelled. (N, k) where samples have several, the best score first
     counts: ArrayT  # (K,) int64: class sizes of the labels
     class_mass: ArrayT  # (K,) float64: share of each class in the entropic plan
     potentials: ArrayT  # (K,) float64: prove the labels; -inf for a class that was to stay empty. A class that has no
@@ -90,7 +90,13 @@ class Assignment(Generic[ArrayT]):
     @property
     def proof(self) -> Certificate[ArrayT]:
         """Value, bound and gap with what they prove; `proof.proven` says whether the labels are optimal."""
-        return Certificate(self.value, self.bound, self.counts, self.gap, self.rounding, self.size_error)
+        of_labels = self.gap, self.rounding, self.size_error, self.labels_per_sample
+        return Certificate(self.value, self.bound, self.counts, *of_labels)
+
+    @property
+    def labels_per_sample(self) -> int:
+        """How many different classes each sample has."""
+        return 1 if self.labels.ndim == 1 else int(self.labels.shape[1])
 
     @overload
     def predict(self, scores: Tensor | Sequence[Tensor]) -> Tensor: ...
@@ -241,7 +247,7 @@ class Assignment(Generic[ArrayT]):
         sizes = as_array(self.counts)
         lines = self.proof.summary().split("\n")
         n_samples = self.n_samples or len(self.labels)
-        if unlabelled := n_samples - int(sizes.sum()):
+        if unlabelled := n_samples - int(sizes.sum()) // self.labels_per_sample:
             lines[0] += f"; {unlabelled:,} left unlabelled"
         passes = f"{self.n_sweeps} passes over {n_samples:,} x {len(sizes):,} scores"
         if 0 < self.n_readings < self.n_sweeps:

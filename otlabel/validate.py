@@ -41,9 +41,9 @@ def check_sample_mass(sample_mass: Any, n_rows: int) -> tuple[np.ndarray | None,
     return class_sizes(mass / mass.sum(), MASS_UNITS).astype(np.float64), MASS_UNITS
 
 
-def check_mass(class_mass: Any, n_rows: int, n_classes: int) -> np.ndarray:
+def check_mass(class_mass: Any, n_rows: int, n_classes: int, labels_per_sample: int = 1) -> np.ndarray:
     """Class masses as (K,) shares, from shares, sizes or nothing."""
-    return class_shares(None if class_mass is None else as_array(class_mass), n_rows, n_classes)
+    return class_shares(None if class_mass is None else as_array(class_mass), n_rows, n_classes, labels_per_sample)
 
 
 def check_number_of_labels(labels: Any, n_rows: int) -> None:

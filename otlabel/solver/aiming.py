@@ -34,7 +34,8 @@ def aim(sample: Problem, stretch: int, solver: Solver, init: np.ndarray | None, 
 
 
 def _aim(g: np.ndarray, sample: Problem, solver: Solver, moves: float) -> Aim:
-    return Aim(g, g + solver.epsilon * sample.rule.log_mass, width_for(sample.n_classes, solver, moves))
+    width = width_for(sample.n_classes, solver, moves, sample.rows.labels_per_row)
+    return Aim(g, g + solver.epsilon * sample.rule.log_mass, width)
 
 
 def _error(sample: Problem, solver: Solver, g: np.ndarray, monitor: Monitor) -> float:

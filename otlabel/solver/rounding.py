@@ -76,7 +76,7 @@ def round_exact(
     tie, coarsest = 0.0, TIE * (problem.magnitude + float(np.abs(g[np.isfinite(g)]).max()))
     n_here = problem.rows.shape[0]
     weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
-    placement = unlabelled = Placement.of_nothing(n_here)
+    placement = unlabelled = Placement.of_nothing(problem.rows.of_labels)
     n_paths, n_refined, is_first, may_lift = 0, 0, True, not problem.is_listed
     slack = Slack(problem, g, rng, least_slack)
     while True:
@@ -91,7 +91,7 @@ def round_exact(
             placement = unlabelled
             slack.begin(g)
             continue
-        below, tie = below_best(movable, g)
+        below, tie = below_best(movable, units, g)
         free = free_places(problem, g, counts, slack.now, tie)
         board = board_of(movable, below, units, free, g, counts)
         if is_first:
@@ -113,7 +113,7 @@ def round_exact(
                 return Rounded(placement, g, n_paths, slack.now, is_done=False)
             continue
         g = np.where(np.abs(g) <= tie, 0.0, g)  # less is left of rounding
-        if rule.shift_free:
+        if rule.shift_free and problem.rows.labels_per_row == 1:
             g = _settled(problem, movable, units, g, slack.now, placement.labels, monitor)
         if n_refined == REFINED_PASSES or not _falls_short(movable, units, g):
             return Rounded(placement, g, n_paths)
@@ -141,7 +141,8 @@ def _falls_short(movable: Movable, units: np.ndarray, potentials: np.ndarray) ->
     if not len(u):
         return False
     taken = np.flatnonzero(units)
-    best = row_tops(found, u)[movable.row_of[taken]]
+    best = row_tops(found, np.where(found.taken & (units > 0), -np.inf, u) if len(found.taken) else u)
+    best = best[movable.row_of[taken]]
     return bool((best - u[taken] > rounding_of(best, u[taken], own_potentials[taken], potentials)).any())
 
 
@@ -201,7 +202,7 @@ def _infeasible(problem: Problem, board: Board, free: FreePlaces, n_entries: int
         movable = np.zeros(len(board.start) - 1, bool)
         movable[board.row_of[(board.units > 0) & inside[board.classes]]] = True
         wider = inside.copy()
-        wider[board.classes[movable[board.row_of]]] = True
+        wider[board.classes[movable[board.row_of] & (board.units < board.caps[board.row_of])]] = True
         if np.array_equal(wider, inside):
             break
         inside = wider
