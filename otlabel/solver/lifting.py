@@ -29,7 +29,7 @@ def lifted(problem: Problem, potentials: np.ndarray, starved: np.ndarray, rng: n
     sample = problem.rows.taken(rows)
     units = np.ones(sample.n_rows) if problem.weights is None else problem.weights[problem.rows.local(rows)]
     _, tops, _ = sweep.label(sample, potentials)
-    tops, units = problem.rows.concat("lift", tops.reshape(len(tops), -1), units)
+    tops, units = problem.rows.concat("lift", tops.reshape(len(tops), problem.rows.labels_per_row), units)
     wanted = problem.bounds[0] * (units.sum() * tops.shape[1] / problem.n_units)
     for some in np.array_split(starved, -(-len(starved) // COLUMNS_AT_ONCE)):
         here = [block[:, some] for _, block in sample.fine.blocks()]

@@ -58,7 +58,7 @@ def certified(
         size_error = float(max(part.sum() for part in off)) / n_units
     gap, value, rounding = (per_row * total / n_units for total in (fell_short, scored, rounded))
     proof = Certificate(value, value + gap, counts, gap, rounding, size_error, per_row)
-    return labels_of_rows, proof, sizes, priced(problem, potentials, tops.reshape(len(tops), -1).min(1), monitor)
+    return labels_of_rows, proof, sizes, priced(problem, potentials, tops.reshape(len(tops), per_row).min(1), monitor)
 
 
 def shortfall(

@@ -41,6 +41,7 @@ from otlabel.solver.repair import Done, repair, spread_ties
 from otlabel.solver.slack import Slack
 
 FINER = 1e-6  # times what counts as nothing for most rows: in passes for those that it is much for
+ROUNDER = 64.0  # times what counts as nothing: the grid of potentials that are to be round
 REFINED_PASSES = 4  # of those that mend what potentials lost of small rows' digits while they fell by much
 
 
@@ -115,8 +116,10 @@ def round_exact(
         g = np.where(np.abs(g) <= tie, 0.0, g)  # less is left of rounding
         if rule.shift_free and problem.rows.labels_per_row == 1:
             g = _settled(problem, movable, units, g, slack.now, placement.labels, monitor)
-        if n_refined == REFINED_PASSES or not _falls_short(movable, units, g):
+        if not _falls_short(movable, units, g):
             return Rounded(placement, g, n_paths)
+        if n_refined == REFINED_PASSES:
+            return Rounded(placement, _rounder(movable, units, g, tie), n_paths)
         n_refined += 1
         slack.begin_again()
 
@@ -144,6 +147,14 @@ def _falls_short(movable: Movable, units: np.ndarray, potentials: np.ndarray) ->
     best = row_tops(found, np.where(found.taken & (units > 0), -np.inf, u) if len(found.taken) else u)
     best = best[movable.row_of[taken]]
     return bool((best - u[taken] > rounding_of(best, u[taken], own_potentials[taken], potentials)).any())
+
+
+def _rounder(movable: Movable, units: np.ndarray, potentials: np.ndarray, tie: float) -> np.ndarray:
+    """The potentials as round numbers where these prove the labels: of scores that are round, what is tied then is."""
+    with np.errstate(divide="ignore"):
+        grid = 2.0 ** np.ceil(np.log2(ROUNDER * tie))
+    g = np.rint(potentials / grid) * grid if grid > 0 else potentials
+    return potentials if _falls_short(movable, units, g) else g
 
 
 def _settled(
