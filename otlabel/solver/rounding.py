@@ -225,7 +225,8 @@ def _infeasible(problem: Problem, board: Board, free: FreePlaces, n_entries: int
         return f"{units / problem.n_units:.6g}" if problem.weighted else f"{units}"
 
     units = amount(counts[shut].sum())
-    what = f"samples of {units} of the mass" if problem.weighted else f"{units} samples"
+    kind = "samples" if problem.rows.labels_per_row == 1 else "labels of samples"
+    what = f"samples of {units} of the mass" if problem.weighted else f"{units} {kind}"
     if inside[-1]:  # what classes may leave free reaches all of these: others lack samples
         finding, remedy = f"only {what} may go to the", "less"
         wanted = amount(lo[shut].sum())
