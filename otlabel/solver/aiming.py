@@ -34,8 +34,7 @@ def aim(sample: Problem, stretch: int, solver: Solver, init: np.ndarray | None, 
 
 
 def _aim(g: np.ndarray, sample: Problem, solver: Solver, moves: float) -> Aim:
-    width = width_for(sample.n_classes, solver, moves, sample.rows.labels_per_row)
-    return Aim(g, g + solver.epsilon * sample.rule.log_mass, width)
+    return Aim(g, g + solver.epsilon * sample.rule.log_mass, width_for(sample.n_classes, solver, moves))
 
 
 def _error(sample: Problem, solver: Solver, g: np.ndarray, monitor: Monitor) -> float:

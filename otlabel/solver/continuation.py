@@ -101,8 +101,7 @@ def _descend(problem: Problem, solver: Solver, begun: np.ndarray | None, monitor
 
 def lists_near(problem: Problem, solver: Solver, potentials: np.ndarray, monitor: Monitor) -> Shortlist | None:
     """Lists at potentials that are about right, or None where these would be long."""
-    width = width_for(problem.n_classes, solver, NEAR * solver.epsilon, problem.rows.labels_per_row)
-    return shorten(problem, potentials, width, monitor)
+    return shorten(problem, potentials, width_for(problem.n_classes, solver, NEAR * solver.epsilon), monitor)
 
 
 def is_listable(problem: Problem, solver: Solver) -> bool:
@@ -126,8 +125,7 @@ def _on_lists(
             return replace(solution, point=replace(point, error=error), shortlist=shortlist)
         if not converged:
             break  # what was left out may be what it lacks
-        g, moves = point.potentials, shortlist.drift(point.plan_potentials)
-        width = width_for(problem.n_classes, solver, moves, problem.rows.labels_per_row)
+        g, width = point.potentials, width_for(problem.n_classes, solver, shortlist.drift(point.plan_potentials))
         if n_made == MOST_LISTS:
             break
         wider = shorten(problem, point.plan_potentials, width, monitor, shortlist.probe)

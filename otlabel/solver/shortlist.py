@@ -100,16 +100,13 @@ class Shortlist:
         """The most that the classes left out can have of the plan; twice that is its error.
 
         Of a row whose best class was t, class k has at most exp((m_k - m_t - reach) / epsilon), where m is how far
-        potentials have moved. Where rows take k classes, what is at least d below the k-th has no more than exp(-d / 2
-        epsilon) each: either the threshold is in the upper half of that, or what the k best lack, which all others
-        have, is as little.
+        potentials have moved. Where rows take several classes each, each row says by itself: see `sweep.left_out`.
         """
         open_classes = np.isfinite(potentials)
         if math.isinf(self.drift(potentials)):
             return math.inf
-        if (several := self.problem.rows.labels_per_row) > 1:
-            below = max(self.reach - self.drift(potentials), 0.0)
-            return min(1.0, len(potentials) / several * math.exp(-below / (2 * epsilon)))
+        if self.problem.rows.labels_per_row > 1:
+            return sweep.left_out(self.problem.rows, potentials, self.origin, epsilon, self.reach)
         moved = (potentials[open_classes] - self.origin[open_classes]) / epsilon
         log_shares = np.log(np.maximum(self.best_shares[open_classes], LEAST_SHARE))
         log_total = logsumexp(moved) + logsumexp(log_shares - moved) - self.reach / epsilon
@@ -143,11 +140,9 @@ def may_be_listed(rows: RowSet, rule: Rule, most: np.ndarray, solver: Solver, ro
     return large and not shut.any() and rows.source.device is None
 
 
-def width_for(n_classes: int, solver: Solver, moves: float, labels_per_row: int = 1) -> float:
+def width_for(n_classes: int, solver: Solver, moves: float) -> float:
     """A width for potentials that may move so far, at which lists also hold the plan."""
     of_plan = solver.epsilon * math.log(2 * n_classes / (LEFT_OUT * solver.tol))
-    if labels_per_row > 1:  # see `Shortlist.left_out`
-        of_plan = 2 * solver.epsilon * math.log(2 * n_classes / (labels_per_row * LEFT_OUT * solver.tol))
     return max(MARGIN * moves, MARGIN_OF_PLAN * moves + of_plan)
 
 

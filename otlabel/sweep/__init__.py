@@ -274,6 +274,20 @@ def listed(rows: RowSet, potentials: np.ndarray, width: float, quantum: float, *
     return Listing(source, max(roundings), None if looks is None else looks.result())
 
 
+def left_out(rows: RowSet, potentials: np.ndarray, origin: np.ndarray, epsilon: float, reach: float) -> float:
+    """The most of the plan at some potentials, as a share, that lists lack which were made at an origin.
+
+    Of rows that take several classes each; lists of all ranks have what is within `reach` of each row's last.
+    """
+
+    def bound(backend: Any, block: Any, start: int, stop: int) -> Handle[float]:
+        of_block: Handle[float] = backend.left_out_block(block, potentials, origin, 1.0 / epsilon, reach)
+        return of_block
+
+    (total,) = rows.sum("left out", np.array(sum(run_blocks(rows, bound))))
+    return float(total) / (rows.labels_per_row * rows.n_rows)
+
+
 def plan(rows: RowSet, potentials: np.ndarray, epsilon: float, precision: type = np.float64) -> np.ndarray:
     """softmax_k((s + g) / epsilon) of every row, (N, K): the rows of the entropic plan before they are weighted."""
     out: np.ndarray = np.empty(rows.shape, precision)

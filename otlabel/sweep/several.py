@@ -17,6 +17,7 @@ from otlabel.sweep.several_kernels import (
     candidates_lists,
     curvature_lists,
     label_lists,
+    left_out_lists,
     near_block,
     plan_lists,
     sweep_lists,
@@ -85,6 +86,13 @@ class Several:
             block, rows = _taken(block, rows), np.arange(len(rows))
         starts, classes, scores, _ = self._of_plan(block, potentials, inverse_epsilon)
         return Ready(curvature_lists(starts, classes, scores, rows, potentials, inverse_epsilon, self._k, share))
+
+    def left_out_block(
+        self, block: Lists, potentials: np.ndarray, origin: np.ndarray, inverse_epsilon: float, reach: float
+    ) -> Handle[float]:
+        """As `left_out_lists` says."""
+        starts, classes, scores, _ = block
+        return Ready(left_out_lists(starts, classes, scores, potentials, origin, inverse_epsilon, reach, self._k))
 
     def list_block(self, block: Any, potentials: np.ndarray, width: float) -> Arrays:
         """Of a dense block, how many classes of each row are within a width of its k-th best, classes and scores."""

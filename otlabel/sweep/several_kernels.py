@@ -14,6 +14,7 @@ from otlabel.compiling import njit
 from otlabel.sweep.lists import LOWEST_LISTED
 from otlabel.sweep.numerics import FAST, FLAGS, LOWEST, append_near, exp, grown, part, widen
 
+CEILING = 20.0, 40.0  # in float32 and float64: where exp(-x) is nothing beside one
 STEPS = 40  # of Newton's, far more than it takes
 LONGEST_STEP = 20.0  # of log X
 LARGE_PRODUCT = 1e150  # of which the logarithm is taken before it grows on
@@ -96,7 +97,7 @@ def _capped(u, number, k, inverse_epsilon, tops, e, rest):
     `rest` is room for as many numbers as e has.
     """
     _largest(u, number, tops)
-    zero, one, ceiling = u.dtype.type(0), u.dtype.type(1), u.dtype.type(20 if u.itemsize == 4 else 40)
+    zero, one, ceiling = u.dtype.type(0), u.dtype.type(1), u.dtype.type(CEILING[0] if u.itemsize == 4 else CEILING[1])
     if number <= k:
         for at in range(number):
             e[at] = one
@@ -340,6 +341,40 @@ def curvature_lists(starts, classes, scores, rows, potentials, inverse_epsilon, 
                 n_entries += 1
         sizes[place] = n_entries - before
     return sizes, found[:n_entries], values[:n_entries]
+
+
+@njit(fastmath=FAST, nogil=True, cache=True)
+def left_out_lists(starts, classes, scores, potentials, origin, inverse_epsilon, reach, k):
+    """The most that classes have of the plan which no list of these rows has: the sum over rows, in float64.
+
+    Lists have what is within `reach` of each row's k-th best by the origin. With T and T0 the k-th best u now and
+    there, and t the threshold that lists give, which the true one is not below, class j has no more than
+    exp((T0 - reach + g_j - g0_j - t) / epsilon); l is the sum of these over all j. Where the true threshold is s higher,
+    they have l exp(-s / epsilon), and no more than what the k best lack then, k exp((t + s - T) / epsilon): so, of the
+    two, at most sqrt(l k exp((t - T) / epsilon)).
+    """
+    longest = _longest(starts)
+    u, e, rest = np.empty((3, longest), potentials.dtype)
+    tops = np.empty(k + 1)
+    highest, total, result = -np.inf, 0.0, 0.0
+    for j in range(potentials.size):
+        if potentials[j] > -np.inf:
+            highest = max(highest, potentials[j] - origin[j])
+    for j in range(potentials.size):
+        if potentials[j] > -np.inf:
+            total += np.exp((potentials[j] - origin[j] - highest) * inverse_epsilon)
+    for i in range(starts.size - 1):
+        number = _sums(starts, classes, scores, origin, i, u)
+        _largest(u, number, tops[:k])
+        before = tops[k - 1]
+        number = _sums(starts, classes, scores, potentials, i, u)
+        x = _capped(u, number, k, inverse_epsilon, tops, e, rest)
+        at_kth = np.log(total) + (before - reach + highest - tops[k - 1]) * inverse_epsilon  # as if t were T
+        most = min(0.5 * (at_kth + np.log(k)), np.log(k))
+        if number > k and (tops[k - 1] - tops[k]) * inverse_epsilon < 2 * CEILING[1]:  # else x is only about right
+            most = min(most, at_kth - np.log(x) - CEILING[1])
+        result += np.exp(most)
+    return result
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
