@@ -17,7 +17,8 @@ from otlabel.sweep.numerics import FAST, FLAGS, LOWEST, append_near, exp, grown,
 CEILING = 20.0, 40.0  # in float32 and float64: where exp(-x) is nothing beside one
 STEPS = 40  # of Newton's, far more than it takes
 LONGEST_STEP = 20.0  # of log X
-LARGE_PRODUCT = 1e150  # of which the logarithm is taken before it grows on
+ENOUGH = 1e-3, 1e-7  # a step that long is followed by one of no more than its square: rounding
+SMALL_PRODUCT = 1e-150  # of which the logarithm is taken before it falls on
 
 
 @part()
@@ -91,55 +92,36 @@ def _longest(starts):
 
 
 @part()
-def _capped(u, number, k, inverse_epsilon, tops, e, rest):
-    """Write e of one row, and return X: its plan is e / (e + X). `tops` (k + 1,) gets its largest u.
-
-    `rest` is room for as many numbers as e has.
-    """
+def _capped(u, number, k, inverse_epsilon, tops, e):
+    """Write e of one row, and return X: its plan is e / (e + X). `tops` (k + 1,) gets its largest u."""
     _largest(u, number, tops)
     zero, one, ceiling = u.dtype.type(0), u.dtype.type(1), u.dtype.type(CEILING[0] if u.itemsize == 4 else CEILING[1])
     if number <= k:
         for at in range(number):
             e[at] = one
         return zero
-    kth, n_rest, n_tied = tops[k - 1], 0, 0
-    for j in range(k):
-        n_tied += tops[j] == kth
+    kth, more = tops[k - 1], -k  # classes that are as good as the k-th
     for at in range(number):  # what is far above the k-th has all but exp(-ceiling) of its one
         e[at] = exp(min((u[at] - kth) * inverse_epsilon, ceiling) - ceiling)
-    for at in range(number):
-        if u[at] < kth:
-            rest[n_rest] = e[at]
-            n_rest += 1
-        elif u[at] == kth:
-            n_tied -= 1
-            if n_tied < 0:
-                rest[n_rest] = e[at]
-                n_rest += 1
-    for j in range(k):
-        tops[j] = exp(min((tops[j] - kth) * inverse_epsilon, ceiling) - ceiling)
+        more += u[at] >= kth
     apart = (kth - tops[k]) * inverse_epsilon
     log_x = -ceiling - min(apart / 2, ceiling)
-    enough = u.dtype.type(2e-6 if u.itemsize == 4 else 1e-14)
-    for _ in range(STEPS):
+    enough = u.dtype.type(ENOUGH[0] if u.itemsize == 4 else ENOUGH[1])
+    for _ in range(STEPS if apart < 2 * ceiling else 0):
         x = np.exp(log_x)
-        lacked, had, of_tops, of_rest = zero, zero, zero, zero
-        for j in range(k):
-            q = x / (tops[j] + x)
-            lacked += q
-            of_tops += q * (one - q)
-        for at in range(n_rest):
-            q = rest[at] / (rest[at] + x)
-            had += q
-            of_rest += q * (one - q)
-        if not had > zero or apart > 2 * ceiling:
-            break
+        lacked, had, of_tops, of_rest = zero, u.dtype.type(more), zero, zero
+        for at in range(number):
+            share = one / (e[at] + x)
+            is_top, w = u[at] >= kth, e[at] * x * share * share
+            lacked += x * share if is_top else zero
+            of_tops += w if is_top else zero
+            had += zero if is_top else e[at] * share
+            of_rest += zero if is_top else w
         off = np.log(lacked / had)
         step = off / (of_tops / lacked + of_rest / had)
         log_x -= min(max(step, u.dtype.type(-LONGEST_STEP)), u.dtype.type(LONGEST_STEP))
         if abs(off) <= enough:
             break
-    _largest(u, number, tops)
     return np.exp(log_x)
 
 
@@ -152,13 +134,13 @@ def sweep_lists(starts, classes, scores, quantum, potentials, inverse_epsilon, k
     the k best, and without the second term over all others.
     """
     longest = _longest(starts)
-    u, e, rest = np.empty((3, longest), potentials.dtype)
+    u, e = np.empty((2, longest), potentials.dtype)
     tops = np.empty(k + 1, potentials.dtype)
     linear, entropic, quanta = 0.0, 0.0, 1.0 / quantum
     for i in range(starts.size - 1):
         begin, number = starts[i], _sums(starts, classes, scores, potentials, i, u)
-        x = _capped(u, number, k, inverse_epsilon, tops, e, rest)
-        kth, n_tied, product = tops[k - 1], 0, 1.0
+        x = _capped(u, number, k, inverse_epsilon, tops, e)
+        kth, n_tied, n_others, product, of_best = tops[k - 1], 0, 0, 1.0, 1.0
         for j in range(k):
             n_tied += tops[j] == kth
             linear += tops[j]
@@ -171,13 +153,16 @@ def sweep_lists(starts, classes, scores, quantum, potentials, inverse_epsilon, k
                 is_best = True
             if is_best:
                 counts[cls] += 1
-                product *= 1.0 + x / np.float64(e[at])
+                of_best *= e[at]
             else:
-                product *= 1.0 + e[at] / np.float64(x)
-            if product > LARGE_PRODUCT:
-                entropic += np.log(product)
-                product = 1.0
-        entropic += np.log(product)
+                n_others += 1
+            product *= e[at] + x
+            if product < SMALL_PRODUCT or of_best < SMALL_PRODUCT:
+                entropic += np.log(product) - np.log(of_best)
+                product, of_best = 1.0, 1.0
+        entropic += np.log(product) - np.log(of_best)
+        if n_others > 0:
+            entropic -= n_others * np.log(np.float64(x))
     for cls in range(mass.size):
         mass[cls] *= quantum
     return linear, entropic
@@ -207,6 +192,7 @@ def label_lists(starts, classes, scores, potentials, labels, best, own):
     longest, k = _longest(starts), labels.shape[1]
     u, marked = np.empty(longest), np.empty(longest, np.bool_)
     tops, where = np.empty(k), np.empty(k, np.int64)
+    row_of_label = np.full(potentials.size, -1)  # the last row that has a class among its labels
     for i in range(starts.size - 1):
         begin, number_set = starts[i], 0
         number = _sums(starts, classes, scores, potentials, i, u)
@@ -214,13 +200,10 @@ def label_lists(starts, classes, scores, potentials, labels, best, own):
         is_given = labels[i, 0] >= 0
         for j in range(k):
             where[j] = -1
-        for at in range(number):
-            is_label = marked[at]
             if is_given:
-                is_label = False
-                for j in range(k):
-                    is_label |= labels[i, j] == classes[begin + at]
-            if is_label:
+                row_of_label[labels[i, j]] = i
+        for at in range(number):
+            if row_of_label[classes[begin + at]] == i if is_given else marked[at]:
                 j = number_set
                 while j > 0 and widen(scores[begin + where[j - 1]]) < widen(scores[begin + at]):
                     where[j] = where[j - 1]
@@ -270,6 +253,7 @@ def candidates_lists(starts, classes, scores, potentials, labels, slack, tie):
     """
     n_rows, longest, k = starts.size - 1, _longest(starts), labels.shape[1]
     u, marked, tops = np.empty(longest), np.empty(longest, np.bool_), np.empty(k)
+    row_of_label = np.full(potentials.size, -1)  # the last row that has a class among its labels
     rows, sizes, n_found = np.empty(n_rows, np.int64), np.empty(n_rows, np.int64), 0
     room = 4 * n_rows + 64
     found, values, held, n_entries = np.empty(room, labels.dtype), np.empty(room), np.empty(room, np.uint8), 0
@@ -277,12 +261,11 @@ def candidates_lists(starts, classes, scores, potentials, labels, slack, tie):
         begin, n_labels = starts[i], 0
         number = _sums(starts, classes, scores, potentials, i, u)
         _largest(u, number, tops)
+        for j in range(k if labels[i, 0] >= 0 else 0):
+            row_of_label[labels[i, j]] = i
         for at in range(number):
-            marked[at] = False
-            for j in range(k):
-                if labels[i, j] == classes[begin + at] and u[at] >= tops[k - 1] - tie:
-                    marked[at] = True
-                    n_labels += 1
+            marked[at] = row_of_label[classes[begin + at]] == i and u[at] >= tops[k - 1] - tie
+            n_labels += marked[at]
         if n_labels < k:
             _mark_best(u, number, tops, marked)
             j = 0
@@ -319,14 +302,14 @@ def curvature_lists(starts, classes, scores, rows, potentials, inverse_epsilon, 
     largest: sizes, classes and values float32.
     """
     longest = _longest(starts)
-    u, e, rest = np.empty((3, longest), potentials.dtype)
+    u, e = np.empty((2, longest), potentials.dtype)
     tops = np.empty(k + 1, potentials.dtype)
     sizes, n_entries = np.empty(rows.size, np.int64), 0
     found, values = np.empty(8 * rows.size + 64, np.int32), np.empty(8 * rows.size + 64, np.float32)
     for place in range(rows.size):
         row, total, largest, before = rows[place], 0.0, 0.0, n_entries
         number = _sums(starts, classes, scores, potentials, row, u)
-        x = np.float64(_capped(u, number, k, inverse_epsilon, tops, e, rest))
+        x = np.float64(_capped(u, number, k, inverse_epsilon, tops, e))
         for at in range(number):
             w = e[at] * x / ((e[at] + x) * (e[at] + x))
             total += w
@@ -354,7 +337,7 @@ def left_out_lists(starts, classes, scores, potentials, origin, inverse_epsilon,
     two, at most sqrt(l k exp((t - T) / epsilon)).
     """
     longest = _longest(starts)
-    u, e, rest = np.empty((3, longest), potentials.dtype)
+    u, e = np.empty((2, longest), potentials.dtype)
     tops = np.empty(k + 1)
     highest, total, result = -np.inf, 0.0, 0.0
     for j in range(potentials.size):
@@ -368,7 +351,7 @@ def left_out_lists(starts, classes, scores, potentials, origin, inverse_epsilon,
         _largest(u, number, tops[:k])
         before = tops[k - 1]
         number = _sums(starts, classes, scores, potentials, i, u)
-        x = _capped(u, number, k, inverse_epsilon, tops, e, rest)
+        x = _capped(u, number, k, inverse_epsilon, tops, e)
         at_kth = np.log(total) + (before - reach + highest - tops[k - 1]) * inverse_epsilon  # as if t were T
         most = min(0.5 * (at_kth + np.log(k)), np.log(k))
         if number > k and (tops[k - 1] - tops[k]) * inverse_epsilon < 2 * CEILING[1]:  # else x is only about right
@@ -381,11 +364,11 @@ def left_out_lists(starts, classes, scores, potentials, origin, inverse_epsilon,
 def plan_lists(starts, classes, scores, potentials, inverse_epsilon, k, plan):
     """Write the capped softmax of every row into plan (n, K), zero where a class is not listed."""
     longest = _longest(starts)
-    u, e, rest = np.empty((3, longest), potentials.dtype)
+    u, e = np.empty((2, longest), potentials.dtype)
     tops = np.empty(k + 1, potentials.dtype)
     for i in range(starts.size - 1):
         number = _sums(starts, classes, scores, potentials, i, u)
-        x = _capped(u, number, k, inverse_epsilon, tops, e, rest)
+        x = _capped(u, number, k, inverse_epsilon, tops, e)
         for cls in range(plan.shape[1]):
             plan[i, cls] = 0.0
         for at in range(number):
