@@ -144,7 +144,7 @@ def _falls_short(movable: Movable, units: np.ndarray, potentials: np.ndarray) ->
     if not len(u):
         return False
     taken = np.flatnonzero(units)
-    best = row_tops(found, np.where(found.taken & (units > 0), -np.inf, u) if len(found.taken) else u)
+    best = row_tops(found, np.where(units > 0, -np.inf, u) if len(found.taken) else u)
     best = best[movable.row_of[taken]]
     return bool((best - u[taken] > rounding_of(best, u[taken], own_potentials[taken], potentials)).any())
 
