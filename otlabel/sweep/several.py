@@ -91,8 +91,7 @@ class Several:
         self, block: Lists, potentials: np.ndarray, origin: np.ndarray, inverse_epsilon: float, reach: float
     ) -> Handle[float]:
         """As `left_out_lists` says."""
-        starts, classes, scores, _ = block
-        return Ready(left_out_lists(starts, classes, scores, potentials, origin, inverse_epsilon, reach, self._k))
+        return Ready(left_out_lists(*block, potentials, origin, inverse_epsilon, reach, self._k))
 
     def list_block(self, block: Any, potentials: np.ndarray, width: float) -> Arrays:
         """Of a dense block, how many classes of each row are within a width of its k-th best, classes and scores."""

@@ -327,8 +327,8 @@ def curvature_lists(starts, classes, scores, rows, potentials, inverse_epsilon, 
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
-def left_out_lists(starts, classes, scores, potentials, origin, inverse_epsilon, reach, k):
-    """The most that classes have of the plan which no list of these rows has: the sum over rows, in float64.
+def left_out_lists(starts, classes, scores, quantum, potentials, origin, inverse_epsilon, reach, k):
+    """The most that classes have of the plan which no list of these rows has: the sum of multiples of a quantum.
 
     Lists have what is within `reach` of each row's k-th best by the origin. With T and T0 the k-th best u now and
     there, and t the threshold that lists give, which the true one is not below, class j has no more than
@@ -356,8 +356,8 @@ def left_out_lists(starts, classes, scores, potentials, origin, inverse_epsilon,
         most = min(0.5 * (at_kth + np.log(k)), np.log(k))
         if number > k and (tops[k - 1] - tops[k]) * inverse_epsilon < 2 * CEILING[1]:  # else x is only about right
             most = min(most, at_kth - np.log(x) - CEILING[1])
-        result += np.exp(most)
-    return result
+        result += np.ceil(np.exp(most) / quantum)
+    return result * quantum
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
