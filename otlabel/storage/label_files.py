@@ -56,7 +56,7 @@ from otlabel.storage.atomic import replacing, save_array
 from otlabel.storage.outputs import LABEL_ENDINGS
 from otlabel.storage.texts import check_format
 from otlabel.text import local_path, printable
-from otlabel.validate import check_vector, class_numbers
+from otlabel.validate import check_different, check_vector, class_numbers
 
 if TYPE_CHECKING:
     import h5py
@@ -309,6 +309,7 @@ def _read_npy(file: Path) -> StoredLabels:
         raise ValueError(f"it holds {stored.dtype} of shape {stored.shape}, not (N,) whole numbers from 0 up, or -1")
     labels = class_numbers(stored.ravel(), "labels").reshape(stored.shape)
     check_not_absurd(labels)
+    _check_several(labels)
     receipt = _receipt_of(file, _digest(labels)) if receipt_path(file).exists() else None
     return StoredLabels(labels, np.bincount(labels[labels >= 0]), None, receipt)
 
@@ -325,6 +326,14 @@ def check_not_absurd(labels: np.ndarray) -> None:
             f"label {largest:,} of sample {at:,} is far beyond the number of samples, {len(labels):,}: damaged, or no "
             "class label"
         )
+
+
+def _check_several(labels: np.ndarray) -> None:
+    """Refuse (N, k) of which a row has no label somewhere, or one twice."""
+    if labels.ndim > 1:
+        if labels.min(initial=0) < 0:
+            raise ValueError("a sample of several labels lacks some: -1 is among them")
+        check_different(labels)
 
 
 def _receipt_of(file: Path, digest: str) -> Receipt | None:
@@ -404,6 +413,7 @@ def _read_hdf5(file: Path) -> StoredLabels:
     within = labels.min(initial=0) >= -1 and labels.max(initial=-1) < len(counts)
     if not within or not np.array_equal(sizes_of(labels, len(counts)), counts):
         raise ValueError("its counts are not those of its labels")
+    _check_several(labels)
     if len(potentials) != len(counts):
         raise ValueError(f"it holds {len(potentials)} potentials for {len(counts)} classes")
     check_vector(potentials, len(counts), "/potentials")
