@@ -150,10 +150,10 @@ def sinkhorn_assign(
             same value within the gaps). None: this process has all rows.
 
     Returns:
-        Assignment with labels (N,), or (N, k) of labels_per_sample=k, their class sizes, value, bound and gap, and the potentials that prove them.
-        torch in (a tensor, or a list of nothing else), torch out on the same device; everything else gives NumPy. With
-        a group, labels are of this rank's rows, and bytes_read, bytes_sent and peak_memory its own; everything else is
-        of all rows.
+        Assignment with labels (N,), or (N, k) of labels_per_sample=k, their class sizes, value, bound and gap, and the
+        potentials that prove them. torch in (a tensor, or a list of nothing else), torch out on the same device;
+        everything else gives NumPy. With a group, labels are of this rank's rows, and bytes_read, bytes_sent and
+        peak_memory its own; everything else is of all rows.
 
     Raises:
         InvalidScoresError: NaN, +inf, no matrix, parts of a list that do not fit together.

@@ -403,9 +403,7 @@ def _near_whole(numbers: np.ndarray) -> np.ndarray:
     return np.where(near, whole, numbers)
 
 
-def class_shares(
-    class_mass: np.ndarray | None, n_rows: int, n_classes: int, labels_per_sample: int = 1
-) -> np.ndarray:
+def class_shares(class_mass: np.ndarray | None, n_rows: int, n_classes: int, labels_per_sample: int = 1) -> np.ndarray:
     """Class masses as float64 shares of all labels, which sum to 1, from shares, sizes or nothing."""
     if class_mass is None:
         return np.full(n_classes, 1.0 / n_classes)

@@ -53,7 +53,7 @@ class Assignment(Generic[ArrayT]):
     Arrays are torch tensors on the scores' device where the scores were, else NumPy arrays.
     """
 
-    labels: ArrayT  # (N,) int64; -1 for a sample left unlabelled. (N, k) where samples have several, the best score first
+    labels: ArrayT  # (N,) int64; -1 for a sample left unlabelled. (N, k) where samples have several, best score first
     counts: ArrayT  # (K,) int64: class sizes of the labels
     class_mass: ArrayT  # (K,) float64: share of each class in the entropic plan
     potentials: ArrayT  # (K,) float64: prove the labels; -inf for a class that was to stay empty. A class that has no
@@ -113,16 +113,16 @@ class Assignment(Generic[ArrayT]):
                 the solve was of one, whatever order they are in; so they do for `plan` and `soft_labels`.
 
         Returns:
-            (M,) int64, or (M, k); a torch tensor if scores is one. -1 for samples that fit worse than those left unlabelled.
+            (M,) int64, or (M, k); a torch tensor if scores is one. -1 for samples that fit worse than those left
+            unlabelled.
 
         Raises:
             InvalidScoresError: scores that do not have K columns, or other names, or with NaN.
             InfeasibleError: a sample that is allowed no class, or only such as are to stay empty (potential -inf),
                 where none may stay unlabelled.
         """
-        return predict(
-            scores, as_array(self.potentials), self.threshold, self.class_names, labels_per_sample=self.labels_per_sample
-        )
+        g, several = as_array(self.potentials), self.labels_per_sample
+        return predict(scores, g, self.threshold, self.class_names, labels_per_sample=several)
 
     @overload
     def plan(self, scores: Tensor | Sequence[Tensor], *, sample_mass: Any = None) -> Tensor: ...

@@ -1,4 +1,4 @@
-"""Problems of several labels a sample, drawn from a seed, and what is right about an answer: by HiGHS and in float64."""
+"""Problems of several labels a sample, drawn from a seed, and what is right about an answer: by HiGHS, in float64."""
 
 from __future__ import annotations
 
@@ -72,8 +72,10 @@ def _scores(rng: np.random.Generator, kind: str, n_rows: int, n_classes: int) ->
 
 
 def best_total(scores: Any, k: int, lo: np.ndarray, hi: np.ndarray) -> float | None:
-    """The optimum by HiGHS, the sum over all labels: k different classes a row, lo to hi rows a class. None: there is
-    no assignment."""
+    """The optimum by HiGHS, the sum over all labels: k different classes a row, lo to hi rows a class.
+
+    None: there is no assignment.
+    """
     scores = float64(scores)
     rows, classes = np.nonzero(np.isfinite(scores))
     tops = np.where(np.isfinite(scores), scores, -np.inf).max(1)

@@ -78,7 +78,8 @@ def priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor: 
     """Potentials with those of classes that take no sample here, but may take new ones, in place of -inf.
 
     They are the largest at which no sample here would enter, g_k = min_i (best_i - s_ik), where best_i is the largest
-    score + potential of the row, or the last of several that it takes. A class that is forbidden to all samples tells nothing: it gets the least of others.
+    score + potential of the row, or the last of several that it takes. A class that is forbidden to all samples tells
+    nothing: it gets the least of others.
     """
     classes = np.flatnonzero(problem.for_new & np.isneginf(potentials[: len(problem.for_new)]))
     finite = potentials[np.isfinite(potentials)]

@@ -236,8 +236,8 @@ def candidates(rows: RowSet, potentials: np.ndarray, labels: np.ndarray, slack: 
         return Waiting(from_start)
 
     found = run_blocks(rows.fine, find) or [(np.empty(0, np.int64),) * 2 + (np.empty(0, np.int32), np.empty(0))]
-    parts = [np.concatenate(part) for part in zip(*found, strict=True)]
-    return Candidates(*parts[:4], parts[4].astype(bool) if len(parts) > 4 else np.empty(0, bool))
+    movable, sizes, classes, scores, *taken = (np.concatenate(part) for part in zip(*found, strict=True))
+    return Candidates(movable, sizes, classes, scores, taken[0].astype(bool) if taken else np.empty(0, bool))
 
 
 def listed(rows: RowSet, potentials: np.ndarray, width: float, quantum: float, *, inspecting: bool = False) -> Listing:
@@ -256,8 +256,8 @@ def listed(rows: RowSet, potentials: np.ndarray, width: float, quantum: float, *
 
     def choose(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
         counts = (0, 0) if looks is None else looks.look(backend, block, start, stop).result()
-        several = isinstance(backend, Several)
-        sizes, classes, scores = (backend.list_block if several else list_block)(block, potentials, width)
+        choose_classes = backend.list_block if isinstance(backend, Several) else list_block
+        sizes, classes, scores = choose_classes(block, potentials, width)
         rounding = 0.0
         if few is not None:
             scores, rounding = few(start, stop, sizes, classes)

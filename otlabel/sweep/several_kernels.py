@@ -332,9 +332,9 @@ def left_out_lists(starts, classes, scores, quantum, potentials, origin, inverse
 
     Lists have what is within `reach` of each row's k-th best by the origin. With T and T0 the k-th best u now and
     there, and t the threshold that lists give, which the true one is not below, class j has no more than
-    exp((T0 - reach + g_j - g0_j - t) / epsilon); l is the sum of these over all j. Where the true threshold is s higher,
-    they have l exp(-s / epsilon), and no more than what the k best lack then, k exp((t + s - T) / epsilon): so, of the
-    two, at most sqrt(l k exp((t - T) / epsilon)).
+    exp((T0 - reach + g_j - g0_j - t) / epsilon); l is the sum of these over all j. Where the true threshold is s
+    higher, they have l exp(-s / epsilon), and no more than what the k best lack then, k exp((t + s - T) / epsilon): so,
+    of the two, at most sqrt(l k exp((t - T) / epsilon)).
     """
     longest = _longest(starts)
     u, e = np.empty((2, longest), potentials.dtype)

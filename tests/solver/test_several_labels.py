@@ -88,7 +88,7 @@ def test_prices_of_sizes(k: int, rho: float) -> None:
     worth = result.value * 15 - charge(np.asarray(result.counts)).sum()
     assert worth == pytest.approx(best, abs=1e-9)
     assert result.proof.proven
-    assert 0 < np.ptp(result.counts)
+    assert np.ptp(result.counts) > 0
     assert max(result.counts) <= 15
 
 
@@ -192,7 +192,7 @@ def test_rows_far_from_zero() -> None:
 
 
 def capped_softmax(u: np.ndarray, k: int, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
-    """1 / (1 + exp((t - u) / epsilon)) of rows that sum to k, and min_t k t + epsilon sum log(1 + exp((u - t) / epsilon))."""
+    """1 / (1 + exp((t - u) / epsilon)), and k t + epsilon sum log(1 + exp((u - t) / epsilon)); rows sum to k."""
     plan, values = np.empty_like(u), np.empty(len(u))
     for i, row in enumerate(u):
         t = brentq(lambda t, row=row: expit((row - t) / epsilon).sum() - k, row.min() - 50, row.max() + 50, xtol=1e-15)
@@ -356,7 +356,7 @@ def test_forbidden_pairs_that_leave_no_assignment() -> None:
         sinkhorn_assign(few, labels_per_sample=3)
     scarce = scores.copy()
     scarce[:30, 0] = -np.inf
-    with pytest.raises(InfeasibleError, match="110 labels of samples may only go to the 5 classes 1, 2, 3, 4, 5, which are"):
+    with pytest.raises(InfeasibleError, match="110 labels of samples may only go to the 5 classes 1, 2"):
         sinkhorn_assign(scarce, labels_per_sample=3)
     result = sinkhorn_assign(scores, labels_per_sample=3)
     with pytest.raises(InfeasibleError, match="fewer than 3 classes"):
