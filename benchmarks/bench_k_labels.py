@@ -107,7 +107,8 @@ def main() -> None:
     large = [run_large(parse_size(size), k) for size in arguments.sizes for k in arguments.labels]
     rows = [
         [f"{one['rows']:,} x {one['classes']}", f"{one['labels']}", f"{one['seconds']:.1f}",
-         f"{one['cpu_seconds']:.1f}", f"{one['readings']}", f"{one['passes']}", f"{one['gap']:.1e}", f"{one['gap_in_float64']:.1e}",
+         f"{one['cpu_seconds']:.1f}", f"{one['readings']}", f"{one['passes']}",
+         f"{one['gap']:.1e}", f"{one['gap_in_float64']:.1e}",
          f"{one['smallest']:,} to {one['largest']:,}", f"{one['peak_memory_mb'] or 0:,.0f}"]
         for one in large
     ]  # fmt: skip

@@ -90,7 +90,7 @@ def test_curation(run) -> None:
 
 
 def test_expert_routing(run) -> None:
-    found = run("expert_routing", every=5)
+    found = run("expert_routing", every=2)
     ways = ["exact", "five dual steps", "one dual step", "top two"]
     for name in ("load", "turned away"):
         assert sorted(ways, key=lambda way: found[f"{way}: {name}"]) == ways
