@@ -46,6 +46,7 @@ class _Options(TypedDict, total=False):
     classes: Exact | KL | Range
     samples: Exact | KL
     abstain: float
+    labels_per_sample: int
     epsilon: float
     rounding: Rounding
     tol: float
@@ -74,6 +75,7 @@ def sinkhorn_assign(
     classes: Exact | KL | Range = EXACT,
     samples: Exact | KL = EXACT,
     abstain: float = 0.0,
+    labels_per_sample: int = 1,
     epsilon: float = 0.04,
     rounding: Rounding = "exact",
     tol: float = 1e-2,
@@ -122,6 +124,12 @@ def sinkhorn_assign(
         abstain: share of the samples to leave unlabelled (-1), rounded to whole ones: those that fit worst, of all
             ways to choose them. The classes share the rest; bounds of a `Range` stay shares of all samples.
             Constants in rows then matter.
+        labels_per_sample: k different classes for each sample: labels are (N, k), the best score of a row first, equal
+            ones in the order of the classes. Shares in class_mass are of all N k places, and sizes sum to N k; no class
+            takes a sample twice, so none more than N places. A `Range` bounds in how many samples a class is: shares
+            in it are of the N samples. Value and bound are means over samples of the sum of their k scores, and the
+            plan is the capped softmax 1 / (1 + exp((t_i - s_ik - g_k) / epsilon)), t_i such that row i sums to k. Not
+            with `abstain`, nor with samples of unequal mass.
         epsilon: regularisation of the plan, in units of the scores (SeLa's lambda is 1/epsilon, 25 in the paper).
         rounding: "exact", or "argmax" of the plan as SeLa does, whose sizes are only near the target.
         tol: largest sum_k |c_k - b_k| of the plan's class masses c. 1e-2 moves half a percent of the mass.
@@ -142,10 +150,10 @@ def sinkhorn_assign(
             same value within the gaps). None: this process has all rows.
 
     Returns:
-        Assignment with labels (N,), their class sizes, value, bound and gap, and the potentials that prove them.
-        torch in (a tensor, or a list of nothing else), torch out on the same device; everything else gives NumPy. With
-        a group, labels are of this rank's rows, and bytes_read, bytes_sent and peak_memory its own; everything else is
-        of all rows.
+        Assignment with labels (N,), or (N, k) of labels_per_sample=k, their class sizes, value, bound and gap, and the
+        potentials that prove them. torch in (a tensor, or a list of nothing else), torch out on the same device;
+        everything else gives NumPy. With a group, labels are of this rank's rows, and bytes_read, bytes_sent and
+        peak_memory its own; everything else is of all rows.
 
     Raises:
         InvalidScoresError: NaN, +inf, no matrix, parts of a list that do not fit together.
@@ -169,9 +177,9 @@ def sinkhorn_assign(
         solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
         opened = open_scores(scores, device=device, may_be_empty=communicator.world_size > 1)
         read_before, n_classes = opened.bytes_read, opened.shape[1]
-        demand = check_demand(opened, class_mass, sample_mass, classes, samples, abstain)
+        demand = check_demand(opened, class_mass, sample_mass, classes, samples, abstain, labels_per_sample)
         start = _Start.given(init, n_classes, opened.class_names)
-        rows = RowSet.in_blocks(cached(opened, memory_limit), communicator)
+        rows = RowSet.in_blocks(cached(opened, memory_limit), communicator).taking(demand.labels_per_sample)
         communicator.check_alike(**vars(solver), **demand.settings, init=None if start is None else start.g)
 
         # solve, round, prove

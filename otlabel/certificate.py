@@ -55,6 +55,7 @@ def certify(
     Args:
         scores: (N, K), as for `sinkhorn_assign`.
         labels: (N,) integers from 0 to K - 1; -1 for a sample left unlabelled, which the bound then allows for as many.
+            Or (N, k), k different classes a sample in any order: value and bound are then of their sums.
         potentials: (K,) g; any will do, good ones make the bound tight. None: the best are found by solving.
         class_mass: (K,) sizes or shares that the bound is to hold for. None: the sizes that the labels have. For
             others, the gap says how far the labels are from the best with those sizes, and may be negative.
@@ -66,7 +67,8 @@ def certify(
 
     Raises:
         InvalidScoresError, InvalidMassError: as for `sinkhorn_assign`.
-        ValueError: labels of the wrong length or outside of 0 ... K - 1, or potentials of the wrong length.
+        ValueError: labels of the wrong length or outside of 0 ... K - 1, a class twice in a row, or potentials of the
+            wrong length.
     """
     with communicator_of(group) as communicator:
         opened = open_scores(scores, may_be_empty=communicator.world_size > 1)
@@ -74,7 +76,8 @@ def certify(
         opened, n_rows, n_classes = rows.opened, rows.n_rows, rows.shape[1]
         check_number_of_labels(labels, opened.shape[0])
         given = check_labels(by_row(labels, opened.shape[0], opened.row_names, "labels"), opened.shape[0], n_classes)
-        labelled = given >= 0
+        several = 1 if given.ndim == 1 else given.shape[1]
+        rows, n_places, labelled = rows.taking(several), several * n_rows, given >= 0
         (sizes,) = rows.sum("sizes", np.bincount(given[labelled], minlength=n_classes))
         n_labelled = int(sizes.sum())
         if not n_labelled:
@@ -82,27 +85,29 @@ def certify(
         targets = sizes
         if class_mass is not None:
             shares = class_mass_of(class_mass, opened)
-            targets = class_sizes(check_mass(shares, n_labelled, n_classes), n_labelled)
+            targets = class_sizes(check_mass(shares, n_labelled // several, n_classes, several), n_labelled)
         is_given = potentials is not None
         if potentials is None:
-            mass, abstain = targets / n_labelled, 1 - n_labelled / n_rows
-            potentials = sinkhorn_assign(opened, class_mass=mass, abstain=abstain, group=group).potentials
+            mass, abstain = targets / n_labelled, 1 - n_labelled / n_places
+            potentials = sinkhorn_assign(
+                opened, class_mass=mass, abstain=abstain, labels_per_sample=several, group=group
+            ).potentials
         else:
             check_finite(rows, sweep.inspect(rows))
         g = check_vector(by_class(potentials, n_classes, opened.class_names, "potentials"), n_classes, "potentials")
         used = (sizes > 0) | (targets > 0)
-        g = _bounding(g, used, constant_counts=not is_given or n_labelled < n_rows)
+        g = _bounding(g, used, constant_counts=not is_given or n_labelled < n_places)
         reach = np.abs(g[np.isfinite(g)]).max(initial=0.0)
-        _, best, own = sweep.label(rows, g, given)
+        given, best, own = sweep.label(rows, g, given)  # several labels in the order of their scores
         of_labels = own[labelled] - g[given[labelled]]
         if reach > FAR * rows.median("value", np.abs(of_labels)):  # the sum has lost what the scores were
             of_labels = sweep.label(rows, np.zeros(n_classes), given)[2][labelled]
         (value,) = rows.sum("value", of_labels.sum())
-        near = _near_zero(rows, best, float(np.ptp(g[used])), all_labelled=n_labelled == n_rows)
+        near = _near_zero(rows, best, float(np.ptp(g[used])), all_labelled=n_labelled == n_places)
         if near is not rows:
-            _, best, own = sweep.label(near, g, given)
-        own_g = g[given]
-        if n_labelled < n_rows:  # as by one more class of score zero, with the potential that leaves it so many
+            given, best, own = sweep.label(near, g, given)
+        best, own, own_g = best.ravel(), own.ravel(), g[given].ravel()
+        if n_labelled < n_places:  # as by one more class of score zero, with the potential that leaves it so many
             threshold = np.partition(rows.concat("best", best)[0], n_rows - n_labelled)[n_rows - n_labelled]
             best = np.maximum(best, threshold)
             own, own_g = np.where(labelled, own, threshold), np.where(labelled, own_g, threshold)
@@ -110,9 +115,9 @@ def certify(
         excused = np.minimum(short, known) if reach else np.zeros(len(short))  # else nothing is added
         total, rounded = rows.sum("short", short.sum(), excused.sum())
         gap = (float(total) + float((sizes - targets)[used] @ g[used])) / n_rows
-        size_error = float(np.maximum(targets - sizes, 0).sum()) / n_rows
+        size_error = float(np.maximum(targets - sizes, 0).sum()) / n_places
         mean = float(value) / n_rows
-        return Certificate(mean, mean + gap, like(sizes, scores), gap, float(rounded) / n_rows, size_error)
+        return Certificate(mean, mean + gap, like(sizes, scores), gap, float(rounded) / n_rows, size_error, several)
 
 
 def _bounding(potentials: np.ndarray, used: np.ndarray, *, constant_counts: bool) -> np.ndarray:

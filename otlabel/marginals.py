@@ -195,12 +195,14 @@ class Rule:
         lo, hi = np.where(hard, sizes / n_units, self.lo), np.where(hard, most / n_units, self.hi)
         return replace(self, lo=lo, hi=hi, exact=hard & (lo == hi), sizes=sizes)
 
-    def unit_bounds(self, n_units: int, *, weighted: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def unit_bounds(
+        self, n_units: int, *, weighted: bool = False, what: str = "samples"
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Fewest and most whole units of each class; raises InfeasibleError where they leave no way to share out all.
 
         Exact masses become sizes together, by the largest remainder; bounds are rounded inwards one by one, but
         outwards where units stand for real masses. Where samples are weighted, units are parts of their mass, and
-        errors tell shares of it.
+        errors tell shares of it; else `what` they are.
         """
         lo, hi = _near_whole(self.lo * n_units), _near_whole(np.minimum(self.hi, 1.0) * n_units)
         if n_units == MASS_UNITS:  # stand for real masses: a unit is less than the rounding of these
@@ -214,7 +216,7 @@ class Rule:
         def told(units: float) -> str:
             return f"{units / n_units:.6g}" if weighted else counted(units)
 
-        of_all = "of the sample mass of 1" if weighted else f"of {n_units} samples"
+        of_all = "of the sample mass of 1" if weighted else f"of {n_units} {what}"
         crossed = np.flatnonzero(lo > hi)
         if len(crossed):
             k = crossed[0]
@@ -238,12 +240,12 @@ class Rule:
                     f"{counted(bounds[k] * n_units)} of them, so {whole}), or take "
                     'rounding="argmax", which goes by shares'
                 )
-            if 0 < asked < n_units:
+            if 0 < asked < n_units and what == "samples":
                 remedy += f", or leave {told(n_units - asked)} unlabelled by abstain={(n_units - asked) / n_units!r}"
             raise InfeasibleError(f"the classes' bounds ask for at {least} {told(asked)}, {off}, {of_all}; {remedy}")
         return lo, hi
 
-    def check_shares(self, *, of_all: bool) -> None:
+    def check_shares(self, *, of_all: bool, what: str = "samples") -> None:
         """The same where masses need not be whole, nor even sum to 1 unless they are to be those `of_all` samples."""
         if not self.wanted.any():
             raise InfeasibleError("no class may take anything: all masses or bounds are 0; widen the range")
@@ -251,11 +253,11 @@ class Rule:
             return
         lo, hi = float(self.lo.sum()), float(np.minimum(self.hi, 1.0).sum())
         if lo > 1 + MASS_TOLERANCE:
-            raise InfeasibleError(f"the classes' bounds ask for at least {lo:.6g} of all samples; widen the range")
+            raise InfeasibleError(f"the classes' bounds ask for at least {lo:.6g} of all {what}; widen the range")
         if hi < 1 - MASS_TOLERANCE:
+            remedy = f", or leave the rest unlabelled by abstain={1 - hi!r}" if what == "samples" else ""
             raise InfeasibleError(
-                f"the classes' bounds ask for at most {hi:.6g} of all samples; widen the range, or leave the rest "
-                f"unlabelled by abstain={1 - hi!r}"
+                f"the classes' bounds ask for at most {hi:.6g} of all {what}; widen the range{remedy}"
             )
 
     def without(self, closed: np.ndarray, sizes: np.ndarray) -> Rule:
@@ -317,14 +319,21 @@ class Rule:
         return result
 
 
-def rule_of(classes: Exact | KL | Range, mass: np.ndarray, n_rows: int) -> Rule:
-    """What the solver makes of a user's rule and class masses: shares of all samples, less those left unlabelled."""
+def rule_of(classes: Exact | KL | Range, mass: np.ndarray, n_rows: int, labels_per_sample: int = 1) -> Rule:
+    """What the solver makes of a user's rule and class masses: shares of all samples, less those left unlabelled.
+
+    Where samples take several classes each, they are shares of all places, of which a class has one a sample at most.
+    """
     n_classes = len(mass)
     lo, hi, rho = mass, mass, np.full(n_classes, np.inf)
     if isinstance(classes, KL):
-        lo, hi, rho = np.zeros(n_classes), np.where(mass > 0, 1.0, 0.0), np.full(n_classes, float(classes.rho))
+        most = 1.0 / labels_per_sample
+        lo, hi, rho = np.zeros(n_classes), np.where(mass > 0, most, 0.0), np.full(n_classes, float(classes.rho))
     elif isinstance(classes, Range):
-        lo, hi = _shares(classes.lo, "lo", n_rows, n_classes), _shares(classes.hi, "hi", n_rows, n_classes)
+        lo, hi = (
+            _shares(bound, name, n_rows, n_classes) / labels_per_sample
+            for bound, name in ((classes.lo, "lo"), (classes.hi, "hi"))
+        )
         if (lo > hi).any() and classes.hi_is_one_sample and np.asarray(classes.lo).dtype.kind == "f":
             raise InvalidMassError(f"Range: hi is the integer 1, which is one sample, but lo is a share; {ONE_SAMPLE}")
         if (lo == hi).all() and abs(lo.sum() - 1) <= MASS_TOLERANCE and np.asarray(classes.lo).dtype.kind == "f":
@@ -332,7 +341,8 @@ def rule_of(classes: Exact | KL | Range, mass: np.ndarray, n_rows: int) -> Rule:
         crossed = np.flatnonzero(lo > hi)
         if len(crossed):
             k = crossed[0]
-            raise InvalidMassError(f"Range: lo is above hi for class {k}: {lo[k]:.6g} > {hi[k]:.6g}")
+            low, high = lo[k] * labels_per_sample, hi[k] * labels_per_sample
+            raise InvalidMassError(f"Range: lo is above hi for class {k}: {low:.6g} > {high:.6g}")
         unwanted = np.flatnonzero((mass == 0) & (lo > 0))
         if len(unwanted):
             raise InvalidMassError(f"Range: lo is {lo[unwanted[0]]:.6g} for class {unwanted[0]}, whose class_mass is 0")
@@ -393,8 +403,8 @@ def _near_whole(numbers: np.ndarray) -> np.ndarray:
     return np.where(near, whole, numbers)
 
 
-def class_shares(class_mass: np.ndarray | None, n_rows: int, n_classes: int) -> np.ndarray:
-    """Class masses as float64 shares that sum to 1, from shares, sizes or nothing."""
+def class_shares(class_mass: np.ndarray | None, n_rows: int, n_classes: int, labels_per_sample: int = 1) -> np.ndarray:
+    """Class masses as float64 shares of all labels, which sum to 1, from shares, sizes or nothing."""
     if class_mass is None:
         return np.full(n_classes, 1.0 / n_classes)
     if class_mass.shape != (n_classes,):
@@ -411,11 +421,12 @@ def class_shares(class_mass: np.ndarray | None, n_rows: int, n_classes: int) -> 
     total = float(mass.sum())
     if abs(total - 1) <= MASS_TOLERANCE:
         return mass / total
-    if total == n_rows and (mass == np.floor(mass)).all():
-        return mass / n_rows
+    if total == labels_per_sample * n_rows and (mass == np.floor(mass)).all():
+        return mass / (labels_per_sample * n_rows)
+    what = "samples" if labels_per_sample == 1 else f"samples times {labels_per_sample} labels"
     raise InvalidMassError(
         f"class_mass sums to {total:.9g}; pass shares that sum to 1 (class_mass / class_mass.sum()) or whole sizes "
-        f"that sum to the {n_rows} samples"
+        f"that sum to the {n_rows} {what}"
     )
 
 

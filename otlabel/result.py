@@ -30,7 +30,7 @@ from otlabel.sources import (
 )
 from otlabel.storage.archives import reading_archive, save_archive
 from otlabel.text import bytes_text, printable
-from otlabel.validate import check_vector
+from otlabel.validate import check_different, check_vector
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +53,7 @@ class Assignment(Generic[ArrayT]):
     Arrays are torch tensors on the scores' device where the scores were, else NumPy arrays.
     """
 
-    labels: ArrayT  # (N,) int64; -1 for a sample left unlabelled
+    labels: ArrayT  # (N,) int64; -1 for a sample left unlabelled. (N, k) where samples have several, best score first
     counts: ArrayT  # (K,) int64: class sizes of the labels
     class_mass: ArrayT  # (K,) float64: share of each class in the entropic plan
     potentials: ArrayT  # (K,) float64: prove the labels; -inf for a class that was to stay empty. A class that has no
@@ -90,7 +90,13 @@ class Assignment(Generic[ArrayT]):
     @property
     def proof(self) -> Certificate[ArrayT]:
         """Value, bound and gap with what they prove; `proof.proven` says whether the labels are optimal."""
-        return Certificate(self.value, self.bound, self.counts, self.gap, self.rounding, self.size_error)
+        of_labels = self.gap, self.rounding, self.size_error, self.labels_per_sample
+        return Certificate(self.value, self.bound, self.counts, *of_labels)
+
+    @property
+    def labels_per_sample(self) -> int:
+        """How many different classes each sample has."""
+        return 1 if self.labels.ndim == 1 else int(self.labels.shape[1])
 
     @overload
     def predict(self, scores: Tensor | Sequence[Tensor]) -> Tensor: ...
@@ -100,19 +106,23 @@ class Assignment(Generic[ArrayT]):
     def predict(self, scores: Any) -> Any:
         """Labels of new samples, argmax_k (scores + potentials): sizes are balanced only as far as the data is alike.
 
+        Where samples have several labels, the largest so many of scores + potentials, in the order of their scores.
+
         Args:
             scores: (M, K), anything that `sinkhorn_assign` takes. Columns of a data frame go by their names where
                 the solve was of one, whatever order they are in; so they do for `plan` and `soft_labels`.
 
         Returns:
-            (M,) int64; a torch tensor if scores is one. -1 for samples that fit worse than those left unlabelled.
+            (M,) int64, or (M, k); a torch tensor if scores is one. -1 for samples that fit worse than those left
+            unlabelled.
 
         Raises:
             InvalidScoresError: scores that do not have K columns, or other names, or with NaN.
             InfeasibleError: a sample that is allowed no class, or only such as are to stay empty (potential -inf),
                 where none may stay unlabelled.
         """
-        return predict(scores, as_array(self.potentials), self.threshold, self.class_names)
+        g, several = as_array(self.potentials), self.labels_per_sample
+        return predict(scores, g, self.threshold, self.class_names, labels_per_sample=several)
 
     @overload
     def plan(self, scores: Tensor | Sequence[Tensor], *, sample_mass: Any = None) -> Tensor: ...
@@ -124,7 +134,7 @@ class Assignment(Generic[ArrayT]):
 
         Where samples are left unlabelled, it sums to the share of those that are not. Where samples may leave their
         mass, row i is a_i exp(L_i / (rho + epsilon)) times the softmax, with L_i = epsilon logsumexp_k((s_ik + g_k) /
-        epsilon).
+        epsilon). Where samples have k labels each, the capped softmax, divided by k, is in place of the softmax.
 
         Args:
             scores: (M, K); for the plan that was solved, the same scores again.
@@ -153,7 +163,7 @@ class Assignment(Generic[ArrayT]):
         if mass.dtype.kind != "f":
             mass = mass / max(int(mass.sum()), 1)
         rows = self._softmax(opened, may_be_closed=may_be_closed)
-        rows *= mass.astype(np.float64)[:, None]
+        rows *= mass.astype(np.float64)[:, None] / self.labels_per_sample
         if math.isfinite(self.sample_rho):
             choices, g = self._choices(opened)
             exponent = 1.0 / (self.sample_rho + self.epsilon)
@@ -174,6 +184,7 @@ class Assignment(Generic[ArrayT]):
     def soft_labels(self, scores: Any) -> Any:
         """The plan's rows normalised to sum 1, (M, K) float64: a distribution over classes for each sample.
 
+        Where samples have k labels each they sum to k: the capped softmax 1 / (1 + exp((t_i - s_ik - g_k) / epsilon)).
         Where samples are left unlabelled, what a row lacks of 1 is the share of that choice. Raises InfeasibleError as
         `predict` does.
         """
@@ -182,10 +193,10 @@ class Assignment(Generic[ArrayT]):
 
     def _softmax(self, opened: Opened, *, may_be_closed: bool) -> np.ndarray:
         """softmax_k((s_ik + g_k) / epsilon), with staying unlabelled among the choices where there is that."""
-        n_classes = opened.shape[1]
+        n_classes, several = opened.shape[1], self.labels_per_sample
         choices, g = self._choices(opened)
-        if self.plan_threshold == -math.inf and (may_be_closed or not np.isfinite(g).any()):
-            _refuse_closed(opened, sweep.label(RowSet(opened), g)[1])
+        if self.plan_threshold == -math.inf and (may_be_closed or np.isfinite(g).sum() < several):
+            _refuse_closed(opened, sweep.label(RowSet(opened).taking(several), g)[1])
         rows = sweep.plan(choices.fine, g, self.epsilon)
         return rows if len(g) == n_classes else rows[:, :n_classes].copy()
 
@@ -193,7 +204,8 @@ class Assignment(Generic[ArrayT]):
         """Scores and plan potentials of all that a sample may choose from: after the classes, staying unlabelled."""
         g = as_array(self.plan_potentials)
         if self.plan_threshold == -math.inf:
-            return RowSet(opened.stripped if math.isinf(self.sample_rho) else opened), g
+            rows = RowSet(opened.stripped if math.isinf(self.sample_rho) else opened)
+            return rows.taking(self.labels_per_sample), g
         return RowSet(opened).over(with_column(opened)), np.append(g, self.plan_threshold)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -241,7 +253,7 @@ class Assignment(Generic[ArrayT]):
         sizes = as_array(self.counts)
         lines = self.proof.summary().split("\n")
         n_samples = self.n_samples or len(self.labels)
-        if unlabelled := n_samples - int(sizes.sum()):
+        if unlabelled := n_samples - int(sizes.sum()) // self.labels_per_sample:
             lines[0] += f"; {unlabelled:,} left unlabelled"
         passes = f"{self.n_sweeps} passes over {n_samples:,} x {len(sizes):,} scores"
         if 0 < self.n_readings < self.n_sweeps:
@@ -276,7 +288,8 @@ class Assignment(Generic[ArrayT]):
         before, n_classes = None, len(self.counts)
         if scores is not None:
             opened, _ = _open_for(scores, n_classes, self.class_names)
-            before = np.bincount(sweep.label(RowSet(opened), np.zeros(n_classes))[0], minlength=n_classes)
+            best, _, _ = sweep.label(RowSet(opened).taking(self.labels_per_sample), np.zeros(n_classes))
+            before = np.bincount(best.ravel(), minlength=n_classes)
         return sizes_figure(before, as_array(self.counts))
 
     def _repr_html_(self) -> str:
@@ -290,12 +303,18 @@ class Assignment(Generic[ArrayT]):
 
 
 def predict(
-    scores: Any, potentials: np.ndarray, threshold: float = -math.inf, names: Sequence[Any] | None = None
+    scores: Any,
+    potentials: np.ndarray,
+    threshold: float = -math.inf,
+    names: Sequence[Any] | None = None,
+    *,
+    labels_per_sample: int = 1,
 ) -> Any:
     """Labels argmax_k (scores + potentials) of any samples, (M,) int64; see `Assignment.predict`."""
     opened, _ = _open_for(scores, len(potentials), names)
     without = threshold == -math.inf
-    labels, best, _ = sweep.label(RowSet(opened.stripped if without else opened), potentials)
+    rows = RowSet(opened.stripped if without else opened).taking(labels_per_sample)
+    labels, best, _ = sweep.label(rows, potentials)
     if without:
         _refuse_closed(opened, best)
     return like(np.where(best >= threshold, labels, -1).astype(np.int64), scores)
@@ -303,11 +322,13 @@ def predict(
 
 def _refuse_closed(opened: Opened, best: np.ndarray) -> None:
     """Raise InfeasibleError where the best class of a row is one that it may not take."""
-    closed = np.flatnonzero(best == -np.inf)
+    several = best.ndim > 1
+    closed = np.flatnonzero((best == -np.inf).any(1) if several else best == -np.inf)
     if len(closed):
+        allowed = f"fewer than {best.shape[1]} classes that take" if several else "no class that takes"
         raise InfeasibleError(
-            f"{len(closed)} rows are allowed no class that takes samples (scores or potentials of -inf), the first is "
-            f"{opened.place(int(closed[0]))}; leave these rows out, or solve with abstain"
+            f"{len(closed)} rows are allowed {allowed} samples (scores or potentials of -inf), the first is "
+            f"{opened.place(int(closed[0]))}; leave these rows out{'' if several else ', or solve with abstain'}"
         )
 
 
@@ -353,11 +374,14 @@ def _check_arrays(arrays: dict[str, np.ndarray], *, is_part: bool) -> None:
     n_classes = len(counts)
     for name, array in arrays.items():
         kinds = "iu" if name in ("labels", "counts") else "f"
-        if array.ndim != 1 or array.dtype.kind not in kinds or (name != "labels" and len(array) != n_classes):
+        is_flat = array.ndim == 1 or (name == "labels" and array.ndim == 2 and array.shape[1] > 1)
+        if not is_flat or array.dtype.kind not in kinds or (name != "labels" and len(array) != n_classes):
             raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, for {n_classes} classes")
         if kinds == "f":
             check_vector(array, n_classes, name)
     if (len(labels) == 0 and not is_part) or labels.min(initial=0) < -1 or labels.max(initial=0) >= n_classes:
         raise ValueError(f"labels are not from 0 to {n_classes - 1}, or -1")
+    if labels.ndim > 1:
+        check_different(labels)
     if not is_part and not np.array_equal(np.bincount(labels[labels >= 0], minlength=n_classes), counts):
         raise ValueError("counts are not those of the labels")

@@ -41,20 +41,25 @@ def check_sample_mass(sample_mass: Any, n_rows: int) -> tuple[np.ndarray | None,
     return class_sizes(mass / mass.sum(), MASS_UNITS).astype(np.float64), MASS_UNITS
 
 
-def check_mass(class_mass: Any, n_rows: int, n_classes: int) -> np.ndarray:
+def check_mass(class_mass: Any, n_rows: int, n_classes: int, labels_per_sample: int = 1) -> np.ndarray:
     """Class masses as (K,) shares, from shares, sizes or nothing."""
-    return class_shares(None if class_mass is None else as_array(class_mass), n_rows, n_classes)
+    return class_shares(None if class_mass is None else as_array(class_mass), n_rows, n_classes, labels_per_sample)
 
 
 def check_number_of_labels(labels: Any, n_rows: int) -> None:
-    """Refuse what says itself that it has another shape than (N,): a data set in a file, of which nothing is read."""
+    """Refuse what says itself that it is neither (N,) nor (N, k): a data set in a file, of which nothing is read."""
     if labels is None:
         raise ValueError(f"labels is None; pass {n_rows} integers, one a row")
     shape = getattr(labels, "shape", None)
-    if isinstance(shape, tuple) and tuple(shape) != (n_rows,):
+    if isinstance(shape, tuple) and tuple(shape) != (n_rows,) and not _are_several(shape, n_rows):
         joined = "; np.concatenate joins those of batches" if len(shape) > 1 else ""
         kind = getattr(labels, "dtype", type(labels).__name__)
         raise ValueError(f"labels must be {n_rows} integers, one a row; got shape {tuple(shape)} of {kind}{joined}")
+
+
+def _are_several(shape: tuple[int, ...], n_rows: int) -> bool:
+    """Whether they are those of labels of which each row has several."""
+    return len(shape) == 2 and shape[0] == n_rows and shape[1] > 1
 
 
 def class_numbers(given: np.ndarray, what: str) -> np.ndarray:
@@ -75,18 +80,35 @@ def class_numbers(given: np.ndarray, what: str) -> np.ndarray:
 
 
 def check_labels(labels: Any, n_rows: int, n_classes: int) -> np.ndarray:
-    """Labels as (N,) int64, each of them a class, or -1 for none."""
+    """Labels as (N,) int64, each of them a class, or -1 for none; or as (N, k), different classes in each row."""
     given = as_array(labels)
     check_number_of_labels(given, n_rows)
     if given.dtype.kind not in "iu":
         raise ValueError(f"labels must be {n_rows} integers, one a row; got shape {given.shape} of {given.dtype}")
-    outside = np.flatnonzero((given < -1) | (given >= n_classes))
+    least, none = (-1, " (-1 for none)") if given.ndim == 1 else (0, "")
+    outside = np.argwhere((given < least) | (given >= n_classes))
     if len(outside):
+        at = tuple(outside[0])
         raise ValueError(
-            f"{len(outside)} labels are outside of 0 ... {n_classes - 1} (-1 for none), the first is "
-            f"labels[{outside[0]}] = {given[outside[0]]}"
+            f"{len(outside)} labels are outside of 0 ... {n_classes - 1}{none}, the first is "
+            f"labels[{', '.join(map(str, at))}] = {given[at]}"
         )
-    return given.astype(np.int64)
+    given = given.astype(np.int64)
+    if given.ndim > 1:
+        check_different(given)
+    return given
+
+
+def check_different(labels: np.ndarray) -> None:
+    """Refuse labels (N, k) of which a row has one twice."""
+    ordered = np.sort(labels, 1)
+    twice = np.argwhere(ordered[:, 1:] == ordered[:, :-1])
+    if len(twice):
+        row, at = twice[0]
+        raise ValueError(
+            f"labels[{row}] has class {ordered[row, at]} twice ({len(np.unique(twice[:, 0]))} such rows); a class "
+            "takes a sample once"
+        )
 
 
 def check_vector(values: Any, n_classes: int, name: str) -> np.ndarray:

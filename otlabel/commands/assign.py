@@ -31,6 +31,7 @@ CHECKPOINT_SECONDS = 1.0  # between two writes of the potentials
 CHECKPOINT = [("otlabel.checkpoint", "<f8")]  # the type of its numbers, by which a .npy file is known as one
 SETTINGS = (
     "abstain",
+    "labels_per_sample",
     "epsilon",
     "rounding",
     "tol",
@@ -59,6 +60,8 @@ def add(commands: Any) -> None:
     rules.add_argument("--range", nargs=2, type=options.bound, metavar=("LO", "HI"), help=range_help)
     rules.add_argument("--kl", type=positive, metavar="RHO", help="prefer the masses, pay RHO x KL for leaving them")
     add("--abstain", type=options.share, default=0.0, metavar="SHARE", help="leave those that fit worst unlabelled: -1")
+    several_help = "different classes for each sample (%(default)s)"
+    add("--labels-per-sample", type=count, default=1, metavar="K", help=several_help)
     add(
         "--epsilon",
         type=positive,
@@ -208,7 +211,8 @@ def _check_outputs(arguments: argparse.Namespace, n_parts: int) -> None:
 def _check_not_transposed(arguments: argparse.Namespace, n_rows: int, n_classes: int) -> None:
     """Refuse far more classes than samples, unless somebody has said how many samples a class may take."""
     counts = arguments.range is not None and any(isinstance(bound, int) and bound for bound in arguments.range)
-    if n_classes >= MANY_CLASSES * n_rows and arguments.class_mass is None and not counts:
+    n_labels = arguments.labels_per_sample * n_rows
+    if n_classes >= MANY_CLASSES * n_labels and arguments.class_mass is None and not counts:
         raise ValueError(
             f"{arguments.scores} holds {n_rows:,} samples (rows) and {n_classes:,} classes (columns); is the matrix "
             "transposed? then save np.ascontiguousarray(scores.T); if not, say what a class may take: --range 0 1, or "
@@ -219,13 +223,13 @@ def _check_not_transposed(arguments: argparse.Namespace, n_rows: int, n_classes:
 def _check_space(arguments: argparse.Namespace, scores: Opened) -> None:
     from otlabel.storage.label_files import stored_bytes
 
-    n_rows, n_classes = scores.shape
-    size = stored_bytes(arguments.output, n_rows, n_classes)
+    n_labels, n_classes = arguments.labels_per_sample * scores.shape[0], scores.shape[1]
+    size = stored_bytes(arguments.output, n_labels, n_classes)
     check_space(arguments.output, size)
     if arguments.potentials is not None:
         disks = {folder_of(path).stat().st_dev for path in (arguments.potentials, arguments.output)}
         shared = size if len(disks) == 1 else 0
-        check_space(arguments.potentials, 8 * n_rows + 32 * n_classes + shared)
+        check_space(arguments.potentials, 8 * n_labels + 32 * n_classes + shared)
 
 
 def _read_checkpoint(path: Path) -> np.ndarray | None:

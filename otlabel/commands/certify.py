@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         epilog="example: otlabel certify scores.npy labels.npy",
     )
     options.scores(parser)
-    parser.add_argument("labels", metavar="LABELS", help="(N,) whole numbers from 0 to K-1, in such a file too")
+    parser.add_argument("labels", metavar="LABELS", help="(N,) or (N, k) whole numbers from 0 to K-1, in a file too")
     parser.add_argument(
         "--potentials",
         metavar="FILE",

@@ -58,19 +58,22 @@ def _numbers(text: str) -> np.ndarray:
         return np.array([float(word) for word in words])
 
 
-def read_potentials(path: Path) -> tuple[np.ndarray, float]:
-    """Potentials, and the threshold of staying unlabelled, from a saved result, or an HDF5 file or folder of labels."""
+def read_potentials(path: Path) -> tuple[np.ndarray, float, int]:
+    """Potentials, the threshold of staying unlabelled, and how many labels a sample has.
+
+    From a saved result, or an HDF5 file or folder of labels.
+    """
     if path.suffix.lower() not in (".h5", ".hdf5") and not path.is_dir():
         from otlabel import Assignment
         from otlabel.sources import as_array
 
         saved = Assignment.load(path)
-        return as_array(saved.potentials), saved.threshold
+        return as_array(saved.potentials), saved.threshold, saved.labels_per_sample
     from otlabel.storage.label_files import read_labels
 
     stored = read_labels(path)
     assert stored.potentials is not None  # HDF5 always holds them
-    return stored.potentials, stored.threshold
+    return stored.potentials, stored.threshold, stored.labels_per_sample
 
 
 def write(arguments: argparse.Namespace, stored: StoredLabels) -> None:

@@ -40,9 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
     from otlabel.sources import as_array, open_scores
     from otlabel.storage.label_files import Receipt, StoredLabels, fingerprint, sizes_of, stored_bytes
 
-    potentials, threshold = read_potentials(arguments.potentials)
+    potentials, threshold, several = read_potentials(arguments.potentials)
     scores = open_scores(arguments.scores)
-    check_space(arguments.output, stored_bytes(arguments.output, *scores.shape))
+    check_space(arguments.output, stored_bytes(arguments.output, several * scores.shape[0], scores.shape[1]))
     receipt = Receipt(
         input=fingerprint(scores, arguments.scores),
         parameters={"potentials": str(arguments.potentials)},
@@ -50,12 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
         status="predicted",
     )
     with options.doing(arguments, "labelling by the potentials"):
-        labels = as_array(predict(scores, potentials, threshold))
+        labels = as_array(predict(scores, potentials, threshold, labels_per_sample=several))
     counts = sizes_of(labels, len(potentials))
     write(arguments, StoredLabels(labels, counts, potentials, receipt, threshold))
     if arguments.json:
         print_json(labels=str(arguments.output), n_samples=len(labels), n_classes=len(potentials), counts=counts)
     else:
-        print(f"{len(labels):,} samples in {len(counts):,} classes of {counts.min():,} to {counts.max():,}")
+        each = "" if several == 1 else f"{several} each of "
+        print(f"{len(labels):,} samples in {each}{len(counts):,} classes of {counts.min():,} to {counts.max():,}")
         print(f"Labels written to {arguments.output}")
     return 0

@@ -43,7 +43,7 @@ class RowSet:
     ) -> None:
         self.opened, self.communicator, self.first = as_opened(rows), communicator, first
         self.n_rows = self.shape[0] if n_rows is None else n_rows
-        self.columns, self.room = columns or self.shape[1], Room()
+        self.columns, self.room, self.labels_per_row = columns or self.shape[1], Room(), 1
         self._redistribution = redistribution
 
     @classmethod
@@ -106,6 +106,17 @@ class RowSet:
         rows.opened = opened
         return rows
 
+    def taking(self, labels_per_row: int) -> RowSet:
+        """The same rows, each of which takes so many classes."""
+        rows = copy.copy(self)
+        rows.labels_per_row = labels_per_row
+        return rows
+
+    @property
+    def of_labels(self) -> tuple[int, ...]:
+        """The shape of the labels of the rows here: (N,), or (N, k) where a row takes several classes."""
+        return self.shape[:1] if self.labels_per_row == 1 else (self.shape[0], self.labels_per_row)
+
     # ---- all rows here, block by block ----
 
     @property
@@ -150,11 +161,12 @@ class RowSet:
 
     def taken(self, rows: np.ndarray) -> RowSet:
         """Those of the sorted rows of all that are here, as rows of this process alone."""
-        return RowSet(self.source.take(self.local(rows)), columns=self.columns)
+        return RowSet(self.source.take(self.local(rows)), columns=self.columns).taking(self.labels_per_row)
 
     def subset(self, rows: np.ndarray) -> RowSet:
         """The given rows (sorted) of all ranks, of which each rank again has whole blocks."""
-        return RowSet.in_blocks(self.source.take(self.local(rows)), self.communicator, self.columns)
+        taken = self.source.take(self.local(rows))
+        return RowSet.in_blocks(taken, self.communicator, self.columns).taking(self.labels_per_row)
 
     def gathered(self, rows: np.ndarray) -> np.ndarray:
         """The given rows (sorted) of all ranks as float32 or float64 numbers, on all ranks."""

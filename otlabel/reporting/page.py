@@ -67,9 +67,9 @@ def report(
     a matrix as `sinkhorn_assign` takes it, of a folder of images or an array of them, of a text with a line for each.
 
     Args:
-        labels: an Assignment; (N,) integers, -1 for a sample left unlabelled; or the path of a file of labels, of a
-            saved Assignment (.npz) or of the folder of a run of `otlabel train`, which brings history, images, truth
-            and the scores of the network as it was last saved.
+        labels: an Assignment; (N,) integers, -1 for a sample left unlabelled; (N, k), several a sample, of which sizes
+            and proof alone are told; or the path of a file of labels, of a saved Assignment (.npz) or of the folder of
+            a run of `otlabel train`, which brings history, images, truth and the scores of the network as last saved.
         scores: (N, K), anything that `sinkhorn_assign` takes: the proof, what balance changed, confidence (the softmax
             of the scores) and the order of the examples. The price of balance is drawn up to ten million scores.
         images: (N, H, W), (N, C, H, W) or (N, H, W, C), uint8 or real numbers: examples of each class; beyond 24
@@ -141,7 +141,8 @@ def report(
 def sentences(summary: Summary) -> list[str]:
     """What is to be known first, one sentence each."""
     n_samples, sizes = len(summary.labels), summary.sizes
-    found = [f"{n_samples:,} samples in {summary.n_classes:,} classes."]
+    each = f"{summary.labels.shape[1]} each of " if summary.labels.ndim > 1 else ""
+    found = [f"{n_samples:,} samples in {each}{summary.n_classes:,} classes."]
     if summary.n_unlabelled:
         found.append(f"{summary.n_unlabelled:,} samples are left unlabelled ({summary.n_unlabelled / n_samples:.1%}).")
     median = f", with a median of {float(np.median(sizes)):,.10g}" if np.ptp(sizes) else ""

@@ -32,9 +32,10 @@ from otlabel.sources import (
     open_scores,
 )
 from otlabel.storage.label_files import check_not_absurd
-from otlabel.validate import class_numbers
+from otlabel.validate import check_labels, class_numbers
 
 PATH_ENTRIES = 10_000_000  # scores up to which the price of balance is drawn: ten solves
+OF_ONE_LABEL = ("scores", "features", "images", "texts", "truth", "history")  # what is shown by the label of a sample
 COMMONEST = 3  # true classes that are named for each class
 
 
@@ -76,7 +77,7 @@ class Row:
 class Summary:
     """All that a report tells."""
 
-    labels: np.ndarray  # (N,) int64
+    labels: np.ndarray  # (N,) int64, or (N, k) where a sample has several: then there are sizes and the proof alone
     n_classes: int
     sizes: np.ndarray  # (K,) int64
     names: Any  # (K,) or None
@@ -102,7 +103,7 @@ class Summary:
     @property
     def n_unlabelled(self) -> int:
         """Samples without a label."""
-        return len(self.labels) - int(self.sizes.sum())
+        return int((self.labels < 0).sum())
 
     @property
     def sizes_by_method(self) -> dict[str, np.ndarray]:
@@ -170,7 +171,7 @@ def summarise(subject: Subject, seed: int = 0) -> Summary:
     scores = None if subject.scores is None else cached(open_scores(subject.scores))
     features = None if subject.features is None else open_scores(subject.features, what="features")
     subject = _in_order(subject, scores or features)
-    labels = _checked_labels(subject.labels)
+    labels = _checked_labels(subject)
     truth = None if subject.truth is None else class_numbers(subject.truth, "truth")
     n_samples = len(labels)
     n_classes = _n_classes(subject, labels, scores)
@@ -344,7 +345,16 @@ def _in_order(subject: Subject, rows: Opened | None) -> Subject:
     return replace(subject, labels=labels, truth=truth)
 
 
-def _checked_labels(labels: Any) -> np.ndarray:
+def _checked_labels(subject: Subject) -> np.ndarray:
+    labels = subject.labels
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "iu" and len(labels):
+        given = [name for name in OF_ONE_LABEL if getattr(subject, name) is not None]
+        if given:
+            raise ValueError(
+                f"labels are several a sample, (N, {labels.shape[1]}), of which a report tells sizes and proof; leave "
+                f"out {' and '.join(given)}, or pass the first ones alone, labels[:, 0]"
+            )
+        return check_labels(labels, len(labels), max(int(labels.max()) + 1, 1))
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
         raise ValueError(f"labels must be (N,) integers, at least one; got {labels.dtype} of shape {labels.shape}")
     checked = class_numbers(labels, "labels")

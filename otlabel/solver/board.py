@@ -12,6 +12,7 @@ part = njit(
     nogil=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
 )  # of what Python calls: kept with that
 
+UNCAPPED = int(np.iinfo(np.int64).max)  # of a row that may have all of its units in one class
 NONE, UNLISTED = -1, -2  # in place of an entry: the end of a list, in no list
 
 # Rows of `Work.nodes`: numbers of each class.
@@ -33,6 +34,7 @@ class Board(NamedTuple):
 
     start: np.ndarray  # (R + 1,) int64: entries start[r] to start[r + 1] belong to row r
     row_of: np.ndarray  # (E,) int64
+    caps: np.ndarray  # (R,) int64: the most units that an entry of each row may have
     classes: np.ndarray  # (E,) int32
     scores: np.ndarray  # (E,) float64
     units: np.ndarray  # (E,) int64: how many units of the row have this class now
@@ -65,6 +67,12 @@ def cost_of(board, leaves, enters):
     """What a move from one entry to another of its row loses now."""
     gained = board.potentials[board.classes[leaves]] - board.potentials[board.classes[enters]]
     return (board.scores[leaves] - board.scores[enters]) + gained
+
+
+@part
+def has_room(board, entry):
+    """Whether an entry may have one unit more: of one unit each where rows are capped at all."""
+    return board.units[entry] < board.caps[board.row_of[entry]]
 
 
 @part

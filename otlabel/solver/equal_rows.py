@@ -25,7 +25,8 @@ def merge_equal_rows(
     Equal rows are tied in every class, so one by one they would make as many moves of cost zero. The distinct ones
     are to be in memory: more of them than that allows are left where they are, one by one.
     """
-    if problem.weights is not None or mostly_distinct(hashes, problem.rows):
+    several = problem.rows.labels_per_row > 1
+    if several or problem.weights is not None or mostly_distinct(hashes, problem.rows):
         return problem, None
     rows = problem.rows.fine  # what float32 has made alike may differ
     hashes = sweep.inspect(rows, every_score=True).hashes

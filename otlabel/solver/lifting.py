@@ -28,18 +28,19 @@ def lifted(problem: Problem, potentials: np.ndarray, starved: np.ndarray, rng: n
     rows = few_sampled(problem, rng)
     sample = problem.rows.taken(rows)
     units = np.ones(sample.n_rows) if problem.weights is None else problem.weights[problem.rows.local(rows)]
-    _, best, _ = sweep.label(sample, potentials)
-    best, units = problem.rows.concat("lift", best, units)
-    wanted = problem.bounds[0] * (units.sum() / problem.n_units)
+    _, tops, _ = sweep.label(sample, potentials)
+    tops, units = problem.rows.concat("lift", tops.reshape(len(tops), problem.rows.labels_per_row), units)
+    wanted = problem.bounds[0] * (units.sum() * tops.shape[1] / problem.n_units)
     for some in np.array_split(starved, -(-len(starved) // COLUMNS_AT_ONCE)):
         here = [block[:, some] for _, block in sample.fine.blocks()]
         (columns,) = problem.rows.concat("lift", np.concatenate(here or [np.empty((0, len(some)))]).astype(np.float64))
         for k, column in zip(some, columns.T, strict=True):
+            best = tops.min(1)  # the last one that a row takes
             order = np.argsort(best - column)
             last = min(int(np.searchsorted(np.cumsum(units[order]), wanted[k])), len(order) - 1)
             borders = (best - column)[order[last : last + 2]]  # of the last that is to come in, and of the next
             borders = borders[borders < np.inf]
             if len(borders):
                 g[k] = max(g[k], borders.mean())
-                best = np.maximum(best, column + g[k])
+                tops[np.arange(len(tops)), tops.argmin(1)] = np.maximum(best, column + g[k])
     return g

@@ -113,6 +113,8 @@ def _newton_direction(objective: Objective, point: Point) -> np.ndarray:
     size = objective.size_of(point)
     mass, residual = point.sweep.mass[active] / size, point.residual[active] / size
     scale = np.sqrt(mass / np.maximum(sampled, 0.1 * mass + 1e-300))
+    if objective.has_several:  # whose diagonal is not the mass
+        scale = np.ones(len(mass))
     with np.errstate(over="ignore"):
         own = epsilon * rule.curvature(point.potentials, point.sweep.mass)[active] / size
     # What charges for mass holds itself; a ridge of more than its own would hold back classes of little mass.

@@ -5,6 +5,9 @@
 Where rows may leave their mass at a price rho KL, a row's part is (rho + epsilon) (exp(L_i / (rho + epsilon)) - 1) in
 place of L_i = epsilon logsumexp, and its mass the derivative of that. Where the plan is regularised relative to class
 masses b, epsilon log b_k is added to the scores of class k.
+
+Where a row takes k classes its part is min_t k t + epsilon sum_k log(1 + exp((s_ik + g_k - t) / epsilon)), all are
+divided by k, and the plan's rows are the capped softmax, 1 / (1 + exp((t - s_ik - g_k) / epsilon)).
 """
 
 from __future__ import annotations
@@ -139,7 +142,10 @@ class Objective:
         return rule.best_shift(potentials, total, 1.0 / self.row_scale) if 0 < total < math.inf else 0.0
 
     def plan_of(self, point: Point) -> csr_array:
-        """Rows sqrt(a_i) q_i of a sample of all ranks' rows at a point of Newton's, weighing 1 or so in total."""
+        """Rows sqrt(a_i) q_i of a sample of all ranks' rows at a point of Newton's, weighing 1 or so in total.
+
+        Where rows take several classes it is what takes the place of q: see `curvature_lists`.
+        """
         rows, plan = point.curvature_rows, point.sweep.plan
         if plan is None:
             plan = self._sparse_plan(self.problem.rows, rows, point.swept_potentials)
@@ -161,7 +167,13 @@ class Objective:
     def on_device(self) -> bool:
         """Whether the curvature is made where the scores are: a device that can take rows without reading files."""
         scores = self.problem.rows.source
-        return scores.device is not None and not scores.reads_files and scores.shape[1] <= DEVICE_CLASSES
+        is_there = scores.device is not None and not scores.reads_files and scores.shape[1] <= DEVICE_CLASSES
+        return is_there and not self.has_several
+
+    @property
+    def has_several(self) -> bool:
+        """Whether rows take several classes each: their curvature is made of q (1 - q) in place of q."""
+        return self.problem.rows.labels_per_row > 1
 
     def _shares(self, point: Point) -> np.ndarray:
         """What the curvature's rows here weigh, 1 or so in total over all ranks."""

@@ -53,16 +53,18 @@ class Certificate(Generic[ArrayT]):
 
         value = mean_i s[i, labels_i] <= bound = mean_i max_k (s_ik + g_k) - <sizes / N, g>
 
+    Where a sample has several labels, their scores are summed, and in place of the maximum are the largest so many.
     Both are sums in float64, whatever the scores are stored in. A gap at rounding error proves the labels optimal.
     Source: weak duality of the transport problem; Peyre, Cuturi, "Computational Optimal Transport" (2019), section 2.5.
     """
 
-    value: float  # mean score of the labels
+    value: float  # mean score of the labels; of several a sample, the mean over samples of their sum
     bound: float  # upper bound on the value of every assignment with these class sizes
     counts: ArrayT  # (K,) int64: class sizes of the labels
     gap: float = math.nan  # bound - value, as the mean of differences; NaN stands for that difference itself
     rounding: float = math.nan  # how much of the gap float64 may have rounded, row by row; NaN: not known
     size_error: float = 0.0  # share of the mass that would have to move for the sizes to be those of the bound
+    labels_per_sample: int = 1
 
     def __post_init__(self) -> None:
         if math.isnan(self.gap):
@@ -98,9 +100,12 @@ class Certificate(Generic[ArrayT]):
     def summary(self) -> str:
         """A few lines for people, at most 80 columns."""
         sizes = as_array(self.counts)
+        samples = f"{sizes.sum() // self.labels_per_sample:,} samples in "
+        if self.labels_per_sample > 1:
+            samples += f"{self.labels_per_sample} each of "
         return "\n".join(
             (
-                f"labels    {sizes.sum():,} samples in {len(sizes):,} classes of {range_text(sizes)}",
+                f"labels    {samples}{len(sizes):,} classes of {range_text(sizes)}",
                 f"value     {self.value:.9g} (mean score a sample)",
                 f"bound     {self.bound:.9g} (no labels with these class sizes exceed it)",
                 f"gap       {self.gap:.1e} ({self.verdict})",

@@ -54,6 +54,7 @@ def pose(
     there.
     """
     rule, abstain, n_rows, n_classes = asked.rule, asked.abstain, rows.n_rows, rows.shape[1]
+    several = rows.labels_per_row
     rows, inspection = _inspected(rows, sampled, solver.epsilon, monitor, inspection)
     if inspection.n_forbidden:
         rule = _check_forbidden(rows, inspection, asked, monitor)
@@ -64,8 +65,9 @@ def pose(
             rows, size = _moved_together(rows, size)
         else:
             rows, size = _moved_one_by_one(rows, size, asked.weights, sampled, monitor)
-    if n_rows < n_classes and asked.demand.class_mass is None and isinstance(asked.demand.classes, Exact):
-        warn(FewSamplesWarning, f"{n_rows} samples for {n_classes} classes: sizes are 0 or 1")
+    if asked.n_units < n_classes and asked.demand.class_mass is None and isinstance(asked.demand.classes, Exact):
+        each = "" if several == 1 else f" of {several} labels each"
+        warn(FewSamplesWarning, f"{n_rows} samples{each} for {n_classes} classes: sizes are 0 or 1")
     if n_classes > 1:
         _warn_of_scores(rows, sampled, all_equal=not inspection.n_forbidden and not size.extent, top=top, below=below)
     extent, spread = size.extent, size.spread
@@ -207,7 +209,7 @@ def _check_forbidden(rows: RowSet, inspection: sweep.Inspection, asked: Asked, m
         "leave these rows out or allow at least one class",
     )  # fmt: skip
     takers = (most > 0)[:n_classes]
-    if not takers.all():
+    if not takers.all() or rows.labels_per_row > 1:
         check_open_rows(rows, takers, weights, asked.n_unlabelled, by_size=sizes is not None)
         monitor.record("inspect", rows.n_rows)
     n_allowing, n_read = allowing(rows)
@@ -249,9 +251,17 @@ def check_open_rows(
 
     So many units may stay unlabelled.
     """
-    if takers.all():
+    several = rows.labels_per_row
+    if takers.all() and several == 1:
         return
     _, best, _ = sweep.label(rows, np.where(takers, 0.0, -np.inf))
+    if several > 1:
+        of_takers = "" if takers.all() else " among those that take any"
+        _check_closed(
+            best.min(1) == -np.inf, rows, None, 0, f"are allowed fewer than {several} classes{of_takers}",
+            "allow more pairs, leave these rows out, or take fewer labels_per_sample",
+        )  # fmt: skip
+        return
     shut = np.flatnonzero(~takers)
     shown = ", ".join(map(str, shut[:10])) + (", ..." if len(shut) > 10 else "")
     why = "whose size is 0, by their mass or because their share rounds to it" if by_size else "which take nothing"
@@ -276,8 +286,8 @@ def _check_closed(
         raise InfeasibleError(f"{n_closed} rows {finding}, the first is row {first}; {remedy}")
     if not n_unlabelled:
         raise InfeasibleError(
-            f"{n_closed} rows {finding}, the first is row {first}; {remedy}, or leave them unlabelled by "
-            f"abstain={n_units / in_all!r}"
+            f"{n_closed} rows {finding}, the first is row {first}; {remedy}"
+            + ("" if rows.labels_per_row > 1 else f", or leave them unlabelled by abstain={n_units / in_all!r}")
         )
     if n_units > n_unlabelled:
         left = f"room for {n_unlabelled} of them" if weights is None else "less mass than theirs"

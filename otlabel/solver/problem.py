@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from otlabel.errors import InvalidMassError
+from otlabel.errors import InfeasibleError, InvalidMassError
 from otlabel.marginals import KL, Exact, Range, Rule, one_number
 from otlabel.sources import Opened, by_class, class_mass_of, sample_mass_of
 from otlabel.sources.listed import ListedSource
@@ -33,6 +33,7 @@ class Demand:
     classes: Exact | KL | Range = EXACT
     samples: Exact | KL = EXACT
     abstain: float = 0.0  # share of the rows that stay unlabelled
+    labels_per_sample: int = 1  # classes that each row takes
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -40,7 +41,7 @@ class Demand:
         lo, hi = getattr(self.classes, "lo", None), getattr(self.classes, "hi", None)
         mass, weighted = self.class_mass, self.sample_mass is not None
         alike = {"class_mass": mass, "classes": self.classes, "lo": lo, "hi": hi, "samples": self.samples}
-        return {**alike, "abstain": self.abstain, "weighted": weighted}
+        return {**alike, "abstain": self.abstain, "weighted": weighted, "labels_per_sample": self.labels_per_sample}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,8 @@ class Problem:
 
     rows: RowSet
     rule: Rule  # on class masses, which are shares of all units
-    n_units: int  # of mass that exact labels share out: the samples, or whole numbers that stand for sample masses
+    n_units: int  # of mass that exact labels share out: the samples, or whole numbers that stand for sample masses; of
+    # samples that take several classes each, the places of all
     spread: float  # how far apart a row's scores typically are
     extent: float  # how far apart a row's finite scores are at most
     magnitude: float  # the largest score of any row, by size: what rounding is relative to
@@ -114,14 +116,22 @@ def check_solver(epsilon: Any, rounding: Rounding, tol: Any, max_sweeps: Any, me
 
 
 def check_demand(
-    scores: Opened, class_mass: Any, sample_mass: Any, classes: Exact | KL | Range, samples: Exact | KL, abstain: Any
+    scores: Opened,
+    class_mass: Any,
+    sample_mass: Any,
+    classes: Exact | KL | Range,
+    samples: Exact | KL,
+    abstain: Any,
+    labels_per_sample: Any = 1,
 ) -> Demand:
     """What is asked for, with names put in the order of the classes and rows; sums are looked at when it is posed."""
-    abstain = one_number(abstain, "abstain")
+    abstain, several = one_number(abstain, "abstain"), _whole_number(labels_per_sample, "labels_per_sample", 1)
     if not isinstance(samples, (Exact, KL)):
         raise TypeError(f"samples is {samples!r}; pass Exact() or KL(rho)")
     if not 0 <= abstain < 1:
         raise ValueError(f"abstain is {abstain}; pass the share of samples to leave unlabelled, from 0 to below 1")
+    if several > 1:
+        _check_several(several, scores.shape[1], samples, abstain)
     mass, of_samples = class_mass_of(class_mass, scores), sample_mass_of(sample_mass, scores)
     if isinstance(classes, Range):
         n_classes, names = scores.shape[1], scores.class_names
@@ -130,7 +140,23 @@ def check_demand(
             for name, bound in (("lo", classes.lo), ("hi", classes.hi))
         )
         classes = Range(lo, hi)
-    return Demand(mass, of_samples, classes, samples, abstain)
+    return Demand(mass, of_samples, classes, samples, abstain, several)
+
+
+def _check_several(several: int, n_classes: int, samples: Exact | KL, abstain: float) -> None:
+    """Refuse what does not go with several labels a sample."""
+    if several > n_classes:
+        raise InfeasibleError(
+            f"labels_per_sample is {several}, but there are {n_classes} classes, and none takes a sample twice; pass "
+            f"at most {n_classes}"
+        )
+    if abstain:
+        raise ValueError(
+            f"abstain is {abstain:g} with labels_per_sample={several}: a sample would be left without some of its "
+            "labels or all; leave samples out by hand, or give classes room by Range"
+        )
+    if isinstance(samples, KL):
+        raise ValueError(f"samples is {samples!r} with labels_per_sample={several}; samples are exact there: Exact()")
 
 
 def _whole_number(given: Any, name: str, least: int) -> int:

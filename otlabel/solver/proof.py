@@ -28,9 +28,10 @@ def certified(
     potentials, with those of classes that take no sample here but may take new ones. Lists may be `enough` to read.
     """
     within = enough or problem
-    labels, best, own = sweep.label(within.rows, potentials, labels)
-    n_classes, n_units = problem.n_classes, problem.n_units
+    labels_of_rows, tops, own = sweep.label(within.rows, potentials, labels)
+    n_classes, n_units, per_row = problem.n_classes, problem.n_units, problem.rows.labels_per_row
     monitor.record("certify", problem.n_rows, listed=within.is_listed)
+    labels, best, own = labels_of_rows.ravel(), tops.ravel(), own.ravel()
     g, weights = potentials[labels], np.ones(1) if problem.weights is None else problem.weights
     short, known = shortfall(best, own, g, potentials)
     here = (np.stack([short, own - g, np.minimum(short, known)]) * weights).sum(1)
@@ -55,9 +56,9 @@ def certified(
         soft = np.isfinite(problem.rule.rho)
         off = np.maximum(lo - sizes, 0), np.where(soft, 0, np.maximum(sizes - hi, 0))
         size_error = float(max(part.sum() for part in off)) / n_units
-    gap, value = fell_short / n_units, scored / n_units
-    proof = Certificate(value, value + gap, counts, gap, rounded / n_units, size_error)
-    return labels, proof, sizes, priced(problem, potentials, best, monitor)
+    gap, value, rounding = (per_row * total / n_units for total in (fell_short, scored, rounded))
+    proof = Certificate(value, value + gap, counts, gap, rounding, size_error, per_row)
+    return labels_of_rows, proof, sizes, priced(problem, potentials, tops.reshape(len(tops), per_row).min(1), monitor)
 
 
 def shortfall(
@@ -77,7 +78,8 @@ def priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor: 
     """Potentials with those of classes that take no sample here, but may take new ones, in place of -inf.
 
     They are the largest at which no sample here would enter, g_k = min_i (best_i - s_ik), where best_i is the largest
-    score + potential of the row. A class that is forbidden to all samples tells nothing: it gets the least of others.
+    score + potential of the row, or the last of several that it takes. A class that is forbidden to all samples tells
+    nothing: it gets the least of others.
     """
     classes = np.flatnonzero(problem.for_new & np.isneginf(potentials[: len(problem.for_new)]))
     finite = potentials[np.isfinite(potentials)]

@@ -3,6 +3,7 @@
 A row (or several equal rows) holds units; an entry is a class that it may take. Moving units of a row from entry e to
 entry f costs (scores[e] - scores[f]) + (g[class of e] - g[class of f]), which is never negative at the start and is
 kept so: potentials fall by what the shortest path leaves over. The entries of a class that hold units are its members.
+Where a row takes several classes, it has a unit for each, and an entry may hold one at most.
 Costs are sums in float64, `tie` apart means equal. Searches begin in lists of members; where few classes have many,
 and looking through these takes long, heaps of the moves between each two classes take over.
 
@@ -33,11 +34,13 @@ from otlabel.solver.board import (
     PART,
     PATH,
     SETTLED,
+    UNCAPPED,
     UNLISTED,
     Board,
     Work,
     cost_of,
     enlist,
+    has_room,
     move,
     part,
 )
@@ -90,7 +93,8 @@ def repair(
         np.zeros(n_classes),
     )
     work.nodes[: FRESH + 1] = NONE
-    if n_classes > MOST_PAIRED or n_entries > np.iinfo(np.int32).max / places:
+    is_capped = board.caps.min(initial=UNCAPPED) < UNCAPPED  # heaps know of no move that may come back
+    if n_classes > MOST_PAIRED or n_entries > np.iinfo(np.int32).max / places or is_capped:
         patience = np.inf
     n_paths, n_looked, heaps_pay, least = _repair_by_lists(board, work, slack, tie, step, stop, patience)
     if heaps_pay:
@@ -110,29 +114,38 @@ def _power_of_two(number: float) -> float:
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def spread_ties(board, order, tie):
-    """Share the units of rows that have several best classes out to those with the most room: all are optimal."""
+    """Share the units of rows that have several best classes out to those with the most room: all are optimal.
+
+    Of capped rows, those of the entries that are tied with the least one that is held.
+    """
     classes, scores, units, counts = board.classes, board.scores, board.units, board.counts
     for row in order:
         begin, end = board.start[row], board.start[row + 1]
-        best, n_best, left = -np.inf, 0, 0
+        best, least, n_best, left = -np.inf, np.inf, 0, 0
         for entry in range(begin, end):
             best = max(best, scores[entry] + board.potentials[classes[entry]])
+            if units[entry] > 0:
+                least = min(least, scores[entry] + board.potentials[classes[entry]])
+        above = np.inf
+        if board.caps[row] < UNCAPPED:
+            best, above = least, least + tie
         for entry in range(begin, end):
-            n_best += scores[entry] + board.potentials[classes[entry]] >= best - tie
+            n_best += best - tie <= scores[entry] + board.potentials[classes[entry]] <= above
         if n_best < 2:
             continue
         for entry in range(begin, end):
-            left += units[entry]
-            counts[classes[entry]] -= units[entry]
-            units[entry] = 0
+            if scores[entry] + board.potentials[classes[entry]] <= above:
+                left += units[entry]
+                counts[classes[entry]] -= units[entry]
+                units[entry] = 0
         while left > 0:
             chosen, most = -1, 0
             for entry in range(begin, end):
-                if scores[entry] + board.potentials[classes[entry]] >= best - tie:
+                if best - tie <= scores[entry] + board.potentials[classes[entry]] <= above and has_room(board, entry):
                     room = board.targets[classes[entry]] - counts[classes[entry]]
                     if chosen < 0 or room > most:
                         chosen, most = entry, room
-            amount = min(left, most) if most > 0 else left
+            amount = min(min(left, most) if most > 0 else left, board.caps[row])
             units[chosen] += amount
             counts[classes[chosen]] += amount
             left -= amount
@@ -221,7 +234,7 @@ def _join(board, work, least, before, tie):
         row, best, cheapest = board.row_of[entry], entry, -tie
         for other in range(board.start[row], board.start[row + 1]):
             cost = cost_of(board, entry, other)
-            if cost < cheapest:
+            if cost < cheapest and has_room(board, other):
                 best, cheapest = other, cost
         if best == entry:
             enlist(board, work, entry)
@@ -243,6 +256,7 @@ def _move_along_tree(board, work, n_found, least):
         amount, node = board.targets[target] - board.counts[target], target
         while nodes[LEAVES, node] >= 0:
             amount = min(amount, board.units[nodes[LEAVES, node]])
+            amount = amount if has_room(board, nodes[ENTERS, node]) else 0
             node = board.classes[nodes[LEAVES, node]]
         amount = min(amount, board.counts[node] - board.targets[node])
         n_left += board.targets[target] - board.counts[target] - max(amount, 0) >= least
@@ -313,7 +327,8 @@ def _next_free(board, work, node, least, tie):
         while other < start[row + 1] and units[entry] >= least:
             second = board.classes[other]
             leads_on = nodes[AT, second] != NONE or board.targets[second] - board.counts[second] >= least
-            if leads_on and nodes[SETTLED, second] > nodes[SETTLED, node] and cost_of(board, entry, other) <= tie:
+            later = leads_on and nodes[SETTLED, second] > nodes[SETTLED, node] and has_room(board, other)
+            if later and cost_of(board, entry, other) <= tie:
                 nodes[OTHER, node] = other
                 return second
             other += 1

@@ -41,6 +41,7 @@ from otlabel.solver.repair import Done, repair, spread_ties
 from otlabel.solver.slack import Slack
 
 FINER = 1e-6  # times what counts as nothing for most rows: in passes for those that it is much for
+ROUNDER = 64.0  # times what counts as nothing: the grid of potentials that are to be round
 REFINED_PASSES = 4  # of those that mend what potentials lost of small rows' digits while they fell by much
 
 
@@ -76,7 +77,7 @@ def round_exact(
     tie, coarsest = 0.0, TIE * (problem.magnitude + float(np.abs(g[np.isfinite(g)]).max()))
     n_here = problem.rows.shape[0]
     weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
-    placement = unlabelled = Placement.of_nothing(n_here)
+    placement = unlabelled = Placement.of_nothing(problem.rows.of_labels)
     n_paths, n_refined, is_first, may_lift = 0, 0, True, not problem.is_listed
     slack = Slack(problem, g, rng, least_slack)
     while True:
@@ -91,7 +92,7 @@ def round_exact(
             placement = unlabelled
             slack.begin(g)
             continue
-        below, tie = below_best(movable, g)
+        below, tie = below_best(movable, units, g)
         free = free_places(problem, g, counts, slack.now, tie)
         board = board_of(movable, below, units, free, g, counts)
         if is_first:
@@ -113,10 +114,12 @@ def round_exact(
                 return Rounded(placement, g, n_paths, slack.now, is_done=False)
             continue
         g = np.where(np.abs(g) <= tie, 0.0, g)  # less is left of rounding
-        if rule.shift_free:
+        if rule.shift_free and problem.rows.labels_per_row == 1:
             g = _settled(problem, movable, units, g, slack.now, placement.labels, monitor)
-        if n_refined == REFINED_PASSES or not _falls_short(movable, units, g):
+        if not _falls_short(movable, units, g):
             return Rounded(placement, g, n_paths)
+        if n_refined == REFINED_PASSES:
+            return Rounded(placement, _rounder(movable, units, g, tie), n_paths)
         n_refined += 1
         slack.begin_again()
 
@@ -141,8 +144,17 @@ def _falls_short(movable: Movable, units: np.ndarray, potentials: np.ndarray) ->
     if not len(u):
         return False
     taken = np.flatnonzero(units)
-    best = row_tops(found, u)[movable.row_of[taken]]
+    best = row_tops(found, np.where(units > 0, -np.inf, u) if len(found.taken) else u)
+    best = best[movable.row_of[taken]]
     return bool((best - u[taken] > rounding_of(best, u[taken], own_potentials[taken], potentials)).any())
+
+
+def _rounder(movable: Movable, units: np.ndarray, potentials: np.ndarray, tie: float) -> np.ndarray:
+    """The potentials as round numbers where these prove the labels: of scores that are round, what is tied then is."""
+    with np.errstate(divide="ignore"):
+        grid = 2.0 ** np.ceil(np.log2(ROUNDER * tie))
+    g = np.rint(potentials / grid) * grid if grid > 0 else potentials
+    return potentials if _falls_short(movable, units, g) else g
 
 
 def _settled(
@@ -201,7 +213,7 @@ def _infeasible(problem: Problem, board: Board, free: FreePlaces, n_entries: int
         movable = np.zeros(len(board.start) - 1, bool)
         movable[board.row_of[(board.units > 0) & inside[board.classes]]] = True
         wider = inside.copy()
-        wider[board.classes[movable[board.row_of]]] = True
+        wider[board.classes[movable[board.row_of] & (board.units < board.caps[board.row_of])]] = True
         if np.array_equal(wider, inside):
             break
         inside = wider
@@ -213,7 +225,8 @@ def _infeasible(problem: Problem, board: Board, free: FreePlaces, n_entries: int
         return f"{units / problem.n_units:.6g}" if problem.weighted else f"{units}"
 
     units = amount(counts[shut].sum())
-    what = f"samples of {units} of the mass" if problem.weighted else f"{units} samples"
+    kind = "samples" if problem.rows.labels_per_row == 1 else "labels of samples"
+    what = f"samples of {units} of the mass" if problem.weighted else f"{units} {kind}"
     if inside[-1]:  # what classes may leave free reaches all of these: others lack samples
         finding, remedy = f"only {what} may go to the", "less"
         wanted = amount(lo[shut].sum())

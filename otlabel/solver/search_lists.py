@@ -1,7 +1,9 @@
 """Shortest paths where each class has a list of its members, in the order of their cheapest moves.
 
 Costs are never negative. Potentials only fall, so that a move costs at least what it did when the list was sorted, less
-what the class's own potential has fallen since: a search looks at the head of the list.
+what the class's own potential has fallen since: a search looks at the head of the list. That holds for rows whose
+entries are capped, too: an entry that was full gets room by a move that costs nothing, so that coming to it costs as
+much as coming to where that move led.
 
 Source: Dijkstra, Numerische Mathematik 1 (1959).
 """
@@ -26,6 +28,7 @@ from otlabel.solver.board import (
     SETTLED,
     UNLISTED,
     cost_of,
+    has_room,
     part,
     whole,
 )
@@ -109,7 +112,7 @@ def _reach_out(board, work, node, which, radius, tie, step, least, size):
             row, last, mark = board.row_of[entry], entry, scores[entry] + own + reached + 0.5 * tie
             n_looked += board.start[row + 1] - board.start[row]
             for other in range(board.start[row], board.start[row + 1]):
-                if scores[other] + level[classes[other]] > mark:  # rules most out
+                if scores[other] + level[classes[other]] > mark and has_room(board, other):  # the first rules most out
                     second, cost = np.int64(classes[other]), cost_of(board, entry, other)
                     through = reached + (whole(cost, step) if cost > tie else 0.0)
                     if through < distance[second] and through < radius:
@@ -142,7 +145,7 @@ def _sort(board, work, node, least):
             if board.units[entry] >= least:
                 row, cheapest = board.row_of[entry], np.inf
                 for other in range(board.start[row], board.start[row + 1]):
-                    if other != entry:
+                    if other != entry and has_room(board, other):
                         gained = board.scores[entry] - board.scores[other]
                         cheapest = min(cheapest, gained - board.potentials[board.classes[other]])
                 n_moves += board.start[row + 1] - board.start[row]

@@ -15,6 +15,7 @@ from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rungs import EPSILON_STEP, LAST_TOLERANCE, solve_at_epsilon
 
 EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon is tried before moving them one by one
+SEVERAL_SHARE = 0.0005  # where rows take several classes, of all whose places it is a share
 LISTED_SHARE, SHORT = 0.003, 16  # the same on lists of at most one in so many classes, over which a pass takes little
 SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
 SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer
@@ -33,9 +34,11 @@ def near_integer(problem: Problem, solver: Solver, solution: Solution, monitor: 
     # Above the spread scores hardly matter: potentials are epsilon times the logarithms of what classes ask for.
     epsilon = min(solver.epsilon, problem.spread or solver.epsilon)
     g = point.potentials * (epsilon / solver.epsilon)
-    short = problem.is_listed and SHORT * problem.rows.columns <= problem.n_classes
+    per_row = problem.rows.labels_per_row
+    short = problem.is_listed and SHORT * problem.rows.columns <= problem.n_classes * per_row
     cheap = short and excess <= EXCESS_SHARE  # more is of ties, which another epsilon would only break up
-    enough = max(LISTED_SHARE if cheap else EXCESS_SHARE, np.count_nonzero(takers) / problem.n_rows)
+    listed_share = LISTED_SHARE if per_row == 1 else SEVERAL_SHARE
+    enough = max(listed_share if cheap else EXCESS_SHARE, np.count_nonzero(takers) / problem.n_rows)
     tol = enough if cheap else LAST_TOLERANCE
     best, least = point, excess
     solver = replace(solver, max_sweeps=monitor.n_sweeps + SHARPENING_PASSES)

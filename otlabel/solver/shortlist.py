@@ -100,11 +100,13 @@ class Shortlist:
         """The most that the classes left out can have of the plan; twice that is its error.
 
         Of a row whose best class was t, class k has at most exp((m_k - m_t - reach) / epsilon), where m is how far
-        potentials have moved.
+        potentials have moved. Where rows take several classes each, each row says by itself: see `sweep.left_out`.
         """
         open_classes = np.isfinite(potentials)
         if math.isinf(self.drift(potentials)):
             return math.inf
+        if self.problem.rows.labels_per_row > 1:
+            return sweep.left_out(self.problem.rows, potentials, self.origin, epsilon, self.reach)
         moved = (potentials[open_classes] - self.origin[open_classes]) / epsilon
         log_shares = np.log(np.maximum(self.best_shares[open_classes], LEAST_SHARE))
         log_total = logsumexp(moved) + logsumexp(log_shares - moved) - self.reach / epsilon

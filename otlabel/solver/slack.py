@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from otlabel import sweep
-from otlabel.solver.movable import row_tops, totals
+from otlabel.solver.movable import levels, totals
 from otlabel.solver.precision import TIE
 from otlabel.solver.problem import Problem
 from otlabel.solver.repair import Done
@@ -69,9 +69,9 @@ def first_slack(problem: Problem, g: np.ndarray, rng: np.random.Generator) -> tu
     most, widest = SOFT_SLACK * float(problem.rule.rho.min()), problem.extent + float(np.ptp(g[np.isfinite(g)]))
     slack = max((problem.spread or widest) * FIRST_SLACK, 1e-300)
     while True:
-        near = sweep.candidates(sample, g, np.full(sample.shape[0], -1, np.int32), slack, 0.0)
+        near = sweep.candidates(sample, g, np.full(sample.of_labels, -1, np.int32), slack, 0.0)
         u, sizes = totals(near, g)
-        costs = np.repeat(row_tops(near, u), near.sizes) - u if len(u) else u
+        costs = np.repeat(levels(near, u, near.taken), near.sizes) - u if len(u) else u
         costs = np.sort(problem.rows.concat("slack", costs[costs > TIE * sizes])[0])  # what is less is rounding
         if len(costs) >= wanted:
             return min(float(costs[wanted - 1]), most), widest

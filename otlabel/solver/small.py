@@ -56,6 +56,7 @@ def is_small(rows: RowSet, demand: Demand, solver: Solver) -> bool:
         and isinstance(demand.classes, Exact)
         and isinstance(demand.samples, Exact)
         and not demand.abstain
+        and demand.labels_per_sample == 1
         and solver.method == "auto"
         and solver.max_sweeps >= MOST_PASSES
         and solver.tol >= FINE_TOLERANCE

@@ -2,7 +2,8 @@
 
 The HDF5 layout, version 1:
 
-    /labels      (N,) int8, int16, int32 or int64, the smallest that holds K; in chunks with checksums (fletcher32)
+    /labels      (N,) int8, int16, int32 or int64, the smallest that holds K; in chunks with checksums (fletcher32);
+                 (N, k) where a sample has several labels, the best score first
     /counts      (K,) int64: samples in each class
     /potentials  (K,) float64: labels are the argmax of scores + potentials but for ties; -inf: an empty class
                  both in chunks with checksums, too
@@ -55,7 +56,7 @@ from otlabel.storage.atomic import replacing, save_array
 from otlabel.storage.outputs import LABEL_ENDINGS
 from otlabel.storage.texts import check_format
 from otlabel.text import local_path, printable
-from otlabel.validate import check_vector, class_numbers
+from otlabel.validate import check_different, check_vector, class_numbers
 
 if TYPE_CHECKING:
     import h5py
@@ -93,11 +94,16 @@ class Receipt:
 class StoredLabels:
     """What a file of labels holds."""
 
-    labels: np.ndarray  # (N,) int64, -1 for a sample left unlabelled
+    labels: np.ndarray  # (N,) int64, -1 for a sample left unlabelled; (N, k) where samples have several
     counts: np.ndarray  # (K,) int64
     potentials: np.ndarray | None  # (K,) float64; None in a .npy file
     receipt: Receipt | None = None  # None where no receipt of these very labels is there
     threshold: float = -math.inf  # a sample whose best score + potential is below it is left unlabelled
+
+    @property
+    def labels_per_sample(self) -> int:
+        """How many each sample has."""
+        return 1 if self.labels.ndim == 1 else self.labels.shape[1]
 
 
 def fingerprint(scores: Opened, source: str) -> dict[str, Any]:
@@ -128,11 +134,11 @@ def fingerprint(scores: Opened, source: str) -> dict[str, Any]:
 # ---- writing ----
 
 
-def stored_bytes(path: Path, n_rows: int, n_classes: int) -> int:
+def stored_bytes(path: Path, n_labels: int, n_classes: int) -> int:
     """How much room the labels will take on the disk, at most."""
     if path.suffix.lower() == ".npy":
-        return NPY_HEADER_BYTES + 8 * n_rows
-    return HDF5_HEADER_BYTES + _label_type(n_classes).itemsize * n_rows + 16 * n_classes
+        return NPY_HEADER_BYTES + 8 * n_labels
+    return HDF5_HEADER_BYTES + _label_type(n_classes).itemsize * n_labels + 16 * n_classes
 
 
 def write_labels(path: Path, stored: StoredLabels, meet: Callable[[], None] | None = None) -> None:
@@ -205,7 +211,8 @@ def create_labels(group: h5py.Group, labels: np.ndarray, counts: np.ndarray) -> 
 def _create_summed(group: h5py.Group, name: str, stored: np.ndarray) -> None:
     """An array in chunks with checksums."""
     n_chunks = max(1, -(-stored.nbytes // CHUNK_BYTES))  # of equal size: a chunk is stored in full
-    chunked = {"chunks": (-(-len(stored) // n_chunks),), "fletcher32": True} if len(stored) else {}
+    chunks = (-(-len(stored) // n_chunks), *stored.shape[1:])
+    chunked = {"chunks": chunks, "fletcher32": True} if len(stored) else {}
     group.create_dataset(name, data=stored, **chunked)
 
 
@@ -287,7 +294,7 @@ def _stored_shape(text: str) -> tuple[int, ...] | None:
         found = [number for entry in os.listdir(file) if (number := PART_NAME.fullmatch(entry))]
         parts = [_stored_shape(str(file / number[0])) for number in found]
         whole = found and len(found) == int(found[0][2])
-        return (sum(part[0] for part in parts if part),) if whole else None
+        return (sum(part[0] for part in parts if part), *(parts[0] or ())[1:]) if whole else None
     if file.is_file() and file.suffix.lower() == ".npy":
         return read_header(file)[0]
     if file.is_file() and file.suffix.lower() in LABEL_ENDINGS:
@@ -297,10 +304,12 @@ def _stored_shape(text: str) -> tuple[int, ...] | None:
 
 def _read_npy(file: Path) -> StoredLabels:
     stored = load_array(str(file))
-    if stored.ndim != 1 or stored.dtype.kind not in "iu" or not len(stored):
+    several = stored.ndim == 2 and stored.shape[1] > 1
+    if (stored.ndim != 1 and not several) or stored.dtype.kind not in "iu" or not len(stored):
         raise ValueError(f"it holds {stored.dtype} of shape {stored.shape}, not (N,) whole numbers from 0 up, or -1")
-    labels = class_numbers(stored, "labels")
+    labels = class_numbers(stored.ravel(), "labels").reshape(stored.shape)
     check_not_absurd(labels)
+    _check_several(labels)
     receipt = _receipt_of(file, _digest(labels)) if receipt_path(file).exists() else None
     return StoredLabels(labels, np.bincount(labels[labels >= 0]), None, receipt)
 
@@ -311,12 +320,20 @@ def check_not_absurd(labels: np.ndarray) -> None:
     Classes may be empty, so that more of them than samples are no mistake; many times more are.
     """
     largest = int(labels.max(initial=-1))
-    if largest >= max(MOST_CLASSES_A_SAMPLE * labels.size, FEWEST_CLASSES):
-        at = int(labels.argmax())
+    if largest >= max(MOST_CLASSES_A_SAMPLE * len(labels), FEWEST_CLASSES):
+        at = int(labels.argmax()) // max(1, labels[:1].size)
         raise ValueError(
-            f"label {largest:,} of sample {at:,} is far beyond the number of samples, {labels.size:,}: damaged, or no "
+            f"label {largest:,} of sample {at:,} is far beyond the number of samples, {len(labels):,}: damaged, or no "
             "class label"
         )
+
+
+def _check_several(labels: np.ndarray) -> None:
+    """Refuse (N, k) of which a row has no label somewhere, or one twice."""
+    if labels.ndim > 1:
+        if labels.min(initial=0) < 0:
+            raise ValueError("a sample of several labels lacks some: -1 is among them")
+        check_different(labels)
 
 
 def _receipt_of(file: Path, digest: str) -> Receipt | None:
@@ -390,12 +407,13 @@ def _read_hdf5(file: Path) -> StoredLabels:
         check_complete(about)
         check_texts(handle, about)
         room = file.stat().st_size
-        labels = read_dataset(handle, "labels", "i", room).astype(np.int64)
+        labels = read_dataset(handle, "labels", "i", room, most_dimensions=2).astype(np.int64)
         counts = read_dataset(handle, "counts", "i", room).astype(np.int64)
         potentials = read_dataset(handle, "potentials", "f", room).astype(np.float64)
     within = labels.min(initial=0) >= -1 and labels.max(initial=-1) < len(counts)
     if not within or not np.array_equal(sizes_of(labels, len(counts)), counts):
         raise ValueError("its counts are not those of its labels")
+    _check_several(labels)
     if len(potentials) != len(counts):
         raise ValueError(f"it holds {len(potentials)} potentials for {len(counts)} classes")
     check_vector(potentials, len(counts), "/potentials")
@@ -409,23 +427,23 @@ def _read_hdf5(file: Path) -> StoredLabels:
     return StoredLabels(labels, counts, potentials, receipt, threshold)
 
 
-def read_dataset(handle: h5py.File, name: str, kind: str, room: int) -> np.ndarray:
+def read_dataset(handle: h5py.File, name: str, kind: str, room: int, *, most_dimensions: int = 1) -> np.ndarray:
     """One array, chunk by chunk, so that damage can be told by its place; a header's claim is checked first."""
     dataset = find_dataset(handle, Path(handle.filename), f"/{name}")
     if dataset.dtype.kind != kind:
         wanted = "whole numbers (int8 to int64)" if kind == "i" else "floating-point numbers"
         raise ValueError(f"/{name} claims to be {dataset.dtype}, and {wanted} are wanted")
-    if dataset.ndim != 1 or dataset.size * dataset.dtype.itemsize > room:
+    if not 1 <= dataset.ndim <= most_dimensions or dataset.size * dataset.dtype.itemsize > room:
         raise ValueError(f"/{name} claims to be {dataset.dtype} of shape {dataset.shape}, in a file of {room:,} bytes")
     place = f"{handle.filename}::/{name}"
     check_stored(dataset, place)
     step = dataset.chunks[0] if dataset.chunks else max(1, dataset.size)
     parts = []
-    for start in range(0, dataset.size, step):
+    for start in range(0, len(dataset), step):
         try:
             parts.append(dataset[start : start + step])
         except DAMAGE as error:
             told = f"{place} is damaged in chunk {start // step} (from item {start}): {said(error)}"
             raise FileFormatError(told) from error
         check_found(dataset, parts[-1], start, place)
-    return np.concatenate(parts) if parts else np.empty(0, dataset.dtype)
+    return np.concatenate(parts) if parts else np.empty(dataset.shape, dataset.dtype)

@@ -70,6 +70,7 @@ class Candidates:
     sizes: np.ndarray  # (R,) int64
     classes: np.ndarray  # (E,) int32
     scores: np.ndarray  # (E,) float64
+    taken: np.ndarray  # (E,) bool: which of them a row has; empty where it has one, its label
 
 
 def sweep(
@@ -120,7 +121,7 @@ def sweep(
 
     plans = run_blocks(rows, reduce_block)
     of_weights = np.zeros(n_classes + 3)
-    of_weights[2] = n_rows if weights is None else weights.sum()
+    of_weights[2] = rows.labels_per_row * (n_rows if weights is None else weights.sum())
     added.add(of_weights, np.zeros(n_counted, np.int64))
     sums, counts = added.over_ranks(rows)
     linear, entropic, total = sums[:3].tolist()
@@ -208,10 +209,12 @@ class _Looks:
 def label(
     rows: RowSet, potentials: np.ndarray, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """In float64, of each row: its label (the given one, or the best class), max_k u_k, and u at the label."""
-    n_rows = rows.shape[0]
-    labels = np.full(n_rows, -1, np.int32) if labels is None else labels.astype(np.int32)
-    best, own = np.empty(n_rows), np.empty(n_rows)
+    """In float64, of each row: its label (the given one, or the best class), max_k u_k, and u at the label.
+
+    Of rows that take several classes each is (N, k): the labels in the order of their scores, and the k largest u.
+    """
+    labels = np.full(rows.of_labels, -1, np.int32) if labels is None else labels.astype(np.int32)
+    best, own = np.empty(rows.of_labels), np.empty(rows.of_labels)
 
     def label_rows(backend: Backend, block: Any, start: int, stop: int) -> Handle[None]:
         return backend.label_block(block, potentials, labels[start:stop], best[start:stop], own[start:stop])
@@ -233,7 +236,8 @@ def candidates(rows: RowSet, potentials: np.ndarray, labels: np.ndarray, slack: 
         return Waiting(from_start)
 
     found = run_blocks(rows.fine, find) or [(np.empty(0, np.int64),) * 2 + (np.empty(0, np.int32), np.empty(0))]
-    return Candidates(*(np.concatenate(part) for part in zip(*found, strict=True)))
+    movable, sizes, classes, scores, *taken = (np.concatenate(part) for part in zip(*found, strict=True))
+    return Candidates(movable, sizes, classes, scores, taken[0].astype(bool) if taken else np.empty(0, bool))
 
 
 def listed(rows: RowSet, potentials: np.ndarray, width: float, quantum: float, *, inspecting: bool = False) -> Listing:
@@ -244,6 +248,7 @@ def listed(rows: RowSet, potentials: np.ndarray, width: float, quantum: float, *
     from otlabel.sources.base import storage_array
     from otlabel.sources.listed import ListedSource, Lists
     from otlabel.sweep.lists import list_block
+    from otlabel.sweep.several import Several
 
     few = rows.opened.few
     read = rows.fine if few is None else rows
@@ -251,7 +256,8 @@ def listed(rows: RowSet, potentials: np.ndarray, width: float, quantum: float, *
 
     def choose(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
         counts = (0, 0) if looks is None else looks.look(backend, block, start, stop).result()
-        sizes, classes, scores = list_block(block, potentials, width)
+        choose_classes = backend.list_block if isinstance(backend, Several) else list_block
+        sizes, classes, scores = choose_classes(block, potentials, width)
         rounding = 0.0
         if few is not None:
             scores, rounding = few(start, stop, sizes, classes)
@@ -266,6 +272,20 @@ def listed(rows: RowSet, potentials: np.ndarray, width: float, quantum: float, *
     if looks is not None:
         looks.counts = list(counts)
     return Listing(source, max(roundings), None if looks is None else looks.result())
+
+
+def left_out(rows: RowSet, potentials: np.ndarray, origin: np.ndarray, epsilon: float, reach: float) -> float:
+    """The most of the plan at some potentials, as a share, that lists lack which were made at an origin.
+
+    Of rows that take several classes each; lists of all ranks have what is within `reach` of each row's last.
+    """
+
+    def bound(backend: Any, block: Any, start: int, stop: int) -> Handle[float]:
+        of_block: Handle[float] = backend.left_out_block(block, potentials, origin, 1.0 / epsilon, reach)
+        return of_block
+
+    (total,) = rows.sum("left out", np.array(sum(run_blocks(rows, bound))))
+    return float(total) / (rows.labels_per_row * rows.n_rows)
 
 
 def plan(rows: RowSet, potentials: np.ndarray, epsilon: float, precision: type = np.float64) -> np.ndarray:

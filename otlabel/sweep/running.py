@@ -67,6 +67,10 @@ def run_blocks(rows: RowSet, reduce_block: Callable[[Backend, Any, int, int], Ha
     """What the handles of reduce_block(backend, block, start, stop) give, in the order of the blocks of rows."""
     source = rows.source
     backend = backend_of(source)
+    if rows.labels_per_row > 1:
+        from otlabel.sweep.several import Several
+
+        backend = Several(rows.labels_per_row, backend)
     with rows.reading():
         if source.device is not None:
             return _run_on_device(source, source.device, rows.room, functools.partial(reduce_block, backend))

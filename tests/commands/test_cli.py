@@ -95,11 +95,12 @@ def test_every_setting_reaches_the_solver(run, file, monkeypatch) -> None:
 
     monkeypatch.setattr(otlabel, "sinkhorn_assign", spy)
     words = "--epsilon .5 --tol .2 --rounding argmax --method sinkhorn --max-sweeps 77 --seed 3 --device cpu"
+    words += " --labels-per-sample 2"
     assert run("assign", file, "-o", file.with_name("labels.npy"), *words.split(), "--memory-limit", "4GB").code == 0
     expected = {"epsilon": 0.5, "tol": 0.2, "rounding": "argmax", "method": "sinkhorn", "max_sweeps": 77, "seed": 3}
     expected |= {"device": "cpu", "class_mass": None, "memory_limit": 4_000_000_000, "init": None, "group": None}
     assert callable(seen.pop("progress"))  # who keeps checkpoints, and shows a bar where one is asked for
-    assert seen == expected | {"classes": Exact(), "abstain": 0.0}
+    assert seen == expected | {"classes": Exact(), "abstain": 0.0, "labels_per_sample": 2}
 
 
 @pytest.mark.parametrize(
@@ -109,13 +110,16 @@ def test_every_setting_reaches_the_solver(run, file, monkeypatch) -> None:
         (["--range", "0.1", "0.5"], Range(0.1, 0.5)),
         (["--kl", "2.5"], KL(2.5)),
         (["--abstain", "0.25"], Exact()),
+        (["--labels-per-sample", "2"], Exact()),
+        (["--labels-per-sample", "2", "--range", "5", "30"], Range(5, 30)),
     ],
 )
 def test_rules_give_what_the_function_gives(run, file, scores, words, rule) -> None:
     labels = file.with_name("labels.h5")
     assert run("assign", file, "-o", labels, *words).code == 0
     share = 0.25 if "--abstain" in words else 0.0
-    expected = sinkhorn_assign(scores, classes=rule, abstain=share)
+    several = 2 if "--labels-per-sample" in words else 1
+    expected = sinkhorn_assign(scores, classes=rule, abstain=share, labels_per_sample=several)
     np.testing.assert_array_equal(read_labels(labels).labels, expected.labels)
     again = file.with_name("again.npy")
     assert run("predict", file, "--potentials", labels, "-o", again).code == 0
@@ -132,7 +136,7 @@ def test_rules_that_make_no_sense(run, file, words) -> None:
 def test_defaults_are_those_of_the_function() -> None:
     settings = vars(build_parser().parse_args(["assign", "scores.npy", "-o", "labels.npy"]))
     parameters = inspect.signature(sinkhorn_assign).parameters
-    names = "epsilon tol rounding method max_sweeps seed device class_mass progress memory_limit"
+    names = "labels_per_sample epsilon tol rounding method max_sweeps seed device class_mass progress memory_limit"
     for name in names.split():
         assert settings[name] == parameters[name].default, name
 

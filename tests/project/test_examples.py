@@ -16,8 +16,9 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DOCS = Path(__file__).parents[2] / "docs"
 NAMES = {
-    "arrays", "balanced_clustering", "curation", "few_labels", "hdf5", "index_lists", "own_loop", "progressive_mass",
-    "selflabel_ddp", "selflabel_images", "semantic_ids", "swav_batches", "text", "voc_classification",
+    "arrays", "balanced_clustering", "curation", "expert_routing", "few_labels", "hdf5", "index_lists", "own_loop",
+    "progressive_mass", "reviewers", "selflabel_ddp", "selflabel_images", "semantic_ids", "swav_batches", "text",
+    "voc_classification",
     "zero_shot",
 }  # fmt: skip
 CODE_LINES = 40  # that the shortest loop may take
@@ -94,6 +95,28 @@ def test_curation(run) -> None:
     assert found["200 clusters"] < found["curated"] < found["random"] - 0.05
     assert found["curated: rarer half"] > found["random: rarer half"] + 0.03
     assert abs(found["random"] - found["all"]) < 0.05
+
+
+def test_expert_routing(run) -> None:
+    found = run("expert_routing", every=2)
+    ways = ["exact", "five dual steps", "one dual step", "top two"]
+    for name in ("load", "turned away"):
+        assert sorted(ways, key=lambda way: found[f"{way}: {name}"]) == ways
+    assert found["exact: load"] < 1.001
+    assert found["exact: turned away"] == 0 < 0.02 < found["Sinkhorn, 20 iterations: turned away"]
+    assert 0 == found["top two: lost"] < found["one dual step: lost"] < found["exact: lost"] < 0.2
+    assert found["proven"]
+    assert found["new: load"] < 1.2
+
+
+def test_reviewers(run) -> None:
+    found = run("reviewers")
+    assert found["proven"]
+    assert (found["least load"], found["largest load"]) == (2, 6)
+    assert found["all at once: unfilled"] == 0
+    assert found["all at once: total"] > found["one after the other: total"] + 20
+    assert found["all at once: worst"] > found["one after the other: worst"] + 0.1
+    assert found["by hand: gap"] > 0.1
 
 
 def test_index_lists(run) -> None:

@@ -34,6 +34,7 @@ RULES: list[dict[str, Any]] = [
     {"sample_mass": "whole"},
     {"sample_mass": "real"},
     {"method": "sinkhorn", "max_sweeps": 30},
+    {"labels_per_sample": 2},
 ]
 SMALL_BLOCKS = (16, 64)  # scores: so that small problems have many blocks, which ranks share
 

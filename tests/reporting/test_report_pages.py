@@ -208,7 +208,9 @@ def test_run_whose_data_are_gone_or_changed(run: Path, tmp_path: Path) -> None:
     ("given", "words"),
     [
         ({"labels": []}, "at least one"),
-        ({"labels": [[0, 1]]}, "shape"),
+        ({"labels": [[0, 1], [1, 1]]}, "class 1 twice"),
+        ({"labels": [[0, 1], [1, 0]], "scores": np.eye(2)}, r"leave out scores, or pass the first ones alone"),
+        ({"labels": [[0], [1]]}, "shape"),
         ({"labels": [0.5]}, "integers"),
         ({"labels": [0, -2]}, "-2"),
         ({"labels": [-1, -1]}, "all labels are -1"),

@@ -82,7 +82,11 @@ def test_spoiled_files_are_refused_by_name(tmp_path, fault) -> None:
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("array", [np.zeros(4), np.zeros((2, 2), int), np.array([0, -2]), np.zeros(0, int)])
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros(4), np.zeros((2, 2), int), np.array([0, -2]), np.zeros(0, int), np.array([[0, 1], [-1, 1]]),
+     np.zeros((2, 1), int), np.zeros((1, 2, 2), int)],
+)  # fmt: skip
 def test_npy_that_holds_no_labels(tmp_path, array) -> None:
     np.save(tmp_path / "labels.npy", array)
     with pytest.raises(FileFormatError, match=r"labels\.npy is no usable"):

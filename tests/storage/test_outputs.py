@@ -72,6 +72,18 @@ def test_labels_take_the_smallest_type_that_holds_them(tmp_path, n_classes, kind
     np.testing.assert_array_equal(read, labels)
 
 
+@pytest.mark.parametrize("name", ["labels.npy", "labels.h5"])
+def test_several_labels_a_sample(tmp_path, name) -> None:
+    labels = np.stack([np.arange(300_000) % 7, np.arange(300_000) % 7 + 7], 1)
+    path = tmp_path / name
+    write_labels(path, StoredLabels(labels, np.bincount(labels.ravel()), np.zeros(14)))
+    stored = read_labels(path)
+    np.testing.assert_array_equal(stored.labels, labels)
+    np.testing.assert_array_equal(stored.counts, np.bincount(labels.ravel()))
+    assert stored.labels_per_sample == 2
+    assert path.stat().st_size <= stored_bytes(path, labels.size, 14)
+
+
 @pytest.mark.parametrize(("n_rows", "n_classes"), [(1, 1), (10, 3), (3_000_000, 300)])
 @pytest.mark.parametrize("name", ["labels.npy", "labels.h5"])
 def test_room_that_is_asked_for_is_enough_and_not_far_more(tmp_path, name, n_rows, n_classes) -> None:

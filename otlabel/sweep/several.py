@@ -1,0 +1,139 @@
+"""The backend of rows that take several classes each: of any block, lists of the classes near each row's k-th best.
+
+What lies farther below has next to nothing of the plan, can be no label and no candidate. So dense blocks, in memory
+or on a device, and lists that were made before are reduced by the same code.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from otlabel.sources.listed import Lists
+from otlabel.sweep.contract import Arrays, Backend, Handle, Ready
+from otlabel.sweep.several_kernels import (
+    candidates_lists,
+    curvature_lists,
+    label_lists,
+    left_out_lists,
+    near_block,
+    plan_lists,
+    sweep_lists,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+REACH = {np.dtype(np.float32): 40.0, np.dtype(np.float64): 80.0}  # times epsilon: what has anything of a plan. The
+# threshold may be as low as half way down to the next class, so that this is twice what one exponential needs.
+QUANTUM_BITS = 50  # as many as float64 adds up without rounding, with room
+NO_LABELS = np.empty((0, 0), np.int32)
+
+
+class Several:
+    """What the contract says, of rows that take k classes each and weigh one; labels, best and own are (N, k)."""
+
+    def __init__(self, k: int, plain: Backend) -> None:
+        self._k, self._plain = k, plain
+
+    def inspect_block(self, *arguments: Any) -> Handle[tuple[int, int]]:
+        """As the backend of rows that take one."""
+        return self._plain.inspect_block(*arguments)
+
+    def sweep_block(
+        self,
+        block: Any,
+        potentials: np.ndarray,
+        inverse_epsilon: Any,
+        weights: np.ndarray,
+        row_exponent: float,
+        labels: np.ndarray,
+        row_mass: np.ndarray,
+        mass: np.ndarray,
+        counts: np.ndarray,
+    ) -> Handle[tuple[float, float]]:
+        """Sums over rows of their k largest u, and of what the plan adds; neither weights nor labels are looked at."""
+        starts, classes, scores, quantum = self._of_plan(block, potentials, inverse_epsilon)
+        counted = counts if counts.size else np.zeros(mass.size, np.int64)
+        return Ready(sweep_lists(starts, classes, scores, quantum, potentials, inverse_epsilon, self._k, mass, counted))
+
+    def label_block(
+        self, block: Any, potentials: np.ndarray, labels: np.ndarray, best: np.ndarray, own: np.ndarray
+    ) -> Handle[None]:
+        """As `label_lists` says."""
+        starts, classes, scores, _ = self._near(block, potentials, 0.0, labels)
+        return Ready(label_lists(starts, classes, scores, potentials, labels, best, own))
+
+    def candidates_block(
+        self, block: Any, potentials: np.ndarray, labels: np.ndarray, slack: float, tie: float
+    ) -> Handle[Arrays]:
+        """As `candidates_lists` says: after the contract's, which of the entries are labels."""
+        starts, classes, scores, _ = self._near(block, potentials, slack + tie, labels)
+        return Ready(candidates_lists(starts, classes, scores, potentials, labels, slack, tie))
+
+    def plan_block(self, block: Any, potentials: np.ndarray, inverse_epsilon: Any, plan: np.ndarray) -> Handle[None]:
+        """Sets plan (N, K) to the capped softmax, whose rows sum to k."""
+        starts, classes, scores, _ = self._near(block, potentials, math.inf)
+        return Ready(plan_lists(starts, classes, scores, potentials, inverse_epsilon, self._k, plan))
+
+    def sparse_plan_block(
+        self, block: Any, rows: np.ndarray, potentials: np.ndarray, inverse_epsilon: Any, share: float
+    ) -> Handle[Arrays]:
+        """As `curvature_lists` says: what a plan's rows are to the curvature where each takes one class."""
+        if not isinstance(block, Lists):
+            block, rows = _taken(block, rows), np.arange(len(rows))
+        starts, classes, scores, _ = self._of_plan(block, potentials, inverse_epsilon)
+        return Ready(curvature_lists(starts, classes, scores, rows, potentials, inverse_epsilon, self._k, share))
+
+    def left_out_block(
+        self, block: Lists, potentials: np.ndarray, origin: np.ndarray, inverse_epsilon: float, reach: float
+    ) -> Handle[float]:
+        """As `left_out_lists` says."""
+        return Ready(left_out_lists(*block, potentials, origin, inverse_epsilon, reach, self._k))
+
+    def list_block(self, block: Any, potentials: np.ndarray, width: float) -> Arrays:
+        """Of a dense block, how many classes of each row are within a width of its k-th best, classes and scores."""
+        found: Arrays = near_block(block, potentials, self._k, width, NO_LABELS)
+        return found
+
+    def _of_plan(self, block: Any, potentials: np.ndarray, inverse_epsilon: Any) -> Lists:
+        return self._near(block, potentials, REACH[potentials.dtype] / float(inverse_epsilon))
+
+    def _near(self, block: Any, potentials: np.ndarray, width: float, labels: np.ndarray = NO_LABELS) -> Lists:
+        """Lists as they are; of a dense block, what is within a width of each row's k-th best and of its labels."""
+        if isinstance(block, Lists):
+            return block
+        near = near_block if isinstance(block, np.ndarray) else _near_tensor
+        sizes, classes, scores = near(block, potentials, self._k, width, labels)
+        starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        quantum = 2.0 ** (math.ceil(math.log2(max(1, len(sizes)))) - QUANTUM_BITS)
+        return Lists(starts, classes, scores, quantum)
+
+
+def _taken(block: Any, rows: np.ndarray) -> Any:
+    """Some rows of a dense block."""
+    if isinstance(block, np.ndarray):
+        return block[rows]
+    import torch
+
+    return block[torch.from_numpy(rows).to(block.device)]
+
+
+def _near_tensor(block: torch.Tensor, potentials: np.ndarray, k: int, width: float, labels: np.ndarray) -> Arrays:
+    """As `near_block`, of a tensor on any device: only what is near leaves it."""
+    import torch
+
+    g = torch.from_numpy(potentials).to(block.device)
+    u = block.to(g.dtype) + g
+    floor = torch.topk(u, min(k, u.shape[1]), 1).values[:, -1:] - width
+    if labels.size:
+        given = torch.from_numpy(labels).to(u.device).long()
+        at_labels = u.gather(1, given.clamp(min=0)).masked_fill(given < 0, torch.inf)
+        floor = torch.minimum(floor, at_labels.amin(1, keepdim=True))
+    near = (u >= floor) & (u > -torch.inf)
+    sizes, (row, cls) = near.sum(1), near.nonzero(as_tuple=True)
+    scores = block[row, cls]
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    return sizes.cpu().numpy(), cls.int().cpu().numpy(), scores.cpu().numpy()
