@@ -101,6 +101,7 @@ def certify(
         near = _near_zero(rows, best, float(np.ptp(g[used])), all_labelled=n_labelled == n_rows)
         if near is not rows:
             _, best, own = sweep.label(near, g, given)
+        best = sweep.with_unlisted(near, g, best)
         own_g = g[given]
         if n_labelled < n_rows:  # as by one more class of score zero, with the potential that leaves it so many
             threshold = np.partition(rows.concat("best", best)[0], n_rows - n_labelled)[n_rows - n_labelled]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, overload
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from otlabel import sweep
 from otlabel.errors import InfeasibleError, InvalidScoresError
@@ -28,6 +29,7 @@ from otlabel.sources import (
     sample_mass_of,
     with_column,
 )
+from otlabel.sources.listed import ListedSource
 from otlabel.storage.archives import reading_archive, save_archive
 from otlabel.text import bytes_text, printable
 from otlabel.validate import check_vector
@@ -132,7 +134,7 @@ class Assignment(Generic[ArrayT]):
                 after a solve with sample masses they are to be given.
 
         Returns:
-            (M, K) float64.
+            (M, K) float64; of sparse scores a CSR matrix (csr_array, or a sparse tensor) with the same entries.
 
         Raises:
             ValueError: sample_mass is missing or of another length.
@@ -152,14 +154,13 @@ class Assignment(Generic[ArrayT]):
             raise ValueError(f"sample_mass has shape {mass.shape} of {mass.dtype}; pass one number for each row")
         if mass.dtype.kind != "f":
             mass = mass / max(int(mass.sum()), 1)
-        rows = self._softmax(opened, may_be_closed=may_be_closed)
-        rows *= mass.astype(np.float64)[:, None]
+        rows = _scaled(self._softmax(opened, may_be_closed=may_be_closed), mass.astype(np.float64))
         if math.isfinite(self.sample_rho):
             choices, g = self._choices(opened)
             exponent = 1.0 / (self.sample_rho + self.epsilon)
             with np.errstate(over="ignore", invalid="ignore"):
-                rows *= sweep.sweep(choices.fine, g, self.epsilon, row_exponent=exponent).row_mass[:, None]
-            if not np.isfinite(rows).all():
+                rows = _scaled(rows, sweep.sweep(choices.fine, g, self.epsilon, row_exponent=exponent).row_mass)
+            if not np.isfinite(rows.data).all():
                 raise InvalidScoresError(
                     f"these scores ask for rows of more mass than numbers can hold, at rho={self.sample_rho:g}: they "
                     "are much larger than those of the solve; solve with these, or add the same constant as there"
@@ -172,7 +173,7 @@ class Assignment(Generic[ArrayT]):
     def soft_labels(self, scores: Any) -> np.ndarray: ...
     @interruptible
     def soft_labels(self, scores: Any) -> Any:
-        """The plan's rows normalised to sum 1, (M, K) float64: a distribution over classes for each sample.
+        """The plan's rows normalised to sum 1, (M, K) float64: a distribution over classes for each sample, CSR as above.
 
         Where samples are left unlabelled, what a row lacks of 1 is the share of that choice. Raises InfeasibleError as
         `predict` does.
@@ -180,13 +181,14 @@ class Assignment(Generic[ArrayT]):
         opened, may_be_closed = _open_for(scores, len(self.potentials), self.class_names)
         return like(self._softmax(opened, may_be_closed=may_be_closed), scores)
 
-    def _softmax(self, opened: Opened, *, may_be_closed: bool) -> np.ndarray:
+    def _softmax(self, opened: Opened, *, may_be_closed: bool) -> np.ndarray | csr_array:
         """softmax_k((s_ik + g_k) / epsilon), with staying unlabelled among the choices where there is that."""
         n_classes = opened.shape[1]
         choices, g = self._choices(opened)
         if self.plan_threshold == -math.inf and (may_be_closed or not np.isfinite(g).any()):
             _refuse_closed(opened, sweep.label(RowSet(opened), g)[1])
-        rows = sweep.plan(choices.fine, g, self.epsilon)
+        listed = isinstance(opened.source, ListedSource)
+        rows = (sweep.listed_plan if listed else sweep.plan)(choices.fine, g, self.epsilon)
         return rows if len(g) == n_classes else rows[:, :n_classes].copy()
 
     def _choices(self, opened: Opened) -> tuple[RowSet, np.ndarray]:
@@ -323,13 +325,25 @@ def _open_for(scores: Any, n_classes: int, names: Sequence[Any] | None) -> tuple
     return opened, inspection.n_forbidden > 0
 
 
-def like(array: np.ndarray, scores: Any) -> Any:
+def _scaled(rows: Any, factors: np.ndarray) -> Any:
+    """Each row of a matrix, full or CSR, times its factor, in place."""
+    if isinstance(rows, csr_array):
+        rows.data *= np.repeat(factors, np.diff(rows.indptr))
+    else:
+        rows *= factors[:, None]
+    return rows
+
+
+def like(array: Any, scores: Any) -> Any:
     """The array as a torch tensor on the device of scores where these are tensors (or a list), else as it is."""
     device = home_of(scores)
     if device is None:
         return array
     import torch
 
+    if isinstance(array, csr_array):
+        parts = map(torch.from_numpy, (array.indptr.astype(np.int64), array.indices.astype(np.int64), array.data))
+        return torch.sparse_csr_tensor(*parts, size=array.shape, device=device)
     return torch.from_numpy(array).to(device)
 
 

@@ -14,7 +14,8 @@ from otlabel.ranks.rowset import RowSet
 from otlabel.solver.asking import Asked
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.problem import LARGEST_SCORE, Problem, Solver
-from otlabel.sources import Opened, cached, draw_rows, made_once, moved, with_column
+from otlabel.sources import Opened, as_float, cached, draw_rows, made_once, moved, with_column
+from otlabel.sources.listed import ListedSource
 
 FAR = 1e3  # times the usual spread of a row: scores as large hide from sums what tells classes apart
 LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities
@@ -228,11 +229,15 @@ def _check_forbidden(rows: RowSet, inspection: sweep.Inspection, asked: Asked, m
 def allowing(rows: RowSet) -> tuple[np.ndarray, int]:
     """(K,) on how many ranks each class may have some of the rows that were read, and how many rows these are."""
     allowed, n_read = np.zeros(rows.shape[1], bool), 0
-    for (_, stop), block in rows.blocks([span] for span in rows.spans):
-        allowed |= (block > -np.inf).any(0)
-        n_read = stop
-        if allowed.all():
-            break
+    if isinstance(rows.source, ListedSource):
+        lists, n_read = rows.source.lists, rows.shape[0]
+        allowed[lists.classes[as_float(lists.scores, rows.source.dtype) > -np.inf]] = True
+    else:
+        for (_, stop), block in rows.blocks([span] for span in rows.spans):
+            allowed |= (block > -np.inf).any(0)
+            n_read = stop
+            if allowed.all():
+                break
     n_allowing, read = rows.sum("allowed", allowed.astype(np.int64), np.array(n_read))
     return n_allowing, int(read)
 
@@ -299,7 +304,7 @@ def _warn_of_scores(rows: RowSet, sampled: np.ndarray, *, all_equal: bool, top: 
     """Say so where scores carry no information, or are within [0, 1] and look like probabilities."""
     if all_equal:
         warn(DegenerateScoresWarning, "every row's scores are all equal: they carry no information, labels are random")
-    elif top <= 1 and below <= 0:
+    elif top <= 1 and below <= 0 and not isinstance(rows.source, ListedSource):  # rows of -inf have no sum
         _warn_of_probabilities(rows, sampled)
 
 
@@ -339,7 +344,7 @@ def check_finite(rows: RowSet, inspection: sweep.Inspection, what: str = "scores
     """Raise InvalidScoresError that names the first NaN or +inf, if there is one."""
     if not inspection.n_bad:
         return
-    rows, found = rows.fine, ""
+    rows, found = rows.fine.filled, ""
     for (start, _), values in rows.blocks([span] for span in rows.spans):
         bad = np.isnan(values) | (values == np.inf)
         if bad.any():

@@ -32,7 +32,7 @@ def certified(
     n_classes, n_units = problem.n_classes, problem.n_units
     monitor.record("certify", problem.n_rows, listed=within.is_listed)
     g, weights = potentials[labels], np.ones(1) if problem.weights is None else problem.weights
-    short, known = shortfall(best, own, g, potentials)
+    short, known = shortfall(sweep.with_unlisted(within.rows, potentials, best), own, g, potentials)
     here = (np.stack([short, own - g, np.minimum(short, known)]) * weights).sum(1)
     totals, sizes, counts, known = problem.rows.sum(
         "certify",

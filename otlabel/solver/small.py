@@ -52,6 +52,7 @@ def is_small(rows: RowSet, demand: Demand, solver: Solver) -> bool:
         -(-rows.n_rows // LANES) * LANES * rows.shape[1] <= MOST_SCORES
         and rows.shape[1] > 1
         and rows.source.device is None
+        and getattr(rows.source, "least", None) is None  # of lists: what else scores may be counts in the bound
         and not isinstance(rows.opened, LinearScores)  # whose products have the same bits in the same blocks only
         and isinstance(demand.classes, Exact)
         and isinstance(demand.samples, Exact)

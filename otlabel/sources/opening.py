@@ -15,10 +15,12 @@ from otlabel.sources.device import on_device
 from otlabel.sources.given import as_array, as_matrix, is_frame, is_tensor, n_dimensions, plain_tensor
 from otlabel.sources.hdf5 import HDF5Source
 from otlabel.sources.linear import Features, Head, LinearScores, checked_head
+from otlabel.sources.listed import ListedSource, stacked
 from otlabel.sources.memory import open_array, open_tensor
 from otlabel.sources.opened import Opened, as_opened
 from otlabel.sources.parts import joined
 from otlabel.sources.paths import open_path
+from otlabel.sources.sparse import is_sparse, open_sparse
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +32,8 @@ def open_scores(scores: Any, *, device: str = "auto", what: str = "scores", may_
     `what` names it in messages; only "scores" may have masked entries, since they have -inf for a forbidden pair. One
     of several ranks may have no rows.
     """
+    if what == "scores" and is_sparse(scores):
+        return Opened.of(open_sparse(scores))
     if may_be_empty and (n_columns := _columns_of_none(scores)):
         return Opened.of(open_array(np.zeros((1, n_columns), np.float32)).take(np.empty(0, np.int64)))
     if str(device) != "auto":
@@ -37,7 +41,8 @@ def open_scores(scores: Any, *, device: str = "auto", what: str = "scores", may_
         if is_tensor(scores) and scores.device.type != "cpu":
             return Opened.of(open_tensor(plain_tensor(scores, what).to(chosen), what))
         opened = open_scores(scores, what=what)
-        if chosen.type == "cpu" or opened.source.device is not None:
+        on_cpu = isinstance(opened.source, ListedSource)  # lists are for the CPU alone
+        if chosen.type == "cpu" or opened.source.device is not None or on_cpu:
             return opened
         if isinstance(opened, LinearScores):
             return opened.on(chosen)
@@ -154,8 +159,21 @@ def _open_parts(parts: Sequence[Any], what: str) -> Opened:
                 "row: make it one, or join all yourself with np.concatenate or torch.cat"
             )
     filled = [part for part in parts if is_stored(part) or n_dimensions(part) is None or part.shape[0]] or parts[:1]
+    if what == "scores" and any(map(is_sparse, filled)):
+        return _open_sparse_parts(filled)
     sources = [open_scores(part, what=f"{what}[{number}]") for number, part in enumerate(filled)]
     return joined(sources, f"{len(sources)} parts", what)
+
+
+def _open_sparse_parts(parts: Sequence[Any]) -> Opened:
+    """Sparse matrices one after the other."""
+    sources = [open_sparse(part) if is_sparse(part) else None for part in parts]
+    listed = [source for source in sources if source is not None]
+    columns = {source.shape[1] for source in listed}
+    if len(listed) < len(parts) or len(columns) > 1:
+        shapes = ", ".join(f"{type(part).__name__} {tuple(part.shape)}" for part in parts[:4] if hasattr(part, "shape"))
+        raise InvalidScoresError(f"parts of scores are {shapes}; all are to be sparse, with the same columns")
+    return Opened.of(stacked(listed))
 
 
 def _check_same_device(parts: Sequence[Any]) -> None:

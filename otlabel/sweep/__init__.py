@@ -268,6 +268,34 @@ def listed(rows: RowSet, potentials: np.ndarray, width: float, quantum: float, *
     return Listing(source, max(roundings), None if looks is None else looks.result())
 
 
+def with_unlisted(rows: RowSet, potentials: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """The best u of each row, (N,), among all classes: one that is not listed may reach its row's least + potential."""
+    from otlabel.sources.listed import ListedSource
+    from otlabel.sweep.lists import raise_unlisted
+
+    source = rows.source
+    if not isinstance(source, ListedSource) or source.least is None:
+        return best
+    least, best = source.least, best.copy()
+    order = np.argsort(-potentials, kind="stable")
+    order = order[: np.count_nonzero(potentials > -np.inf)].astype(np.int32)
+
+    def look(backend: Backend, block: Any, start: int, stop: int) -> Handle[None]:
+        return Ready(raise_unlisted(block, least[start:stop], potentials, order, best[start:stop]))
+
+    run_blocks(rows, look)
+    return best
+
+
+def listed_plan(rows: RowSet, potentials: np.ndarray, epsilon: float) -> csr_array:
+    """The same as `plan`, of rows that are lists: zero elsewhere."""
+    from otlabel.sweep.lists import plan_of
+
+    lists = rows.source.lists  # type: ignore[attr-defined]
+    parts = run_blocks(rows, lambda backend, block, start, stop: Ready(plan_of(block, potentials, 1.0 / epsilon)))
+    return csr_array((np.concatenate(parts), lists.classes, lists.starts), shape=rows.shape)
+
+
 def plan(rows: RowSet, potentials: np.ndarray, epsilon: float, precision: type = np.float64) -> np.ndarray:
     """softmax_k((s + g) / epsilon) of every row, (N, K): the rows of the entropic plan before they are weighted."""
     out: np.ndarray = np.empty(rows.shape, precision)
