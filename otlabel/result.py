@@ -29,7 +29,6 @@ from otlabel.sources import (
     sample_mass_of,
     with_column,
 )
-from otlabel.sources.listed import ListedSource
 from otlabel.storage.archives import reading_archive, save_archive
 from otlabel.text import bytes_text, printable
 from otlabel.validate import check_vector
@@ -173,7 +172,7 @@ class Assignment(Generic[ArrayT]):
     def soft_labels(self, scores: Any) -> np.ndarray: ...
     @interruptible
     def soft_labels(self, scores: Any) -> Any:
-        """The plan's rows normalised to sum 1, (M, K) float64: a distribution over classes for each sample, CSR as above.
+        """The plan's rows normalised to sum 1, (M, K) float64: a distribution over classes for each sample.
 
         Where samples are left unlabelled, what a row lacks of 1 is the share of that choice. Raises InfeasibleError as
         `predict` does.
@@ -187,8 +186,7 @@ class Assignment(Generic[ArrayT]):
         choices, g = self._choices(opened)
         if self.plan_threshold == -math.inf and (may_be_closed or not np.isfinite(g).any()):
             _refuse_closed(opened, sweep.label(RowSet(opened), g)[1])
-        listed = isinstance(opened.source, ListedSource)
-        rows = (sweep.listed_plan if listed else sweep.plan)(choices.fine, g, self.epsilon)
+        rows = sweep.plan(choices.fine, g, self.epsilon)
         return rows if len(g) == n_classes else rows[:, :n_classes].copy()
 
     def _choices(self, opened: Opened) -> tuple[RowSet, np.ndarray]:
@@ -342,8 +340,8 @@ def like(array: Any, scores: Any) -> Any:
     import torch
 
     if isinstance(array, csr_array):
-        parts = map(torch.from_numpy, (array.indptr.astype(np.int64), array.indices.astype(np.int64), array.data))
-        return torch.sparse_csr_tensor(*parts, size=array.shape, device=device)
+        starts, classes = (torch.from_numpy(part.astype(np.int64)) for part in (array.indptr, array.indices))
+        return torch.sparse_csr_tensor(starts, classes, torch.from_numpy(array.data), array.shape, device=device)
     return torch.from_numpy(array).to(device)
 
 

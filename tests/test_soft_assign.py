@@ -76,7 +76,7 @@ def capis(logits: torch.Tensor, epsilon: float, n_iterations: int) -> torch.Tens
 @pytest.mark.parametrize("loop", [dinos, capis])
 @pytest.mark.parametrize(("epsilon", "dim"), [(0.05, 16), (0.06, 64), (0.1, 16)])
 def test_as_the_published_loops(loop, epsilon: float, dim: int, there) -> None:
-    """Of cosines with prototypes, in float32; they in float64, for their own rounding is as large as what is allowed."""
+    """Of cosines in float32; theirs in float64, for their own rounding is as large as what is allowed."""
     generator = torch.Generator().manual_seed(0)
     views, prototypes = (torch.nn.functional.normalize(torch.randn(n, dim, generator=generator)) for n in (2048, 300))
     logits = views @ prototypes.T

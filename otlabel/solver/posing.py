@@ -340,18 +340,30 @@ def has_shares(numbers: np.ndarray) -> bool:
     return bool(((numbers > 0) & (numbers < 1)).any())
 
 
+def _first_bad(rows: RowSet) -> tuple[int, int, float] | None:
+    """Row here, class and value of the first NaN or +inf."""
+    if isinstance(rows.source, ListedSource):
+        lists = rows.source.lists
+        at = np.flatnonzero(~(lists.scores < np.inf))[:1].tolist()
+        return next(
+            ((lists.row_at(entry), int(lists.classes[entry]), float(lists.scores[entry])) for entry in at), None
+        )
+    for (start, _), values in rows.blocks([span] for span in rows.spans):
+        bad = ~(values < np.inf)
+        if bad.any():
+            row, cls = np.argwhere(bad)[0].tolist()
+            return start + row, cls, values[row, cls]
+    return None
+
+
 def check_finite(rows: RowSet, inspection: sweep.Inspection, what: str = "scores") -> None:
     """Raise InvalidScoresError that names the first NaN or +inf, if there is one."""
     if not inspection.n_bad:
         return
-    rows, found = rows.fine.filled, ""
-    for (start, _), values in rows.blocks([span] for span in rows.spans):
-        bad = np.isnan(values) | (values == np.inf)
-        if bad.any():
-            row, cls = np.argwhere(bad)[0]
-            column = "class" if what == "scores" else "column"
-            found = f"{rows.opened.place(start + int(row))}, {column} {cls} ({values[row, cls]})"
-            break
+    rows, found = rows.fine, ""
+    if (place := _first_bad(rows)) is not None:
+        row, cls, value = place
+        found = f"{rows.opened.place(row)}, {'class' if what == 'scores' else 'column'} {cls} ({value})"
     where = rows.communicator.first_text("bad scores", found)
     remedy = "mend them, or use -inf to forbid a pair" if what == "scores" else "mend them, or leave these rows out"
     raise InvalidScoresError(

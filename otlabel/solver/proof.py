@@ -9,6 +9,7 @@ from otlabel.solver.monitor import Monitor
 from otlabel.solver.outcome import Certificate
 from otlabel.solver.precision import rounding_of
 from otlabel.solver.problem import Problem
+from otlabel.sources.listed import ListedSource
 
 PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
 
@@ -85,9 +86,15 @@ def priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor: 
         return potentials
     rows = problem.rows.fine
     room = np.full(len(classes), np.inf)
-    with rows.reading():
-        for (start, stop), block in rows.blocks():
-            room = np.minimum(room, (best[start:stop, None] - block[:, classes]).min(0))
+    if isinstance(rows.source, ListedSource):
+        lists = rows.source.lists
+        at = np.flatnonzero(np.isin(lists.classes, classes))
+        of_rows = best[np.searchsorted(lists.starts, at, side="right") - 1]
+        np.minimum.at(room, np.searchsorted(classes, lists.classes[at]), of_rows - lists.scores[at])
+    else:
+        with rows.reading():
+            for (start, stop), block in rows.blocks():
+                room = np.minimum(room, (best[start:stop, None] - block[:, classes]).min(0))
     monitor.record("prices", problem.n_rows)
     room = problem.rows.min("prices", room)
     room = np.where(room < np.inf, room, finite.min())

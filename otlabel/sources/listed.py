@@ -35,6 +35,10 @@ class Lists(NamedTuple):
         """(E,) the row of each entry, counted from the first here; of lists from their own beginning."""
         return np.repeat(np.arange(len(self.starts) - 1), self.sizes)
 
+    def row_at(self, entry: int) -> int:
+        """The row of one entry."""
+        return int(np.searchsorted(self.starts, entry, side="right")) - 1
+
 
 class ListedSource(Source):
     """Lists of all rows, in memory; the scores of all other classes count as -inf, or as no more than `least`."""
@@ -128,7 +132,7 @@ def stacked(sources: Sequence[ListedSource]) -> ListedSource:
     scores = np.concatenate(numbers)
     sizes = np.concatenate([source.lists.sizes for source in sources])
     classes = np.concatenate([source.lists.classes for source in sources])
-    leasts = [source.least for source in sources]
-    least = None if any(one is None for one in leasts) else np.concatenate(leasts)  # type: ignore[arg-type]
+    leasts = [source.least for source in sources if source.least is not None]
+    least = np.concatenate(leasts) if len(leasts) == len(sources) else None
     lists = Lists(np.append(0, np.cumsum(sizes)), classes, scores, quantum_of(max(1, len(sizes))))
     return ListedSource(lists, sources[0].shape[1], str(scores.dtype), least)

@@ -14,6 +14,7 @@ from otlabel.sources.base import Source
 from otlabel.sources.device import on_device
 from otlabel.sources.given import as_array, as_matrix, is_frame, is_tensor, n_dimensions, plain_tensor
 from otlabel.sources.hdf5 import HDF5Source
+from otlabel.sources.hdf5_sparse import open_group
 from otlabel.sources.linear import Features, Head, LinearScores, checked_head
 from otlabel.sources.listed import ListedSource, stacked
 from otlabel.sources.memory import open_array, open_tensor
@@ -136,7 +137,7 @@ def is_stored(scores: Any) -> bool:
         return all(map(is_stored, scores))
     h5py = sys.modules.get("h5py")
     stored = Source, Opened, str, os.PathLike
-    return isinstance(scores, stored if h5py is None else (*stored, h5py.Dataset))
+    return isinstance(scores, stored if h5py is None else (*stored, h5py.Dataset, h5py.Group))
 
 
 def _open_stored(scores: Any) -> Opened | None:
@@ -146,6 +147,8 @@ def _open_stored(scores: Any) -> Opened | None:
     if isinstance(scores, (str, os.PathLike)):
         return open_path(os.fspath(scores))
     h5py = sys.modules.get("h5py")
+    if h5py is not None and isinstance(scores, h5py.Group):
+        return Opened.of(open_group(scores))
     return Opened.of(HDF5Source(scores)) if h5py is not None and isinstance(scores, h5py.Dataset) else None
 
 

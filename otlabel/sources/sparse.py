@@ -141,7 +141,9 @@ def _open_tensor(tensor: Any, shape: tuple[int, ...], what: str) -> ListedSource
     if str(tensor.layout) == "torch.sparse_coo":
         tensor = tensor.coalesce().to_sparse_csr()
     if tensor.values().ndim != 1:
-        raise InvalidScoresError(f"{what}: got a sparse tensor whose entries are {tensor.values().ndim - 1}-D; pass (N, K)")
+        raise InvalidScoresError(
+            f"{what}: got a sparse tensor whose entries are {tensor.values().ndim - 1}-D; pass (N, K)"
+        )
     if str(tensor.layout) == "torch.sparse_csc":
         return listed_columns(tensor.ccol_indices(), tensor.row_indices(), tensor.values(), shape, what)
     return listed(tensor.crow_indices(), tensor.col_indices(), tensor.values(), shape, what)

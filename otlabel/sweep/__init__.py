@@ -281,23 +281,25 @@ def with_unlisted(rows: RowSet, potentials: np.ndarray, best: np.ndarray) -> np.
     order = order[: np.count_nonzero(potentials > -np.inf)].astype(np.int32)
 
     def look(backend: Backend, block: Any, start: int, stop: int) -> Handle[None]:
-        return Ready(raise_unlisted(block, least[start:stop], potentials, order, best[start:stop]))
+        raise_unlisted(block, least[start:stop], potentials, order, best[start:stop])
+        return Ready(None)
 
     run_blocks(rows, look)
     return best
 
 
-def listed_plan(rows: RowSet, potentials: np.ndarray, epsilon: float) -> csr_array:
-    """The same as `plan`, of rows that are lists: zero elsewhere."""
+def plan(rows: RowSet, potentials: np.ndarray, epsilon: float, precision: type = np.float64) -> np.ndarray | csr_array:
+    """softmax_k((s + g) / epsilon) of every row, (N, K): the rows of the entropic plan before they are weighted.
+
+    Of lists it is a CSR matrix of the same entries, in float64.
+    """
+    from otlabel.sources.listed import ListedSource
     from otlabel.sweep.lists import plan_of
 
-    lists = rows.source.lists  # type: ignore[attr-defined]
-    parts = run_blocks(rows, lambda backend, block, start, stop: Ready(plan_of(block, potentials, 1.0 / epsilon)))
-    return csr_array((np.concatenate(parts), lists.classes, lists.starts), shape=rows.shape)
-
-
-def plan(rows: RowSet, potentials: np.ndarray, epsilon: float, precision: type = np.float64) -> np.ndarray:
-    """softmax_k((s + g) / epsilon) of every row, (N, K): the rows of the entropic plan before they are weighted."""
+    if isinstance(rows.source, ListedSource):
+        lists = rows.source.lists
+        parts = run_blocks(rows, lambda backend, block, start, stop: Ready(plan_of(block, potentials, 1.0 / epsilon)))
+        return csr_array((np.concatenate(parts), lists.classes, lists.starts), shape=rows.shape)
     out: np.ndarray = np.empty(rows.shape, precision)
     g: np.ndarray = potentials.astype(precision)
     inverse = precision(1.0 / epsilon)
