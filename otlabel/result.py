@@ -341,7 +341,8 @@ def like(array: Any, scores: Any) -> Any:
 
     if isinstance(array, csr_array):
         starts, classes = (torch.from_numpy(part.astype(np.int64)) for part in (array.indptr, array.indices))
-        return torch.sparse_csr_tensor(starts, classes, torch.from_numpy(array.data), array.shape, device=device)
+        data = torch.from_numpy(array.data)
+        return torch.sparse_csr_tensor(starts, classes, data, array.shape, device=device, check_invariants=False)
     return torch.from_numpy(array).to(device)
 
 

@@ -45,8 +45,8 @@ def open_group(group: h5py.Group) -> ListedSource:
     missing = [part for part in PARTS if part not in group]
     if missing:
         raise FileFormatError(
-            f"{place} is a group, without {', '.join(missing)}; name a data set as FILE::/NAME, or the group of a sparse "
-            f"matrix, which has {', '.join(PARTS)}"
+            f"{place} is a group, without {', '.join(missing)}; name a data set as FILE::/NAME, or a sparse "
+            f"matrix's group, which has {', '.join(PARTS)}"
         )
     data, indices, starts = (
         loaded(find_dataset(group.file, path, f"{group.name}/{part}"), f"{place}/{part}") for part in PARTS
@@ -55,8 +55,7 @@ def open_group(group: h5py.Group) -> ListedSource:
     what = f"scores in {place}"
     if CELLS in group:
         return listed(starts, indices, data, shape[::-1], what)
-    kind = _format(group, place)
-    by_column = kind.startswith("csc") or (not kind and len(starts) - 1 != shape[0] and len(starts) - 1 == shape[1])
+    by_column = len(starts) - 1 == shape[1] and (shape[0] != shape[1] or _says_columns(group, place))
     return (listed_columns if by_column else listed)(starts, indices, data, shape, what)
 
 
@@ -77,7 +76,10 @@ def _shape(group: h5py.Group, place: str) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def _format(group: h5py.Group, place: str) -> str:
-    """What the group says that it is: "csr...", "csc...", or nothing."""
+def _says_columns(group: h5py.Group, place: str) -> bool:
+    """Whether a square matrix is one of columns, as an attribute says."""
+    name = next((name for name in FORMATS if name in group.attrs), None)
     with told_by(place):
-        return next((str(read_attribute(group, name)) for name in FORMATS if name in group.attrs), "")
+        if name is None or group.file.mode != "r":  # a file that is being written is not what lies on the disk
+            return name is not None and str(group.attrs[name]).startswith("csc")
+        return str(read_attribute(group, name)).startswith("csc")

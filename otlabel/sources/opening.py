@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.sources.base import Source
+from otlabel.sources.base import Source, check_shape
 from otlabel.sources.device import on_device
 from otlabel.sources.given import as_array, as_matrix, is_frame, is_tensor, n_dimensions, plain_tensor
 from otlabel.sources.hdf5 import HDF5Source
 from otlabel.sources.hdf5_sparse import open_group
 from otlabel.sources.linear import Features, Head, LinearScores, checked_head
-from otlabel.sources.listed import ListedSource, stacked
+from otlabel.sources.listed import ListedSource
 from otlabel.sources.memory import open_array, open_tensor
 from otlabel.sources.opened import Opened, as_opened
 from otlabel.sources.parts import joined
@@ -33,8 +33,10 @@ def open_scores(scores: Any, *, device: str = "auto", what: str = "scores", may_
     `what` names it in messages; only "scores" may have masked entries, since they have -inf for a forbidden pair. One
     of several ranks may have no rows.
     """
-    if what == "scores" and is_sparse(scores):
-        return Opened.of(open_sparse(scores))
+    if what.startswith("scores") and is_sparse(scores):
+        scores = open_sparse(scores, what)
+    if isinstance(scores, ListedSource) and not may_be_empty:
+        check_shape(scores.shape, what)
     if may_be_empty and (n_columns := _columns_of_none(scores)):
         return Opened.of(open_array(np.zeros((1, n_columns), np.float32)).take(np.empty(0, np.int64)))
     if str(device) != "auto":
@@ -162,21 +164,8 @@ def _open_parts(parts: Sequence[Any], what: str) -> Opened:
                 "row: make it one, or join all yourself with np.concatenate or torch.cat"
             )
     filled = [part for part in parts if is_stored(part) or n_dimensions(part) is None or part.shape[0]] or parts[:1]
-    if what == "scores" and any(map(is_sparse, filled)):
-        return _open_sparse_parts(filled)
     sources = [open_scores(part, what=f"{what}[{number}]") for number, part in enumerate(filled)]
     return joined(sources, f"{len(sources)} parts", what)
-
-
-def _open_sparse_parts(parts: Sequence[Any]) -> Opened:
-    """Sparse matrices one after the other."""
-    sources = [open_sparse(part) if is_sparse(part) else None for part in parts]
-    listed = [source for source in sources if source is not None]
-    columns = {source.shape[1] for source in listed}
-    if len(listed) < len(parts) or len(columns) > 1:
-        shapes = ", ".join(f"{type(part).__name__} {tuple(part.shape)}" for part in parts[:4] if hasattr(part, "shape"))
-        raise InvalidScoresError(f"parts of scores are {shapes}; all are to be sparse, with the same columns")
-    return Opened.of(stacked(listed))
 
 
 def _check_same_device(parts: Sequence[Any]) -> None:

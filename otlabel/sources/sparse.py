@@ -72,7 +72,7 @@ def top_scores(classes: Any, values: Any, n_classes: int, *, missing: Missing = 
         raise InvalidScoresError(
             f"classes have shape {chosen.shape}, values {numbers.shape}; pass two (N, m) matrices, one candidate each"
         )
-    check_shape((*chosen.shape[:1], n_classes), "scores")
+    check_shape((max(1, len(chosen)), n_classes))  # a rank may have no rows
     outside = np.argwhere((chosen < -1) | (chosen >= n_classes)) if chosen.size else np.empty((0, 2), np.int64)
     if len(outside):
         row, at = outside[0]

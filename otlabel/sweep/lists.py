@@ -1,7 +1,7 @@
 """Lists of the classes near each row's best, compiled by numba: how they are made, and the backend that reduces them.
 
-What a class takes is rounded to multiples of a quantum before it is added. So sums have the same bits however rows are
-cut into blocks, of which lists may have far fewer than the scores that they come from.
+Where rows keep their mass, what a class takes is rounded to multiples of a quantum before it is added. So sums have the
+same bits however rows are cut into blocks, of which lists may have far fewer than the scores that they come from.
 """
 
 from __future__ import annotations
@@ -183,7 +183,8 @@ def _sweep(
         longest = max(longest, starts[i + 1] - starts[i])
     u = np.empty(longest, potentials.dtype)
     weighted = weights.size > 0
-    linear, entropic, weight, quanta = 0.0, 0.0, 1.0, 1.0 / quantum
+    rounded = row_exponent == 0.0  # masses that rows may leave are of any size
+    linear, entropic, weight, quanta = 0.0, 0.0, 1.0, 1.0 / quantum if rounded else 1.0
     for i in range(n_rows):
         begin, size = starts[i], starts[i + 1] - starts[i]
         top, best = np.float32(-np.inf), 0
@@ -210,13 +211,15 @@ def _sweep(
             row_mass[i] = own_mass
         factor = own_mass * quanta / total
         for at in range(size):
-            mass[classes[begin + at]] += np.rint(u[at] * factor)
+            taken = u[at] * factor
+            mass[classes[begin + at]] += np.rint(taken) if rounded else taken
         labels[i] = classes[begin + best]
         counts[labels[i]] += np.int64(weight)
         linear += weight * top
         entropic += weight * np.log(np.float64(total))
-    for k in range(mass.size):
-        mass[k] *= quantum
+    if rounded:
+        for k in range(mass.size):
+            mass[k] *= quantum
     return linear, entropic
 
 
