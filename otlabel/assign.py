@@ -103,9 +103,11 @@ def sinkhorn_assign(
     Args:
         scores: (N, K) log-probabilities, similarities or negative distances, the larger the better. A NumPy array
             (also memory-mapped), a torch tensor, a data frame, an h5py dataset, "file.npy", "file.h5::/name", several
-            files as one ("part-*.h5::/name"), a list of any of these with the rows one after the other, or
-            `linear_scores`; of float16, bfloat16, float32, float64 or integers; halves are read in place. Adding a
-            constant to a row changes nothing. -inf forbids a pair, and so does a mask. Never modified.
+            files as one ("part-*.h5::/name"), a list of any of these with the rows one after the other,
+            `linear_scores`, or sparse ones: a matrix of scipy.sparse, a sparse tensor, "file.h5::/group", `top_scores`;
+            of float16, bfloat16, float32, float64 or integers; halves are read in place. Adding a constant to a row
+            changes nothing. -inf forbids a pair, and so does a mask, or that a sparse matrix does not hold it. Never
+            modified.
         class_mass: (K,) what each class takes: shares b that sum to 1, or integer sizes that sum to N. None: 1/K
             each. Shares become sizes by the largest remainder of N b, ties to the lower class. A Series or a dict, as
             for everything with one number a class, is read by its names: the columns of a data frame of scores, else
