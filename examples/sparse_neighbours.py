@@ -4,8 +4,9 @@ Even lists from nearest neighbours
 
 With many classes a full matrix of scores is out of reach, and not needed: a nearest-neighbour index gives each sample
 its few nearest centres, and these are all that it may belong to. Here 40,000 vectors go to 2,000 centres in lists of
-at most 24, where the nearest centre alone makes one of 58. What the index leaves out is no nearer than the last, so ``missing="at most the least"`` lets the bound
-speak of all centres: the gap says what the short lists may have cost, without a look at any other distance.
+at most 24, where the nearest centre alone makes one of 58. What the index leaves out is no nearer than the last, so
+``missing="at most the least"`` lets the bound speak of all centres: the gap says what the short lists may have cost,
+without a look at any other distance.
 
 Run: python examples/sparse_neighbours.py    (a few seconds on one core)
 """
