@@ -25,7 +25,7 @@ from otlabel.solver.monitor import Monitor, observing
 from otlabel.solver.objective import Point
 from otlabel.solver.outcome import Status
 from otlabel.solver.posing import pose
-from otlabel.solver.problem import EXACT, Demand, Method, Rounding, Solver, check_demand, check_solver
+from otlabel.solver.problem import EXACT, Demand, Method, Remainder, Rounding, Solver, check_demand, check_solver
 from otlabel.solver.proof import certified
 from otlabel.solver.small import is_small, solve_small
 from otlabel.sources import LinearScores, by_class, cached, open_scores, plain_names
@@ -46,6 +46,7 @@ class _Options(TypedDict, total=False):
     classes: Exact | KL | Range
     samples: Exact | KL
     abstain: float
+    remainder: Remainder
     epsilon: float
     rounding: Rounding
     tol: float
@@ -74,6 +75,7 @@ def sinkhorn_assign(
     classes: Exact | KL | Range = EXACT,
     samples: Exact | KL = EXACT,
     abstain: float = 0.0,
+    remainder: Remainder = "best",
     epsilon: float = 0.04,
     rounding: Rounding = "exact",
     tol: float = 1e-2,
@@ -109,7 +111,7 @@ def sinkhorn_assign(
             changes nothing. -inf forbids a pair, and so does a mask, or that a sparse matrix does not hold it. Never
             modified.
         class_mass: (K,) what each class takes: shares b that sum to 1, or integer sizes that sum to N. None: 1/K
-            each. Shares become sizes by the largest remainder of N b, ties to the lower class. A Series or a dict, as
+            each. Where shares times N are no whole numbers, `remainder` says which sizes they become. A Series or a dict, as
             for everything with one number a class, is read by its names: the columns of a data frame of scores, else
             0 ... K - 1.
         sample_mass: (N,) how much each sample counts: shares that sum to 1, or integers. None: 1/N each. A Series, as
@@ -124,6 +126,9 @@ def sinkhorn_assign(
         abstain: share of the samples to leave unlabelled (-1), rounded to whole ones: those that fit worst, of all
             ways to choose them. The classes share the rest; bounds of a `Range` stay shares of all samples.
             Constants in rows then matter.
+        remainder: where shares times N are no whole numbers, "best": sizes are the floor or the ceiling of them, where
+            that is worth most. "first": the largest remainders get the ceiling, of equal ones the first classes. With
+            sample masses, always the latter.
         epsilon: regularisation of the plan, in units of the scores (SeLa's lambda is 1/epsilon, 25 in the paper).
         rounding: "exact", or "argmax" of the plan as SeLa does, whose sizes are only near the target.
         tol: largest sum_k |c_k - b_k| of the plan's class masses c. 1e-2 moves half a percent of the mass.
@@ -171,7 +176,7 @@ def sinkhorn_assign(
         solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
         opened = open_scores(scores, device=device, may_be_empty=communicator.world_size > 1)
         read_before, n_classes = opened.bytes_read, opened.shape[1]
-        demand = check_demand(opened, class_mass, sample_mass, classes, samples, abstain)
+        demand = check_demand(opened, class_mass, sample_mass, classes, samples, abstain, remainder)
         start = _Start.given(init, n_classes, opened.class_names)
         rows = RowSet.in_blocks(cached(opened, memory_limit), communicator)
         communicator.check_alike(**vars(solver), **demand.settings, init=None if start is None else start.g)

@@ -31,6 +31,7 @@ CHECKPOINT_SECONDS = 1.0  # between two writes of the potentials
 CHECKPOINT = [("otlabel.checkpoint", "<f8")]  # the type of its numbers, by which a .npy file is known as one
 SETTINGS = (
     "abstain",
+    "remainder",
     "epsilon",
     "rounding",
     "tol",
@@ -59,6 +60,8 @@ def add(commands: Any) -> None:
     rules.add_argument("--range", nargs=2, type=options.bound, metavar=("LO", "HI"), help=range_help)
     rules.add_argument("--kl", type=positive, metavar="RHO", help="prefer the masses, pay RHO x KL for leaving them")
     add("--abstain", type=options.share, default=0.0, metavar="SHARE", help="leave those that fit worst unlabelled: -1")
+    remainder_help = "classes that get one sample more where shares are no whole sizes: best (default) or first"
+    add("--remainder", choices=("best", "first"), default="best", help=remainder_help)
     add(
         "--epsilon",
         type=positive,

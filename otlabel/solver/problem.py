@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LARGEST_SCORE, LEAST_EPSILON = 1e200, 1e-200  # sums and quotients of what lies between are numbers
 EXACT = Exact()
 Rounding = Literal["exact", "argmax"]
+Remainder = Literal["best", "first"]
 Method = Literal["auto", "sinkhorn"]
 
 
@@ -33,6 +34,7 @@ class Demand:
     classes: Exact | KL | Range = EXACT
     samples: Exact | KL = EXACT
     abstain: float = 0.0  # share of the rows that stay unlabelled
+    remainder: Remainder = "best"  # which classes take what whole sizes leave over of shares
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -40,7 +42,7 @@ class Demand:
         lo, hi = getattr(self.classes, "lo", None), getattr(self.classes, "hi", None)
         mass, weighted = self.class_mass, self.sample_mass is not None
         alike = {"class_mass": mass, "classes": self.classes, "lo": lo, "hi": hi, "samples": self.samples}
-        return {**alike, "abstain": self.abstain, "weighted": weighted}
+        return {**alike, "abstain": self.abstain, "weighted": weighted, "remainder": self.remainder}
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +116,13 @@ def check_solver(epsilon: Any, rounding: Rounding, tol: Any, max_sweeps: Any, me
 
 
 def check_demand(
-    scores: Opened, class_mass: Any, sample_mass: Any, classes: Exact | KL | Range, samples: Exact | KL, abstain: Any
+    scores: Opened,
+    class_mass: Any,
+    sample_mass: Any,
+    classes: Exact | KL | Range,
+    samples: Exact | KL,
+    abstain: Any,
+    remainder: Remainder,
 ) -> Demand:
     """What is asked for, with names put in the order of the classes and rows; sums are looked at when it is posed."""
     abstain = one_number(abstain, "abstain")
@@ -122,6 +130,8 @@ def check_demand(
         raise TypeError(f"samples is {samples!r}; pass Exact() or KL(rho)")
     if not 0 <= abstain < 1:
         raise ValueError(f"abstain is {abstain}; pass the share of samples to leave unlabelled, from 0 to below 1")
+    if str(remainder) not in ("best", "first"):
+        raise ValueError(f"remainder is {remainder!r}; choose one of 'best', 'first'")
     mass, of_samples = class_mass_of(class_mass, scores), sample_mass_of(sample_mass, scores)
     if isinstance(classes, Range):
         n_classes, names = scores.shape[1], scores.class_names
@@ -130,7 +140,7 @@ def check_demand(
             for name, bound in (("lo", classes.lo), ("hi", classes.hi))
         )
         classes = Range(lo, hi)
-    return Demand(mass, of_samples, classes, samples, abstain)
+    return Demand(mass, of_samples, classes, samples, abstain, remainder)
 
 
 def _whole_number(given: Any, name: str, least: int) -> int:

@@ -70,9 +70,13 @@ def round_exact(
     assignment.
     """
     n_classes, rule, rng = problem.n_classes, problem.rule, np.random.default_rng(seed)
+    if rule.most is not None:
+        rule = rule.with_units(problem.n_units)
     reach = n_classes * problem.extent  # larger ones, from an epsilon far above the scores, would hide these in sums
     g = np.clip(np.where(np.isfinite(potentials), potentials, 0.0), -reach, reach)
     g = normalised(np.where(problem.bounds[1] > 0, g, -np.inf), np.zeros(n_classes), rule)
+    if rule is not problem.rule:  # a constant in potentials says how many classes are to take their most
+        g += rule.best_shift(g, 1.0, 0.0)
     tie, coarsest = 0.0, TIE * (problem.magnitude + float(np.abs(g[np.isfinite(g)]).max()))
     n_here = problem.rows.shape[0]
     weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)

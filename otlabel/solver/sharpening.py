@@ -28,7 +28,8 @@ def near_integer(problem: Problem, solver: Solver, solution: Solution, monitor: 
     if solution.status is Status.STALLED:
         return point  # what did not get on at this epsilon would not at a smaller one
     takers = problem.bounds[1] > 0
-    integer = replace(problem, rule=problem.rule.with_units(problem.n_units))
+    rule = problem.rule if problem.rule.most is not None else problem.rule.with_units(problem.n_units)
+    integer = replace(problem, rule=rule)
     excess = _excess(point, integer)
     # Above the spread scores hardly matter: potentials are epsilon times the logarithms of what classes ask for.
     epsilon = min(solver.epsilon, problem.spread or solver.epsilon)
