@@ -111,9 +111,9 @@ def sinkhorn_assign(
             changes nothing. -inf forbids a pair, and so does a mask, or that a sparse matrix does not hold it. Never
             modified.
         class_mass: (K,) what each class takes: shares b that sum to 1, or integer sizes that sum to N. None: 1/K
-            each. Where shares times N are no whole numbers, `remainder` says which sizes they become. A Series or a dict, as
-            for everything with one number a class, is read by its names: the columns of a data frame of scores, else
-            0 ... K - 1.
+            each. Where shares times N are no whole numbers, `remainder` says which sizes they become. A Series or a
+            dict, as for everything with one number a class, is read by its names: the columns of a data frame of
+            scores, else 0 ... K - 1.
         sample_mass: (N,) how much each sample counts: shares that sum to 1, or integers. None: 1/N each. A Series, as
             for everything with one number a row, is read by the index of a data frame of scores, else its index is to
             be 0 ... N - 1 in this order. Class sizes are then shares of this mass. The linear program may split up to K

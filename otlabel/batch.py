@@ -142,8 +142,9 @@ def sinkhorn_assign_batch(
     def solve(head: int) -> None:
         try:
             found[head] = sinkhorn_assign(
-                given[head], class_mass=masses[head], classes=classes, abstain=abstain,
-                remainder=remainder, epsilon=epsilon, rounding=rounding, tol=tol, max_sweeps=max_sweeps, method=method, init=starts[head], seed=seed,
+                given[head], class_mass=masses[head], classes=classes, abstain=abstain, remainder=remainder,
+                epsilon=epsilon, rounding=rounding, tol=tol, max_sweeps=max_sweeps, method=method, init=starts[head],
+                seed=seed,
             )  # fmt: skip
         except (InvalidScoresError, InvalidMassError, InfeasibleError) as error:
             raise type(error)(f"head {head}: {error}") from None

@@ -211,8 +211,8 @@ class Rule:
         """Fewest and most whole units of each class; raises InfeasibleError where they leave no way to share out all.
 
         Exact masses become sizes together, by the largest remainder, unless this is free (`with_free_remainder`);
-        bounds are rounded inwards one by one, but outwards where units stand for real masses. Where samples are weighted, units are parts of their mass, and
-        errors tell shares of it.
+        bounds are rounded inwards one by one, but outwards where units stand for real masses. Where samples are
+        weighted, units are parts of their mass, and errors tell shares of it.
         """
         lo, hi = _near_whole(self.lo * n_units), _near_whole(np.minimum(self.hi, 1.0) * n_units)
         if n_units == MASS_UNITS:  # stand for real masses: a unit is less than the rounding of these

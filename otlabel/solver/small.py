@@ -27,7 +27,7 @@ from otlabel.solver.precision import TIE, normalised
 from otlabel.solver.problem import Demand, Problem, Solver
 from otlabel.solver.proof import priced, shortfall
 from otlabel.solver.rungs import EPSILON_STEP, LAST_TOLERANCE, RUNG_TOLERANCE, STARVED, ladder
-from otlabel.solver.sharpening import EXCESS_SHARE, WORTHWHILE
+from otlabel.solver.sharpening import CONTESTED, EXCESS_SHARE, WORTHWHILE
 from otlabel.solver.small_labels import place, prove
 from otlabel.solver.small_plan import LANES, deal_out, descend
 from otlabel.sources import ArraySource, LinearScores, as_float
@@ -260,7 +260,7 @@ def _placed(
 ) -> _Placed | None:
     """Labels of these class sizes, or of any where the plan's best classes are asked for; None where that fails."""
     n_rows, n_classes = scores.shape
-    free = np.flatnonzero(sizes < most)  # each has a place that a unit beside the rows may fill: it is there, or in a hub
+    free = np.flatnonzero(sizes < most)  # a unit beside the rows fills one place of each of them, or is in the hub
     n_units, n_nodes, n_entries = n_rows + len(free), n_classes + 1, n_rows * n_classes + 2 * len(free)
     order = np.random.default_rng(solver.seed).permutation(n_units)
     labels, (best, own), of_nodes = np.full(n_units, -1), np.empty((2, n_rows)), np.empty((3, n_nodes))
@@ -275,13 +275,13 @@ def _placed(
         return _Placed(labels, plan.potentials, best, own, 0)
     enough, before = max(EXCESS_SHARE, np.count_nonzero(most) / n_rows) * n_rows, math.inf
     while True:
-        g = np.where(most > 0, descent.potentials, -np.inf)
+        g = np.where(most > 0, 0.0 if n_rows < CONTESTED * len(free) else descent.potentials, -np.inf)
         g -= np.partition(g[free], targets[-1] - 1)[targets[-1] - 1] if len(free) else _middle(g[g > -np.inf])
         surplus, n_looks, _, is_tied = place(scores, g, free, descent.epsilon, enough, order, labels, *work)
         if not surplus:
             labels = labels[:n_rows]
             if len(free):
-                g[np.abs(g) <= TIE * (descent.magnitude + np.abs(g).max())] = 0.0  # less is left of rounding
+                g[np.abs(g) <= TIE * (descent.magnitude + np.abs(g[most > 0]).max())] = 0.0  # less is rounding
             else:
                 g = normalised(g, np.zeros(n_classes), rule)
             prove(scores, g, labels, best, own)

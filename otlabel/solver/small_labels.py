@@ -61,17 +61,17 @@ def _find(scores, g, slack, labels, u, at, start, rows, classes, below, counts):
 
 
 @part()
-def _add_free(g, free, labels, n_rows, n_found, at, start, rows, classes, below, counts):
+def _add_free(g, free, labels, n_rows, n_found, at, start, rows, classes, below, counts, targets):
     """One more row for each of some classes, whose unit is in the class, or in the hub beside it at a score of zero.
 
-    Where it has no label yet it fills the place that the class's potential makes the worse one for rows.
+    Where it has no label yet it goes where the class's potential says, in ties to a class that has room.
     """
     hub, n_entries = g.size, start[n_found]
     counts[hub] = 0
     for i in range(free.size):
         k = free[i]
         if labels[n_rows + i] < 0:
-            labels[n_rows + i] = k if g[k] > 0 else hub
+            labels[n_rows + i] = k if g[k] > 0 or (g[k] == 0 and counts[k] < targets[k]) else hub
         inside = labels[n_rows + i] == k
         counts[k if inside else hub] += 1
         rows[n_found], start[n_found], at[n_found] = n_rows + i, n_entries, n_entries + (not inside)
@@ -196,7 +196,7 @@ def place(
     hub, n_tries, n_paths, n_looked, surplus = g.size, 0, 0, 0, 1
     while surplus > 0 and n_tries < TRIES:
         n_found, n_tied = _find(scores, g, slack, labels, u, at, start, rows, classes, below, counts)
-        n_found = _add_free(g, free, labels, scores.shape[0], n_found, at, start, rows, classes, below, counts)
+        n_found = _add_free(g, free, labels, scores.shape[0], n_found, at, start, rows, classes, below, counts, targets)
         n_tries += 1
         surplus = 0
         for k in range(counts.size):
