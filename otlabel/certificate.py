@@ -127,6 +127,8 @@ def _bounding(potentials: np.ndarray, used: np.ndarray, *, constant_counts: bool
         return g
     middle_one = np.median(g[used])
     moved = g - middle_one
+    if np.abs(middle_one) <= FAR * np.median(np.abs(moved[used])):
+        return g  # a constant that is no larger than what tells classes apart takes no digits, and to take it off may
     return np.where(np.abs(moved) <= TIE * np.abs(middle_one), 0.0, moved)
 
 

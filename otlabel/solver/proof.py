@@ -58,7 +58,7 @@ def certified(
         size_error = float(max(part.sum() for part in off)) / n_units
     gap, value = fell_short / n_units, scored / n_units
     proof = Certificate(value, value + gap, counts, gap, rounded / n_units, size_error)
-    return labels, proof, sizes, priced(problem, potentials, best, monitor)
+    return labels, proof, sizes, priced(problem, potentials, best, sizes, monitor)
 
 
 def shortfall(
@@ -74,12 +74,16 @@ def shortfall(
     return short, known
 
 
-def priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor: Monitor) -> np.ndarray:
+def priced(
+    problem: Problem, potentials: np.ndarray, best: np.ndarray, sizes: np.ndarray, monitor: Monitor
+) -> np.ndarray:
     """Potentials with those of classes that take no sample here, but may take new ones, in place of -inf.
 
     They are the largest at which no sample here would enter, g_k = min_i (best_i - s_ik), where best_i is the largest
     score + potential of the row. A class that is forbidden to all samples tells nothing: it gets the least of others.
     """
+    if problem.rule.most is not None:  # such as might have taken one are no other
+        potentials = np.where(sizes == 0, -np.inf, potentials)
     classes = np.flatnonzero(problem.for_new & np.isneginf(potentials[: len(problem.for_new)]))
     finite = potentials[np.isfinite(potentials)]
     if not len(classes) or not len(finite):

@@ -113,7 +113,7 @@ def solve_small(
     descent.tell(monitor)
     placed.tell(monitor, n_rows)
     here = slice(rows.first, rows.stop)
-    potentials = priced(problem, placed.potentials, placed.best[here], monitor)
+    potentials = priced(problem, placed.potentials, placed.best[here], placed.counts, monitor)
     return Answer(problem, Solution(plan, Status.CONVERGED), placed.labels[here], proof, placed.counts, potentials)
 
 
