@@ -155,10 +155,10 @@ def _level(problem: Problem, potentials: np.ndarray) -> float:
     Of all that do, the nearest to where most are, that these lose no digits by another one that is far away.
     """
     fewest, most = problem.bounds
-    rising = np.sort(potentials[fewest < most])
+    rising = np.concatenate([[-np.inf], np.sort(potentials[fewest < most]), [np.inf]])
     n_below = problem.n_units - int(fewest.sum())
     middle = np.median(potentials[np.isfinite(potentials)])
-    return float(np.clip(middle, rising[n_below - 1], rising[n_below]))
+    return float(np.clip(middle, rising[n_below], rising[n_below + 1]))
 
 
 def _settled(
