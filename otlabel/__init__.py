@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from otlabel.solver.outcome import Certificate as Certificate
     from otlabel.solver.outcome import Status as Status
     from otlabel.sources import linear_scores as linear_scores
+    from otlabel.sources.sparse import top_scores as top_scores
     from otlabel.storage.label_files import read_labels as read_labels
     from otlabel.training.probes import Probe as Probe
     from otlabel.training.probes import linear_probes as linear_probes
@@ -90,6 +91,7 @@ _HOMES = {
     "sinkhorn_assign": "assign",
     "sinkhorn_assign_batch": "batch",
     "soft_assign": "soft",
+    "top_scores": "sources.sparse",
 }
 _NEEDED = {
     "BalancedKMeans": "sklearn",

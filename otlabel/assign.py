@@ -25,7 +25,7 @@ from otlabel.solver.monitor import Monitor, observing
 from otlabel.solver.objective import Point
 from otlabel.solver.outcome import Status
 from otlabel.solver.posing import pose
-from otlabel.solver.problem import EXACT, Demand, Method, Rounding, Solver, check_demand, check_solver
+from otlabel.solver.problem import EXACT, Demand, Method, Remainder, Rounding, Solver, check_demand, check_solver
 from otlabel.solver.proof import certified
 from otlabel.solver.small import is_small, solve_small
 from otlabel.sources import LinearScores, by_class, cached, open_scores, plain_names
@@ -47,6 +47,7 @@ class _Options(TypedDict, total=False):
     samples: Exact | KL
     abstain: float
     labels_per_sample: int
+    remainder: Remainder
     epsilon: float
     rounding: Rounding
     tol: float
@@ -76,6 +77,7 @@ def sinkhorn_assign(
     samples: Exact | KL = EXACT,
     abstain: float = 0.0,
     labels_per_sample: int = 1,
+    remainder: Remainder = "best",
     epsilon: float = 0.04,
     rounding: Rounding = "exact",
     tol: float = 1e-2,
@@ -105,13 +107,15 @@ def sinkhorn_assign(
     Args:
         scores: (N, K) log-probabilities, similarities or negative distances, the larger the better. A NumPy array
             (also memory-mapped), a torch tensor, a data frame, an h5py dataset, "file.npy", "file.h5::/name", several
-            files as one ("part-*.h5::/name"), a list of any of these with the rows one after the other, or
-            `linear_scores`; of float16, bfloat16, float32, float64 or integers; halves are read in place. Adding a
-            constant to a row changes nothing. -inf forbids a pair, and so does a mask. Never modified.
+            files as one ("part-*.h5::/name"), a list of any of these with the rows one after the other,
+            `linear_scores`, or sparse ones: a matrix of scipy.sparse, a sparse tensor, "file.h5::/group", `top_scores`;
+            of float16, bfloat16, float32, float64 or integers; halves are read in place. Adding a constant to a row
+            changes nothing. -inf forbids a pair, and so does a mask, or that a sparse matrix does not hold it. Never
+            modified.
         class_mass: (K,) what each class takes: shares b that sum to 1, or integer sizes that sum to N. None: 1/K
-            each. Shares become sizes by the largest remainder of N b, ties to the lower class. A Series or a dict, as
-            for everything with one number a class, is read by its names: the columns of a data frame of scores, else
-            0 ... K - 1.
+            each. Where shares times N are no whole numbers, `remainder` says which sizes they become. A Series or a
+            dict, as for everything with one number a class, is read by its names: the columns of a data frame of
+            scores, else 0 ... K - 1.
         sample_mass: (N,) how much each sample counts: shares that sum to 1, or integers. None: 1/N each. A Series, as
             for everything with one number a row, is read by the index of a data frame of scores, else its index is to
             be 0 ... N - 1 in this order. Class sizes are then shares of this mass. The linear program may split up to K
@@ -130,6 +134,9 @@ def sinkhorn_assign(
             in it are of the N samples. Value and bound are means over samples of the sum of their k scores, and the
             plan is the capped softmax 1 / (1 + exp((t_i - s_ik - g_k) / epsilon)), t_i such that row i sums to k. Not
             with `abstain`, nor with samples of unequal mass.
+        remainder: where shares times N are no whole numbers, "best": sizes are the floor or the ceiling of them, where
+            that is worth most. "first": the largest remainders get the ceiling, of equal ones the first classes. With
+            sample masses, always the latter.
         epsilon: regularisation of the plan, in units of the scores (SeLa's lambda is 1/epsilon, 25 in the paper).
         rounding: "exact", or "argmax" of the plan as SeLa does, whose sizes are only near the target.
         tol: largest sum_k |c_k - b_k| of the plan's class masses c. 1e-2 moves half a percent of the mass.
@@ -177,7 +184,7 @@ def sinkhorn_assign(
         solver = check_solver(epsilon, rounding, tol, max_sweeps, method, seed)
         opened = open_scores(scores, device=device, may_be_empty=communicator.world_size > 1)
         read_before, n_classes = opened.bytes_read, opened.shape[1]
-        demand = check_demand(opened, class_mass, sample_mass, classes, samples, abstain, labels_per_sample)
+        demand = check_demand(opened, class_mass, sample_mass, classes, samples, abstain, remainder, labels_per_sample)
         start = _Start.given(init, n_classes, opened.class_names)
         rows = RowSet.in_blocks(cached(opened, memory_limit), communicator).taking(demand.labels_per_sample)
         communicator.check_alike(**vars(solver), **demand.settings, init=None if start is None else start.g)

@@ -13,7 +13,7 @@ from otlabel.errors import InfeasibleError, InvalidMassError, InvalidScoresError
 from otlabel.interrupts import interruptible
 from otlabel.marginals import KL, Exact, Range
 from otlabel.result import Assignment
-from otlabel.solver.problem import EXACT, Method, Rounding
+from otlabel.solver.problem import EXACT, Method, Remainder, Rounding
 from otlabel.sources import as_array, is_series, is_tensor
 from otlabel.sweep.pool import run_tasks
 
@@ -87,6 +87,7 @@ def sinkhorn_assign_batch(
     class_mass: Any = None,
     classes: Exact | KL | Range = EXACT,
     abstain: float = 0.0,
+    remainder: Remainder = "best",
     epsilon: float = 0.04,
     rounding: Rounding = "exact",
     tol: float = 1e-2,
@@ -106,6 +107,7 @@ def sinkhorn_assign_batch(
             to N. None: 1/K each.
         classes: the rule on class masses of every problem; this and what follows as for `sinkhorn_assign`.
         abstain: share of the samples of each problem to leave unlabelled.
+        remainder: which sizes shares become that are no whole ones.
         epsilon: regularisation of the plans, in units of the scores.
         rounding: "exact", or "argmax" of the plans.
         tol: largest error of each plan's class masses.
@@ -140,8 +142,9 @@ def sinkhorn_assign_batch(
     def solve(head: int) -> None:
         try:
             found[head] = sinkhorn_assign(
-                given[head], class_mass=masses[head], classes=classes, abstain=abstain, epsilon=epsilon,
-                rounding=rounding, tol=tol, max_sweeps=max_sweeps, method=method, init=starts[head], seed=seed,
+                given[head], class_mass=masses[head], classes=classes, abstain=abstain, remainder=remainder,
+                epsilon=epsilon, rounding=rounding, tol=tol, max_sweeps=max_sweeps, method=method, init=starts[head],
+                seed=seed,
             )  # fmt: skip
         except (InvalidScoresError, InvalidMassError, InfeasibleError) as error:
             raise type(error)(f"head {head}: {error}") from None

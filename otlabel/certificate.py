@@ -106,7 +106,7 @@ def certify(
         near = _near_zero(rows, best, float(np.ptp(g[used])), all_labelled=n_labelled == n_places)
         if near is not rows:
             given, best, own = sweep.label(near, g, given)
-        best, own, own_g = best.ravel(), own.ravel(), g[given].ravel()
+        best, own, own_g = sweep.with_unlisted(near, g, best.ravel()), own.ravel(), g[given].ravel()
         if n_labelled < n_places:  # as by one more class of score zero, with the potential that leaves it so many
             threshold = np.partition(rows.concat("best", best)[0], n_rows - n_labelled)[n_rows - n_labelled]
             best = np.maximum(best, threshold)
@@ -131,6 +131,8 @@ def _bounding(potentials: np.ndarray, used: np.ndarray, *, constant_counts: bool
         return g
     middle_one = np.median(g[used])
     moved = g - middle_one
+    if np.abs(middle_one) <= FAR * np.median(np.abs(moved[used])):
+        return g  # a constant that is no larger than what tells classes apart takes no digits, and to take it off may
     return np.where(np.abs(moved) <= TIE * np.abs(middle_one), 0.0, moved)
 
 

@@ -80,16 +80,28 @@ def lp_assign(scores: Any, *, class_mass: Any = None, max_entries: int = 10_000_
     cost /= unit
     # It takes finite costs only: one dearer than any whole assignment stands for "never".
     cost[forbidden] = 2.0 * (n_rows + 1)
+    fewest, most = problem.bounds
+    free = np.flatnonzero(fewest < most)  # a unit more fills one place of each of them, or goes to a hub, at no cost
+    wide = np.full((n_rows + len(free), n_classes + 1), 2.0 * (n_rows + 1))
+    wide[:n_rows, :n_classes] = cost
+    wide[n_rows + np.arange(len(free)), free] = wide[n_rows:, n_classes] = 0.0
+    targets = np.append(most, n_rows - fewest.sum())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what POT would warn of is raised or certified below
-        plan, log = ot.emd(np.ones(n_rows), problem.bounds[0].astype(np.float64), cost, MAX_ITERATIONS, log=True)
-    labels = plan.argmax(1)
-    counts = np.bincount(labels, minlength=n_classes)
-    if not np.array_equal(counts, problem.bounds[0]) or forbidden[np.arange(n_rows), labels].any():
+        plan, log = ot.emd(np.ones(len(wide)), targets.astype(np.float64), wide, MAX_ITERATIONS, log=True)
+    labels = plan[:n_rows].argmax(1)
+    counts = np.bincount(labels, minlength=n_classes + 1)[:n_classes]
+    if (
+        counts.sum() < n_rows
+        or (counts < fewest).any()
+        or (counts > most).any()
+        or forbidden[np.arange(n_rows), labels].any()
+    ):
         raise InfeasibleError(f"POT found no assignment with these class sizes: {log['warning'] or 'forbidden pairs'}")
-    potentials = np.where(problem.bounds[0] > 0, unit * log["v"], -np.inf)
+    prices = log["v"][:-1] - (log["v"][-1] if len(free) else 0.0)
+    potentials = np.where(most > 0, unit * prices, -np.inf)
     certificate = certify(opened, labels, potentials=potentials)
-    share = problem.bounds[0] / n_rows
+    share = counts / n_rows
     return Assignment(
         labels=like(labels.astype(np.int64), scores),
         counts=like(counts, scores),

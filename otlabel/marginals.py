@@ -102,6 +102,7 @@ class Rule:
     exact: np.ndarray  # bool: lo = hi
     log_mass: np.ndarray  # log b where the plan is regularised relative to b, else 0
     sizes: np.ndarray | None = None  # int64, of exact classes: where masses were changed after they became sizes
+    most: np.ndarray | None = None  # int64, likewise: where sizes are the fewest units, and these the most
 
     @property
     def wanted(self) -> np.ndarray:
@@ -193,16 +194,27 @@ class Rule:
         sizes, most = self.unit_bounds(n_units)
         hard = np.isinf(self.rho)
         lo, hi = np.where(hard, sizes / n_units, self.lo), np.where(hard, most / n_units, self.hi)
-        return replace(self, lo=lo, hi=hi, exact=hard & (lo == hi), sizes=sizes)
+        return replace(self, lo=lo, hi=hi, exact=hard & (lo == hi), sizes=sizes, most=None)
+
+    def with_free_remainder(self, n_units: int) -> Rule:
+        """The rule, all of whose classes are exact, with sizes that are the floor or the ceiling of N b; or as it is.
+
+        Rows being exact as well, as many take the ceiling as units remain: which ones is part of the problem.
+        """
+        wanted = _near_whole(self.lo * n_units)
+        fewest, most = np.floor(wanted).astype(np.int64), np.ceil(wanted).astype(np.int64)
+        if not self.exact.all() or not int(fewest.sum()) < n_units < int(most.sum()):
+            return self
+        return replace(self, sizes=fewest, most=most)
 
     def unit_bounds(
         self, n_units: int, *, weighted: bool = False, what: str = "samples"
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fewest and most whole units of each class; raises InfeasibleError where they leave no way to share out all.
 
-        Exact masses become sizes together, by the largest remainder; bounds are rounded inwards one by one, but
-        outwards where units stand for real masses. Where samples are weighted, units are parts of their mass, and
-        errors tell shares of it; else `what` they are.
+        Exact masses become sizes together, by the largest remainder, unless this is free (`with_free_remainder`);
+        bounds are rounded inwards one by one, but outwards where units stand for real masses. Where samples are
+        weighted, units are parts of their mass, and errors tell shares of it; else `what` they are.
         """
         lo, hi = _near_whole(self.lo * n_units), _near_whole(np.minimum(self.hi, 1.0) * n_units)
         if n_units == MASS_UNITS:  # stand for real masses: a unit is less than the rounding of these
@@ -211,7 +223,7 @@ class Rule:
             lo, hi = np.ceil(lo).astype(np.int64), np.floor(hi).astype(np.int64)
         if self.exact.any():
             sizes = class_sizes(self.lo, n_units, self.exact) if self.sizes is None else self.sizes[self.exact]
-            lo[self.exact] = hi[self.exact] = sizes
+            lo[self.exact], hi[self.exact] = sizes, sizes if self.most is None else self.most[self.exact]
 
         def told(units: float) -> str:
             return f"{units / n_units:.6g}" if weighted else counted(units)
@@ -269,7 +281,9 @@ class Rule:
         lost, left = float(self.lo[self.exact & closed].sum()), float(self.lo[shared].sum())
         more = np.where(shared, 1 + lost / left, 1.0) if lost and left else np.ones(len(self.lo))
         hi = np.where(closed, 0.0, self.hi * more)
-        return replace(self, mass=self.mass * more, lo=self.lo * more, hi=hi, sizes=sizes if lost else self.sizes)
+        most = None if self.most is None else np.where(closed, 0, self.most)
+        kept = sizes if lost else self.sizes
+        return replace(self, mass=self.mass * more, lo=self.lo * more, hi=hi, sizes=kept, most=most)
 
     def charge(self, taken: np.ndarray) -> float:
         """What soft classes that may take anything are charged for these shares."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, overload
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from otlabel import sweep
 from otlabel.errors import InfeasibleError, InvalidScoresError
@@ -142,7 +143,7 @@ class Assignment(Generic[ArrayT]):
                 after a solve with sample masses they are to be given.
 
         Returns:
-            (M, K) float64.
+            (M, K) float64; of sparse scores a CSR matrix (csr_array, or a sparse tensor) with the same entries.
 
         Raises:
             ValueError: sample_mass is missing or of another length.
@@ -162,14 +163,14 @@ class Assignment(Generic[ArrayT]):
             raise ValueError(f"sample_mass has shape {mass.shape} of {mass.dtype}; pass one number for each row")
         if mass.dtype.kind != "f":
             mass = mass / max(int(mass.sum()), 1)
-        rows = self._softmax(opened, may_be_closed=may_be_closed)
-        rows *= mass.astype(np.float64)[:, None] / self.labels_per_sample
+        weights = mass.astype(np.float64) / self.labels_per_sample
+        rows = _scaled(self._softmax(opened, may_be_closed=may_be_closed), weights)
         if math.isfinite(self.sample_rho):
             choices, g = self._choices(opened)
             exponent = 1.0 / (self.sample_rho + self.epsilon)
             with np.errstate(over="ignore", invalid="ignore"):
-                rows *= sweep.sweep(choices.fine, g, self.epsilon, row_exponent=exponent).row_mass[:, None]
-            if not np.isfinite(rows).all():
+                rows = _scaled(rows, sweep.sweep(choices.fine, g, self.epsilon, row_exponent=exponent).row_mass)
+            if not np.isfinite(rows.data).all():
                 raise InvalidScoresError(
                     f"these scores ask for rows of more mass than numbers can hold, at rho={self.sample_rho:g}: they "
                     "are much larger than those of the solve; solve with these, or add the same constant as there"
@@ -191,7 +192,7 @@ class Assignment(Generic[ArrayT]):
         opened, may_be_closed = _open_for(scores, len(self.potentials), self.class_names)
         return like(self._softmax(opened, may_be_closed=may_be_closed), scores)
 
-    def _softmax(self, opened: Opened, *, may_be_closed: bool) -> np.ndarray:
+    def _softmax(self, opened: Opened, *, may_be_closed: bool) -> np.ndarray | csr_array:
         """softmax_k((s_ik + g_k) / epsilon), with staying unlabelled among the choices where there is that."""
         n_classes, several = opened.shape[1], self.labels_per_sample
         choices, g = self._choices(opened)
@@ -344,13 +345,26 @@ def _open_for(scores: Any, n_classes: int, names: Sequence[Any] | None) -> tuple
     return opened, inspection.n_forbidden > 0
 
 
-def like(array: np.ndarray, scores: Any) -> Any:
+def _scaled(rows: Any, factors: np.ndarray) -> Any:
+    """Each row of a matrix, full or CSR, times its factor, in place."""
+    if isinstance(rows, csr_array):
+        rows.data *= np.repeat(factors, np.diff(rows.indptr))
+    else:
+        rows *= factors[:, None]
+    return rows
+
+
+def like(array: Any, scores: Any) -> Any:
     """The array as a torch tensor on the device of scores where these are tensors (or a list), else as it is."""
     device = home_of(scores)
     if device is None:
         return array
     import torch
 
+    if isinstance(array, csr_array):
+        starts, classes = (torch.from_numpy(part.astype(np.int64)) for part in (array.indptr, array.indices))
+        data = torch.from_numpy(array.data)
+        return torch.sparse_csr_tensor(starts, classes, data, array.shape, device=device, check_invariants=False)
     return torch.from_numpy(array).to(device)
 
 

@@ -235,6 +235,9 @@ def _drawn(
     abstain = 0.0 if round(abstain * n_units) >= n_units else abstain
     unlabelled = abstain * n_units if real else round(abstain * n_units)
     arguments, shares, lo, hi = _class_rule(rng, rule, n_rows, n_classes, n_units, unlabelled, real)
+    if weights is None and rule in ("equal", "shares", "counts"):  # one sample more where that is worth most
+        exact = [(n_units - unlabelled) * share for share in shares]
+        lo, hi = np.array([math.floor(size) for size in exact]), np.array([math.ceil(size) for size in exact])
     if abstain:
         arguments["abstain"] = abstain
     if sample_mass is not None:

@@ -237,4 +237,10 @@ KINDS: dict[str, Callable[[np.random.Generator], Drawn]] = {
 
 
 def draw(kind: str, seed: int) -> Drawn:
-    return KINDS[kind](np.random.default_rng([seed, *kind.encode()]))
+    """Where shares times N are no whole numbers, counts are passed: else they would not be what shares stand for."""
+    drawn = KINDS[kind](np.random.default_rng([seed, *kind.encode()]))
+    n_samples, n_classes = len(drawn.scores), len(drawn.counts)
+    shares = np.full(n_classes, 1 / n_classes) if drawn.class_mass is None else drawn.counts / n_samples
+    given = shares if kind != "skewed_shares" else drawn.class_mass
+    is_whole = np.abs(n_samples * given - drawn.counts).max() < 1e-6
+    return drawn if is_whole else drawn._replace(class_mass=drawn.counts)

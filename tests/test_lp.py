@@ -44,7 +44,7 @@ def test_lp_assign_refuses_large_problems() -> None:
     scores = normal(np.random.default_rng(0), 30, 4)
     with pytest.raises(ValueError, match=r"(?s)120.*max_entries|max_entries.*120"):
         lp_assign(scores, max_entries=119)
-    assert lp_assign(scores, max_entries=120).counts.tolist() == [8, 8, 7, 7]
+    assert sorted(lp_assign(scores, max_entries=120).counts.tolist()) == [7, 7, 8, 8]
 
 
 @pytest.mark.parametrize("seed", range(10))

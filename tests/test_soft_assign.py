@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,21 +17,21 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import otlabel
 from otlabel import soft_assign
-from otlabel.errors import InvalidScoresError
+from otlabel.errors import InvalidMassError, InvalidScoresError
 
 
-def plain_iterations(logits: np.ndarray, epsilon: float, n_iterations: int) -> np.ndarray:
+def plain_iterations(logits: np.ndarray, epsilon: float, n_iterations: int, class_mass: Any = None) -> np.ndarray:
     """As SwAV states them: columns to 1/K, then rows to 1/B; in extended precision, which does not overflow here."""
     plan = np.exp(logits.astype(np.longdouble) / epsilon)
     n_rows, n_classes = plan.shape
     plan /= plan.sum()
     for _ in range(n_iterations):
-        plan /= plan.sum(0, keepdims=True) * n_classes
+        plan *= (1 / n_classes if class_mass is None else class_mass) / plan.sum(0, keepdims=True)
         plan /= plan.sum(1, keepdims=True) * n_rows
     return (plan * n_rows).astype(np.float64)
 
 
-def cosines(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+def cosines(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).uniform(-1, 1, shape)
 
 
@@ -47,6 +48,102 @@ def test_as_the_plain_iterations(there, shape, epsilon, n_iterations, dtype) -> 
     exact = plain_iterations(logits.numpy(), epsilon, n_iterations)
     np.testing.assert_allclose(found, exact, atol=4e-7 / epsilon)  # a rounding of a logit, divided by epsilon
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+
+
+def dinos(logits: torch.Tensor, epsilon: float, n_iterations: int) -> torch.Tensor:
+    """As DINOv2, SwAV and lightly have it: (K, B), classes then rows, scaled by the number of rows at the end."""
+    plan = torch.exp(logits / epsilon).t()
+    n_classes, n_rows = plan.shape
+    plan /= plan.sum()
+    for _ in range(n_iterations):
+        plan /= plan.sum(1, keepdim=True)
+        plan /= n_classes
+        plan /= plan.sum(0, keepdim=True)
+        plan /= n_rows
+    return (plan * n_rows).t()
+
+
+def capis(logits: torch.Tensor, epsilon: float, n_iterations: int) -> torch.Tensor:
+    """As CAPI has it, for each position: shifted by the largest logit of each class, with a little in each divisor."""
+    plan = logits / epsilon
+    plan = torch.exp(plan + 50 - plan.amax(-2, keepdim=True))
+    for _ in range(n_iterations):
+        plan /= plan.sum(-2, keepdim=True) + 1e-8
+        plan /= plan.sum(-1, keepdim=True) + 1e-8
+    return plan
+
+
+@pytest.mark.parametrize("loop", [dinos, capis])
+@pytest.mark.parametrize(("epsilon", "dim"), [(0.05, 16), (0.06, 64), (0.1, 16)])
+def test_as_the_published_loops(loop, epsilon: float, dim: int, there) -> None:
+    """Of cosines in float32; theirs in float64, for their own rounding is as large as what is allowed."""
+    generator = torch.Generator().manual_seed(0)
+    views, prototypes = (torch.nn.functional.normalize(torch.randn(n, dim, generator=generator)) for n in (2048, 300))
+    logits = views @ prototypes.T
+    found = there(soft_assign, logits, epsilon)
+    np.testing.assert_allclose(np.asarray(found), loop(logits.double(), epsilon, 3).numpy(), atol=1e-6, rtol=0)
+    if loop is capis:
+        positions = logits.reshape(8, 256, 300)
+        found = there(soft_assign, positions, epsilon)
+        np.testing.assert_allclose(np.asarray(found), capis(positions.double(), epsilon, 3).numpy(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_leading_dimensions_are_batches_of_their_own(scale: float, there) -> None:
+    """Also where one of them forbids a class, and another one has a row with NaN."""
+    logits = torch.from_numpy(scale * np.stack([[cosines((20, 6), 3 * i + j) for j in range(3)] for i in range(2)]))
+    logits[0, 1, :, 2], logits[1, 0, 5, 1] = -torch.inf, torch.nan
+    found = np.asarray(there(soft_assign, logits, 0.05))
+    assert found.shape == logits.shape
+    assert found.dtype == np.float32
+    for i, j in np.ndindex(2, 3):
+        np.testing.assert_allclose(found[i, j], soft_assign(logits[i, j], 0.05), atol=1e-6)
+    np.testing.assert_array_equal(soft_assign(logits.numpy(), 0.05), soft_assign(logits, 0.05).numpy())
+    assert soft_assign(torch.zeros(2, 0, 5), 0.05).shape == (2, 0, 5)
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 0.05, 0.005])
+def test_class_masses(epsilon: float, there) -> None:
+    """By the plain iterations; in the limit masses are met, and equal ones are the default."""
+    logits, mass = cosines((40, 5)), np.array([0.4, 0.3, 0.2, 0.1, 0.0])
+    logits[3, :4] = -np.inf  # of its classes only the last, which takes nothing
+    allowed = np.delete(logits, 3, 0)[:, :4]
+    for kind in (np.asarray, torch.tensor):
+        found = np.asarray(there(soft_assign, torch.from_numpy(logits), epsilon, class_mass=kind(mass)))
+        assert (found[3] == 0).all()
+        assert (found[:, 4] == 0).all()
+        exact = plain_iterations(allowed, epsilon, 3, mass[:4])
+        np.testing.assert_allclose(np.delete(found, 3, 0)[:, :4], exact, atol=1e-6)
+    long = soft_assign(np.delete(logits, 3, 0), 0.5, 200, class_mass=mass)
+    np.testing.assert_allclose(long.mean(0), mass, atol=1e-6)
+    counted = soft_assign(logits, epsilon, class_mass=(40 * mass).astype(int))
+    np.testing.assert_allclose(counted, soft_assign(logits, epsilon, class_mass=mass), atol=1e-7)
+    equal = soft_assign(cosines((40, 5)), epsilon, class_mass=[0.2] * 5)
+    np.testing.assert_allclose(equal, soft_assign(cosines((40, 5)), epsilon), atol=1e-6)
+
+
+def test_class_masses_in_a_compiled_step() -> None:
+    compiled = torch.compile(soft_assign, fullgraph=True, backend="aot_eager")
+    logits, mass = torch.from_numpy(cosines((20, 3))), torch.tensor([0.5, 0.5, 0.0])
+    torch.testing.assert_close(compiled(logits, 0.05, class_mass=mass), soft_assign(logits, 0.05, class_mass=mass))
+
+
+@pytest.mark.parametrize(
+    ("mass", "said"),
+    [([0.5, 0.5], r"shape \(2,\)"), ([0.5, 0.4, 0.2], "sums to 1.1"), ([1.2, -0.2, 0], r"class_mass\[1\] is -0.2")],
+)
+def test_bad_class_masses(mass: list[float], said: str) -> None:
+    for kind in (list, np.asarray, torch.tensor):
+        with pytest.raises(InvalidMassError, match=said):
+            soft_assign(np.zeros((4, 3)), 0.05, class_mass=kind(mass))
+
+
+def test_no_iterations_are_the_softmax(there) -> None:
+    logits = torch.from_numpy(cosines((2, 10, 4)))
+    logits[0, 3], logits[1, 2, 1] = -torch.inf, torch.nan
+    expected = torch.softmax(logits / 0.05, -1).float()
+    expected[0, 3] = 0
+    np.testing.assert_allclose(np.asarray(there(soft_assign, logits, 0.05, 0)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -170,9 +267,8 @@ def test_bad_arguments() -> None:
     for epsilon in (0.0, -0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="epsilon is"):
             soft_assign(logits, epsilon)
-    for n_iterations in (0, -1):
-        with pytest.raises(ValueError, match="n_iterations is"):
-            soft_assign(logits, 0.05, n_iterations)
+    with pytest.raises(ValueError, match="n_iterations is -1"):
+        soft_assign(logits, 0.05, -1)
     for wrong in (torch.zeros(3), torch.zeros(4, 3, dtype=torch.int64), np.zeros(3), np.zeros((4, 3), np.int64)):
         with pytest.raises(InvalidScoresError, match="logits have shape"):
             soft_assign(wrong, 0.05)

@@ -45,6 +45,9 @@ def number_of_starts(init: Any, n_init: Any) -> int:
     return int(n_init)
 
 
+EVEN = {"remainder": "first"}  # sizes that stay the same from step to step: exact ones, without a price on any of them
+
+
 def is_whole(value: Any) -> bool:
     """Whether value is a whole number, and no truth value."""
     return isinstance(value, Integral) and not isinstance(value, bool)
@@ -57,7 +60,7 @@ def demand_of(n_rows: int, n_clusters: int, low: Any = None, high: Any = None, s
             raise ValueError("sizes are exact; leave out size_min and size_max, or pass these two alone")
         return {"class_mass": _checked_sizes(sizes, n_clusters, n_rows)}
     if low is None and high is None:
-        return {}
+        return EVEN
     for name, bound in (("size_min", low), ("size_max", high)):
         if bound is not None and (not is_whole(bound) or bound < 0):
             raise ValueError(f"{name} is {bound!r}; it must be a whole number of rows")
@@ -76,7 +79,7 @@ def demand_of(n_rows: int, n_clusters: int, low: Any = None, high: Any = None, s
             "needed"
         )
     if n_rows in (low * n_clusters, high * n_clusters):  # no choice is left
-        return {}
+        return EVEN
     return {"classes": Range(low, high)}
 
 

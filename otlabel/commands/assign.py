@@ -32,6 +32,7 @@ CHECKPOINT = [("otlabel.checkpoint", "<f8")]  # the type of its numbers, by whic
 SETTINGS = (
     "abstain",
     "labels_per_sample",
+    "remainder",
     "epsilon",
     "rounding",
     "tol",
@@ -62,6 +63,8 @@ def add(commands: Any) -> None:
     add("--abstain", type=options.share, default=0.0, metavar="SHARE", help="leave those that fit worst unlabelled: -1")
     several_help = "different classes for each sample (%(default)s)"
     add("--labels-per-sample", type=count, default=1, metavar="K", help=several_help)
+    remainder_help = "classes that get one sample more where shares are no whole sizes: best (default) or first"
+    add("--remainder", choices=("best", "first"), default="best", help=remainder_help)
     add(
         "--epsilon",
         type=positive,

@@ -17,8 +17,8 @@ from otlabel.text import local_path
 
 SCORES_HELP = (
     "(N, K) matrix, higher is better: FILE.npy, FILE.npz::NAME, FILE.h5::/NAME, .zarr and .safetensors alike, FILE.pt "
-    "or .pth (plain tensors), FILE.parquet, .feather or .csv (columns of numbers; ::NAME,NAME for some), or a quoted "
-    "pattern for the parts of one matrix: 'part-*.h5::/NAME'"
+    "or .pth (plain tensors), FILE.parquet, .feather or .csv (columns of numbers; ::NAME,NAME for some), a sparse one "
+    "(FILE.h5::/GROUP, FILE.npz), or a quoted pattern for the parts of one matrix: 'part-*.h5::/NAME'"
 )
 OUTPUT_HELP = "FILE.npy (int64), or FILE.h5 with class sizes, potentials and a receipt"
 WORTH_SHOWING = 0.5  # seconds that something takes

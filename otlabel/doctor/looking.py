@@ -25,6 +25,7 @@ from otlabel.marginals import class_sizes
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.posing import has_shares, sum_to_one
 from otlabel.sources import cached, class_mass_of, draw_rows, open_scores
+from otlabel.sources.listed import ListedSource
 from otlabel.validate import check_mass
 
 ASSESSED_ENTRIES = 100_000_000  # scores up to which all rows are balanced to see what it costs: a few seconds
@@ -172,6 +173,8 @@ def _count_constant(scores: RowSet, rows: np.ndarray, inspection: sweep.Inspecti
     """How many of the rows whose finite scores are all equal forbid nothing."""
     if not inspection.n_forbidden:
         return len(rows)
+    if isinstance(scores.source, ListedSource):
+        return int((scores.source.lists.sizes[rows] == scores.shape[1]).sum())
     free = 0
     for (start, stop), values in scores.blocks():
         members = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start

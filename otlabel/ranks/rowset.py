@@ -17,6 +17,7 @@ from otlabel.ranks.redistribution import RedistributedRows, Redistribution
 from otlabel.sources import ArraySource, LinearScores, Opened, Source, as_array, as_float, as_opened, read_rows
 from otlabel.sources.base import few_rows, storage_array
 from otlabel.sources.linear import Features, mean_of_finite, read_stretches
+from otlabel.sources.listed import Filled, ListedSource
 from otlabel.sources.wrapped import Changed
 from otlabel.sweep.blocks import Batch, Room, Span, block_rows, cut, device_rows, grouped
 from otlabel.sweep.pool import blas_on_one_thread
@@ -43,7 +44,9 @@ class RowSet:
     ) -> None:
         self.opened, self.communicator, self.first = as_opened(rows), communicator, first
         self.n_rows = self.shape[0] if n_rows is None else n_rows
-        self.columns, self.room, self.labels_per_row = columns or self.shape[1], Room(), 1
+        source = self.opened.source
+        self.columns = columns or (source.columns if isinstance(source, ListedSource) else source.shape[1])
+        self.room, self.labels_per_row = Room(), 1
         self._redistribution = redistribution
 
     @classmethod
@@ -68,6 +71,9 @@ class RowSet:
         opened = as_opened(rows)
         if communicator.world_size == 1:
             return cls(opened, columns=columns)
+        if isinstance(opened.source, ListedSource):  # whose sums have the same bits in any blocks
+            _checked_alike(opened.source, communicator)
+            return cls.as_given(opened, communicator)
         if not isinstance(opened, LinearScores):
             return _redistributed(opened, communicator, columns or opened.shape[1])
         features = opened.features.opened
@@ -99,6 +105,15 @@ class RowSet:
     def fine(self) -> RowSet:
         """The same rows as float64 makes them of what is stored; itself where it is stored."""
         return self if self.opened.fine is self.source else self.over(self.opened.refined)
+
+    @property
+    def filled(self) -> RowSet:
+        """The same rows, of lists with -inf for what these leave out: to be looked at block by block."""
+        if not isinstance(self.source, ListedSource):
+            return self
+        rows = self.over(self.opened.only(Filled(self.source)))
+        rows.columns = self.shape[1]
+        return rows
 
     def over(self, opened: Opened) -> RowSet:
         """The same rows in another form."""
@@ -138,9 +153,10 @@ class RowSet:
 
     def blocks(self, batches: Iterable[Batch] | None = None) -> Iterator[tuple[Span, np.ndarray]]:
         """Each block with its span, as float32 or float64 numbers; each is to be used before the next is asked for."""
-        for batch in self.batches if batches is None else batches:
-            for span, block in zip(batch, self.source.read(batch), strict=True):
-                yield span, as_float(block, self.source.dtype)
+        rows = self.filled
+        for batch in rows.batches if batches is None else batches:
+            for span, block in zip(batch, rows.source.read(batch), strict=True):
+                yield span, as_float(block, rows.source.dtype)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
@@ -170,7 +186,7 @@ class RowSet:
 
     def gathered(self, rows: np.ndarray) -> np.ndarray:
         """The given rows (sorted) of all ranks as float32 or float64 numbers, on all ranks."""
-        taken = self.taken(rows).source
+        taken = self.taken(rows).filled.source
         return self.concat("gathered", as_float(read_rows(taken, 0, taken.shape[0]), taken.dtype))[0]
 
     def centre(self) -> np.ndarray:
@@ -185,9 +201,10 @@ class RowSet:
 
     def of_all(self, name: str, values: Any) -> Any:
         """One number for each row that this rank was given, as those of all ranks' rows."""
-        if self._redistribution is None or values is None:
+        if self.communicator.world_size == 1 or values is None:
             return values
-        n_given = self._redistribution.given[1] - self._redistribution.given[0]
+        given = (0, self.shape[0]) if self._redistribution is None else self._redistribution.given
+        n_given = given[1] - given[0]
         numbers = as_array(values)
         if numbers.shape != (n_given,):
             raise InvalidMassError(f"{name} has shape {numbers.shape}; pass one number for each of {n_given} rows")

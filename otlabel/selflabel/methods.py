@@ -133,6 +133,7 @@ class OptimalTransport:
         if _is_one_a_head(self.class_mass):
             options["class_mass"] = self.class_mass[head.number]
         options |= {"init": head.state.get("potentials"), "seed": head.seed, "group": head.group}
+        options["remainder"] = "first"  # sizes that stay the same from one relabelling to the next
         result = sinkhorn_assign(head.scores(), **options)
         facts = {
             "value": result.value,

@@ -73,6 +73,8 @@ def ask(rows: RowSet, demand: Demand, solver: Solver) -> Asked:
         rule = with_abstention(rule, abstain)
     what = "samples" if several == 1 else "places"
     by_size = solver.rounding == "exact" and of_exact_rows
+    if by_size and weights is None and demand.remainder == "best" and isinstance(demand.classes, Exact):
+        rule = rule.with_free_remainder(n_units)
     sizes = _sizes(rule, demand.classes, n_units, what, weighted=weights is not None) if by_size else None
     if sizes is None:
         rule.check_shares(of_all=of_exact_rows, what=what)

@@ -43,7 +43,7 @@ def merge_equal_rows(
     order = np.argsort(first)
     distinct = rows.subset(first[order])
     weights = times[order][distinct.first : distinct.stop]
-    sampled = draw_sampled(len(first), problem.n_classes, seed)
+    sampled = draw_sampled(len(first), problem.n_classes, seed, rows.columns)
     merged = replace(problem, rows=distinct, weights=weights, sampled=sampled)
     return merged, np.argsort(order)[np.searchsorted(seen, here)[members]]
 

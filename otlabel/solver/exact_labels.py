@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from otlabel.errors import InfeasibleError
 from otlabel.solver.continuation import MOST_LISTS, is_listable, lists_near
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.newton import Solution
 from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rounding import Rounded, round_exact
-from otlabel.solver.sharpening import near_integer
+from otlabel.solver.sharpening import few_contested, near_integer
 from otlabel.solver.shortlist import shorten
 
 WIDER = 4.0  # times as wide, where lists leave no assignment, or rounding needs more slack
@@ -20,10 +22,13 @@ def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: 
     """The best assignment, and the problem on rows that are enough to prove it: lists, or all scores."""
     shortlist = solution.shortlist
     plan = solution.point.plan_potentials
+    few = few_contested(problem)
+    if few:  # most classes that get a row have it at no price
+        plan = np.where(problem.bounds[1] > 0, 0.0, -np.inf)
     if is_listable(problem, solver) and (shortlist is None or not shortlist.covers(plan)):
         shortlist = lists_near(problem, solver, plan, monitor)
     near = problem if shortlist is None else shortlist.problem
-    g = near_integer(near, solver, solution, monitor).potentials
+    g = plan if few else near_integer(near, solver, solution, monitor).potentials
     slack = 0.0
     for n_made in range(1, MOST_LISTS + 1):
         if shortlist is None:

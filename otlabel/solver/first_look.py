@@ -22,6 +22,7 @@ from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.samples import draw_sampled, draw_stretches, restricted, sample_sizes
 from otlabel.solver.shortlist import Listed, Shortlist, list_rows, may_be_listed, probe_of
 from otlabel.sources import cached, draw_rows
+from otlabel.sources.listed import ListedSource
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,8 @@ def first_look(
     rows: RowSet, asked: Asked, solver: Solver, init: np.ndarray | None, memory_limit: int | None, monitor: Monitor
 ) -> FirstLook:
     """One reading with lists where it is worth it, else none yet."""
+    if isinstance(rows.source, ListedSource):
+        rows = rows.over(rows.opened.over(rows.source.adding(asked.n_units)))
     start, most = None, None if asked.sizes is None or asked.abstain else asked.sizes[1]
     sizes = sample_sizes(rows.n_rows, rows.shape[1])
     if most is not None and sizes and may_be_listed(rows, asked.rule, most, solver, asked.row_rho):
@@ -62,7 +65,7 @@ def first_look(
                 monitor.record("list", rows.n_rows)
                 return FirstLook(rows, sampled, aimed.start, listed)
             start = aimed.start
-    sampled = draw_sampled(rows.n_rows, rows.shape[1], solver.seed)
+    sampled = draw_sampled(rows.n_rows, rows.shape[1], solver.seed, rows.columns)
     return FirstLook(rows.over(cached(rows.opened, memory_limit, rows.local(sampled))), sampled, start)
 
 

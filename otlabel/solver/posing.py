@@ -14,7 +14,8 @@ from otlabel.ranks.rowset import RowSet
 from otlabel.solver.asking import Asked
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.problem import LARGEST_SCORE, Problem, Solver
-from otlabel.sources import Opened, cached, draw_rows, made_once, moved, with_column
+from otlabel.sources import Opened, as_float, cached, draw_rows, made_once, moved, with_column
+from otlabel.sources.listed import ListedSource
 
 FAR = 1e3  # times the usual spread of a row: scores as large hide from sums what tells classes apart
 LOOK_ROWS = 1024  # rows that are looked at for signs of probabilities
@@ -230,11 +231,15 @@ def _check_forbidden(rows: RowSet, inspection: sweep.Inspection, asked: Asked, m
 def allowing(rows: RowSet) -> tuple[np.ndarray, int]:
     """(K,) on how many ranks each class may have some of the rows that were read, and how many rows these are."""
     allowed, n_read = np.zeros(rows.shape[1], bool), 0
-    for (_, stop), block in rows.blocks([span] for span in rows.spans):
-        allowed |= (block > -np.inf).any(0)
-        n_read = stop
-        if allowed.all():
-            break
+    if isinstance(rows.source, ListedSource):
+        lists, n_read = rows.source.lists, rows.shape[0]
+        allowed[lists.classes[as_float(lists.scores, rows.source.dtype) > -np.inf]] = True
+    else:
+        for (_, stop), block in rows.blocks([span] for span in rows.spans):
+            allowed |= (block > -np.inf).any(0)
+            n_read = stop
+            if allowed.all():
+                break
     n_allowing, read = rows.sum("allowed", allowed.astype(np.int64), np.array(n_read))
     return n_allowing, int(read)
 
@@ -309,7 +314,7 @@ def _warn_of_scores(rows: RowSet, sampled: np.ndarray, *, all_equal: bool, top: 
     """Say so where scores carry no information, or are within [0, 1] and look like probabilities."""
     if all_equal:
         warn(DegenerateScoresWarning, "every row's scores are all equal: they carry no information, labels are random")
-    elif top <= 1 and below <= 0:
+    elif top <= 1 and below <= 0 and not isinstance(rows.source, ListedSource):  # rows of -inf have no sum
         _warn_of_probabilities(rows, sampled)
 
 
@@ -345,18 +350,30 @@ def has_shares(numbers: np.ndarray) -> bool:
     return bool(((numbers > 0) & (numbers < 1)).any())
 
 
+def _first_bad(rows: RowSet) -> tuple[int, int, float] | None:
+    """Row here, class and value of the first NaN or +inf."""
+    if isinstance(rows.source, ListedSource):
+        lists = rows.source.lists
+        at = np.flatnonzero(~(lists.scores < np.inf))[:1].tolist()
+        return next(
+            ((lists.row_at(entry), int(lists.classes[entry]), float(lists.scores[entry])) for entry in at), None
+        )
+    for (start, _), values in rows.blocks([span] for span in rows.spans):
+        bad = ~(values < np.inf)
+        if bad.any():
+            row, cls = np.argwhere(bad)[0].tolist()
+            return start + row, cls, values[row, cls]
+    return None
+
+
 def check_finite(rows: RowSet, inspection: sweep.Inspection, what: str = "scores") -> None:
     """Raise InvalidScoresError that names the first NaN or +inf, if there is one."""
     if not inspection.n_bad:
         return
     rows, found = rows.fine, ""
-    for (start, _), values in rows.blocks([span] for span in rows.spans):
-        bad = np.isnan(values) | (values == np.inf)
-        if bad.any():
-            row, cls = np.argwhere(bad)[0]
-            column = "class" if what == "scores" else "column"
-            found = f"{rows.opened.place(start + int(row))}, {column} {cls} ({values[row, cls]})"
-            break
+    if (place := _first_bad(rows)) is not None:
+        row, cls, value = place
+        found = f"{rows.opened.place(row)}, {'class' if what == 'scores' else 'column'} {cls} ({value})"
     where = rows.communicator.first_text("bad scores", found)
     remedy = "mend them, or use -inf to forbid a pair" if what == "scores" else "mend them, or leave these rows out"
     raise InvalidScoresError(

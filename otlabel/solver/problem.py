@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LARGEST_SCORE, LEAST_EPSILON = 1e200, 1e-200  # sums and quotients of what lies between are numbers
 EXACT = Exact()
 Rounding = Literal["exact", "argmax"]
+Remainder = Literal["best", "first"]
 Method = Literal["auto", "sinkhorn"]
 
 
@@ -34,6 +35,7 @@ class Demand:
     samples: Exact | KL = EXACT
     abstain: float = 0.0  # share of the rows that stay unlabelled
     labels_per_sample: int = 1  # classes that each row takes
+    remainder: Remainder = "best"  # which classes take what whole sizes leave over of shares
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -41,7 +43,8 @@ class Demand:
         lo, hi = getattr(self.classes, "lo", None), getattr(self.classes, "hi", None)
         mass, weighted = self.class_mass, self.sample_mass is not None
         alike = {"class_mass": mass, "classes": self.classes, "lo": lo, "hi": hi, "samples": self.samples}
-        return {**alike, "abstain": self.abstain, "weighted": weighted, "labels_per_sample": self.labels_per_sample}
+        settings = {"abstain": self.abstain, "weighted": weighted, "labels_per_sample": self.labels_per_sample}
+        return {**alike, **settings, "remainder": self.remainder}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +125,7 @@ def check_demand(
     classes: Exact | KL | Range,
     samples: Exact | KL,
     abstain: Any,
+    remainder: Remainder,
     labels_per_sample: Any = 1,
 ) -> Demand:
     """What is asked for, with names put in the order of the classes and rows; sums are looked at when it is posed."""
@@ -131,7 +135,9 @@ def check_demand(
     if not 0 <= abstain < 1:
         raise ValueError(f"abstain is {abstain}; pass the share of samples to leave unlabelled, from 0 to below 1")
     if several > 1:
-        _check_several(several, scores.shape[1], samples, abstain)
+        _check_several(several, scores, samples, abstain)
+    if str(remainder) not in ("best", "first"):
+        raise ValueError(f"remainder is {remainder!r}; choose one of 'best', 'first'")
     mass, of_samples = class_mass_of(class_mass, scores), sample_mass_of(sample_mass, scores)
     if isinstance(classes, Range):
         n_classes, names = scores.shape[1], scores.class_names
@@ -140,11 +146,12 @@ def check_demand(
             for name, bound in (("lo", classes.lo), ("hi", classes.hi))
         )
         classes = Range(lo, hi)
-    return Demand(mass, of_samples, classes, samples, abstain, several)
+    return Demand(mass, of_samples, classes, samples, abstain, several, remainder)
 
 
-def _check_several(several: int, n_classes: int, samples: Exact | KL, abstain: float) -> None:
+def _check_several(several: int, scores: Opened, samples: Exact | KL, abstain: float) -> None:
     """Refuse what does not go with several labels a sample."""
+    n_classes = scores.shape[1]
     if several > n_classes:
         raise InfeasibleError(
             f"labels_per_sample is {several}, but there are {n_classes} classes, and none takes a sample twice; pass "
@@ -154,6 +161,11 @@ def _check_several(several: int, n_classes: int, samples: Exact | KL, abstain: f
         raise ValueError(
             f"abstain is {abstain:g} with labels_per_sample={several}: a sample would be left without some of its "
             "labels or all; leave samples out by hand, or give classes room by Range"
+        )
+    if getattr(scores.source, "least", None) is not None:
+        raise ValueError(
+            f'missing="at most the least" with labels_per_sample={several}: the bound is known for one label a sample; '
+            'pass missing="forbidden", or more classes of each sample'
         )
     if isinstance(samples, KL):
         raise ValueError(f"samples is {samples!r} with labels_per_sample={several}; samples are exact there: Exact()")

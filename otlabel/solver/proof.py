@@ -9,6 +9,7 @@ from otlabel.solver.monitor import Monitor
 from otlabel.solver.outcome import Certificate
 from otlabel.solver.precision import rounding_of
 from otlabel.solver.problem import Problem
+from otlabel.sources.listed import ListedSource
 
 PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
 
@@ -33,7 +34,7 @@ def certified(
     monitor.record("certify", problem.n_rows, listed=within.is_listed)
     labels, best, own = labels_of_rows.ravel(), tops.ravel(), own.ravel()
     g, weights = potentials[labels], np.ones(1) if problem.weights is None else problem.weights
-    short, known = shortfall(best, own, g, potentials)
+    short, known = shortfall(sweep.with_unlisted(within.rows, potentials, best), own, g, potentials)
     here = (np.stack([short, own - g, np.minimum(short, known)]) * weights).sum(1)
     totals, sizes, counts, known = problem.rows.sum(
         "certify",
@@ -58,7 +59,8 @@ def certified(
         size_error = float(max(part.sum() for part in off)) / n_units
     gap, value, rounding = (per_row * total / n_units for total in (fell_short, scored, rounded))
     proof = Certificate(value, value + gap, counts, gap, rounding, size_error, per_row)
-    return labels_of_rows, proof, sizes, priced(problem, potentials, tops.reshape(len(tops), per_row).min(1), monitor)
+    last = tops.reshape(len(tops), per_row).min(1)
+    return labels_of_rows, proof, sizes, priced(problem, potentials, last, sizes, monitor)
 
 
 def shortfall(
@@ -74,22 +76,32 @@ def shortfall(
     return short, known
 
 
-def priced(problem: Problem, potentials: np.ndarray, best: np.ndarray, monitor: Monitor) -> np.ndarray:
+def priced(
+    problem: Problem, potentials: np.ndarray, best: np.ndarray, sizes: np.ndarray, monitor: Monitor
+) -> np.ndarray:
     """Potentials with those of classes that take no sample here, but may take new ones, in place of -inf.
 
     They are the largest at which no sample here would enter, g_k = min_i (best_i - s_ik), where best_i is the largest
     score + potential of the row, or the last of several that it takes. A class that is forbidden to all samples tells
     nothing: it gets the least of others.
     """
+    if problem.rule.most is not None:  # such as might have taken one are no other
+        potentials = np.where(sizes == 0, -np.inf, potentials)
     classes = np.flatnonzero(problem.for_new & np.isneginf(potentials[: len(problem.for_new)]))
     finite = potentials[np.isfinite(potentials)]
     if not len(classes) or not len(finite):
         return potentials
     rows = problem.rows.fine
     room = np.full(len(classes), np.inf)
-    with rows.reading():
-        for (start, stop), block in rows.blocks():
-            room = np.minimum(room, (best[start:stop, None] - block[:, classes]).min(0))
+    if isinstance(rows.source, ListedSource):
+        lists = rows.source.lists
+        at = np.flatnonzero(np.isin(lists.classes, classes))
+        of_rows = best[np.searchsorted(lists.starts, at, side="right") - 1]
+        np.minimum.at(room, np.searchsorted(classes, lists.classes[at]), of_rows - lists.scores[at])
+    else:
+        with rows.reading():
+            for (start, stop), block in rows.blocks():
+                room = np.minimum(room, (best[start:stop, None] - block[:, classes]).min(0))
     monitor.record("prices", problem.n_rows)
     room = problem.rows.min("prices", room)
     room = np.where(room < np.inf, room, finite.min())

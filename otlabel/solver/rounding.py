@@ -71,9 +71,13 @@ def round_exact(
     assignment.
     """
     n_classes, rule, rng = problem.n_classes, problem.rule, np.random.default_rng(seed)
+    if rule.most is not None:
+        rule = rule.with_units(problem.n_units)
     reach = n_classes * problem.extent  # larger ones, from an epsilon far above the scores, would hide these in sums
     g = np.clip(np.where(np.isfinite(potentials), potentials, 0.0), -reach, reach)
     g = normalised(np.where(problem.bounds[1] > 0, g, -np.inf), np.zeros(n_classes), rule)
+    if rule is not problem.rule:
+        g -= _level(problem, g)
     tie, coarsest = 0.0, TIE * (problem.magnitude + float(np.abs(g[np.isfinite(g)]).max()))
     n_here = problem.rows.shape[0]
     weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
@@ -114,7 +118,7 @@ def round_exact(
                 return Rounded(placement, g, n_paths, slack.now, is_done=False)
             continue
         g = np.where(np.abs(g) <= tie, 0.0, g)  # less is left of rounding
-        if rule.shift_free and problem.rows.labels_per_row == 1:
+        if problem.rule.shift_free and problem.rows.labels_per_row == 1:
             g = _settled(problem, movable, units, g, slack.now, placement.labels, monitor)
         if not _falls_short(movable, units, g):
             return Rounded(placement, g, n_paths)
@@ -157,6 +161,18 @@ def _rounder(movable: Movable, units: np.ndarray, potentials: np.ndarray, tie: f
     return potentials if _falls_short(movable, units, g) else g
 
 
+def _level(problem: Problem, potentials: np.ndarray) -> float:
+    """The constant to take off: so many classes are then below zero, and take their most, as take one unit more.
+
+    Of all that do, the nearest to where most are, that these lose no digits by another one that is far away.
+    """
+    fewest, most = problem.bounds
+    rising = np.concatenate([[-np.inf], np.sort(potentials[fewest < most]), [np.inf]])
+    n_below = problem.n_units - int(fewest.sum())
+    middle = np.median(potentials[np.isfinite(potentials)])
+    return float(np.clip(middle, rising[n_below], rising[n_below + 1]))
+
+
 def _settled(
     problem: Problem,
     movable: Movable,
@@ -190,6 +206,7 @@ def _settled(
         up = min(-ahead[own][elsewhere[own]].max(initial=-np.inf), slack)
         if np.isfinite([up, down]).all():
             g[k] += (up - down) / 2
+    g = np.where(np.sign(g) == np.sign(potentials), g, potentials)  # where sizes are free, signs say which
     if (g == potentials).all():
         return g
     before, after = (_shortfall(problem, labels, tried, monitor) for tried in (potentials, g))

@@ -19,9 +19,9 @@ FEWEST_STRETCHES, MUCH_LESS = 8, 4  # of neighbouring rows in a sample, and how 
 SAMPLE_ENTRIES = 1 << 29  # scores of the largest sample: all of it is in memory
 
 
-def sample_sizes(n_rows: int, n_classes: int) -> list[int]:
-    """Sizes of ever larger samples of the rows, while they are well below all rows."""
-    size, most, much_less = max(FEWEST_ROWS, COARSE_ROWS * n_classes), SAMPLE_ENTRIES // n_classes, 2
+def sample_sizes(n_rows: int, n_classes: int, columns: int | None = None) -> list[int]:
+    """Sizes of ever larger samples of the rows, of so many entries each, while they are well below all rows."""
+    size, most, much_less = max(FEWEST_ROWS, COARSE_ROWS * n_classes), SAMPLE_ENTRIES // (columns or n_classes), 2
     size, sizes = min(size, max(most, FEWEST_ROWS)), list[int]()
     while much_less * size < n_rows and (not sizes or size <= most):
         sizes.append(size)
@@ -29,9 +29,9 @@ def sample_sizes(n_rows: int, n_classes: int) -> list[int]:
     return sizes
 
 
-def draw_sampled(n_rows: int, n_classes: int, seed: int) -> np.ndarray:
+def draw_sampled(n_rows: int, n_classes: int, seed: int, columns: int | None = None) -> np.ndarray:
     """The rows from which all samples are taken."""
-    sizes = sample_sizes(n_rows, n_classes) or sample_sizes(sys.maxsize, n_classes)[:1]
+    sizes = sample_sizes(n_rows, n_classes, columns) or sample_sizes(sys.maxsize, n_classes, columns)[:1]
     return draw_rows(n_rows, sizes[-1], np.random.default_rng(seed))
 
 
@@ -47,7 +47,7 @@ def draw_stretches(n_rows: int, size: int, stretch: int, rng: np.random.Generato
 
 def samples_of(problem: Problem, rng: np.random.Generator) -> Iterator[Problem]:
     """Ever larger samples of the rows."""
-    for size in sample_sizes(problem.n_rows, problem.n_classes):
+    for size in sample_sizes(problem.n_rows, problem.n_classes, problem.rows.columns):
         yield restricted(problem, problem.sampled[draw_rows(len(problem.sampled), size, rng)])
 
 

@@ -20,7 +20,14 @@ LISTED_SHARE, SHORT = 0.003, 16  # the same on lists of at most one in so many c
 SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
 SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer
 WORTHWHILE = 0.7  # share of the excess that may be left after such a step, or it was the last
+CONTESTED = 0.6  # units for each class of one at most: where there are fewer, plans of equal masses say little
 SHARPENING_PASSES = 24  # that all of these steps may take: what is left over is for the repair
+
+
+def few_contested(problem: Problem) -> bool:
+    """Whether units are so few that most classes get none, and others one."""
+    lo, hi = problem.bounds
+    return problem.rule.most is not None and bool(problem.n_units < CONTESTED * np.count_nonzero(lo < hi))
 
 
 def near_integer(problem: Problem, solver: Solver, solution: Solution, monitor: Monitor) -> Point:
@@ -29,7 +36,8 @@ def near_integer(problem: Problem, solver: Solver, solution: Solution, monitor: 
     if solution.status is Status.STALLED:
         return point  # what did not get on at this epsilon would not at a smaller one
     takers = problem.bounds[1] > 0
-    integer = replace(problem, rule=problem.rule.with_units(problem.n_units))
+    rule = problem.rule if problem.rule.most is not None else problem.rule.with_units(problem.n_units)
+    integer = replace(problem, rule=rule)
     excess = _excess(point, integer)
     # Above the spread scores hardly matter: potentials are epsilon times the logarithms of what classes ask for.
     epsilon = min(solver.epsilon, problem.spread or solver.epsilon)

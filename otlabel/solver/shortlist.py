@@ -26,6 +26,7 @@ from otlabel.solver.monitor import Monitor
 from otlabel.solver.problem import Problem, Solver
 from otlabel.sources import ITEM_BYTES, Opened, draw_rows
 from otlabel.sources.free import free_memory
+from otlabel.sources.listed import ListedSource, quantum_of
 
 FEWEST_SCORES, FEWEST_CLASSES = 1 << 22, 32  # fewer are read again as quickly
 PROBE_ROWS = 1024  # rows that tell how long lists will be
@@ -37,7 +38,6 @@ LEFT_OUT = 0.25  # ... the plan's error by what lists leave out is to stay below
 NEAR = 8.0  # times epsilon: how far potentials are taken to be that are about right on all rows
 MUCH_SLACK = 3  # times the reach of lists: more slack finds too few of its candidates there
 LEAST_SHARE = 1e-300  # of which there is a logarithm
-QUANTUM_BITS = 50  # of all mass: what float64 adds up without rounding, with room
 ROUNDING = 4.0  # roundings of the numbers added, by which a class may have been judged wrongly
 
 
@@ -137,7 +137,8 @@ def may_be_listed(rows: RowSet, rule: Rule, most: np.ndarray, solver: Solver, ro
     n_classes = rows.shape[1]
     shut = rule.wanted & (most == 0)  # of the plan, but of no label: lists might hold no others
     large = n_classes >= FEWEST_CLASSES and rows.n_rows * n_classes >= FEWEST_SCORES
-    return large and not shut.any() and rows.source.device is None
+    on_cpu = rows.source.device is None and not isinstance(rows.source, ListedSource)  # which are lists already
+    return large and not shut.any() and on_cpu
 
 
 def width_for(n_classes: int, solver: Solver, moves: float) -> float:
@@ -190,10 +191,9 @@ def list_rows(
     (too_large,) = rows.max("lists", float(n_bytes > MEMORY_SHARE * free_memory()))
     if n_listed > most or too_large:
         return None
-    quantum = 2.0 ** (math.ceil(math.log2(like.n_units)) - QUANTUM_BITS)
-    listing = sweep.listed(rows, origin, width, quantum, inspecting=inspecting)
+    listing = sweep.listed(rows, origin, width, quantum_of(like.n_units), inspecting=inspecting)
     listed = rows.over(Opened.of(listing.source))
-    listed.columns = max(1, listing.source.n_listed // max(1, listing.source.shape[0]))
+    listed.columns = listing.source.columns
     rounding = ROUNDING * float(np.finfo(kind).eps)
     return Listed(listed, origin.astype(np.float64), width, rounding, listing.rounding, probe, listing.inspection)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from otlabel.errors import FewSamplesWarning, warn
-from otlabel.marginals import Exact, Rule, class_sizes, rule_of
+from otlabel.marginals import Exact, Rule, rule_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.answer import Answer
 from otlabel.solver.continuation import WARM_PASSES
@@ -23,11 +23,11 @@ from otlabel.solver.newton import Solution
 from otlabel.solver.objective import FINE_TOLERANCE, RESOLUTION_SHARE, Point
 from otlabel.solver.outcome import Certificate, Status
 from otlabel.solver.posing import FAR
-from otlabel.solver.precision import normalised
+from otlabel.solver.precision import TIE, normalised
 from otlabel.solver.problem import Demand, Problem, Solver
 from otlabel.solver.proof import priced, shortfall
 from otlabel.solver.rungs import EPSILON_STEP, LAST_TOLERANCE, RUNG_TOLERANCE, STARVED, ladder
-from otlabel.solver.sharpening import EXCESS_SHARE, WORTHWHILE
+from otlabel.solver.sharpening import CONTESTED, EXCESS_SHARE, WORTHWHILE
 from otlabel.solver.small_labels import place, prove
 from otlabel.solver.small_plan import LANES, deal_out, descend
 from otlabel.sources import ArraySource, LinearScores, as_float
@@ -53,6 +53,7 @@ def is_small(rows: RowSet, demand: Demand, solver: Solver) -> bool:
         and rows.shape[1] > 1
         and rows.source.device is None
         and not (isinstance(rows.opened, LinearScores) and rows.opened.head.normalize)  # digits are left out there
+        and getattr(rows.source, "least", None) is None  # of lists: what else scores may be counts in the bound
         and isinstance(demand.classes, Exact)
         and isinstance(demand.samples, Exact)
         and not demand.abstain
@@ -72,10 +73,10 @@ def solve_small(
     shares = check_mass(demand.class_mass, n_rows, n_classes)
     if check_sample_mass(rows.of_all("sample_mass", demand.sample_mass), n_rows)[0] is not None:
         return None
-    if demand.class_mass is None:
-        sizes = n_rows // n_classes + (np.arange(n_classes) < n_rows % n_classes)  # as the largest remainder has it
-    else:
-        sizes = class_sizes(shares, n_rows)
+    rule = rule_of(demand.classes, shares, n_rows)
+    if demand.remainder == "best":
+        rule = rule.with_free_remainder(n_rows)
+    sizes, most = rule.unit_bounds(n_rows)
     scores = _read(rows)
     top, bottom = float(scores.max()), float(scores.min())
     if not top < np.inf or (bottom == -np.inf and not sizes.all()) or (top <= 1 and bottom >= 0):
@@ -86,12 +87,11 @@ def solve_small(
     plan = descent.point(shares)
     if not FLOAT32_EPS * 2 * np.ptp(plan.potentials[shares > 0]) < RESOLUTION_SHARE * solver.tol * solver.epsilon:
         return None
-    rule = rule_of(demand.classes, shares, n_rows)
     is_far = descent.magnitude > FAR * descent.spread
     if is_far and not sizes.all():
         return None
     near = scores - descent.tops[:, None] if is_far else scores  # what is large in all of a row takes no digits then
-    placed = _placed(near, descent, plan, solver, rule, sizes)
+    placed = _placed(near, descent, plan, solver, rule, sizes, most)
     if placed is None:
         return None
     problem = Problem(
@@ -106,7 +106,7 @@ def solve_small(
         stored_magnitude=descent.magnitude,
         top=top,
     )
-    proof = placed.certificate(scores)
+    proof = placed.certificate(scores, rule if solver.rounding == "exact" else None)
     if not proof.proven:
         return None
     if n_rows < n_classes and demand.class_mass is None:
@@ -114,7 +114,7 @@ def solve_small(
     descent.tell(monitor)
     placed.tell(monitor, n_rows)
     here = slice(rows.first, rows.stop)
-    potentials = priced(problem, placed.potentials, placed.best[here], monitor)
+    potentials = priced(problem, placed.potentials, placed.best[here], placed.counts, monitor)
     return Answer(problem, Solution(plan, Status.CONVERGED), placed.labels[here], proof, placed.counts, potentials)
 
 
@@ -231,14 +231,16 @@ class _Placed:
         """(K,) class sizes."""
         return np.bincount(self.labels, minlength=len(self.potentials))
 
-    def certificate(self, scores: np.ndarray) -> Certificate:
-        """Value, bound and gap of scores (N, K)."""
-        n_rows = len(self.labels)
+    def certificate(self, scores: np.ndarray, rule: Rule | None) -> Certificate:
+        """Value, bound and gap of scores (N, K), among labels of the same sizes, or of all that a rule allows."""
+        n_rows, of_classes = len(self.labels), 0.0
         value = float(scores[np.arange(n_rows), self.labels].sum()) / n_rows
-        if (self.best == self.own).all():
+        if rule is not None and rule.most is not None:
+            of_classes = float(rule.shortfall(self.potentials, self.counts, n_rows).sum())
+        if (self.best == self.own).all() and not of_classes:
             return Certificate(value, value, self.counts, 0.0, 0.0)
         short, known = shortfall(self.best, self.own, self.potentials[self.labels], self.potentials)
-        gap = float(short.sum()) / n_rows
+        gap = (float(short.sum()) + of_classes) / n_rows
         return Certificate(value, value + gap, self.counts, gap, float(np.minimum(short, known).sum()) / n_rows)
 
     def tell(self, monitor: Monitor, n_rows: int) -> None:
@@ -250,26 +252,40 @@ class _Placed:
 
 
 def _placed(
-    scores: np.ndarray, descent: _Descent, plan: Point, solver: Solver, rule: Rule, sizes: np.ndarray
+    scores: np.ndarray,
+    descent: _Descent,
+    plan: Point,
+    solver: Solver,
+    rule: Rule,
+    sizes: np.ndarray,
+    most: np.ndarray,
 ) -> _Placed | None:
     """Labels of these class sizes, or of any where the plan's best classes are asked for; None where that fails."""
     n_rows, n_classes = scores.shape
-    order = np.random.default_rng(solver.seed).permutation(n_rows)
-    labels, (best, own), of_classes = np.full(n_rows, -1), np.empty((2, n_rows)), np.empty((3, n_classes))
+    free = np.flatnonzero(sizes < most)  # a unit beside the rows fills one place of each of them, or is in the hub
+    n_units, n_nodes, n_entries = n_rows + len(free), n_classes + 1, n_rows * n_classes + 2 * len(free)
+    order = np.random.default_rng(solver.seed).permutation(n_units)
+    labels, (best, own), of_nodes = np.full(n_units, -1), np.empty((2, n_rows)), np.empty((3, n_nodes))
+    targets = np.append(most, n_rows - sizes.sum())
     work = (
-        *of_classes, np.empty(n_classes, np.int64), sizes, *np.empty((5, n_classes), np.int64),
-        *np.empty((5, n_rows + 1), np.int64), np.empty(n_rows * n_classes, np.int32), np.empty(n_rows * n_classes),
+        *of_nodes, np.empty(n_nodes, np.int64), targets, *np.empty((5, n_nodes), np.int64),
+        *np.empty((5, n_units + 1), np.int64), np.empty(n_entries, np.int32), np.empty(n_entries),
     )  # fmt: skip
     if solver.rounding != "exact":
+        labels = labels[:n_rows]
         prove(scores, plan.potentials, labels, best, own)
         return _Placed(labels, plan.potentials, best, own, 0)
-    enough, before = max(EXCESS_SHARE, np.count_nonzero(sizes) / n_rows) * n_rows, math.inf
+    enough, before = max(EXCESS_SHARE, np.count_nonzero(most) / n_rows) * n_rows, math.inf
     while True:
-        g = np.where(sizes > 0, descent.potentials, -np.inf)
-        g -= _middle(g[g > -np.inf])
-        surplus, n_looks, _, is_tied = place(scores, g, descent.epsilon, enough, order, labels, *work)
+        g = np.where(most > 0, 0.0 if n_rows < CONTESTED * len(free) else descent.potentials, -np.inf)
+        g -= np.partition(g[free], targets[-1] - 1)[targets[-1] - 1] if len(free) else _middle(g[g > -np.inf])
+        surplus, n_looks, _, is_tied = place(scores, g, free, descent.epsilon, enough, order, labels, *work)
         if not surplus:
-            g = normalised(g, np.zeros(n_classes), rule)
+            labels = labels[:n_rows]
+            if len(free):
+                g[np.abs(g) <= TIE * (descent.magnitude + np.abs(g[most > 0]).max())] = 0.0  # less is rounding
+            else:
+                g = normalised(g, np.zeros(n_classes), rule)
             prove(scores, g, labels, best, own)
             return _Placed(labels, g, best, own, n_looks)
         if is_tied or surplus <= enough:
@@ -278,7 +294,7 @@ def _placed(
             if surplus > MOST_MOVED * n_rows:
                 return None
             enough = surplus
-        elif not descent.sharpened(sizes / n_rows):
+        elif not descent.sharpened(rule.mass if len(free) else sizes / n_rows):
             return None
         before = surplus
         labels[:] = -1

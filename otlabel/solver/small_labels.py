@@ -61,6 +61,29 @@ def _find(scores, g, slack, labels, u, at, start, rows, classes, below, counts):
 
 
 @part()
+def _add_free(g, free, labels, n_rows, n_found, at, start, rows, classes, below, counts, targets):
+    """One more row for each of some classes, whose unit is in the class, or in the hub beside it at a score of zero.
+
+    Where it has no label yet it goes where the class's potential says, in ties to a class that has room.
+    """
+    hub, n_entries = g.size, start[n_found]
+    counts[hub] = 0
+    for i in range(free.size):
+        k = free[i]
+        if labels[n_rows + i] < 0:
+            labels[n_rows + i] = k if g[k] > 0 or (g[k] == 0 and counts[k] < targets[k]) else hub
+        inside = labels[n_rows + i] == k
+        counts[k if inside else hub] += 1
+        rows[n_found], start[n_found], at[n_found] = n_rows + i, n_entries, n_entries + (not inside)
+        classes[n_entries], classes[n_entries + 1] = k, hub
+        below[n_entries] = 0.0 if inside else smaller(g[k], 0.0)
+        below[n_entries + 1] = smaller(-g[k], 0.0) if inside else 0.0
+        n_found, n_entries = n_found + 1, n_entries + 2
+    start[n_found] = n_entries
+    return n_found
+
+
+@part()
 def _search(counts, targets, fallen, start, classes, below, at, head, after, distance, by_row, by, heap, where, radius):
     """The nearest underfull class, or -1, how far it is from overfull ones, and how many moves were looked at.
 
@@ -159,7 +182,7 @@ def _settle(n_found, start, classes, below, at, fallen, rise, fall, room):
 
 @njit(nogil=True, error_model="numpy", fastmath=FAST, _nrt=False, no_cfunc_wrapper=True, cache=True)
 def place(
-    scores, g, slack, most, order, labels, u, fallen, distance, counts, targets, head, by_row, by, heap,
+    scores, g, free, slack, most, order, labels, u, fallen, distance, counts, targets, head, by_row, by, heap,
     where, at, start, rows, after, prior, classes, below,
 ):  # fmt: skip
     """Move samples from their best classes until these have the target sizes, if at most so many are to be moved.
@@ -167,14 +190,16 @@ def place(
     Labels that are -1 become the best class of scores (N, K) + g (K,), and g what proves the labels. Returns how many
     are not where they belong yet, how often scores were looked through, how many paths there were, and whether nothing
     was done because rows have several best classes, of which chance is to choose. Of equal rows the first in `order`,
-    (N,) row numbers, is moved.
+    row numbers, is moved. The classes in `free` may have one less than their target, such that the last target, that of
+    the hub, is met too: each of them has one row more, at the end of the labels.
     """
-    n_classes, n_tries, n_paths, n_looked, surplus = g.size, 0, 0, 0, 1
+    hub, n_tries, n_paths, n_looked, surplus = g.size, 0, 0, 0, 1
     while surplus > 0 and n_tries < TRIES:
         n_found, n_tied = _find(scores, g, slack, labels, u, at, start, rows, classes, below, counts)
+        n_found = _add_free(g, free, labels, scores.shape[0], n_found, at, start, rows, classes, below, counts, targets)
         n_tries += 1
         surplus = 0
-        for k in range(n_classes):
+        for k in range(counts.size):
             if counts[k] > targets[k]:
                 surplus += counts[k] - targets[k]
             fallen[k], head[k] = 0.0, NONE
@@ -197,7 +222,7 @@ def place(
             n_looked += n_more
             if n_looked > LEAST_LOOKS + LOOKS_A_SCORE * scores.size:
                 return surplus, n_tries, n_paths, False
-            for k in range(n_classes):
+            for k in range(counts.size):
                 if where[k] == SETTLED and distance[k] < radius:
                     fallen[k] += radius - distance[k]
                     furthest = larger(furthest, fallen[k])
@@ -210,8 +235,8 @@ def place(
                 _settle(n_found, start, classes, below, at, fallen, distance, u, (slack - furthest) / SETTLINGS)
         for row in range(n_found):
             labels[rows[row]] = classes[at[row]]
-        for k in range(n_classes):
-            g[k] -= fallen[k]
+        for k in range(g.size):
+            g[k] -= fallen[k] - fallen[hub]
         slack *= WIDER
     return surplus, n_tries, n_paths, False
 

@@ -14,6 +14,7 @@ from otlabel.sources.device import DeviceSource
 from otlabel.sources.files import FileSource
 from otlabel.sources.free import free_memory
 from otlabel.sources.linear import LinearScores
+from otlabel.sources.listed import ListedSource
 from otlabel.sources.memory import ArraySource
 from otlabel.sources.opened import Opened
 from otlabel.sources.wrapped import Wrapped
@@ -132,7 +133,7 @@ def made_once(opened: Opened) -> Opened:
     """What is made of rows in memory, kept there as well where that is little of what is free."""
     source = opened.source
     in_memory = source.device is None and source.grain == 1 and not source.reads_files
-    if not in_memory or n_bytes(source) > MADE_SHARE * free_memory():
+    if isinstance(source, ListedSource) or not in_memory or n_bytes(source) > MADE_SHARE * free_memory():
         return opened
     return opened.over(KeptMade(source))
 

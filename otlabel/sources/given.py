@@ -213,12 +213,11 @@ def _no_matrix(given: Any, what: str) -> str | None:
         return f"{what} are {said:.60}; pass a matrix, one row a sample"
     if hasattr(given, "todense") and not is_tensor(given):
         told = f"{what} are a sparse matrix ({kind} of shape {given.shape}); pass a full one: {what}.toarray()"
-        of_scores = ", with -inf for the entries that are missing if these pairs are forbidden" * (what == "scores")
         of_features = (
             f", or if that is too large a few hundred columns that keep most of it: "
             f"sklearn.decomposition.TruncatedSVD(200).fit_transform({what})" * (what == "features")
         )
-        return told + of_scores + of_features
+        return told + of_features
     fields = given if isinstance(given, Mapping) else getattr(given, "_fields", None)
     if fields is not None:
         names = list(fields)

@@ -159,26 +159,22 @@ class HDF5Source(FileSource):
         return self._opened[1]
 
 
-def open_hdf5_source(path: Path, name: str) -> HDF5Source:
-    """The data set of a file; no name will do where there is only one."""
-    with reading_hdf5(path) as handle:
-        return HDF5Source(find_dataset(handle, path, name), path)
-
-
 def load_dataset(path: Path, name: str) -> np.ndarray:
     """A whole data set of any dimension, for small arrays."""
     with reading_hdf5(path) as handle:
         dataset = find_dataset(handle, path, name)
-        place = f"{path}::{printable(dataset.name)}"
-        with told_by(place):
-            check_stored(dataset, place)
-            if dataset.size and dataset.size * dataset.dtype.itemsize > (free := free_memory()):
-                raise MemoryError(
-                    f"{place} holds {about(dataset)}, more than the {free:,} bytes of memory that are free"
-                )
-            values = np.asarray(dataset[()])
-            check_found(dataset, values, 0, place)
-            return values
+        return loaded(dataset, f"{path}::{printable(dataset.name)}")
+
+
+def loaded(dataset: h5py.Dataset, place: str) -> np.ndarray:
+    """The same of one that is open."""
+    with told_by(place):
+        check_stored(dataset, place)
+        if dataset.size and dataset.size * dataset.dtype.itemsize > (free := free_memory()):
+            raise MemoryError(f"{place} holds {about(dataset)}, more than the {free:,} bytes of memory that are free")
+        values = np.asarray(dataset[()])
+        check_found(dataset, values, 0, place)
+        return values
 
 
 def stored_shape(path: Path, name: str) -> tuple[int, ...]:

@@ -88,14 +88,14 @@ def check_texts(handle: h5py.File, about: Mapping[str, Any]) -> None:
         )
 
 
-def read_attribute(handle: h5py.File, name: str) -> Any:
-    """One attribute: numbers as h5py gives them, a text as str."""
+def read_attribute(handle: h5py.Group, name: str) -> Any:
+    """One attribute of a file or a group: numbers as h5py gives them, a text as str."""
     import h5py
 
     kind = h5py.h5a.open(handle.id, name.encode()).get_type()
     if isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str():  # of before
-        with _Watched(handle.filename) as file, h5py.File(file, "r") as watched:
-            value = watched.attrs[name]
+        with _Watched(handle.file.filename) as file, h5py.File(file, "r") as watched:
+            value = watched[handle.name].attrs[name]
     elif not isinstance(kind, (h5py.h5t.TypeStringID, h5py.h5t.TypeAtomicID, h5py.h5t.TypeEnumID)):
         raise ValueError(f"its attribute {name!r} is neither a number nor a text")
     else:
@@ -178,7 +178,7 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def find_dataset(handle: h5py.File, path: Path, name: str) -> h5py.Dataset:
-    """The data set of that name, found without following any link out of the file or around in it."""
+    """The data set of that name, or the only one."""
     import h5py
 
     if not name:
@@ -187,6 +187,16 @@ def find_dataset(handle: h5py.File, path: Path, name: str) -> h5py.Dataset:
             remedy = "; name one as FILE::/NAME" if found else ""
             raise FileFormatError(f"{path} holds {_listed(found)}{remedy}")
         name = found[0].name
+    node = find_node(handle, path, name)
+    if not isinstance(node, h5py.Dataset):
+        raise FileFormatError(f"{path}::{name} is no data set. The file holds: {_listed(_datasets(handle))}")
+    return node
+
+
+def find_node(handle: h5py.File, path: Path, name: str) -> h5py.Dataset | h5py.Group:
+    """What has that name, found without following any link out of the file or around in it."""
+    import h5py
+
     node: Any = handle
     for part in name.split("/"):
         if part in ("", "."):
@@ -201,8 +211,6 @@ def find_dataset(handle: h5py.File, path: Path, name: str) -> h5py.Dataset:
         if link is None:
             raise FileFormatError(f"{path} holds no {name!r}. It holds: {_listed(_datasets(handle))}")
         node = node[part]
-    if not isinstance(node, h5py.Dataset):
-        raise FileFormatError(f"{path}::{name} is no data set. The file holds: {_listed(_datasets(handle))}")
     return node
 
 

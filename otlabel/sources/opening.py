@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from otlabel.errors import InvalidScoresError
-from otlabel.sources.base import Source
+from otlabel.sources.base import Source, check_shape
 from otlabel.sources.device import on_device
 from otlabel.sources.given import as_array, as_matrix, is_frame, is_tensor, n_dimensions, plain_tensor
 from otlabel.sources.hdf5 import HDF5Source
+from otlabel.sources.hdf5_sparse import open_group
 from otlabel.sources.linear import Features, Head, LinearScores, checked_head
+from otlabel.sources.listed import ListedSource
 from otlabel.sources.memory import open_array, open_tensor
 from otlabel.sources.opened import Opened, as_opened
 from otlabel.sources.parts import joined
 from otlabel.sources.paths import open_path
+from otlabel.sources.sparse import is_sparse, open_sparse
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +33,10 @@ def open_scores(scores: Any, *, device: str = "auto", what: str = "scores", may_
     `what` names it in messages; only "scores" may have masked entries, since they have -inf for a forbidden pair. One
     of several ranks may have no rows.
     """
+    if what.startswith("scores") and is_sparse(scores):
+        scores = open_sparse(scores, what)
+    if isinstance(scores, ListedSource) and not may_be_empty:
+        check_shape(scores.shape, what)
     if may_be_empty and (n_columns := _columns_of_none(scores)):
         return Opened.of(open_array(np.zeros((1, n_columns), np.float32)).take(np.empty(0, np.int64)))
     if str(device) != "auto":
@@ -37,7 +44,8 @@ def open_scores(scores: Any, *, device: str = "auto", what: str = "scores", may_
         if is_tensor(scores) and scores.device.type != "cpu":
             return Opened.of(open_tensor(plain_tensor(scores, what).to(chosen), what))
         opened = open_scores(scores, what=what)
-        if chosen.type == "cpu" or opened.source.device is not None:
+        on_cpu = isinstance(opened.source, ListedSource)  # lists are for the CPU alone
+        if chosen.type == "cpu" or opened.source.device is not None or on_cpu:
             return opened
         if isinstance(opened, LinearScores):
             return opened.on(chosen)
@@ -131,7 +139,7 @@ def is_stored(scores: Any) -> bool:
         return all(map(is_stored, scores))
     h5py = sys.modules.get("h5py")
     stored = Source, Opened, str, os.PathLike
-    return isinstance(scores, stored if h5py is None else (*stored, h5py.Dataset))
+    return isinstance(scores, stored if h5py is None else (*stored, h5py.Dataset, h5py.Group))
 
 
 def _open_stored(scores: Any) -> Opened | None:
@@ -141,6 +149,8 @@ def _open_stored(scores: Any) -> Opened | None:
     if isinstance(scores, (str, os.PathLike)):
         return open_path(os.fspath(scores))
     h5py = sys.modules.get("h5py")
+    if h5py is not None and isinstance(scores, h5py.Group):
+        return Opened.of(open_group(scores))
     return Opened.of(HDF5Source(scores)) if h5py is not None and isinstance(scores, h5py.Dataset) else None
 
 

@@ -12,6 +12,7 @@ from otlabel.errors import InvalidScoresError
 from otlabel.sources.base import as_float, read_rows
 from otlabel.sources.files import FileSource
 from otlabel.sources.given import shown
+from otlabel.sources.listed import ListedSource, stacked
 from otlabel.sources.memory import ArraySource
 from otlabel.sources.opened import Opened
 
@@ -30,6 +31,9 @@ def rows_between(opened: Opened, first: int, stop: int) -> Opened:
 
 def joined(parts: Sequence[Opened], name: str, what: str = "scores") -> Opened:
     """Rows one after the other, under the names that the columns have, if any, which are to be the same in all."""
+    listed = [part.source for part in parts if isinstance(part.source, ListedSource)]
+    if listed:
+        return Opened.of(_stacked(listed, [part.shape for part in parts], what))
     source = Parts(parts, name, what)
     named = [part.class_names for part in parts if part.class_names is not None]
     for names in named:
@@ -44,6 +48,14 @@ def joined(parts: Sequence[Opened], name: str, what: str = "scores") -> Opened:
         index = indexes[0].append(indexes[1:])
         row_names = index if index.is_unique else None  # each batch may count its own rows
     return Opened.of(source, named[0] if named else None, row_names)
+
+
+def _stacked(listed: Sequence[ListedSource], shapes: Sequence[tuple[int, int]], what: str) -> ListedSource:
+    """Lists one after the other, where all parts of these shapes are lists, and of the same classes."""
+    if len(listed) < len(shapes) or len({n_classes for _, n_classes in shapes}) > 1:
+        kinds = f"{len(listed)} of {len(shapes)} parts of {what} are sparse, and they have the shapes"
+        raise InvalidScoresError(f"{kinds} {shown(shapes)}; pass all as sparse ones with the same columns")
+    return stacked(listed)
 
 
 class RowRange(FileSource):

@@ -22,18 +22,22 @@ import numpy as np
 
 from otlabel.errors import FileFormatError
 from otlabel.sources import tables
+from otlabel.sources.base import Source
 from otlabel.sources.files import chosen
 from otlabel.sources.free import check_room
 from otlabel.sources.given import as_array
-from otlabel.sources.hdf5 import load_dataset, open_hdf5_source
+from otlabel.sources.hdf5 import load_dataset
+from otlabel.sources.hdf5_sparse import open_hdf5_source
 from otlabel.sources.memory import open_array, open_tensor
 from otlabel.sources.npy import HEADER_DAMAGE, open_npy, parse_header, read_header
 from otlabel.sources.opened import Opened
 from otlabel.sources.parts import joined
 from otlabel.sources.safetensors import load_safetensors, open_safetensors
+from otlabel.sources.sparse import listed, listed_columns
 from otlabel.sources.zarr_arrays import ZarrSource, load_zarr
 from otlabel.text import local_path, printable
 
+SAVED_SPARSE = {"data", "indices", "indptr", "shape", "format"}  # members of an archive by scipy.sparse.save_npz
 ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".pt", ".pth", ".safetensors", *tables.ENDINGS, ".zarr")
 
 
@@ -84,7 +88,7 @@ def _open_file(file: Path, name: str) -> Opened:
             _check_nameless(file, name)
             return Opened.of(open_npy(file))
         case ".npz":
-            return Opened.of(open_array(_load_npz(file, name), f"scores in {file}"))
+            return Opened.of(_open_npz(file, name))
         case ".pt" | ".pth":
             return Opened.of(open_tensor(_load_torch(file, name), f"scores in {file}"))
         case ".safetensors":
@@ -110,6 +114,19 @@ def _ending(file: Path) -> str:
 def _check_nameless(file: Path, name: str) -> None:
     if name:
         raise FileFormatError(f"{file} holds one array and no names; leave out '::{name}'")
+
+
+def _open_npz(file: Path, name: str) -> Source:
+    """One array of an archive, or the sparse matrix that SciPy saved as one."""
+    with _archive(file) as (archive, members):
+        if name or not SAVED_SPARSE.issubset(members):
+            return open_array(_member(file, archive, members[chosen(file, name, list(members))]), f"scores in {file}")
+        parts = {part: _member(file, archive, members[part]) for part in SAVED_SPARSE}
+    kind, shape = parts["format"].item(), tuple(parts["shape"].tolist())
+    if kind not in (b"csr", b"csc", "csr", "csc") or len(shape) != 2:
+        raise FileFormatError(f"{file} holds a sparse matrix of format {kind!r}; save it as CSR: matrix.tocsr()")
+    opener = listed if kind in (b"csr", "csr") else listed_columns
+    return opener(parts["indptr"], parts["indices"], parts["data"], shape, f"scores in {file}")
 
 
 def _load_npz(file: Path, name: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from otlabel.sources.base import Source, Span, as_float
+from otlabel.sources.listed import ListedSource
 from otlabel.sources.opened import Opened
 from otlabel.sweep.blocks import device_rows
 
@@ -75,7 +76,13 @@ class Changed(Wrapped):
 
 def with_column(opened: Opened) -> Opened:
     """Scores with a last column of zeros, with which a constant in a row is to be compared."""
-    wider = opened.mapped(lambda source: Changed(source, _widened, n_columns=source.shape[1] + 1))
+
+    def widened(source: Source) -> Source:
+        if isinstance(source, ListedSource):
+            return source.with_column()
+        return Changed(source, _widened, n_columns=source.shape[1] + 1)
+
+    wider = opened.mapped(widened)
     return replace(wider, bare=wider.fine, class_names=None)
 
 
@@ -100,7 +107,11 @@ def moved(opened: Opened, constant: float | None = None) -> Opened:
     stay as they are: they would lose the digits of these.
     """
     change = functools.partial(_moved, constant=constant)
-    return opened.mapped(lambda source: Changed(source, change, dtype="float64"))
+
+    def there(source: Source) -> Source:
+        return source.moved(constant) if isinstance(source, ListedSource) else Changed(source, change, dtype="float64")
+
+    return opened.mapped(there)
 
 
 def _moved(block: Any, dtype: str, constant: float | None) -> Any:

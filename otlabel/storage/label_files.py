@@ -51,6 +51,7 @@ from otlabel.sources.hdf5_guard import (
     said,
     write_attributes,
 )
+from otlabel.sources.listed import Filled, ListedSource
 from otlabel.sources.npy import read_header
 from otlabel.storage.atomic import replacing, save_array
 from otlabel.storage.outputs import LABEL_ENDINGS
@@ -110,13 +111,14 @@ def fingerprint(scores: Opened, source: str) -> dict[str, Any]:
     """What tells one input from another: shape, dtype, size and time of its files, and a hash of some of its rows.
 
     The hash is SHA-256 over the stored bytes of 64 rows (fewer if there are no more), evenly spaced from the first
-    to the last: row round-down(j (N - 1) / 63) for j = 0 ... 63.
+    to the last: row round-down(j (N - 1) / 63) for j = 0 ... 63; of sparse scores with -inf for what is missing.
     """
     n_rows = scores.shape[0]
     rows = np.unique(np.linspace(0, n_rows - 1, FINGERPRINT_ROWS).astype(np.int64))
     digest = hashlib.sha256()
+    readable = Filled(scores.source) if isinstance(scores.source, ListedSource) else scores.source
     for row in rows.tolist():
-        stored = read_rows(scores.source, row, row + 1)
+        stored = read_rows(readable, row, row + 1)
         digest.update((stored if isinstance(stored, np.ndarray) else stored.double().cpu().numpy()).tobytes())
     files = [file.stat() for file in matches(source.partition("::")[0]) if file.exists()]
     return {

@@ -288,8 +288,43 @@ def left_out(rows: RowSet, potentials: np.ndarray, origin: np.ndarray, epsilon: 
     return float(total) / (rows.labels_per_row * rows.n_rows)
 
 
-def plan(rows: RowSet, potentials: np.ndarray, epsilon: float, precision: type = np.float64) -> np.ndarray:
-    """softmax_k((s + g) / epsilon) of every row, (N, K): the rows of the entropic plan before they are weighted."""
+def with_unlisted(rows: RowSet, potentials: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """The best u of each row, (N,), among all classes: one that is not listed may reach its row's least + potential."""
+    from otlabel.sources.listed import ListedSource
+    from otlabel.sweep.lists import raise_unlisted
+
+    source = rows.source
+    if not isinstance(source, ListedSource) or source.least is None:
+        return best
+    least, best = source.least, best.copy()
+    order = np.argsort(-potentials, kind="stable")
+    order = order[: np.count_nonzero(potentials > -np.inf)].astype(np.int32)
+
+    def look(backend: Backend, block: Any, start: int, stop: int) -> Handle[None]:
+        raise_unlisted(block, least[start:stop], potentials, order, best[start:stop])
+        return Ready(None)
+
+    run_blocks(rows, look)
+    return best
+
+
+def plan(rows: RowSet, potentials: np.ndarray, epsilon: float, precision: type = np.float64) -> np.ndarray | csr_array:
+    """softmax_k((s + g) / epsilon) of every row, (N, K): the rows of the entropic plan before they are weighted.
+
+    Of lists it is a CSR matrix of the same entries, in float64.
+    """
+    from otlabel.sources.listed import ListedSource
+    from otlabel.sweep.lists import plan_of
+
+    if isinstance(rows.source, ListedSource):
+        lists = rows.source.lists
+
+        def entries(backend: Any, block: Any, start: int, stop: int) -> Handle[np.ndarray]:
+            of_block = plan_of if rows.labels_per_row == 1 else backend.plan_of
+            return Ready(of_block(block, potentials, 1.0 / epsilon))
+
+        parts = run_blocks(rows, entries)
+        return csr_array((np.concatenate(parts), lists.classes, lists.starts), shape=rows.shape)
     out: np.ndarray = np.empty(rows.shape, precision)
     g: np.ndarray = potentials.astype(precision)
     inverse = precision(1.0 / epsilon)

@@ -1,7 +1,7 @@
 """Lists of the classes near each row's best, compiled by numba: how they are made, and the backend that reduces them.
 
-What a class takes is rounded to multiples of a quantum before it is added. So sums have the same bits however rows are
-cut into blocks, of which lists may have far fewer than the scores that they come from.
+Where rows keep their mass, what a class takes is rounded to multiples of a quantum before it is added. So sums have the
+same bits however rows are cut into blocks, of which lists may have far fewer than the scores that they come from.
 """
 
 from __future__ import annotations
@@ -12,8 +12,22 @@ import numpy as np
 
 from otlabel.compiling import njit
 from otlabel.sources.listed import Lists
-from otlabel.sweep.numerics import FAST, FLAGS, LOWEST, append_near, exp, grown, larger, part, widen
+from otlabel.sweep.numerics import (
+    FAST,
+    FLAGS,
+    LOWEST,
+    append_near,
+    bits_of,
+    exp,
+    grown,
+    infinity,
+    larger,
+    magnitude,
+    part,
+    widen,
+)
 
+LISTED = np.uint64(0x9E3779B97F4A7C15)  # any large constant: it tells a listed zero from what is not listed
 LOWEST_LISTED = -float(np.finfo(np.float32).max)  # above it everything is a legal score of what is listed in float32
 
 
@@ -28,9 +42,19 @@ def sweep_block(
     mass: np.ndarray,
     counts: np.ndarray,
 ) -> tuple[float, float]:
-    """As the contract says, of rows that keep their mass."""
+    """As the contract says."""
     starts, classes, scores, quantum = block
-    return _sweep(starts, classes, scores, quantum, potentials, inverse_epsilon, weights, labels, mass, counts)
+    return _sweep(
+        starts, classes, scores, quantum, potentials, inverse_epsilon, weights, row_exponent, labels, row_mass, mass,
+        counts,
+    )  # fmt: skip
+
+
+def inspect_block(
+    block: Lists, multipliers: np.ndarray, step: int, hashes: np.ndarray, tops: np.ndarray, bottoms: np.ndarray
+) -> tuple[int, int]:
+    """As the contract says; a hash is of all that is listed."""
+    return _inspect(block.starts, block.classes, block.scores, multipliers, hashes, tops, bottoms)
 
 
 def label_block(block: Lists, potentials: np.ndarray, labels: np.ndarray, best: np.ndarray, own: np.ndarray) -> None:
@@ -48,6 +72,18 @@ def sparse_plan_block(
 ) -> Any:
     """As the contract says."""
     return _sparse_plan(block.starts, block.classes, block.scores, rows, potentials, inverse_epsilon, share)
+
+
+def plan_of(block: Lists, potentials: np.ndarray, inverse_epsilon: Any) -> np.ndarray:
+    """The plan's entries (E,) at what is listed, float64: softmax(u / epsilon) of each row."""
+    return _plan(block.starts, block.classes, block.scores, potentials, inverse_epsilon)
+
+
+def raise_unlisted(
+    block: Lists, least: np.ndarray, potentials: np.ndarray, order: np.ndarray, best: np.ndarray
+) -> None:
+    """Raises best (N,) to what a class that is not listed may reach, least + potential; order: the largest first."""
+    _raise_unlisted(block.starts, block.classes, least, potentials, order, best)
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
@@ -85,14 +121,70 @@ def list_block(scores, potentials, width):
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
-def _sweep(starts, classes, scores, quantum, potentials, inverse_epsilon, weights, labels, mass, counts):
+def _inspect(starts, classes, scores, multipliers, hashes, tops, bottoms):
+    """As `cpu.inspect_block`, with what is not listed among the forbidden pairs."""
+    value = np.empty(1, tops.dtype)
+    n_classes, n_bad, n_forbidden = multipliers.size, 0, 0
+    for i in range(starts.size - 1):
+        top, bottom, digest, finite = np.float32(-np.inf), np.float32(np.inf), np.uint64(0), 0
+        for entry in range(starts[i], starts[i + 1]):
+            value[0] = widen(scores[entry])
+            if magnitude(scores[entry]) < infinity(scores[entry]):  # by bits: comparisons assume that there is no NaN
+                finite += 1
+                top, bottom = max(top, value[0]), min(bottom, value[0])
+            elif magnitude(scores[entry]) != infinity(scores[entry]) or value[0] > 0:
+                n_bad += 1
+                n_forbidden -= 1
+            bits = np.uint64(bits_of(value[0]))
+            bits ^= bits >> np.uint64(32)
+            bits ^= bits >> np.uint64(16)
+            digest += (bits + LISTED) * multipliers[classes[entry]]  # a score of zero is no missing one
+        n_forbidden += n_classes - finite
+        hashes[i] = np.uint64(0) if finite == 0 or (finite == n_classes and top == bottom) else digest
+        tops[i], bottoms[i] = top, bottom
+    return n_bad, n_forbidden
+
+
+@njit(fastmath=FAST, nogil=True, cache=True)
+def _plan(starts, classes, scores, potentials, inverse_epsilon):
+    plan = np.empty(starts[-1] - starts[0])
+    for i in range(starts.size - 1):
+        begin, end, top, total = starts[i] - starts[0], starts[i + 1] - starts[0], -np.inf, 0.0
+        for at in range(begin, end):
+            plan[at] = np.float64(widen(scores[starts[0] + at])) + potentials[classes[starts[0] + at]]
+            top = max(top, plan[at])
+        for at in range(begin, end):
+            plan[at] = np.exp((plan[at] - top) * inverse_epsilon) if top > -np.inf else 0.0
+            total += plan[at]
+        for at in range(begin, end):
+            plan[at] /= total if total > 0 else 1.0
+    return plan
+
+
+@njit(fastmath=FAST, nogil=True, cache=True)
+def _raise_unlisted(starts, classes, least, potentials, order, best):
+    """Few classes of the largest potentials are listed: a look or two finds one that is not."""
+    for i in range(starts.size - 1):
+        begin, end = starts[i], starts[i + 1]
+        for k in order:
+            at = begin + np.searchsorted(classes[begin:end], k)
+            if at == end or classes[at] != k:
+                best[i] = max(best[i], least[i] + potentials[k])
+                break
+
+
+@njit(fastmath=FAST, nogil=True, cache=True)
+def _sweep(
+    starts, classes, scores, quantum, potentials, inverse_epsilon, weights, row_exponent, labels, row_mass, mass, counts
+):
     """Sums over rows, as `cpu.sweep_block`."""
     n_rows, longest = starts.size - 1, 1
     for i in range(n_rows):
         longest = max(longest, starts[i + 1] - starts[i])
     u = np.empty(longest, potentials.dtype)
     weighted = weights.size > 0
-    linear, entropic, weight, quanta = 0.0, 0.0, 1.0, 1.0 / quantum
+    rounded = row_exponent == 0.0  # masses that rows may leave are of any size
+    linear, entropic, weight, quanta = 0.0, 0.0, 1.0, 1.0 / quantum if rounded else 1.0
     for i in range(n_rows):
         begin, size = starts[i], starts[i + 1] - starts[i]
         top, best = np.float32(-np.inf), 0
@@ -101,29 +193,40 @@ def _sweep(starts, classes, scores, quantum, potentials, inverse_epsilon, weight
             u[at] = value
             best = at if value > top else best
             top = max(top, value)
+        if weighted:
+            weight = weights[i]
+        if top == -np.inf:  # no class is allowed, and none takes anything
+            labels[i] = 0
+            if row_exponent != 0.0:
+                row_mass[i] = 0.0
+            continue
         total = np.float32(0)
         for at in range(size):
             e = exp((u[at] - top) * inverse_epsilon)
             u[at] = e
             total += e
-        if weighted:
-            weight = weights[i]
-        factor = weight * quanta / total
+        own_mass = weight
+        if row_exponent != 0.0:
+            own_mass *= np.exp(row_exponent * (np.float64(top) + np.log(np.float64(total)) / inverse_epsilon))
+            row_mass[i] = own_mass
+        factor = own_mass * quanta / total
         for at in range(size):
-            mass[classes[begin + at]] += np.rint(u[at] * factor)
+            taken = u[at] * factor
+            mass[classes[begin + at]] += np.rint(taken) if rounded else taken
         labels[i] = classes[begin + best]
         counts[labels[i]] += np.int64(weight)
         linear += weight * top
         entropic += weight * np.log(np.float64(total))
-    for k in range(mass.size):
-        mass[k] *= quantum
+    if rounded:
+        for k in range(mass.size):
+            mass[k] *= quantum
     return linear, entropic
 
 
 @part()
 def _best(starts, classes, scores, potentials, row, label):
     """In float64: the largest u of a row, its class (the lowest of several), and u at a label, -inf if not listed."""
-    top, chosen, at_label = -np.inf, np.int32(-1), -np.inf
+    top, chosen, at_label = -np.inf, np.int32(0), -np.inf
     for entry in range(starts[row], starts[row + 1]):
         k = classes[entry]
         value = np.float64(widen(scores[entry])) + potentials[k]

@@ -75,8 +75,17 @@ class Several:
 
     def plan_block(self, block: Any, potentials: np.ndarray, inverse_epsilon: Any, plan: np.ndarray) -> Handle[None]:
         """Sets plan (N, K) to the capped softmax, whose rows sum to k."""
-        starts, classes, scores, _ = self._near(block, potentials, math.inf)
-        return Ready(plan_lists(starts, classes, scores, potentials, inverse_epsilon, self._k, plan))
+        near = self._near(block, potentials, math.inf)
+        plan[:] = 0.0
+        plan[np.repeat(np.arange(len(plan)), np.diff(near.starts)), near.classes] = self.plan_of(
+            near, potentials, inverse_epsilon
+        )
+        return Ready(None)
+
+    def plan_of(self, block: Lists, potentials: np.ndarray, inverse_epsilon: Any) -> np.ndarray:
+        """The same at what is listed, (E,)."""
+        entries: np.ndarray = plan_lists(*block[:3], potentials, inverse_epsilon, self._k)
+        return entries
 
     def sparse_plan_block(
         self, block: Any, rows: np.ndarray, potentials: np.ndarray, inverse_epsilon: Any, share: float

@@ -361,15 +361,14 @@ def left_out_lists(starts, classes, scores, quantum, potentials, origin, inverse
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
-def plan_lists(starts, classes, scores, potentials, inverse_epsilon, k, plan):
-    """Write the capped softmax of every row into plan (n, K), zero where a class is not listed."""
+def plan_lists(starts, classes, scores, potentials, inverse_epsilon, k):
+    """The capped softmax of every row at what is listed, (E,)."""
     longest = _longest(starts)
     u, e = np.empty((2, longest), potentials.dtype)
-    tops = np.empty(k + 1, potentials.dtype)
+    tops, plan = np.empty(k + 1, potentials.dtype), np.empty(classes.size, potentials.dtype)
     for i in range(starts.size - 1):
         number = _sums(starts, classes, scores, potentials, i, u)
         x = _capped(u, number, k, inverse_epsilon, tops, e)
-        for cls in range(plan.shape[1]):
-            plan[i, cls] = 0.0
         for at in range(number):
-            plan[i, classes[starts[i] + at]] = e[at] / (e[at] + x)
+            plan[starts[i] + at] = e[at] / (e[at] + x)
+    return plan

@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from scipy.sparse import csr_array
 
 import otlabel
 from otlabel import errors
@@ -235,7 +234,10 @@ def assign(*arguments: Any, **options: Any) -> Callable[[], Any]:
 CASES: dict[str, tuple[type, Callable[[], Any]]] = {
     "nan": (errors.InvalidScoresError, assign(with_value((3, 2), np.nan))),
     "dict": (errors.InvalidScoresError, assign({"loss": 0.5, "logits": scores()})),
-    "sparse": (errors.InvalidScoresError, lambda: otlabel.sinkhorn_assign(csr_array(scores()))),
+    "candidates": (
+        errors.InvalidScoresError,
+        lambda: otlabel.top_scores([[4, 4], [0, 2]], [[0.9, 0.8], [0.7, 0.1]], 10),
+    ),
     "names": (errors.InvalidMassError, assign(scores()[:, :3], class_mass={0: 500, 1: 500})),
     "sum": (errors.InvalidMassError, assign(scores(), class_mass=[1] * 9 + [2])),
     "transposed": (errors.InvalidMassError, assign(scores().T, class_mass=[100] * 10)),

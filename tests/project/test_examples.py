@@ -17,9 +17,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 DOCS = Path(__file__).parents[2] / "docs"
 NAMES = {
     "arrays", "balanced_clustering", "curation", "expert_routing", "few_labels", "hdf5", "index_lists", "own_loop",
-    "progressive_mass", "reviewers", "selflabel_ddp", "selflabel_images", "semantic_ids", "swav_batches", "text",
-    "voc_classification",
-    "zero_shot",
+    "progressive_mass", "reviewers", "selflabel_ddp", "selflabel_images", "semantic_ids", "sparse_neighbours",
+    "swav_batches", "text", "voc_classification", "zero_shot",
 }  # fmt: skip
 CODE_LINES = 40  # that the shortest loop may take
 
@@ -63,6 +62,17 @@ def test_arrays(run, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["nearest centre: gap"] > 1e-3
     assert found["passes, warm"] < found["passes, cold"]
     assert "140 each" in capsys.readouterr().out
+
+
+def test_sparse_neighbours(run) -> None:
+    n, n_centres = 8000, 400
+    found = run("sparse_neighbours", n=n, n_centres=n_centres)
+    assert found["longest, nearest"] > 2 * n / n_centres
+    assert found["gap, 3"] > found["gap, 5"] > found["gap, 10"] >= -1e-12
+    for m in (3, 5, 10):
+        assert found[f"longest, {m}"] <= 1.2 * n / n_centres
+        better = found[f"distance, {m}"] - found["distance, 10"]
+        assert -1e-12 <= better <= found[f"gap, {m}"] + 1e-12
 
 
 def test_hdf5(run, tmp_path: Path) -> None:

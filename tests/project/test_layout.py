@@ -38,7 +38,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 ONLY_IN = {
     "h5py": {
-        *("sources/hdf5.py", "sources/hdf5_guard.py", "storage/label_files.py"),
+        *("sources/hdf5.py", "sources/hdf5_guard.py", "sources/hdf5_sparse.py", "storage/label_files.py"),
         *("selflabel/stores/finished.py", "selflabel/stores/head_labels.py"),
     },
     "numba": {"compiling.py", "sweep/numerics.py"},

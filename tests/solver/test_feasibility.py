@@ -92,7 +92,10 @@ def drawn(seed: int) -> Drawn:
     rule, wanted = str(rng.choice(["exact", "range", "kl"])), mass > 0
     lo, hi = np.zeros(n_classes, np.int64), np.where(wanted, total, 0)
     if rule == "exact":
-        lo = hi = round_shares(total - unlabelled, np.round(mass * (total - unlabelled), 9) / (total - unlabelled))
+        exact = np.round(mass * (total - unlabelled), 9)
+        lo, hi = np.floor(exact).astype(np.int64), np.ceil(exact).astype(np.int64)
+        if len(set(units.tolist())) > 1:
+            lo = hi = round_shares(total - unlabelled, exact / (total - unlabelled))
     elif rule == "range":
         lo = np.where(wanted, np.maximum(sizes - rng.integers(0, 3, n_classes), 0), 0)
         most = np.minimum(sizes + rng.integers(0, 3, n_classes), total)

@@ -391,11 +391,6 @@ LOADER = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4
         (lambda rows: None, "are None"),
         (lambda rows: 3.5, r"the float 3\.5"),
         (lambda rows: b"abc", "the bytes"),
-        (scipy.sparse.csr_array, r"a sparse matrix \(csr_array of shape \(6, 3\)\).*\.toarray\(\)"),
-        (scipy.sparse.dok_array, r"a sparse matrix \(dok_array"),  # a dictionary, too
-        (scipy.sparse.coo_matrix, r"a sparse matrix \(coo_matrix of shape \(6, 3\)\).*\.toarray\(\)"),
-        (lambda rows: torch.tensor(rows).to_sparse(), r"sparse tensor \(torch\.sparse_coo\).*\.to_dense\(\)"),
-        (lambda rows: torch.tensor(rows).to_sparse_csr(), r"sparse tensor \(torch\.sparse_csr\)"),
         (lambda rows: torch.tensor(rows, device="meta"), "meta device"),
         (lambda rows: torch.nested.nested_tensor([torch.tensor(rows)]), r"nested tensor.*torch\.cat"),
         (lambda rows: torch.nested.nested_tensor([torch.tensor(rows)], layout=torch.jagged), "nested tensor"),
@@ -407,8 +402,27 @@ LOADER = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4
 def test_kinds_are_refused_by_their_names(make, said: str, what: str) -> None:
     given = make(np.arange(18.0).reshape(6, 3))
     uses = [sinkhorn_assign, partial(open_scores, may_be_empty=True)]
-    if what == "features":
-        uses = [BalancedKMeans(2).fit, lambda rows: linear_scores(rows, np.eye(3)), lambda rows: curate(rows, 2)]
+    assert_refused(given, FEATURES if what == "features" else uses, said, what)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (scipy.sparse.csr_array, r"a sparse matrix \(csr_array of shape \(6, 3\)\).*\.toarray\(\)"),
+        (scipy.sparse.dok_array, r"a sparse matrix \(dok_array"),  # a dictionary, too
+        (scipy.sparse.coo_matrix, r"a sparse matrix \(coo_matrix of shape \(6, 3\)\).*\.toarray\(\)"),
+        (lambda rows: torch.tensor(rows).to_sparse(), r"sparse tensor \(torch\.sparse_coo\).*\.to_dense\(\)"),
+        (lambda rows: torch.tensor(rows).to_sparse_csr(), r"sparse tensor \(torch\.sparse_csr\)"),
+    ],
+)
+def test_features_are_not_sparse(make, said: str) -> None:
+    assert_refused(make(np.arange(18.0).reshape(6, 3)), FEATURES, said, "features")
+
+
+FEATURES = [BalancedKMeans(2).fit, lambda rows: linear_scores(rows, np.eye(3)), lambda rows: curate(rows, 2)]
+
+
+def assert_refused(given, uses, said: str, what: str) -> None:
     for use in uses:
         with pytest.raises(InvalidScoresError, match=said) as caught:
             use(given)
