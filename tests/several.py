@@ -46,8 +46,11 @@ def draw(seed: int, most_rows: int = 60, most_classes: int = 12) -> Several:
         np.put_along_axis(shut, hidden, False, 1)
         scores[shut] = -np.inf
     if rule == "equal":
-        even = k * n_rows // n_classes + (np.arange(n_classes) < k * n_rows % n_classes)
-        return Several(scores, k, even, even, {})
+        floor, left = np.full(n_classes, k * n_rows // n_classes), k * n_rows % n_classes
+        even = floor + (np.arange(n_classes) < left)
+        if rng.random() < 0.5:
+            return Several(scores, k, even, even, {"remainder": "first"})
+        return Several(scores, k, floor, floor + bool(left), {})
     if rule == "counts":
         return Several(scores, k, counts, counts, {"class_mass": counts})
     if rule == "range of counts":

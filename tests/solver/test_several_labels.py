@@ -282,7 +282,7 @@ def test_other_settings(more: dict[str, Any]) -> None:
 def test_predict_and_certify() -> None:
     rng = np.random.default_rng(0)
     scores, new = rng.standard_normal((200, 9)), rng.standard_normal((50, 9))
-    result = sinkhorn_assign(scores, labels_per_sample=3)
+    result = sinkhorn_assign(scores, labels_per_sample=3, remainder="first")
     u = new + result.potentials
     best = np.argsort(-u, 1)[:, :3]
     by_score = np.take_along_axis(best, np.argsort(-np.take_along_axis(new, best, 1), 1), 1)
