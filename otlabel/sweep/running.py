@@ -73,7 +73,8 @@ def run_blocks(rows: RowSet, reduce_block: Callable[[Backend, Any, int, int], Ha
         backend = Several(rows.labels_per_row, backend)
     with rows.reading():
         if source.device is not None:
-            return _run_on_device(source, source.device, rows.room, functools.partial(reduce_block, backend))
+            blocks = device_blocks(source, may_be_in_place=rows.labels_per_row == 1)
+            return _run_on_device(source, source.device, blocks, rows.room, functools.partial(reduce_block, backend))
         batches = rows.batches
         results: list[list[Any]] = [[] for _ in batches]
 
@@ -86,15 +87,19 @@ def run_blocks(rows: RowSet, reduce_block: Callable[[Backend, Any, int, int], Ha
     return list(itertools.chain.from_iterable(results))
 
 
-def device_blocks(source: Source) -> Batch:
+def device_blocks(source: Source, *, may_be_in_place: bool = True) -> Batch:
     """Blocks for a device: what lies there as large as a sweep that copies nothing can take, else as it is read."""
-    in_place = source.device is not None and source.device.type == "cuda" and has_triton()
+    in_place = may_be_in_place and source.device is not None and source.device.type == "cuda" and has_triton()
     n_rows, n_classes = source.shape
     return cut(n_rows, device_rows(n_classes, in_place=in_place) if source.grain == 1 else source.grain)
 
 
 def _run_on_device(
-    source: Source, device: torch.device, room: Room, reduce_block: Callable[[Any, int, int], Handle[Any]]
+    source: Source,
+    device: torch.device,
+    blocks: Batch,
+    room: Room,
+    reduce_block: Callable[[Any, int, int], Handle[Any]],
 ) -> list[Any]:
     """Blocks one after the other, of half as many rows from where the device's memory does not suffice.
 
@@ -103,7 +108,6 @@ def _run_on_device(
     """
     import torch
 
-    blocks = device_blocks(source)
     waiting, handles = deque(room.fitted([blocks] if blocks else [])), deque[Handle[Any]]()
     results = list[Any]()
     asked = _Asked(device)

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from verdicts import check
 
 from otlabel import sinkhorn_assign
-from otlabel.solver.board import Board
+from otlabel.solver.board import UNCAPPED, Board
 from otlabel.solver.repair import repair
 
 MASSES = {
@@ -52,16 +52,21 @@ def test_problems_that_did_not_end(family: str, rule: str, seed: int) -> None:
 
 
 def _board(
-    rng: np.random.Generator, n_rows: int, n_classes: int, weights: np.ndarray, levels: int, bias: float = 0.0
-) -> Board:
-    """All rows may take all classes, at scores of a few levels, the later the better; each has its best one."""
+    rng: np.random.Generator, n_rows: int, n_classes: int, weights: np.ndarray, levels: int, bias: float = 0.0,
+    per_row: int = 1,
+) -> Board:  # fmt: skip
+    """All rows may take all classes, at scores of a few levels, the later the better; each has its best one, or more.
+
+    Of several, entries hold one unit at most.
+    """
     scores = rng.integers(0, levels, (n_rows, n_classes)) / levels + np.linspace(0, bias, n_classes)
-    labels = scores.argmax(1)
-    units = np.where(labels[:, None] == np.arange(n_classes), weights[:, None], 0)
-    share, rest = divmod(int(weights.sum()), n_classes)
+    labels = np.argsort(-scores, 1, kind="stable")[:, :per_row]
+    units = np.where((labels[:, :, None] == np.arange(n_classes)).any(1), weights[:, None], 0)
+    share, rest = divmod(int(units.sum()), n_classes)
     return Board(
         start=np.arange(n_rows + 1) * n_classes,
         row_of=np.repeat(np.arange(n_rows), n_classes),
+        caps=np.full(n_rows, UNCAPPED if per_row == 1 else 1),
         classes=np.tile(np.arange(n_classes, dtype=np.int32), n_rows),
         scores=scores.ravel(),
         units=units.ravel(),
@@ -69,6 +74,24 @@ def _board(
         counts=units.sum(0),
         targets=share + (np.arange(n_classes) < rest),
     )
+
+
+@pytest.mark.parametrize("levels", [1, 3, 10**6])
+@pytest.mark.parametrize("per_row", [2, 5, 11])
+def test_rows_of_several_capped_units(per_row: int, levels: int) -> None:
+    """Each row keeps as many units, one an entry, and what it has is as good as what it has not."""
+    for seed in range(5):
+        rng = np.random.default_rng([per_row, seed])
+        board = _board(rng, 150, 12, np.ones(150, np.int64), levels, bias=seed, per_row=per_row)
+        repair(board, np.inf, 1e-15, np.zeros(1, bool))
+        units = board.units.reshape(150, 12)
+        assert np.array_equal(board.counts, board.targets)
+        assert np.array_equal(units.sum(0), board.targets)
+        assert set(units.ravel()) == {0, 1}
+        assert set(units.sum(1)) == {per_row}
+        worth = (board.scores + board.potentials[board.classes]).reshape(units.shape)
+        least, most = np.where(units > 0, worth, np.inf).min(1), np.where(units > 0, -np.inf, worth).max(1)
+        assert (most - least).max() <= 4e-15 * (1 + np.abs(board.potentials).max())
 
 
 @pytest.mark.parametrize("patience", [0, np.inf], ids=["heaps", "lists"])
