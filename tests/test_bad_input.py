@@ -205,7 +205,7 @@ def test_other_scores_are_not_taken_for_probabilities(scores: np.ndarray) -> Non
 def test_all_equal_scores_are_noticed(value: float, there) -> None:
     with pytest.warns(DegenerateScoresWarning, match="equal"):
         result = there(sinkhorn_assign, np.full((103, 5), value))
-    assert result.counts.tolist() == [21, 21, 21, 20, 20]
+    assert sorted(result.counts.tolist()) == [20, 20, 21, 21, 21]
     assert result.value == pytest.approx(value, abs=1e-9)
 
 

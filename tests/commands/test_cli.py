@@ -95,12 +95,13 @@ def test_every_setting_reaches_the_solver(run, file, monkeypatch) -> None:
 
     monkeypatch.setattr(otlabel, "sinkhorn_assign", spy)
     words = "--epsilon .5 --tol .2 --rounding argmax --method sinkhorn --max-sweeps 77 --seed 3 --device cpu"
-    words += " --labels-per-sample 2"
+    words += " --labels-per-sample 2 --remainder first"
     assert run("assign", file, "-o", file.with_name("labels.npy"), *words.split(), "--memory-limit", "4GB").code == 0
     expected = {"epsilon": 0.5, "tol": 0.2, "rounding": "argmax", "method": "sinkhorn", "max_sweeps": 77, "seed": 3}
     expected |= {"device": "cpu", "class_mass": None, "memory_limit": 4_000_000_000, "init": None, "group": None}
     assert callable(seen.pop("progress"))  # who keeps checkpoints, and shows a bar where one is asked for
-    assert seen == expected | {"classes": Exact(), "abstain": 0.0, "labels_per_sample": 2}
+    rules = {"classes": Exact(), "abstain": 0.0, "labels_per_sample": 2, "remainder": "first"}
+    assert seen == expected | rules
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_samples_are_those_that_the_solver_draws(n_rows, n_classes) -> None:
         shape = (n_rows, n_classes)
 
         def __init__(self) -> None:
-            self.n_rows = n_rows
+            self.n_rows, self.columns = n_rows, n_classes
 
         def subset(self, rows: np.ndarray) -> int:
             return len(rows)

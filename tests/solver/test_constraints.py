@@ -224,3 +224,20 @@ def test_defaults_spelled_out_change_no_bit(kind: str) -> None:
         for name in ("labels", "counts", "class_mass", "potentials", "plan_potentials", "label_mass"):
             np.testing.assert_array_equal(getattr(other, name), getattr(plain, name), strict=True)
         assert (other.value, other.bound, other.n_sweeps) == (plain.value, plain.bound, plain.n_sweeps)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_new_samples_within_what_is_left_of_limits(seed: int) -> None:
+    """The best labels that keep old and new samples together within limits, given those that the old ones have."""
+    rng = np.random.default_rng(seed)
+    old, new = normal(rng, 60, 5), normal(rng, 33, 5) + np.linspace(0, 2, 5)
+    result = sinkhorn_assign(old)
+    least, most = 15, 24
+    lo, hi = np.maximum(least - result.counts, 0), most - result.counts
+    more = sinkhorn_assign(new, classes=Range(lo, hi), init=result)
+    sizes = result.counts + more.counts
+    assert ((least <= sizes) & (sizes <= most)).all()
+    assert worth(new, more.labels) == pytest.approx(lp_best(new, lo, hi), abs=1e-7)
+    assert more.proof.proven
+    with pytest.raises(InfeasibleError, match="12 too few"):
+        sinkhorn_assign(normal(rng, 72, 5), classes=Range(0, hi))
