@@ -18,7 +18,7 @@ outputs are those of one run; the tests run all of them anew.
 """
 PRINTED = """
 
-.. image:: /images/gallery/{name}.png
+.. image:: /images/examples/{name}.png
    :alt: bars of {title}
    :class: printed
 
@@ -28,7 +28,7 @@ What it prints:
 
 {lines}
 """
-THUMBNAIL = "\n# sphinx_gallery_thumbnail_path = 'images/gallery/{name}.png'\n"
+THUMBNAIL = "\n# sphinx_gallery_thumbnail_path = 'images/examples/{name}.png'\n"
 
 
 class EasyFirst:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
-OUTPUTS, PICTURES = HERE / "outputs", HERE / "images" / "gallery"
+OUTPUTS, PICTURES = HERE / "outputs", HERE / "images" / "examples"
 INK, BARS = "#22303c", "#1f8a84"
 SIZE, DPI = (4.8, 3.0), 110  # inches, and pixels an inch: those of a card of the gallery
 
