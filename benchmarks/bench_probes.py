@@ -86,8 +86,9 @@ def page(result: dict[str, Any]) -> Iterator[str]:
         f"{scale['epochs']} epochs, one relabelling an epoch. SeLa: four heads of {N_CLASSES} classes; k-means: one. "
         f"Linear probes on the same images for {scale['probe_epochs']} epochs, top-1 on {scale['test']:,} test images "
         f"by ten crops; {'one seed' if n_seeds == 1 else f'mean and standard deviation of {n_seeds} seeds'}. "
-        "`L-BFGS` is `metrics.linear_probe` on the features of plain images, without crops. The scale is a hundredth of "
-        "the papers': it shows the order of rows, if that, and not their figures. Made by `python benchmarks/bench_probes.py`.\n"
+        "`L-BFGS` is `metrics.linear_probe` on the features of plain images, without crops. The scale is a hundredth "
+        "of the papers': it shows the order of rows, if that, and not their figures. Made by "
+        "`python benchmarks/bench_probes.py`.\n"
     )
     yield f"{machine_line(result['machine'])}\n"
     names = [*layers, "L-BFGS", "kNN", "5-way 1-shot", "5-shot", "NMI", "CPU s"]
