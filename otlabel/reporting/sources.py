@@ -26,7 +26,7 @@ from otlabel.text import local_path, one_line
 if TYPE_CHECKING:
     from otlabel.selflabel.stores.head_labels import HeadLabels
     from otlabel.training.config import Config
-    from otlabel.training.data import Images
+    from otlabel.training.data import Images, Samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,12 +218,21 @@ def _of_run(folder: Path, head: int, n_samples: int | None) -> Subject:
     return dataclasses.replace(
         subject,
         scores=scores,
-        images=images.train.numpy() if images.train.ndim == 4 else None,
-        features=images.train.numpy() if images.train.ndim == 2 else None,
+        images=_pixels(images.train) if images.train.ndim == 4 else None,
+        features=_pixels(images.train) if images.train.ndim == 2 else None,
         truth=None if images.train_labels is None else images.train_labels.numpy(),
         about=tuple(about),
         notes=tuple(notes),
     )
+
+
+def _pixels(samples: Samples) -> Any:
+    """In memory what is there already; of files, those that are asked for."""
+    from otlabel.training.images import ImageFiles as Files
+
+    if isinstance(samples, Files):
+        return ImageFiles([samples.path(index) for index in range(len(samples))])
+    return samples.numpy()  # type: ignore[union-attr]
 
 
 def _features_judged(folder: Path) -> list[str]:
@@ -248,11 +257,14 @@ def _features_judged(folder: Path) -> list[str]:
 
 def _checkpoint(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """The weights of the network and a record of each relabelling and head; nothing where there is no checkpoint."""
+    from otlabel.training.folder import trained_weights
+
     if not path.is_file():
         return None, []
     try:
-        state = load_plain(path, keys=("weights", "labeler"))
-        return dict(state["weights"]), [dict(record) for record in state["labeler"]["history"]]
+        state = load_plain(path, keys=("state_dict", "callbacks"))
+        history = state["callbacks"]["otlabel"]["labeler"]["history"]
+        return trained_weights(path), [dict(record) for record in history]
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise FileFormatError(f"{path} is damaged, or is no checkpoint of a run: {one_line(error)}") from error
 
@@ -263,15 +275,13 @@ def _network_scores(
     """(N, K) log-probabilities of one head."""
     import torch
 
-    from otlabel.selflabel import MultiHead
     from otlabel.selflabel.model import forward_only
     from otlabel.training.evaluate import features_of
-    from otlabel.training.networks import network
+    from otlabel.training.setup import made_model
 
-    backbone: Any = network(config.model.backbone, images.train.shape[1], **config.model.options)
-    model = MultiHead(backbone, backbone.feature_dim, list(n_classes), hidden=config.model.hidden)
+    model = made_model(config, list(n_classes), images.train)
     try:
-        model.load_state_dict({key[2:]: value for key, value in weights.items() if key.startswith("0.")})
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise FileFormatError(f"the checkpoint's weights are of another network than its run's: {error}") from error
     features = torch.from_numpy(features_of(model, images.train, torch.device("cpu")))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from otlabel.errors import SelfLabelWarning
 from otlabel.interrupts import interruptible
-from otlabel.ranks.communicator import communicator_of
+from otlabel.ranks.communicator import Communicator, communicator_of
 from otlabel.selflabel import alarms
 from otlabel.selflabel.batches import check_range, parting, whole_numbers
 from otlabel.selflabel.calibration import BatchNorms
@@ -80,6 +80,8 @@ class SelfLabeler:
             "eval": with the running averages as training has left them, which lag behind the weights and are of
             augmented samples. "train": as SeLa's authors do it, with the averages of each batch.
         amp: dtype of automatic mixed precision for the extraction, such as torch.bfloat16. None: none.
+        in_turn: label one head at a time, the next at each relabelling, as SeLa's program for CIFAR does; the others keep
+            their labels.
         steps_per_epoch: lets `due(step=...)` serve a schedule in epochs. None: not needed.
         seed: of the first labels and of all that labelings draw.
         progress: show a bar while features are extracted.
@@ -111,6 +113,7 @@ class SelfLabeler:
         truth: Any = None,
         mode: str = "calibrated",
         amp: torch.dtype | None = None,
+        in_turn: bool = False,
         steps_per_epoch: int | None = None,
         seed: int = 0,
         progress: bool = False,
@@ -128,6 +131,7 @@ class SelfLabeler:
         self.schedule, self.steps_per_epoch, self.seed = schedule, steps_per_epoch, seed
         self.store = opened(store)
         self.data = data
+        self._in_turn = in_turn
         self._make_view = common_view if views is None else views
         self._truth = None if truth is None else checked_truth(truth, n_samples)
         self._features_of, self._heads_of = features, heads
@@ -251,6 +255,22 @@ class SelfLabeler:
         if features is not None:
             self._extractor.record(self.store, chosen, features.detach().float().cpu().numpy())
 
+    def share_recorded(self) -> None:
+        """Let all processes that train together know the best classes that each has recorded, as for a checkpoint.
+
+        `update` does so itself. Of a sample that several have recorded, the highest class counts.
+        """
+        with communicator_of(training_group(self._ranks_group)) as communicator:
+            self._share_recorded(communicator)
+
+    def _share_recorded(self, communicator: Communicator) -> None:
+        state = self._state
+        if not communicator.allreduce_max("has recorded", state.recorded is not None)[0]:
+            return
+        own = torch.full_like(state.labels, NO_LABEL) if state.recorded is None else state.recorded
+        found = -communicator.allreduce_min("recorded", -as_array(own))
+        state.recorded = torch.from_numpy(found).to(own.device)
+
     # ---- relabelling ----
 
     def due(self, epoch: float | None = None, *, step: int | None = None, samples: int | None = None) -> bool:
@@ -323,6 +343,7 @@ class SelfLabeler:
             started = time.perf_counter()
             holders = looks = None
             if loader is None:
+                self._share_recorded(communicator)
                 self._extractor.finish_recording(keeping, reader, has_classes=state.recorded is not None)
             else:
                 loader = calibration.enter_context(self._extractor.calibrated(norms, loader, self._seed_of_update()))
@@ -338,6 +359,7 @@ class SelfLabeler:
                 self._seed_of_update(),
                 recorded=None if loader is not None or state.recorded is None else as_array(state.recorded),
                 truth=self._truth,
+                only=state.n_updates % len(self.n_classes) if self._in_turn else None,
             )
             has_rows = loader is not None or self._extractor.came is not None
             found = relabelling.run_over(keeping, holders, has_rows=has_rows)

@@ -122,7 +122,7 @@ def test_fashion_mnist_that_is_missing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(FileNotFoundError, match="apt install dataset-fashion-mnist"):
         load_images(f"fashion-mnist:{tmp_path}")
     monkeypatch.delenv("OTLABEL_DATA", raising=False)
-    monkeypatch.setattr("otlabel.training.data.FASHION_FOLDER", tmp_path / "nowhere")
+    monkeypatch.setattr("otlabel.training.formats.FASHION_FOLDER", tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"nowhere.*apt install"):
         load_images("fashion-mnist")
     write_fashion(tmp_path)
