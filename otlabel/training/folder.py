@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ from otlabel.storage.atomic import replacing
 
 FILES = ("metrics.jsonl", "checkpoint.pt", "labels.h5", "result.json", "config.json", "features.h5")
 BEGUN = FILES[:4]  # there are some of them once an epoch has been trained
+
+
+def rank_of_process() -> int:
+    """Which of the processes that train together this is, as torchrun, Slurm or Lightning itself have said it."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if os.environ.get(name, "").isdecimal():
+            return int(os.environ[name])
+    return int(os.environ.get("LOCAL_RANK", 0)) + int(os.environ.get("NODE_RANK", 0))  # 0 is the first all the same
 
 
 class RunFolder:

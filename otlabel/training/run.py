@@ -41,7 +41,14 @@ from otlabel.text import one_line
 from otlabel.training.config import Config
 from otlabel.training.data import Images
 from otlabel.training.evaluate import evaluate
-from otlabel.training.folder import FILES, RunFolder, check_loops, check_optimizer, checked_weights
+from otlabel.training.folder import (
+    FILES,
+    RunFolder,
+    check_loops,
+    check_optimizer,
+    checked_weights,
+    rank_of_process,
+)
 from otlabel.training.images import ImageFiles
 from otlabel.training.loaders import TrainingBatches, as_views, in_order, seed_of, worker_count
 from otlabel.training.setup import (
@@ -97,8 +104,6 @@ def train(
         BlockingIOError: another process trains in the folder.
         OSError: no room on the disk for a checkpoint.
     """
-    from otlabel.training.trainer import rank_of_process
-
     place = None if folder is None else Path(folder)
     with contextlib.ExitStack() as stack:
         if place is not None and rank_of_process() == 0:

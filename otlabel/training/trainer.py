@@ -186,11 +186,3 @@ def interrupts_kept() -> Iterator[None]:
     finally:
         if in_main:
             signal.signal(signal.SIGINT, usual)
-
-
-def rank_of_process() -> int:
-    """Which of the processes that train together this is, as torchrun, Slurm or Lightning itself have said it."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if os.environ.get(name, "").isdecimal():
-            return int(os.environ[name])
-    return int(os.environ.get("LOCAL_RANK", 0)) + int(os.environ.get("NODE_RANK", 0))
