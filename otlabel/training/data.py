@@ -98,6 +98,25 @@ class Images:
         return digest.hexdigest()
 
 
+    @property
+    def files(self) -> np.ndarray | None:
+        """(N,) paths of the training images within their folder; None where they are not from one."""
+        return np.array(list(self.train.paths())) if isinstance(self.train, ImageFiles) else None
+
+    @property
+    def identity(self) -> str:
+        """What labels are told by: SHA-256 of the names of the files, without their endings; else the fingerprint.
+
+        So labels hold for the same images in another size or format.
+        """
+        if not isinstance(self.train, ImageFiles):
+            return self.fingerprint
+        digest = hashlib.sha256(b"files")
+        for name in self.train.paths():
+            digest.update(b"\0" + os.fsencode(os.path.splitext(name)[0]))
+        return digest.hexdigest()
+
+
 def load_images(
     name: str | os.PathLike[str], *, n_samples: int | None = None, seed: int = 0, size: int = 32, centre: float = 1.0
 ) -> Images:

@@ -126,6 +126,10 @@ class ImageFiles:
         """The file of an image."""
         return self.folder / self.names[index if self.rows is None else self.rows[index]]
 
+    def paths(self) -> Iterator[str]:
+        """Where they are below the folder, one after the other."""
+        return (self.names[row] for row in (range(len(self.names)) if self.rows is None else self.rows))
+
     def read(self, index: int, crop: Crop | None = None, rng: np.random.Generator | None = None) -> torch.Tensor:
         """(C, size, size) uint8 of one image: the square in its middle, or a part that is drawn.
 
@@ -140,7 +144,7 @@ class ImageFiles:
             return crop.draw(width, height, rng, self.centre)
 
         pixels = _resized(self.path(index), self.size, "L" if self.channels == 1 else "RGB", cut)
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
     def all(self) -> torch.Tensor:
         """All of them at once, in memory."""
@@ -154,10 +158,9 @@ class ImageFiles:
 
         Pixels have no part in it, nor has the size that they are cut to: labels serve a network of another input size.
         """
-        rows = range(len(self.names)) if self.rows is None else self.rows
         digest, lengths = hashlib.sha256(), hashlib.sha256()
-        for row in rows:
-            digest.update(os.fsencode(self.names[row]) + b"\0")
+        for name in self.paths():
+            digest.update(os.fsencode(name) + b"\0")
         for index in np.unique(np.linspace(0, len(self) - 1, min(SIZED, len(self))).astype(int)):
             lengths.update(b"%d " % self.path(index).stat().st_size)
         return f"{digest.hexdigest()}-{lengths.hexdigest()[:16]}"

@@ -7,6 +7,7 @@ the sample alone, whoever reads it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from otlabel.errors import FileFormatError
 from otlabel.selflabel.quality import common_view
 from otlabel.training.augment import Augmentation, plain
 from otlabel.training.data import Samples, Streamed
@@ -169,6 +171,18 @@ class FileViews(Dataset):
 def _reading(dataset: FileSamples, files: ImageFiles, workers: int) -> DataLoader[Any]:
     size = max(1, min(FULL_BATCH, BATCH_BYTES // int(np.prod(files.shape[1:]))))
     return DataLoader(dataset, size, num_workers=workers, generator=torch.Generator(), pin_memory=_pins())
+
+
+@contextlib.contextmanager
+def errors_of_readers() -> Iterator[None]:
+    """An image that cannot be read is told in a line, also by a process of its own, which torch has tell all it knows."""
+    try:
+        yield
+    except FileFormatError as error:
+        told = str(error)
+        if not told.startswith("Caught "):
+            raise
+        raise FileFormatError(told.strip().rpartition(f"{FileFormatError.__name__}: ")[2]) from error
 
 
 def _pins() -> bool:

@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
@@ -50,7 +49,7 @@ from otlabel.training.folder import (
     rank_of_process,
 )
 from otlabel.training.images import ImageFiles
-from otlabel.training.loaders import TrainingBatches, as_views, in_order, seed_of, worker_count
+from otlabel.training.loaders import TrainingBatches, as_views, errors_of_readers, in_order, seed_of, worker_count
 from otlabel.training.setup import (
     first_of,
     head_sizes,
@@ -198,7 +197,7 @@ class Run:
         if self.epoch == 0 and self.config.evaluation.baseline and self.trainer.is_global_zero:
             self.untrained = self._judged()
         self._labelling.report = report
-        with quiet(), interrupts_kept():
+        with quiet(), interrupts_kept(), errors_of_readers():
             self.trainer.fit(self.module, datamodule=self._data, ckpt_path=self._checkpoint)
         self.module.to(self.device)
 
@@ -301,17 +300,16 @@ class Run:
         logger.info("resumed after epoch %d", self.epoch)
 
     def close(self) -> None:
-        """Let go of processes that read, and of those that trained together."""
+        """Let go of the processes that read images."""
         self._batches.close()
-        if self._share[1] > 1 and dist.is_initialized():
-            dist.destroy_process_group()
 
     # ---- the end ----
 
     def _judged(self) -> dict[str, float]:
         """What features are worth on these data, and on the others."""
         wanted, found = self.config.evaluation, {}
-        with shown_progress("judging the features", shown=self._progress, delay=WORTH_SHOWING):
+        shown = shown_progress("judging the features", shown=self._progress, delay=WORTH_SHOWING)
+        with shown, errors_of_readers():
             for prefix, data in (("", self.images), ("other_", self._other)):
                 if data is not None:
                     figures = evaluate(self.model, data, wanted, self.device, self._workers)

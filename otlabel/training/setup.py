@@ -190,7 +190,7 @@ def labeler_of(config: Config, images: Images, folder: Path | None, amp: torch.d
         labeling=labeling,
         schedule=schedule,
         store=store,
-        data=images.fingerprint,
+        data=images.identity,
         truth=None if images.train_labels is None else images.train_labels.numpy(),
         mode=labels.mode,
         amp=amp,

@@ -158,7 +158,7 @@ class WholeFiles(pl.plugins.io.TorchCheckpointIO):  # type: ignore[name-defined,
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Lightning says what goes wrong, and nothing else."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")]
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")]
     before = [one.level for one in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=pl.utilities.warnings.PossibleUserWarning)
