@@ -20,8 +20,9 @@ def picture(k: int, n_classes: int, rng: np.random.Generator, sides: tuple[int, 
     """(H, W, 3) uint8 of a class."""
     width, height = np.exp(rng.uniform(*np.log(sides), 2)).astype(int)
     x, y = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
-    x, y = (x - rng.uniform(-0.3, 0.3)) * width / min(width, height), (y - rng.uniform(-0.3, 0.3)) * height / min(
-        width, height
+    x, y = (
+        (x - rng.uniform(-0.3, 0.3)) * width / min(width, height),
+        (y - rng.uniform(-0.3, 0.3)) * height / min(width, height),
     )
     pattern = (
         np.sin(9 * x),

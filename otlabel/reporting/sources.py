@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import FileFormatError, FingerprintError
-from otlabel.reporting.image_files import read_images
+from otlabel.reporting.image_files import ImageFiles, read_images
 from otlabel.result import Assignment
 from otlabel.solver.outcome import Certificate
 from otlabel.sources import as_array, load_array, open_scores
@@ -228,11 +228,11 @@ def _of_run(folder: Path, head: int, n_samples: int | None) -> Subject:
 
 def _pixels(samples: Samples) -> Any:
     """In memory what is there already; of files, those that are asked for."""
-    from otlabel.training.images import ImageFiles as Files
+    from otlabel.training import images
 
-    if isinstance(samples, Files):
+    if isinstance(samples, images.ImageFiles):
         return ImageFiles([samples.path(index) for index in range(len(samples))])
-    return samples.numpy()  # type: ignore[union-attr]
+    return samples.numpy()
 
 
 def _features_judged(folder: Path) -> list[str]:

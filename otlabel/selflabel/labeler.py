@@ -80,8 +80,8 @@ class SelfLabeler:
             "eval": with the running averages as training has left them, which lag behind the weights and are of
             augmented samples. "train": as SeLa's authors do it, with the averages of each batch.
         amp: dtype of automatic mixed precision for the extraction, such as torch.bfloat16. None: none.
-        in_turn: label one head at a time, the next at each relabelling, as SeLa's program for CIFAR does; the others keep
-            their labels.
+        in_turn: label one head at a time, each relabelling the next of them, as SeLa's program for CIFAR does; the
+            others keep their labels.
         steps_per_epoch: lets `due(step=...)` serve a schedule in epochs. None: not needed.
         seed: of the first labels and of all that labelings draw.
         progress: show a bar while features are extracted.

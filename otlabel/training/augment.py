@@ -237,7 +237,10 @@ def _blurred(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     width = _uniform(images, generator, *BLUR_SIGMA)
     kernel = functional.softmax(-0.5 * (places / width[:, None]) ** 2, 1).repeat_interleave(n_channels, 0)
     rows = images.reshape(1, n_images * n_channels, *images.shape[2:])
-    for weight, pad in ((kernel[:, None, None], (reach, reach, 0, 0)), (kernel[:, None, :, None], (0, 0, reach, reach))):
+    for weight, pad in (
+        (kernel[:, None, None], (reach, reach, 0, 0)),
+        (kernel[:, None, :, None], (0, 0, reach, reach)),
+    ):
         padded = functional.pad(rows, pad, "replicate")
         rows = functional.conv2d(padded, weight, groups=n_images * n_channels)
     return rows.reshape(images.shape)

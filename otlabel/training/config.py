@@ -205,7 +205,7 @@ def read_config(name: str) -> Config:
 
 def config_of(given: dict[str, Any], where: str = "the config") -> Config:
     """A config of nested plain values, each key and type checked."""
-    sections = {}
+    sections: dict[str, Any] = {}
     kinds = typing.get_type_hints(Config)
     for name, values in given.items():
         if name not in kinds:

@@ -56,7 +56,7 @@ class Streamed:
         return f"{self.name} {self.shape}"
 
 
-Samples: TypeAlias = "torch.Tensor | ImageFiles | Streamed"
+Samples: TypeAlias = Any  # a torch.Tensor, `ImageFiles` or `Streamed`
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,6 @@ class Images:
         digest = hashlib.sha256(f"{numbers.shape} {numbers.dtype.str}".encode())
         digest.update(numbers.data)
         return digest.hexdigest()
-
 
     @property
     def files(self) -> np.ndarray | None:
@@ -289,7 +288,9 @@ def _from_folder(folder: Path, size: int, centre: float) -> Images:
     if size < 1:
         raise ValueError(f"size is {size} pixels: images need at least 1")
     parts = [name for name in TEST if (folder / name).is_dir()]
-    has_parts = (folder / TRAIN).is_dir() and (bool(parts) or any(entry.is_dir() for entry in (folder / TRAIN).iterdir()))
+    has_parts = (folder / TRAIN).is_dir() and (
+        bool(parts) or any(entry.is_dir() for entry in (folder / TRAIN).iterdir())
+    )
     train, labels, classes = _part(folder / TRAIN if has_parts else folder, size, centre)
     if not (has_parts and parts):
         return Images("", train, labels)

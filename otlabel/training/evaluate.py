@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from otlabel import metrics
 from otlabel.selflabel.model import MultiHead, forward_only

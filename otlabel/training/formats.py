@@ -83,7 +83,7 @@ def cifar100(folder: str) -> Parts:
 
 
 def _binary(path: Path, n_labels: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 3, 32, 32) and labels of records: so many bytes of labels, the last of which counts, and the pixels."""
+    """Images (N, 3, 32, 32) and labels of records: bytes of labels, the last of which counts, and the pixels."""
     length = n_labels + 3 * CIFAR_SIDE**2
     content = np.fromfile(path, np.uint8)
     if not len(content) or len(content) % length:

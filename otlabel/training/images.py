@@ -1,4 +1,4 @@
-"""Images that stay in their files: which there are, and how one is read and cut to size. Memory is flat in their number.
+"""Images that stay in their files: which there are, and how one is read and cut to size; memory is flat in number.
 
 What is kept of an image is its name. Workers of a DataLoader read it when its batch comes: JPEGs are decoded no larger
 than they are needed, and a view is cut out and resized in one step, so that its aspect ratio is that of the crop.
@@ -231,7 +231,7 @@ def _array(image: Any) -> np.ndarray:
 
 
 def _resized(path: Path, size: int, mode: str | None, cut: Callable[[int, int], tuple[Box, bool]]) -> np.ndarray:
-    """(size, size, C) uint8 of a part of an image; `cut` takes width and height to where it is, and whether mirrored."""
+    """(size, size, C) uint8 of a part; `cut` takes width and height to where it is, and whether it is mirrored."""
     from PIL import Image
 
     with _opened(path) as image:

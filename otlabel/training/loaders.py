@@ -175,7 +175,7 @@ def _reading(dataset: FileSamples, files: ImageFiles, workers: int) -> DataLoade
 
 @contextlib.contextmanager
 def errors_of_readers() -> Iterator[None]:
-    """An image that cannot be read is told in a line, also by a process of its own, which torch has tell all it knows."""
+    """An image that cannot be read is told in a line, also by a process of its own, of which torch tells all it can."""
     try:
         yield
     except FileFormatError as error:
@@ -336,7 +336,7 @@ class _Asked:
 
 
 def batch_sizes(n_samples: int, size: int, n_ranks: int = 1) -> list[int]:
-    """Of all batches of an epoch; what is left is one more, or part of the last where a process would get one sample."""
+    """Of all batches of an epoch; what is left is one more, or part of the last where a process got one sample."""
     n_whole, rest = divmod(n_samples, size)
     sizes = [size] * n_whole + ([rest] if rest else [])
     return [*sizes[:-2], sum(sizes[-2:])] if 0 < rest < 2 * n_ranks and n_whole else sizes

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Report = Callable[[dict[str, Any]], None]
 
 
-class LabelModule(pl.LightningModule):  # type: ignore[name-defined,misc]
+class LabelModule(pl.LightningModule):
     """Backbone, heads and losses.
 
     Args:
@@ -96,7 +96,7 @@ class LabelModule(pl.LightningModule):  # type: ignore[name-defined,misc]
         )
 
 
-class SampleData(pl.LightningDataModule):  # type: ignore[name-defined,misc]
+class SampleData(pl.LightningDataModule):
     """The batches to train on.
 
     Args:
@@ -112,7 +112,7 @@ class SampleData(pl.LightningDataModule):  # type: ignore[name-defined,misc]
         return self._batches
 
 
-class Labelling(pl.Callback):  # type: ignore[name-defined,misc]
+class Labelling(pl.Callback):
     """Labels anew where it is time, always before the next batch is drawn; tells of each epoch, and saves after it."""
 
     state_key = "otlabel"  # what its state is found by in a checkpoint

@@ -307,7 +307,8 @@ class Run:
 
     def _judged(self) -> dict[str, float]:
         """What features are worth on these data, and on the others."""
-        wanted, found = self.config.evaluation, {}
+        wanted = self.config.evaluation
+        found: dict[str, float] = {}
         shown = shown_progress("judging the features", shown=self._progress, delay=WORTH_SHOWING)
         with shown, errors_of_readers():
             for prefix, data in (("", self.images), ("other_", self._other)):

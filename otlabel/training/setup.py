@@ -162,7 +162,7 @@ def head_sizes(config: Config, images: Images) -> list[int]:
 
 
 def labeler_of(config: Config, images: Images, folder: Path | None, amp: torch.dtype | None = None) -> SelfLabeler:
-    """Labels of the method that the config names; the folder is where features may be kept, in mixed precision or not."""
+    """Labels of the method that the config names; the folder is where features may be kept, `amp` their precision."""
     labels, n_samples = config.labels, len(images.train)
     if labels.fixed_epochs >= config.train.epochs:
         raise ValueError(f"[labels] fixed_epochs is {labels.fixed_epochs}, of {config.train.epochs} epochs in all")

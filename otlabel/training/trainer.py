@@ -1,4 +1,4 @@
-"""Lightning's Trainer as a run has it: which of its settings a config may have, what it writes, and what it keeps quiet.
+"""Lightning's Trainer as a run has it: which settings a config may have, what it writes, and what it keeps quiet.
 
 Everything here imports Lightning, which takes seconds: import this file where a run begins.
 """
@@ -126,7 +126,7 @@ def _bar() -> Any:
     """Lightning's bar on stderr, gone at the end: what is printed on stdout stays readable for programs."""
     from tqdm.auto import tqdm
 
-    class Bar(pl.callbacks.TQDMProgressBar):  # type: ignore[name-defined,misc]
+    class Bar(pl.callbacks.TQDMProgressBar):
         def init_train_tqdm(self) -> Any:
             return tqdm(disable=self.is_disabled, leave=False, dynamic_ncols=True, file=sys.stderr, smoothing=0)
 
@@ -136,7 +136,7 @@ def _bar() -> Any:
     return Bar()
 
 
-class WholeFiles(pl.plugins.io.TorchCheckpointIO):  # type: ignore[name-defined,misc]
+class WholeFiles(pl.plugins.io.TorchCheckpointIO):
     """Checkpoints that are whole or absent, and hold no code.
 
     Lightning's own go through a temporary file that may lie on another file system, from which they are copied: whoever
@@ -158,7 +158,10 @@ class WholeFiles(pl.plugins.io.TorchCheckpointIO):  # type: ignore[name-defined,
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Lightning says what goes wrong, and nothing else."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
+    ]
     before = [one.level for one in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=pl.utilities.warnings.PossibleUserWarning)

@@ -65,7 +65,11 @@ def test_what_was_read_ahead_is_read_anew_once_the_order_has_changed(folder: Pat
     orders = [list(range(160)), list(reversed(range(160)))]
     version, seen = 0, []
     batches = batches_of(
-        files, 16, order=lambda epoch: (orders[version][place] for place in range(160)), version=lambda: version, workers=2
+        files,
+        16,
+        order=lambda epoch: (orders[version][place] for place in range(160)),
+        version=lambda: version,
+        workers=2,
     )
     for number, (index, _) in enumerate(batches):
         seen.append(index.tolist())

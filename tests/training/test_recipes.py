@@ -20,8 +20,8 @@ from otlabel.training.entry import Entry, entry_of, slopes
 
 pytest.importorskip("PIL.Image")
 ROOT = Path(__file__).parents[2]
-OF_PAPERS = sorted(path.stem for path in RECIPES.glob("*.toml") if "Chen, Pu" in path.read_text(encoding="utf-8")
-                   or "Asano" in path.read_text(encoding="utf-8") or "Caron" in path.read_text(encoding="utf-8"))  # fmt: skip
+OURS = ("digits", "fashion_mnist", "cifar10")
+OF_PAPERS = sorted(path.stem for path in RECIPES.glob("*.toml") if path.stem not in OURS)
 # DeepCluster's whitening of 4096 features alone takes a minute.
 HAS_HIDDEN = "hidden" in inspect.signature(networks.alexnet).parameters
 SMALL = {
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_there_are_all_of_them() -> None:
     of_sela = ("imagenet_alexnet", "imagenet_resnet50", "rot", "cifar10", "cifar100", "svhn")
     others = ("label_transfer", "deepcluster_imagenet", "uic_imagenet", "uic_strong_aug")
-    assert OF_PAPERS == sorted([*(f"sela_{name}" for name in of_sela), *others])
+    assert sorted([*(f"sela_{name}" for name in of_sela), *others]) == OF_PAPERS
 
 
 @pytest.mark.parametrize("name", OF_PAPERS)

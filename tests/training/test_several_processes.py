@@ -54,7 +54,8 @@ def test_two_processes_train_one_model_and_label_as_one_does(tmp_path: Path) -> 
     assert first["weights"][0] == first["weights"][1]
     assert first["epoch"] == second["epoch"] == 3
     # Labels of the same features: those of the untrained network.
-    np.testing.assert_array_equal(first["once"], train(config(**ONCE | {"labels__store": "memory"})).labeler.labels)
+    alone = train(config(**ONCE), tmp_path / "alone")
+    np.testing.assert_array_equal(first["once"], alone.labeler.labels)
     np.testing.assert_array_equal(first["once"], load_labels(tmp_path / "once" / "labels.h5").labels)
     assert (first["lines"], first["judged"]) == (1, True)
     assert (second["lines"], second["judged"]) == (0, False)

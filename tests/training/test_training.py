@@ -297,7 +297,10 @@ def test_loggers_are_lightnings_and_get_a_line_an_epoch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({"precison": "bf16-mixed"}, "'precison', which is no argument of Lightning's Trainer; did you mean 'precision'"),
+        (
+            {"precison": "bf16-mixed"},
+            "'precison', which is no argument of Lightning's Trainer; did you mean 'precision'",
+        ),
         ({"max_epochs": 3}, r"'max_epochs', but \[train\] epochs says how long a run is"),
         ({"limit_train_batches": 3}, "an epoch of a run is all of its samples"),
         ({"precision": "half"}, "not accepted by Lightning: .*Precision 'half' is invalid"),
@@ -326,7 +329,9 @@ def test_lightning_keeps_quiet_and_an_interrupt_stays_one(capfd: pytest.CaptureF
 
 
 def test_mixed_precision_trains_and_labels(tmp_path: Path) -> None:
-    wanted = config(train__epochs=2, trainer__precision="bf16-mixed", model__options={"widths": [8, 8], "strides": [2, 2]})
+    wanted = config(
+        train__epochs=2, trainer__precision="bf16-mixed", model__options={"widths": [8, 8], "strides": [2, 2]}
+    )
     run = train(wanted, tmp_path)
     assert run.labeler._extractor.amp is torch.bfloat16
     np.testing.assert_array_equal(np.bincount(run.labeler.labels[0]), [30] * 10)

@@ -256,7 +256,9 @@ def test_svhn_as_its_authors_have_it(tmp_path: Path) -> None:
 
     pixels = noise(4, 3, 32, 32)
     for part in ("train", "test"):
-        savemat(tmp_path / f"{part}_32x32.mat", {"X": pixels.transpose(2, 3, 1, 0), "y": np.array([[1], [10], [9], [2]])})
+        savemat(
+            tmp_path / f"{part}_32x32.mat", {"X": pixels.transpose(2, 3, 1, 0), "y": np.array([[1], [10], [9], [2]])}
+        )
     images = load_images(f"svhn:{tmp_path}")
     assert np.array_equal(images.train, pixels)
     assert images.train_labels is not None
@@ -372,7 +374,7 @@ def test_train_and_val_are_parts_and_their_classes_have_the_same_numbers(tmp_pat
     assert len(images.train) == 3
     (tmp_path / "val" / "d").mkdir()
     Image.fromarray(noise(8, 8, 3)).save(tmp_path / "val" / "d" / "1.png")
-    with pytest.raises(FileFormatError, match="has a class 'd' that .*train does not have"):
+    with pytest.raises(FileFormatError, match=r"has a class 'd' that .*train does not have"):
         load_images(tmp_path)
     assert len(load_images(tmp_path / "train").train) == 3
 
