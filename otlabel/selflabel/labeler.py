@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from otlabel.errors import SelfLabelWarning
 from otlabel.interrupts import interruptible
-from otlabel.ranks.communicator import Communicator, communicator_of
+from otlabel.ranks.communicator import communicator_of
 from otlabel.selflabel import alarms
 from otlabel.selflabel.batches import check_range, parting, whole_numbers
 from otlabel.selflabel.calibration import BatchNorms
@@ -29,7 +29,7 @@ from otlabel.selflabel.quality import Looks, MakeView, common_view
 from otlabel.selflabel.ranks import training_group
 from otlabel.selflabel.relabelling import Relabelled, Relabelling
 from otlabel.selflabel.schedule import Schedule, share_done, time_of
-from otlabel.selflabel.state import NO_LABEL, VERSION, State, checked_truth, first_labels, read_state
+from otlabel.selflabel.state import VERSION, State, checked_truth, first_labels, read_state
 from otlabel.selflabel.stores import Store, opened
 from otlabel.selflabel.weights import checked_optimizers, heads_hash, renew_heads
 from otlabel.sources import as_array
@@ -80,8 +80,7 @@ class SelfLabeler:
             "eval": with the running averages as training has left them, which lag behind the weights and are of
             augmented samples. "train": as SeLa's authors do it, with the averages of each batch.
         amp: dtype of automatic mixed precision for the extraction, such as torch.bfloat16. None: none.
-        in_turn: label one head at a time, each relabelling the next of them, as SeLa's program for CIFAR does; the
-            others keep their labels.
+        in_turn: label one head at a time, each relabelling the next of them, as SeLa's program for CIFAR does.
         steps_per_epoch: lets `due(step=...)` serve a schedule in epochs. None: not needed.
         seed: of the first labels and of all that labelings draw.
         progress: show a bar while features are extracted.
@@ -247,29 +246,14 @@ class SelfLabeler:
         chosen = whole_numbers(index)
         check_range(chosen, self.n_samples)
         if logits is not None:
-            state = self._state
-            if state.recorded is None:
-                state.recorded = torch.full_like(state.labels, NO_LABEL)
-            best = torch.stack([one.detach().argmax(1) for one in as_logits(logits, self.n_classes)])
-            state.recorded[:, torch.from_numpy(chosen).to(state.recorded.device)] = best.to(state.recorded.device)
+            self._state.record(torch.from_numpy(chosen), as_logits(logits, self.n_classes))
         if features is not None:
             self._extractor.record(self.store, chosen, features.detach().float().cpu().numpy())
 
     def share_recorded(self) -> None:
-        """Let all processes that train together know the best classes that each has recorded, as for a checkpoint.
-
-        `update` does so itself. Of a sample that several have recorded, the highest class counts.
-        """
-        with communicator_of(training_group(self._ranks_group)) as communicator:
-            self._share_recorded(communicator)
-
-    def _share_recorded(self, communicator: Communicator) -> None:
-        state = self._state
-        if not communicator.allreduce_max("has recorded", state.recorded is not None)[0]:
-            return
-        own = torch.full_like(state.labels, NO_LABEL) if state.recorded is None else state.recorded
-        found = -communicator.allreduce_min("recorded", -as_array(own))
-        state.recorded = torch.from_numpy(found).to(own.device)
+        """Let all processes that train together have the best classes that each has recorded, for `state_dict`."""
+        with communicator_of(training_group(self._ranks_group)) as ranks:
+            self._state.share_recorded(ranks)
 
     # ---- relabelling ----
 
@@ -343,7 +327,7 @@ class SelfLabeler:
             started = time.perf_counter()
             holders = looks = None
             if loader is None:
-                self._share_recorded(communicator)
+                state.share_recorded(communicator)
                 self._extractor.finish_recording(keeping, reader, has_classes=state.recorded is not None)
             else:
                 loader = calibration.enter_context(self._extractor.calibrated(norms, loader, self._seed_of_update()))

@@ -242,8 +242,12 @@ def _resized(path: Path, size: int, mode: str | None, cut: Callable[[int, int], 
         if scale >= 2:
             image.draft(mode, (math.ceil(width / scale), math.ceil(height / scale)))
         across, down = image.size[0] / width, image.size[1] / height
-        scaled = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-        view = image.convert(mode).resize((size, size), Image.Resampling.BILINEAR, box=scaled)
+        left, top = box[0] * across, box[1] * down
+        right, bottom = min(box[2] * across, image.size[0]), min(box[3] * down, image.size[1])  # up to rounding
+        x, y = math.floor(left), math.floor(top)
+        part = image.crop((x, y, math.ceil(right), math.ceil(bottom)))  # nothing of what is around gets in
+        within = (left - x, top - y, right - x, bottom - y)
+        view = part.convert(mode).resize((size, size), Image.Resampling.BILINEAR, box=within)
         return _array(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else view)
 
 

@@ -49,7 +49,8 @@ ONLY_IN = {
 EAGER = {
     "torch": {"sweep/reference.py", "sweep/cuda.py", "sweep/batch.py", "soft.py"}
     | {str(f.relative_to(PACKAGE)) for f in (PACKAGE / "selflabel").glob("*.py")}
-    | {f"training/{name}.py" for name in ("augment", "evaluate", "folder", "loaders", "networks", "run", "setup")},
+    | {f"training/{name}.py" for name in ("augment", "entry", "evaluate", "folder", "loaders", "module", "networks")}
+    | {f"training/{name}.py" for name in ("run", "setup", "trainer")},
     "sklearn": {"cluster/estimator.py", "cluster/residual.py"},
 }  # what is written in them, and loaded late itself
 
