@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from otlabel import metrics
-from otlabel.selflabel.calibration import MOST_BYTES, averages_kept
+from otlabel.selflabel.calibration import averages_kept
 from otlabel.selflabel.model import ModelReader, NoRowsError, joined, n_bytes, taken, tensors, to_device
 
 LEAST, SHARE, MOST = 256, 12, 4096  # samples looked at: one in twelve, within these numbers
 AT_ONCE = 256  # views that go through the model together
+MOST_BYTES = 1 << 28  # of samples that are kept to be looked at: of photographs as bytes some 1700 of 224 x 224
 MakeView = Callable[[Any, torch.Generator], Any]
 
 AREA, TURN = 0.35, 10.0  # of images: least share of the area that a crop keeps; degrees to either side
