@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import describe_machine, machine_line, write_json
+from machine import describe_machine, machine_line, read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
 NETWORK = {"backbone": "small_convnet", "options": {"widths": [32, 64, 128, 128], "strides": [2, 2, 2, 1]}}
@@ -82,12 +82,13 @@ def page(result: dict[str, Any]) -> Iterator[str]:
     n_seeds = len({row["seed"] for row in rows})
     yield "# What each layer is worth\n"
     yield (
-        f"CIFAR-10: `{NETWORK['backbone']}`, {NETWORK['options']}, on {scale['samples']:,} images for "
+        f"CIFAR-10: `{NETWORK['backbone']}` with `{NETWORK['options']}`, on {scale['samples']:,} images for "
         f"{scale['epochs']} epochs, one relabelling an epoch. SeLa: four heads of {N_CLASSES} classes; k-means: one. "
         f"Linear probes on the same images for {scale['probe_epochs']} epochs, top-1 on {scale['test']:,} test images "
         f"by ten crops; {'one seed' if n_seeds == 1 else f'mean and standard deviation of {n_seeds} seeds'}. "
-        "`L-BFGS` is `metrics.linear_probe` on the features of plain images. The scale is a hundredth of the papers': it "
-        "shows the order of rows, if that, and not their figures. Made by `python benchmarks/bench_probes.py`.\n"
+        "`L-BFGS` is `metrics.linear_probe` on the features of plain images, without crops. The scale is a hundredth "
+        "of the papers': it shows the order of rows, if that, and not their figures. Made by "
+        "`python benchmarks/bench_probes.py`.\n"
     )
     yield f"{machine_line(result['machine'])}\n"
     names = [*layers, "L-BFGS", "kNN", "5-way 1-shot", "5-shot", "NMI", "CPU s"]
@@ -103,6 +104,10 @@ def page(result: dict[str, Any]) -> Iterator[str]:
         yield f"| {name} | " + " | ".join([*map(mean_text, each), nmi, f"{seconds:.0f}"]) + " |"
 
 
+def write_page(result: dict[str, Any]) -> None:
+    (RESULTS / "probes.md").write_text("\n".join(page(result)) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--samples", type=int, default=1000)
@@ -110,8 +115,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--probe-epochs", type=int, default=15)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--page", action="store_true", help="nothing is run: the page from the record")
     parser.add_argument("--small", action="store_true", help="all code in seconds; nothing is kept")
     arguments = parser.parse_args()
+    if arguments.page:
+        write_page(read_json(RESULTS / "probes.json"))
+        return
     if arguments.small:
         arguments.samples, arguments.test, arguments.epochs, arguments.probe_epochs = 300, 200, 1, 1
     warnings.simplefilter("ignore")
@@ -123,11 +132,10 @@ def main() -> None:
             print(f"{name}, seed {seed}: {tops}", flush=True)
     scale = {name: getattr(arguments, name) for name in ("samples", "test", "epochs", "probe_epochs")}
     result = {"machine": describe_machine(("otlabel", "torch", "numpy")), "scale": scale, "rows": rows}
-    lines = list(page(result))
-    print("\n".join(lines[2:]))
+    print("\n".join(list(page(result))[2:]))
     if not arguments.small:
         write_json(RESULTS / "probes.json", result)
-        (RESULTS / "probes.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_page(result)
 
 
 if __name__ == "__main__":

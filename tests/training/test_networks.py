@@ -169,7 +169,9 @@ def test_stages_are_layers_after_their_relu(case: str) -> None:
     shapes: dict[str, tuple[int, ...]] = {}
     for stage, name in model.stages.items():
         model.get_submodule(name).register_forward_hook(
-            lambda module, given, result, stage=stage: shapes.update({stage: (result.shape[1], float(result.detach().min()))})
+            lambda module, given, result, stage=stage: shapes.update(
+                {stage: (result.shape[1], float(result.data.min()))}
+            )
         )
     model(batch)
     channels = [channels for channels, _ in shapes.values()]
