@@ -23,7 +23,7 @@ from otlabel.selflabel.calibration import averages_kept
 from otlabel.selflabel.model import ModelReader, NoRowsError, joined, n_bytes, taken, tensors, to_device
 
 LEAST, SHARE, MOST = 256, 12, 4096  # samples looked at: one in twelve, within these numbers
-AT_ONCE = 256  # views that go through the model together
+AT_ONCE, VIEW_BYTES = 256, 1 << 24  # views that go through the model together; of samples that they are made of
 MOST_BYTES = 1 << 28  # of samples that are kept to be looked at: of photographs as bytes some 1700 of 224 x 224
 MakeView = Callable[[Any, torch.Generator], Any]
 
@@ -159,7 +159,9 @@ class Looks:
             return self._kept
         index = np.concatenate(indices)
         order = np.unique(index, return_index=True)[1]
-        n_parts = -(-len(order) // AT_ONCE)
+        # On its way a view takes several times the bytes of its sample.
+        at_once = min(AT_ONCE, max(1, VIEW_BYTES * len(index) // max(1, n_bytes(whole))))
+        n_parts = -(-len(order) // at_once)
         return [(index[part], taken(whole, part, len(index))) for part in np.array_split(order, n_parts)]
 
 
