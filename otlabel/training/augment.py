@@ -15,6 +15,7 @@ MEAN, SPREAD = 0.5, 0.25  # of pixels between 0 and 1, roughly, in any data set
 IMAGENET_MEAN, IMAGENET_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look (ITU-R BT.601)
 JITTER_LIGHT, JITTER_HUE = 0.8, 0.2  # of the strength: change of brightness, contrast, saturation; of hue, in turns
+AT_ONCE = 1 << 22  # numbers of images that are changed together on a CPU
 BLUR_SIDE, BLUR_SIGMA = 0.1, (0.1, 2.0)  # of a kernel, as a share of the image's; of the Gaussian, in pixels
 
 
@@ -87,6 +88,12 @@ class Augmentation:
         """
         if images.ndim == 2:
             return _swapped(images, self.swap, generator) if self.swap else images
+        few = max(1, AT_ONCE // max(1, images[:1].numel()))
+        if len(images) > few and images.device.type == "cpu":  # where what comes in between would fill the memory
+            return torch.cat([self._views(part, generator) for part in images.split(few)])
+        return self._views(images, generator)
+
+    def _views(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         views = _unit(images)
         if self.crop or self.flip or self.rotate or self.zoom or self.shift:
             views = _resampled(views, self._maps(views, generator))

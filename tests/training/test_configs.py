@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from small_runs import SMALL, config
 
 from otlabel.commands.main import main
-from otlabel.errors import FileFormatError, FingerprintError
+from otlabel.errors import FileFormatError, FingerprintError, MissingPackageError
 from otlabel.selflabel import load_labels
 from otlabel.training.config import config_of, read_config
 from otlabel.training.module import LabelModule
@@ -230,3 +231,15 @@ def test_the_page_about_configs_names_every_key_and_default() -> None:
         assert part, name
         for key in section:
             assert f"`{key}`" in part, (name, key)
+
+
+def test_without_lightning_the_line_that_installs_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Any:
+        raise MissingPackageError("lightning", "lightning")
+
+    monkeypatch.setattr("otlabel.selflabel.callbacks.lightning", missing)
+    for name in ("trainer", "module"):
+        monkeypatch.delitem(sys.modules, f"otlabel.training.{name}", raising=False)
+    with pytest.raises(MissingPackageError, match=r"pytorch-lightning is needed for this: pip install .*training"):
+        train(config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
