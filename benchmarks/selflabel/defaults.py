@@ -77,8 +77,7 @@ def trained(data: str, images: Images, settings: str, epochs: int | None, seed: 
     config = config_for(data, images, settings, epochs, seed)
     begun = time.process_time()
     run = Run(config, None, images=images)
-    while run.epoch < config.train.epochs:
-        run.train_epoch()
+    run.fit()
     return {
         "epochs": config.train.epochs,
         "relabellings": run.labeler.n_updates,

@@ -134,8 +134,7 @@ def run_one(data: str, network: str, mode: str, seed: int, images: Images, truth
         return records
 
     run.labeler.update = updated  # type: ignore[method-assign]
-    while run.epoch < EPOCHS:
-        run.train_epoch()
+    run.fit()
     run.labeler.schedule = None
     updated(run.model, as_they_are)
     found = {"nmi": course[-1][1], "quality": float(np.mean(run.labeler.quality))}

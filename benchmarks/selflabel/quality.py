@@ -207,19 +207,19 @@ def add(found: dict[str, list[float]], name: str, value: float) -> None:
 
 def run_one(data: str, setting: str, seed: int, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
-    run = Run(config_for(data, setting, seed, folder), None)
+    is_frozen = SETTINGS[setting].get("frozen")
+    config = config_for(data, setting, seed, folder)
+    run = Run(config.with_values(train__weight_decay=0.0) if is_frozen else config, None)
     truth = truth_of(data, folder, run)
-    if SETTINGS[setting].get("frozen"):
+    if is_frozen:
         run.model.backbone.requires_grad_(False)
-        for group in run.optimizer.param_groups:
-            group["weight_decay"] = 0.0
     relabellings: list[dict[str, Any]] = []
     every, mode = max(1, run.config.labels.n_relabels // 5), run.config.labels.mode
     update, reader = run.labeler.update, reader_of(run.model, run.labeler.n_classes, None, None)
     if mode == "calibrated":  # once for labels and signs
         run.labeler._extractor.mode = "eval"
 
-    def updated(model: Any, loader: Any, last: bool = False) -> Any:
+    def updated(model: Any, loader: Any, last: bool = False, **_: Any) -> Any:
         around = BatchNorms(reader).calibrated(loader, len(truth), parted, seed=run.labeler.n_updates)
         with around if mode == "calibrated" else contextlib.nullcontext(loader) as whole:
             records = update(model, whole)
@@ -230,12 +230,10 @@ def run_one(data: str, setting: str, seed: int, folder: Path) -> dict[str, Any]:
     run.labeler.update = updated  # type: ignore[method-assign]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        while run.epoch < run.config.train.epochs:
-            try:
-                run.train_epoch()
-            except ValueError as error:  # NaN: a run that has diverged ends here
-                relabellings.append({"progress": run.epoch, "diverged": str(error)[:80]})
-                break
+        try:
+            run.fit()
+        except ValueError as error:  # NaN: a run that has diverged ends here
+            relabellings.append({"progress": run.epoch, "diverged": str(error)[:80]})
         if "diverged" not in relabellings[-1]:
             run.labeler.schedule = None
             parts = torch.arange(len(truth)).split(500)

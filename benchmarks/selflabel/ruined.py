@@ -53,11 +53,11 @@ def run_one(data: str, setting: str, seed: int, images: Images, truth: np.ndarra
     given["labels"]["n_relabels"] = 2 * EPOCHS
     given["train"] |= {"epochs": EPOCHS, "seed": seed, "threads": 1} | change.get("train", {})
     given["augment"] = change.get("augment", given["augment"])
+    if change.get("frozen"):
+        given["train"]["weight_decay"] = 0.0
     run = Run(config_of(given, f"{data}, {setting}"), None, images=images)
     if change.get("frozen"):
         run.model.backbone.requires_grad_(False)
-        for group in run.optimizer.param_groups:
-            group["weight_decay"] = 0.0
     course, diverged = [], ""
     update = run.labeler.update
 
@@ -70,12 +70,15 @@ def run_one(data: str, setting: str, seed: int, images: Images, truth: np.ndarra
         return records
 
     run.labeler.update = updated  # type: ignore[method-assign]
-    while run.epoch < (EPOCHS // 3 if change else EPOCHS // 2) and not diverged:
-        try:
-            run.train_epoch()
-        except ValueError as error:
-            diverged = str(error)[:100]
-            course.append({"epochs_trained": run.labeler.history[-1]["epochs_trained"], "alarms": [diverged]})
+
+    def end_early(line: dict[str, Any]) -> None:
+        run.trainer.should_stop = line["epoch"] >= (EPOCHS // 3 if change else EPOCHS // 2)
+
+    try:
+        run.fit(end_early)
+    except ValueError as error:
+        diverged = str(error)[:100]
+        course.append({"epochs_trained": run.labeler.history[-1]["epochs_trained"], "alarms": [diverged]})
     return {
         "data": data, "setting": setting, "seed": seed, "epochs": EPOCHS, "course": course, "diverged": diverged,
         "cpu_seconds": time.process_time() - started,

@@ -249,8 +249,7 @@ def measure(known_by: dict[str, Any], folder: str) -> dict[str, Any]:
         return {f"{part}{name}": value for part, one in found.items() for name, value in one.items()}
 
     result: dict[str, Any] = {"untrained": judged()} if asked.evaluation.baseline else {}
-    while run.epoch < config.train.epochs:
-        run.train_epoch()
+    run.fit()
     seconds = time.perf_counter() - started
     result |= judged()
     run.labeler.save_labels(f"{folder}/{key_of(known_by)}.h5")

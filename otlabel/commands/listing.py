@@ -38,8 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
     labels = saved.folder / "labels.h5"
     if not labels.is_file():
         raise FileNotFoundError(f"{saved.folder} has no labels.h5; let the run come to its end first")
-    model, images = saved.model(best=None, allow_code=arguments.allow_code), saved.images()
+    images = saved.images()
+    model = saved.model(images.train, best=None, allow_code=arguments.allow_code)
     with options.doing(arguments, "asking the network how sure it is"):
-        n_samples = write_table(arguments.output, labels, images, model)
+        n_samples = write_table(arguments.output, labels, images, model, workers=saved.config.data.workers)
     print(f"Labels of {n_samples:,} samples written to {arguments.output}")
     return 0

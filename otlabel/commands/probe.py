@@ -56,9 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
         n_crops=arguments.crops,
         flip=saved.config.augment.flip,
         seed=arguments.seed,
+        workers=saved.config.data.workers,
     )
-    model = saved.model(best=arguments.best, allow_code=arguments.allow_code)
-    images = saved.images() if arguments.data is None else saved.other_images(arguments.data, model)
+    own = saved.images()
+    model = saved.model(own.train, best=arguments.best, allow_code=arguments.allow_code)
+    images = own if arguments.data is None else saved.other_images(arguments.data, own)
     with options.doing(arguments, "training probes") as tell:
         judged = judge(model, images, protocol, progress=lambda epoch, n: tell(None, f"epoch {epoch} of {n}"))
     if arguments.json:

@@ -29,6 +29,7 @@ def add(commands: Any) -> None:
         commands,
         "train",
         run,
+        is_shared=True,
         help="train a model by self-labelling, on a folder or by a TOML file",
         description="Train a model by self-labelling (SeLa, DeepCluster, UIC). Goes on where it was interrupted. With "
         "-k, settings suit the data by their shape and number; else they are those of a TOML file or a recipe.",
@@ -37,7 +38,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "config",
         metavar="DATA_OR_CONFIG",
-        help="with -k: a folder of images, a .npy file, digits, fashion-mnist, cifar10; else " + CONFIG_HELP,
+        help="with -k: a folder of images, a .npy file, digits, fashion-mnist, cifar10, cifar100, svhn; else "
+        + CONFIG_HELP,
     )
     parser.add_argument("-k", "--classes", metavar="K", type=int, help="classes to find: settings then suit the data")
     parser.add_argument(
@@ -85,6 +87,7 @@ def _train_suited(arguments: argparse.Namespace) -> int:
     of_data = [change for change in arguments.set if change.strip().startswith("data.")]
     with progress("reading the data", shown=options.is_watched(arguments)):
         from otlabel.training.config import config_of
+        from otlabel.training.folder import rank_of_process
         from otlabel.training.setup import loaded
         from otlabel.training.suited import suited, told
 
@@ -92,7 +95,7 @@ def _train_suited(arguments: argparse.Namespace) -> int:
         images = loaded(data)
     given = suited(tuple(images.train.shape), arguments.classes)
     config = changed(config_of({"data": _without_none(data.to_dict())["data"]} | given), arguments.set)
-    if not arguments.json:
+    if not arguments.json and rank_of_process() == 0:
         print(told(tuple(images.train.shape), config, timed=arguments.time is not None))
     if arguments.time is not None:
         return _search(arguments, config, images)
@@ -100,8 +103,10 @@ def _train_suited(arguments: argparse.Namespace) -> int:
 
 
 def _search(arguments: argparse.Namespace, config: Config, images: Images) -> int:
+    from otlabel.commands.torchrun import check_alone
     from otlabel.training.search import search, seconds_of
 
+    check_alone()
     report = None if arguments.json else _Table()
     more: dict[str, Any] = {} if arguments.json else {"say": _say}
     seconds = seconds_of(arguments.time)
@@ -116,23 +121,24 @@ def _say(text: str) -> None:
 
 def train_by(arguments: argparse.Namespace, config: Config, images: Images | None = None) -> int:
     """One run, and what came of it."""
-    table, n_epochs = None if arguments.json else _Table(config), config.train.epochs
-    with (
-        _told_how_to_go_on(arguments.output / "checkpoint.pt"),
-        progress("training", n_epochs, "epochs", shown=options.is_watched(arguments)) as tell,
-    ):
-
-        def report(line: dict[str, Any]) -> None:
-            tell(line["epoch"], "judging the features" if line["epoch"] == n_epochs else f"loss {line['loss']:.3g}")
-            if table is not None:
-                table(line)
-
-        from otlabel.training.folder import FILES
-        from otlabel.training.run import train
+    table, watched = None if arguments.json else _Table(config), options.is_watched(arguments)
+    with _told_how_to_go_on(arguments.output / "checkpoint.pt"):
+        with progress("getting ready", shown=watched):
+            from otlabel.training.folder import FILES
+            from otlabel.training.run import train
 
         if Path(arguments.config).is_file():  # else a recipe
             check_apart({f"the run's {name}": arguments.output / name for name in FILES}, {"CONFIG": arguments.config})
-        run = train(config, arguments.output, report=report, allow_code=arguments.allow_code, images=images)
+        run = train(
+            config,
+            arguments.output,
+            report=table,
+            allow_code=arguments.allow_code,
+            images=images,
+            progress=watched,
+        )
+    if not run.trainer.is_global_zero:
+        return 0
     return _end(arguments, run.result)
 
 

@@ -14,7 +14,7 @@ from otlabel.sources import load_array
 from otlabel.sources.npy import read_header
 from otlabel.storage.texts import read_lines
 from otlabel.text import local_path
-from otlabel.training.data import images_in, read_pixels
+from otlabel.training.images import files_in, read_pixels
 
 SIDE = 64  # pixels of a picture, at most
 
@@ -29,14 +29,14 @@ class ImageFiles(Sequence[np.ndarray]):
         return len(self._files)
 
     def __getitem__(self, index: Any) -> Any:
-        return np.broadcast_to(read_pixels(self._files[index], SIDE, cropped=True), (SIDE, SIDE, 3))
+        return np.broadcast_to(read_pixels(self._files[index], SIDE), (SIDE, SIDE, 3))
 
 
 def read_images(text: str) -> Any:
     """What a path leads to; an array is mapped where it can be."""
     path = Path(local_path(text))
     if path.is_dir() and path.suffix.lower() != ".zarr":
-        return ImageFiles(images_in(path)[0])
+        return ImageFiles([path / name for name in files_in(path)[0]])
     if path.suffix.lower() == ".txt":
         return ImageFiles([path.parent / local_path(line) for line in read_lines(path)])
     if path.suffix.lower() != ".npy":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otlabel.errors import FileFormatError, FingerprintError
-from otlabel.reporting.image_files import read_images
+from otlabel.reporting.image_files import ImageFiles, read_images
 from otlabel.result import Assignment
 from otlabel.solver.outcome import Certificate
 from otlabel.sources import as_array, load_array, open_scores
@@ -26,7 +26,7 @@ from otlabel.text import local_path, one_line
 if TYPE_CHECKING:
     from otlabel.selflabel.stores.head_labels import HeadLabels
     from otlabel.training.config import Config
-    from otlabel.training.data import Images
+    from otlabel.training.data import Images, Samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,12 +209,21 @@ def _of_run(folder: Path, head: int, n_samples: int | None) -> Subject:
     return dataclasses.replace(
         subject,
         scores=scores,
-        images=images.train.numpy() if images.train.ndim == 4 else None,
-        features=images.train.numpy() if images.train.ndim == 2 else None,
+        images=_pixels(images.train) if images.train.ndim == 4 else None,
+        features=_pixels(images.train) if images.train.ndim == 2 else None,
         truth=None if images.train_labels is None else images.train_labels.numpy(),
         about=tuple(about),
         notes=tuple(notes),
     )
+
+
+def _pixels(samples: Samples) -> Any:
+    """In memory what is there already; of files, those that are asked for."""
+    from otlabel.training import images
+
+    if isinstance(samples, images.ImageFiles):
+        return ImageFiles([samples.path(index) for index in range(len(samples))])
+    return samples.numpy()
 
 
 def _features_judged(folder: Path) -> list[str]:
@@ -239,11 +248,14 @@ def _features_judged(folder: Path) -> list[str]:
 
 def _checkpoint(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """The weights of the network and a record of each relabelling and head; nothing where there is no checkpoint."""
+    from otlabel.training.folder import trained_weights
+
     if not path.is_file():
         return None, []
     try:
-        state = load_plain(path, keys=("weights", "labeler"))
-        return dict(state["weights"]), [dict(record) for record in state["labeler"]["history"]]
+        state = load_plain(path, keys=("state_dict", "callbacks"))
+        history = state["callbacks"]["otlabel"]["labeler"]["history"]
+        return trained_weights(path), [dict(record) for record in history]
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise FileFormatError(f"{path} is damaged, or is no checkpoint of a run: {one_line(error)}") from error
 
@@ -254,9 +266,9 @@ def _network_scores(config: Config, images: Images, weights: dict[str, Any], hea
 
     from otlabel.selflabel.model import forward_only
     from otlabel.training.evaluate import features_of
-    from otlabel.training.saved import model_of, weights_of_model
+    from otlabel.training.saved import model_of
 
-    model = model_of(config, weights_of_model(weights))
+    model = model_of(config, weights, images.train)
     features = torch.from_numpy(features_of(model, images.train, torch.device("cpu")))
     with forward_only(model):
         parts = [model.heads[head](part).log_softmax(1) for part in features.split(1 << 14)]

@@ -59,7 +59,7 @@ def lightning_callback(labeler: SelfLabeler, loader: Loader | None, model: nn.Mo
         ValueError: a labeler without a schedule.
     """
     _check_schedule(labeler)
-    base: Any = _lightning().Callback
+    base: Any = lightning().Callback
 
     class SelfLabelCallback(base):
         state_key = "otlabel"  # what the state is found by in a checkpoint
@@ -185,8 +185,12 @@ def figures_of(labeler: SelfLabeler) -> dict[str, float]:
     return {f"otlabel/{name}": float(np.mean(values)) for name, values in found.items() if values}
 
 
-def _lightning() -> Any:
-    """The package that is in use, or else the one that is installed."""
+def lightning() -> Any:
+    """The package that is in use, or else the one that is installed.
+
+    Raises:
+        MissingPackageError: neither is.
+    """
     there = [name for name in LIGHTNING if find_spec(name.partition(".")[0]) is not None]
     if not there:
         raise MissingPackageError("lightning", "lightning")

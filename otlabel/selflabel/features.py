@@ -143,11 +143,11 @@ class Extractor:
 
     def finish_recording(self, keeping: Keeping, reader: ModelReader, *, has_classes: bool) -> None:
         """Let the rows that were recorded take the place of the old ones; there may be none where best classes were."""
+        if self.came is None and has_classes:
+            return
         if keeping.communicator.world_size > 1:
-            raise ValueError("recorded batches are of one process only; pass a loader where several train together")
+            raise ValueError("recorded features are of one process only; pass a loader where several train together")
         if self.came is None:
-            if has_classes:
-                return
             raise ValueError("nothing was recorded since the last update; pass a loader, or call record while training")
         if reader.kind == LOGITS:
             raise ValueError("features were recorded, but the model shows no heads to apply to them; pass heads=")

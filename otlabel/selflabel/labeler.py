@@ -29,7 +29,7 @@ from otlabel.selflabel.quality import Looks, MakeView, common_view
 from otlabel.selflabel.ranks import training_group
 from otlabel.selflabel.relabelling import Relabelled, Relabelling
 from otlabel.selflabel.schedule import Schedule, share_done, time_of
-from otlabel.selflabel.state import NO_LABEL, VERSION, State, checked_truth, first_labels, read_state
+from otlabel.selflabel.state import VERSION, State, checked_truth, first_labels, read_state
 from otlabel.selflabel.stores import Store, opened
 from otlabel.selflabel.weights import checked_optimizers, heads_hash, renew_heads
 from otlabel.sources import as_array
@@ -80,6 +80,7 @@ class SelfLabeler:
             "eval": with the running averages as training has left them, which lag behind the weights and are of
             augmented samples. "train": as SeLa's authors do it, with the averages of each batch.
         amp: dtype of automatic mixed precision for the extraction, such as torch.bfloat16. None: none.
+        in_turn: label one head at a time, each relabelling the next of them, as SeLa's program for CIFAR does.
         steps_per_epoch: lets `due(step=...)` serve a schedule in epochs. None: not needed.
         seed: of the first labels and of all that labelings draw.
         progress: show a bar while features are extracted.
@@ -111,6 +112,7 @@ class SelfLabeler:
         truth: Any = None,
         mode: str = "calibrated",
         amp: torch.dtype | None = None,
+        in_turn: bool = False,
         steps_per_epoch: int | None = None,
         seed: int = 0,
         progress: bool = False,
@@ -128,6 +130,7 @@ class SelfLabeler:
         self.schedule, self.steps_per_epoch, self.seed = schedule, steps_per_epoch, seed
         self.store = opened(store)
         self.data = data
+        self._in_turn = in_turn
         self._make_view = common_view if views is None else views
         self._truth = None if truth is None else checked_truth(truth, n_samples)
         self._features_of, self._heads_of = features, heads
@@ -243,13 +246,14 @@ class SelfLabeler:
         chosen = whole_numbers(index)
         check_range(chosen, self.n_samples)
         if logits is not None:
-            state = self._state
-            if state.recorded is None:
-                state.recorded = torch.full_like(state.labels, NO_LABEL)
-            best = torch.stack([one.detach().argmax(1) for one in as_logits(logits, self.n_classes)])
-            state.recorded[:, torch.from_numpy(chosen).to(state.recorded.device)] = best.to(state.recorded.device)
+            self._state.record(torch.from_numpy(chosen), as_logits(logits, self.n_classes))
         if features is not None:
             self._extractor.record(self.store, chosen, features.detach().float().cpu().numpy())
+
+    def share_recorded(self) -> None:
+        """Let all processes that train together have the best classes that each has recorded, for `state_dict`."""
+        with communicator_of(training_group(self._ranks_group)) as ranks:
+            self._state.share_recorded(ranks)
 
     # ---- relabelling ----
 
@@ -323,6 +327,7 @@ class SelfLabeler:
             started = time.perf_counter()
             holders = looks = None
             if loader is None:
+                state.share_recorded(communicator)
                 self._extractor.finish_recording(keeping, reader, has_classes=state.recorded is not None)
             else:
                 loader = calibration.enter_context(self._extractor.calibrated(norms, loader, self._seed_of_update()))
@@ -338,6 +343,7 @@ class SelfLabeler:
                 self._seed_of_update(),
                 recorded=None if loader is not None or state.recorded is None else as_array(state.recorded),
                 truth=self._truth,
+                only=state.n_updates % len(self.n_classes) if self._in_turn else None,
             )
             has_rows = loader is not None or self._extractor.came is not None
             found = relabelling.run_over(keeping, holders, has_rows=has_rows)

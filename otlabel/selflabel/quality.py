@@ -8,7 +8,7 @@ samples by heart, that was trained too fast, or whose labels are noise, does not
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from otlabel import metrics
-from otlabel.selflabel.calibration import MOST_BYTES, averages_kept
+from otlabel.selflabel.calibration import averages_kept
 from otlabel.selflabel.model import ModelReader, NoRowsError, joined, n_bytes, taken, tensors, to_device
 
 LEAST, SHARE, MOST = 256, 12, 4096  # samples looked at: one in twelve, within these numbers
-AT_ONCE = 256  # views that go through the model together
+AT_ONCE, VIEW_BYTES = 256, 1 << 24  # views that go through the model together; of samples that they are made of
+MOST_BYTES = 1 << 27  # of samples that are kept to be looked at: of photographs as bytes some 900 of 224 x 224
 MakeView = Callable[[Any, torch.Generator], Any]
 
 AREA, TURN = 0.35, 10.0  # of images: least share of the area that a crop keeps; degrees to either side
@@ -135,12 +136,10 @@ class Looks:
         """Let the model see views of what was kept; it is in its mode, without gradients."""
         if not self._kept:
             return
-        parts = self._parts()
-        self._kept = []
         found, indices = [], []
         devices = [device.index] if device.type == "cuda" else []
         with torch.random.fork_rng(devices), averages_kept(reader.model):
-            for index, inputs in parts:
+            for index, inputs in self._parts():
                 views = self._make_view(inputs, self._generator)
                 if views is None:
                     return
@@ -149,17 +148,23 @@ class Looks:
                 indices.append(index)
         self.index, self.rows = np.concatenate(indices), np.concatenate(found)
 
-    def _parts(self) -> list[tuple[np.ndarray, Any]]:
-        """Batches in the order of indices, where inputs can be put together; else as they came."""
-        indices = [index for index, _ in self._kept]
+    def _parts(self) -> Iterator[tuple[np.ndarray, Any]]:
+        """Batches in the order of indices, where inputs can be put together; else as they came. Nothing is kept on."""
+        kept, self._kept = self._kept, []
+        indices = [index for index, _ in kept]
         try:
-            whole = joined([inputs for _, inputs in self._kept], [len(index) for index in indices])
+            whole = joined([inputs for _, inputs in kept], [len(index) for index in indices])
         except NoRowsError:
-            return self._kept
+            yield from kept
+            return
+        del kept
         index = np.concatenate(indices)
         order = np.unique(index, return_index=True)[1]
-        n_parts = -(-len(order) // AT_ONCE)
-        return [(index[part], taken(whole, part, len(index))) for part in np.array_split(order, n_parts)]
+        # On its way a view takes several times the bytes of its sample.
+        at_once = min(AT_ONCE, max(1, VIEW_BYTES * len(index) // max(1, n_bytes(whole))))
+        n_parts = -(-len(order) // at_once)
+        for part in np.array_split(order, n_parts):
+            yield index[part], taken(whole, part, len(index))
 
 
 # ---- signs ----

@@ -47,6 +47,7 @@ class Relabelling:
     seed: int  # of this relabelling; each head draws its own from it
     recorded: np.ndarray | None = None  # (T, N) best classes that were seen in training
     truth: np.ndarray | None = None  # (N,) true classes to compare with
+    only: int | None = None  # the one head that is labelled anew; the others stay. None: all are
 
     def run(self, rows: Any, holders: Holders | None = None) -> list[Relabelled]:
         """New labels of all heads from one read of the stored rows; nothing of the old ones is touched.
@@ -85,7 +86,8 @@ class Relabelling:
                 shared=shared,
                 holders=holders,
             )
-            new = self.labeling(shown)
+            stays = self.only not in (None, head)
+            new = NewLabels(shown.before, shown.state) if stays else self.labeling(shown)
             labels = everybody.joined("labels", _checked(new, shown).astype(np.int32)).astype(np.int64)
             facts = {name: float(value) for name, value in new.facts.items()}
             record = self._described(head, labels, new) | facts

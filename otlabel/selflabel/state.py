@@ -52,6 +52,21 @@ class State:
     best: Best | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def record(self, chosen: Tensor, logits: list[Tensor]) -> None:
+        """Keep the best classes of some samples."""
+        if self.recorded is None:
+            self.recorded = torch.full_like(self.labels, NO_LABEL)
+        best = torch.stack([one.detach().argmax(1) for one in logits])
+        self.recorded[:, chosen.to(self.recorded.device)] = best.to(self.recorded.device)
+
+    def share_recorded(self, communicator: Communicator) -> None:
+        """What each process has recorded, on all of them; of a sample that several have, the highest class."""
+        if not communicator.allreduce_max("has recorded", self.recorded is not None)[0]:
+            return
+        own = torch.full_like(self.labels, NO_LABEL) if self.recorded is None else self.recorded
+        found = -communicator.allreduce_min("recorded", -as_array(own))
+        self.recorded = torch.from_numpy(found).to(own.device)
+
     def advance(
         self,
         labels: Tensor,

@@ -27,10 +27,16 @@ class Data:
     n_samples: int | None = None  # to train on, drawn at random; none: all
     validation: float = 0.0  # share of them set apart and judged on in place of the test images
     imbalance: Literal["full", "light", "heavy"] = "full"  # light: half of one class goes; heavy: 10 % ... 100 % stay
-    size: int = 32  # pixels of a side that images of a folder are resized to
+    size: int = 32  # pixels of a side that images of a folder are cut to
+    centre: float = 1.0  # share of their shorter side that is cut out of the middle where no crop is drawn
+    workers: int | None = None  # processes that read images of a folder; none: by the CPUs and the number of images
     seed: int = 0  # of these draws
 
     def __post_init__(self) -> None:
+        if not 0 < self.centre <= 1:
+            raise ValueError(f"centre is {self.centre}; give a share of the shorter side, above 0 to 1")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; give a number of processes, or 0 for none")
         _check_seed(self.seed)
 
 
@@ -42,6 +48,7 @@ class Model:
     options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the backbone
     heads: list[int] = field(default_factory=lambda: [128] * 10)  # classes of each head
     hidden: int | None = None  # width of a hidden layer in each head; none: linear heads
+    sobel: bool = False  # whether the network is given the slopes of grey images, across and down, in place of colours
 
     def __post_init__(self) -> None:
         for key in ("name", "channels", "allow_code"):  # which are not the config's to say
@@ -65,8 +72,10 @@ class Labels:
     abstain: float = 0.0  # share left unlabelled
     rounding: Literal["exact", "argmax"] = "exact"
     mode: Literal["calibrated", "eval", "train"] = "calibrated"  # of the model while features are extracted
-    # Of sinkhorn: features are of views, drawn as in training; at the end all are labelled once more, as they are.
-    augmented: bool = False
+    # Labels are of views, drawn as in training; with sinkhorn all are labelled once more at the end, as they are. With
+    # argmax the views are those that were trained on. none: only with argmax.
+    augmented: bool | None = None
+    in_turn: bool = False  # each relabelling is of one head, and the next of the next
     store: Literal["memory", "hdf5"] = "memory"  # where features go; hdf5: features.h5 in the run's folder
     file: str = ""  # of method = "fixed": labels that an earlier run wrote
 
@@ -81,10 +90,20 @@ class Labels:
             raise ValueError(f"fixed_epochs is {self.fixed_epochs}; give a number of epochs, or 0")
         if not 0 <= self.abstain < 1:
             raise ValueError(f"abstain is {self.abstain}; give a share from 0 to below 1")
-        if self.augmented and self.method != "sinkhorn":
-            raise ValueError(f"augmented is of method = 'sinkhorn', this is {self.method!r}; leave it out")
+        if self.augmented is not None and self.method not in ("sinkhorn", "argmax"):
+            raise ValueError(f"augmented is of method = 'sinkhorn' or 'argmax', this is {self.method!r}; leave it out")
         if self.method == "fixed" and not self.file:
             raise ValueError("method is 'fixed', but no file is given; name the labels that an earlier run wrote")
+
+    @property
+    def recorded(self) -> bool:
+        """Whether labels are those that training itself has given, view by view."""
+        return self.method == "argmax" and self.augmented is not False
+
+    @property
+    def of_views(self) -> bool:
+        """Whether views are drawn to be labelled."""
+        return self.method == "sinkhorn" and bool(self.augmented)
 
 
 @dataclass(frozen=True)
@@ -92,7 +111,7 @@ class Train:
     """[train]: the training itself; whose the defaults are is in docs/training.md."""
 
     epochs: int = 400
-    batch_size: int = 128
+    batch_size: int = 128  # of all devices together
     lr: float = 0.05
     momentum: float = 0.9
     nesterov: bool = False
@@ -103,7 +122,6 @@ class Train:
     rotation: float = 0.0  # weight of the loss of a 4-way rotation head (SeLa + Rot); 0: none
     uniform: bool | None = None  # classes count equally; none: for kmeans and argmax, as their authors do
     seed: int = 0
-    device: str = "auto"  # cuda where there is one
     threads: int | None = None  # of torch, on a CPU; part of what makes runs bit-identical. none: torch's choice
 
     def __post_init__(self) -> None:
@@ -143,6 +161,7 @@ class Config:
     train: Train = field(default_factory=Train)
     augment: Augmentation = field(default_factory=Augmentation)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    trainer: dict[str, Any] = field(default_factory=dict)  # [trainer]: arguments of Lightning's Trainer, by their names
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON can hold them."""
@@ -154,7 +173,8 @@ class Config:
         for name, value in values.items():
             section, _, key = name.partition("__")
             sections.setdefault(section, {})[key] = value
-        changed = {name: dataclasses.replace(getattr(self, name), **keys) for name, keys in sections.items()}
+        changed: dict[str, Any] = {"trainer": self.trainer | sections.pop("trainer", {})}
+        changed |= {name: dataclasses.replace(getattr(self, name), **keys) for name, keys in sections.items()}
         return dataclasses.replace(self, **changed)
 
 
@@ -185,14 +205,15 @@ def read_config(name: str) -> Config:
 
 def config_of(given: dict[str, Any], where: str = "the config") -> Config:
     """A config of nested plain values, each key and type checked."""
-    sections = {}
+    sections: dict[str, Any] = {}
     kinds = typing.get_type_hints(Config)
     for name, values in given.items():
         if name not in kinds:
             raise FileFormatError(f"{where} has a section [{name}]{_meant(name, kinds)}")
         if not isinstance(values, dict):
             raise FileFormatError(f"{where}: {name} must be a section, [{name}]")
-        sections[name] = _section(kinds[name], values, f"{where}, [{name}]")
+        plain = name == "trainer"  # whose keys are looked at where Lightning is there to tell them
+        sections[name] = dict(values) if plain else _section(kinds[name], values, f"{where}, [{name}]")
     if "data" not in sections:
         raise FileFormatError(f"{where} has no section [data] that names the data")
     return Config(**sections)

@@ -7,12 +7,17 @@ Images below 14 pixels are not moved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from otlabel.training.augment import plain
+from otlabel.training.data import Samples
+from otlabel.training.images import ImageFiles
+from otlabel.training.loaders import FileSamples
 
 MARGIN = 14  # a side is this many times the margin: 224 / 16
 
@@ -76,27 +81,47 @@ class Batches:
     """Batches of samples and their classes, as `linear_probes` reads them, in a new order in each epoch of training.
 
     Args:
-        samples: (N, C, H, W) uint8, of which crops are made; or (N, D), which stay as they are.
+        samples: (N, C, H, W) uint8 in memory or in files, of which crops are made; or (N, D), which stay as they are.
         classes: (N,) int64.
         size: samples of a batch.
         flip: whether images may be mirrored.
         seed: of order and crops in training; None: not for training, in order.
         n_crops: 1 or 10, where it is not for training.
+        workers: processes that read files.
     """
 
     def __init__(
-        self, samples: Tensor, classes: Tensor, size: int, *, flip: bool, seed: int | None = None, n_crops: int = 1
+        self,
+        samples: Samples,
+        classes: Tensor,
+        size: int,
+        *,
+        flip: bool,
+        seed: int | None = None,
+        n_crops: int = 1,
+        workers: int = 0,
     ) -> None:
-        self._samples, self._classes, self._size = samples, classes, size
+        self._samples, self._classes, self._size, self._workers = samples, classes, size, workers
         self._flip, self._n_crops = flip, n_crops
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         n_samples, generator = len(self._samples), self._generator
         order = torch.arange(n_samples) if generator is None else torch.randperm(n_samples, generator=generator)
-        for index in order.split(self._size):
-            samples = self._samples[index]
+        for index, samples in self._read(order):
             yield self._cropped(samples) if samples.ndim == 4 else samples, self._classes[index]
+
+    def _read(self, order: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        if not isinstance(self._samples, ImageFiles):
+            return ((index, self._samples[index]) for index in order.split(self._size))
+        sampler: Any = order.tolist()
+        return DataLoader(
+            FileSamples(self._samples),
+            self._size,
+            sampler=sampler,
+            num_workers=self._workers,
+            generator=torch.Generator(),
+        )
 
     def _cropped(self, images: Tensor) -> Tensor:
         if self._generator is not None:

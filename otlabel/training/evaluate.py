@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from otlabel import metrics
 from otlabel.selflabel.model import MultiHead, forward_only
-from otlabel.training.augment import plain
 from otlabel.training.config import Evaluation
-from otlabel.training.data import Images
+from otlabel.training.data import Images, Samples
+from otlabel.training.loaders import in_order, standardised
 
-BATCH = 512
 
-
-def evaluate(model: MultiHead, images: Images, wanted: Evaluation, device: torch.device) -> dict[str, float]:
+def evaluate(
+    model: MultiHead, images: Images, wanted: Evaluation, device: torch.device, workers: int = 0
+) -> dict[str, float]:
     """Accuracy of weighted k-nearest neighbours and of a linear probe, from the training to the test images.
 
     Args:
@@ -24,6 +23,7 @@ def evaluate(model: MultiHead, images: Images, wanted: Evaluation, device: torch
             takes the place of the training images.
         wanted: what to measure.
         device: where the model is.
+        workers: processes that read image files.
 
     Returns:
         "knn" and "probe", each from 0 to 1, as far as they can be had.
@@ -33,7 +33,7 @@ def evaluate(model: MultiHead, images: Images, wanted: Evaluation, device: torch
         known, classes = images.bank, images.bank_labels
     if classes is None or images.test is None or images.test_labels is None:
         return {}
-    train, test = (features_of(model, part, device) for part in (known, images.test))
+    train, test = (features_of(model, part, device, workers) for part in (known, images.test))
     found = {}
     if wanted.knn:
         found["knn"] = metrics.knn_accuracy(train, classes, test, images.test_labels, k=wanted.knn)
@@ -42,9 +42,12 @@ def evaluate(model: MultiHead, images: Images, wanted: Evaluation, device: torch
     return found
 
 
-def features_of(model: MultiHead, images: Tensor, device: torch.device) -> np.ndarray:
-    """(N, D) float32 of images without augmentation."""
+def features_of(model: MultiHead, samples: Samples, device: torch.device, workers: int = 0) -> np.ndarray:
+    """(N, D) float32 of samples as they are, in their order."""
+    indices, found = [], []
     with forward_only(model):
-        parts = [batch.to(device) for batch in images.split(BATCH)]
-        found = [model.features(part if part.ndim == 2 else plain(part)).float().cpu() for part in parts]
-    return torch.cat(found).numpy()
+        dtype = next((one.dtype for one in model.parameters()), torch.float32)
+        for index, part in in_order(samples, workers=workers):
+            indices.append(torch.as_tensor(index))
+            found.append(model.features(standardised(part.to(device)).to(dtype)).float().cpu())
+    return torch.cat(found)[torch.cat(indices).argsort()].numpy()

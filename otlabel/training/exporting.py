@@ -61,6 +61,7 @@ def export(model: MultiHead, path: str | os.PathLike[str], config: Config) -> Ex
         "backbone": config.model.backbone,
         "options": json.dumps(config.model.options),
         "channels": str(channels),
+        "normalise": config.augment.normalise,
         "read_by": _told(config, channels),
     }
     content = save(weights, about)
@@ -70,7 +71,17 @@ def export(model: MultiHead, path: str | os.PathLike[str], config: Config) -> Ex
 
 
 def _told(config: Config, channels: int) -> str:
-    """Which network of torchvision takes them, and what of it has to be changed."""
+    """Which network of torchvision takes them, what of it has to be changed, and what images it sees."""
+    sees = {
+        "half": "",
+        "data": "; images standardised by the data's own constants",
+        "imagenet": "; images standardised by ImageNet's",
+    }
+    slopes = "; slopes of grey images (Sobel) in place of colours" if config.model.sobel else ""
+    return _reader(config, channels) + sees[config.augment.normalise] + slopes
+
+
+def _reader(config: Config, channels: int) -> str:
     name, options = config.model.backbone, config.model.options
     library, _, theirs = name.partition(":")
     if library == "torchvision" and theirs:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from otlabel.errors import FileFormatError, FingerprintError
+from otlabel.sources.paths import load_plain
 from otlabel.storage.atomic import replacing
 
 FILES = ("metrics.jsonl", "checkpoint.pt", "labels.h5", "result.json", "config.json", "features.h5")
 BEGUN = FILES[:4]  # there are some of them once an epoch has been trained
+
+
+def rank_of_process() -> int:
+    """Which of the processes that train together this is, as torchrun, Slurm or Lightning itself have said it."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if os.environ.get(name, "").isdecimal():
+            return int(os.environ[name])
+    return int(os.environ.get("LOCAL_RANK", 0)) + int(os.environ.get("NODE_RANK", 0))  # 0 is the first all the same
 
 
 class RunFolder:
@@ -28,7 +37,6 @@ class RunFolder:
 
     def __init__(self, path: Path, asked: dict[str, Any]) -> None:
         self.path, self._asked = path, json.dumps(asked, indent=2)
-        self._events = _Events(path / "tensorboard")
         self._is_claimed = False  # whether config.json is that of this run
 
     def checkpoint(self) -> Path | None:
@@ -66,24 +74,15 @@ class RunFolder:
             _write_text(self.path / "config.json", self._asked)
         self._is_claimed = True
 
-    def save(self, line: dict[str, Any], state: dict[str, Any]) -> None:
-        """The line of an epoch and the checkpoint after it; a line too many is cut off on resume."""
+    def log(self, line: dict[str, Any]) -> None:
+        """The line of an epoch, before the checkpoint after it; a line too many is cut off on resume."""
         self.claim()
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
-        image = io.BytesIO()
-        torch.save(state, image)
-        with replacing(self.path / "checkpoint.pt") as file:
-            file.write(image.getbuffer())
-        self._events.add(line)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """What the run has come to."""
         _write_text(self.path / "result.json", json.dumps(result, indent=2))
-
-    def close(self) -> None:
-        """Let go of what is open."""
-        self._events.close()
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -103,8 +102,9 @@ def _check_same(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> N
     if theirs.get("data") != ours["data"]:
         raise FingerprintError(f"{folder} holds a run on other data: {theirs.get('data')}, these are {ours['data']}")
     for section, keys in ours["config"].items():
-        for key, value in keys.items():
-            old = theirs["config"].get(section, {}).get(key)
+        before = theirs["config"].get(section, {})
+        for key in keys | (before if section == "trainer" else {}):  # others have all of their keys
+            old, value = before.get(key), keys.get(key)
             if old != value:
                 raise FingerprintError(
                     f"{folder} holds a run with [{section}] {key} = {old!r}, now it is {value!r}; give another folder, "
@@ -117,37 +117,43 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-class _Events:
-    """TensorBoard's events of one run, in one file; none without its package: metrics.jsonl has the same figures."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._is_open = False
-        self._writer: Any = None
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Write the figures of an epoch, at once: the run may be killed."""
-        if not self._is_open:  # with the first line, so that a run with nothing left to do leaves no file
-            self._is_open, self._writer = True, self._opened()
-        if self._writer is not None:
-            for name, value in line.items():
-                self._writer.add_scalar(name, value, line["epoch"])
-            self._writer.flush()
-
-    def _opened(self) -> Any:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return None
-        return SummaryWriter(str(self._folder))
-
-    def close(self) -> None:
-        """Let go of the file, if there is one."""
-        if self._writer is not None:
-            self._writer.close()
-
-
 # ---- what a checkpoint holds ----
+
+
+def trained_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of the model (a `MultiHead`: backbone and heads) in a run's checkpoint.
+
+    Raises:
+        FileFormatError: it is none, or is damaged.
+    """
+    state = load_plain(path, keys=("state_dict",))["state_dict"]
+    prefix = "model."
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+
+def best_weights(path: Path) -> dict[str, Tensor] | None:
+    """The weights of the model at the relabelling of the highest quality; None where there was none.
+
+    Raises:
+        FileFormatError: the checkpoint is none, or is damaged.
+    """
+    state = load_plain(path, keys=("callbacks",))
+    try:
+        best = state["callbacks"]["otlabel"]["best"]
+        return None if best is None else dict(best)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path} is damaged, or is no checkpoint of a run: {error!r}") from error
+
+
+def check_loops(found: Any, own: Any) -> None:
+    """Refuse counts of epochs and steps that are not of the form of this Trainer's."""
+    if isinstance(own, dict):
+        if not isinstance(found, dict) or not set(own) <= set(found):
+            raise ValueError("its counts of epochs and steps are not those of a Trainer")
+        for name, value in own.items():
+            check_loops(found[name], value)
+    elif type(found) is not type(own):
+        raise ValueError(f"a count of its epochs and steps is {found!r}")
 
 
 def checked_weights(weights: Any, model: nn.Module) -> dict[str, Tensor] | None:

@@ -16,6 +16,7 @@ from otlabel.selflabel.model import MultiHead, forward_only
 from otlabel.training.crops import Batches
 from otlabel.training.data import Images, validation
 from otlabel.training.evaluate import features_of
+from otlabel.training.loaders import worker_count
 from otlabel.training.probes import Probe, linear_probes
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Protocol:
     flip: bool = False  # whether images may be mirrored
     neighbours: int = 50
     seed: int = 0
+    workers: int | None = None  # processes that read files; None: by their number
 
 
 @dataclass(frozen=True)
@@ -90,19 +92,20 @@ def judge(
     assert images.test_labels is not None
     parts = (images.train, images.train_labels), (images.test, images.test_labels)
     flip, n_classes = protocol.flip, 1 + max(int(classes.max()) for _, classes in parts)
+    workers = worker_count(protocol.workers, images.train)
     probes = linear_probes(
         model,
         protocol.layers,
-        Batches(*parts[0], protocol.batch_size, flip=flip, seed=protocol.seed),
-        Batches(*parts[1], TEST_BATCH, flip=flip, n_crops=protocol.n_crops),
+        Batches(*parts[0], protocol.batch_size, flip=flip, seed=protocol.seed, workers=workers),
+        Batches(*parts[1], TEST_BATCH, flip=flip, n_crops=protocol.n_crops, workers=workers),
         epochs=protocol.epochs,
         n_classes=n_classes,
         seed=protocol.seed,
         progress=progress,
     )
     device = next(model.parameters()).device
-    features = [features_of(model, samples, device) for samples, _ in parts]
-    logits = [_logits(model, found, device) for found in features]
+    features = [features_of(model, samples, device, workers) for samples, _ in parts]
+    logits = [logits_of(model, found, device) for found in features]
     truth = [classes.numpy() for _, classes in parts]
     numbers, told = _numbers(features, [found[0] for found in logits])
     ways = min(WAYS, n_classes)
@@ -120,7 +123,7 @@ def judge(
     )
 
 
-def _logits(model: MultiHead, features: np.ndarray, device: torch.device) -> list[np.ndarray]:
+def logits_of(model: MultiHead, features: np.ndarray, device: torch.device) -> list[np.ndarray]:
     """(N, K) of each head."""
     with forward_only(model):
         parts = torch.from_numpy(features).split(1 << 14)

@@ -12,15 +12,22 @@ import numpy as np
 import torch
 
 from otlabel.errors import FingerprintError
-from otlabel.selflabel.model import MultiHead, forward_only
+from otlabel.selflabel.model import MultiHead
 from otlabel.selflabel.stores.head_labels import load_labels
 from otlabel.storage.atomic import replacing
 from otlabel.training.data import Images
-from otlabel.training.loaders import AsTheyAre
+from otlabel.training.evaluate import features_of
+from otlabel.training.judged import logits_of
+from otlabel.training.loaders import worker_count
 
 
 def write_table(
-    path: str | os.PathLike[str], labels_file: str | os.PathLike[str], images: Images, model: MultiHead
+    path: str | os.PathLike[str],
+    labels_file: str | os.PathLike[str],
+    images: Images,
+    model: MultiHead,
+    *,
+    workers: int | None = None,
 ) -> int:
     """Write a CSV file, whole or not at all; returns how many samples it has.
 
@@ -32,6 +39,7 @@ def write_table(
         labels_file: what the run has written.
         images: the run's.
         model: the run's, on any device.
+        workers: processes that read image files. None: by their number.
 
     Raises:
         FileNotFoundError, FileFormatError: as `load_labels`.
@@ -45,28 +53,28 @@ def write_table(
             f"{os.fspath(labels_file)} holds labels of {shape[1]:,} samples and {shape[0]} heads, of data "
             f"{stored.data}; the run has {len(images.train):,} and {len(model.heads)}, of {images.identity}"
         )
+    device = next(model.parameters()).device
+    features = features_of(model, images.train, device, worker_count(workers, images.train))
+    files = images.files
     with replacing(path) as file:
         # Names of files are bytes, which need not be text of any encoding.
         text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
         writer = csv.writer(text, lineterminator="\n")
         heads = [name for t in range(shape[0]) for name in (f"label_{t}", f"confidence_{t}")]
-        writer.writerow(["sample", *([] if images.files is None else ["file"]), *heads])
-        for sample, (labels, chances) in enumerate(_rows(stored.labels, images, model)):
+        writer.writerow(["sample", *([] if files is None else ["file"]), *heads])
+        for sample, (labels, chances) in enumerate(_rows(stored.labels, features, model)):
             each = [one for label, chance in zip(labels, chances, strict=True) for one in (label, f"{chance:.4f}")]
-            writer.writerow([sample, *([] if images.files is None else [images.files[sample]]), *each])
+            writer.writerow([sample, *([] if files is None else [files[sample]]), *each])
         text.flush()
         text.detach()
     return int(shape[1])
 
 
-def _rows(labels: np.ndarray, images: Images, model: MultiHead) -> Iterator[tuple[Any, Any]]:
+def _rows(labels: np.ndarray, features: np.ndarray, model: MultiHead) -> Iterator[tuple[Any, Any]]:
     """Of each sample, its labels and the probabilities of these; 0 where there is no label."""
-    device = next(model.parameters()).device
-    for index, batch in AsTheyAre(images.train):
-        here = torch.from_numpy(labels[:, index.numpy()])  # (T, B)
-        with forward_only(model):
-            chances = [
-                logits.softmax(1).cpu().gather(1, own.clamp(min=0)[:, None])[:, 0].where(own >= 0, 0)
-                for logits, own in zip(model(batch.to(device)), here, strict=True)
-            ]
-        yield from zip(here.T.tolist(), torch.stack(chances, 1).tolist(), strict=True)
+    chances = []
+    for logits, own in zip(logits_of(model, features, next(model.parameters()).device), labels, strict=True):
+        known = torch.from_numpy(own)
+        all_of_them = torch.from_numpy(logits).softmax(1)
+        chances.append(all_of_them.gather(1, known.clamp(min=0)[:, None])[:, 0].where(known >= 0, 0))
+    return zip(labels.T.tolist(), torch.stack(chances, 1).tolist(), strict=True)

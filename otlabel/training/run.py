@@ -1,9 +1,11 @@
 """`otlabel train`: a whole self-labelling run that survives being killed at any moment.
 
-Everything random follows from the seed and the epoch. So a run that goes on from its last checkpoint, written after
-each epoch, repeats what it lost and ends with the same bits, on a CPU with the same number of threads. A checkpoint
-holds weights, optimiser, the labeler's labels, potentials and history, and the number of the epoch; torch's own random
-state is set anew from (seed, epoch) when an epoch begins.
+Lightning's Trainer runs the epochs. Everything random follows from the seed and the epoch. So a run that goes on from
+its last checkpoint, written after each epoch, repeats what it lost and ends with the same bits, on a CPU with the same
+number of threads. A checkpoint is Lightning's own, which has weights, optimiser and counts, and under its callbacks the
+labeler's labels, potentials and history; torch's own random state is set anew from (seed, epoch) when an epoch begins.
+Three things Lightning cannot promise, and a run does itself: it writes a checkpoint whole or not at all, looks through
+one that it reads, which may be anybody's, before any of it is taken over, and keeps a folder to one run.
 
 The run's folder: config.json (what was asked for), metrics.jsonl (a line an epoch), checkpoint.pt (tensors and plain
 values only), labels.h5 and result.json (at the end), features.h5 (while it runs, if asked for).
@@ -12,13 +14,11 @@ values only), labels.h5 and result.json (at the end), features.h5 (while it runs
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import logging
 import math
 import operator
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -26,38 +26,44 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.interrupts import interruptible
-from otlabel.selflabel import ClassUniformSampler, MultiHead
+from otlabel.progress import progress as shown_progress
+from otlabel.selflabel import ClassUniformSampler
 from otlabel.selflabel.alarms import mean_of
 from otlabel.sources.paths import load_plain
 from otlabel.storage.atomic import NO_ROOM, working_in
 from otlabel.storage.outputs import check_apart
 from otlabel.text import one_line
-from otlabel.training.augment import four_turns
 from otlabel.training.config import Config
 from otlabel.training.data import Images
 from otlabel.training.evaluate import evaluate
-from otlabel.training.folder import FILES, RunFolder, check_optimizer, checked_weights
-from otlabel.training.loaders import AsTheyAre, Views
-from otlabel.training.networks import network
+from otlabel.training.folder import (
+    FILES,
+    RunFolder,
+    check_loops,
+    check_optimizer,
+    checked_weights,
+    rank_of_process,
+)
+from otlabel.training.images import ImageFiles
+from otlabel.training.loaders import TrainingBatches, as_views, errors_of_readers, in_order, seed_of, worker_count
 from otlabel.training.setup import (
-    device_of,
+    first_of,
     head_sizes,
     labeler_of,
-    learning_rate,
     loaded,
+    made_model,
     other_images,
-    seed_of,
     try_backbone,
 )
 
 logger = logging.getLogger("otlabel")
 
 LONGEST_TOLD = 300  # characters of what torch says of weights, which may name every layer
+WORTH_SHOWING = 0.5  # seconds that judging takes
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -69,16 +75,21 @@ def train(
     report: Report | None = None,
     allow_code: bool = False,
     images: Images | None = None,
+    progress: bool = False,
 ) -> Run:
     """Train by self-labelling, going on where an earlier run in the folder was interrupted.
+
+    Under torchrun, processes share the samples of each batch and label together; the first one writes.
 
     Args:
         config: the whole run.
         folder: where its files go, made if needed. None: nothing is written, and nothing can be resumed.
-        report: called after each epoch with its line of metrics.jsonl.
+        report: called after each epoch with its line of metrics.jsonl, by the first process alone.
         allow_code: whether a backbone "module:function" may be imported and called: whoever wrote the config then runs
             code here.
-        images: what `loaded(config)` gives, where that is there already. None: they are loaded.
+        images: what `loaded(config)` gives, where that is there already, or data of one's own, such as `Streamed`.
+            None: they are loaded.
+        progress: whether to show Lightning's bar on stderr.
 
     Returns:
         The finished run: `model`, `labeler`, `images`, `result`.
@@ -86,6 +97,7 @@ def train(
     Raises:
         ValueError: settings that make no sense; a backbone that there is not, that cannot take these data, or whose
             code is not allowed. Nothing has been written then.
+        MissingPackageError: Lightning is not installed.
         FingerprintError: the folder holds a run of another config or of other data.
         FileExistsError: the folder holds files of somebody else's that the run would replace.
         BlockingIOError: another process trains in the folder.
@@ -93,17 +105,15 @@ def train(
     """
     place = None if folder is None else Path(folder)
     with contextlib.ExitStack() as stack:
-        if place is not None:
+        if place is not None and rank_of_process() == 0:
             own_data = config.data.name if config.data.name.endswith(".npy") else None  # else a name, as of a recipe
             read = {"[data] name": own_data, "[labels] file": config.labels.file}
             check_apart({f"the run's {name}": place / name for name in FILES}, read)
             stack.enter_context(working_in(place))
-        run = stack.enter_context(contextlib.closing(Run(config, place, allow_code=allow_code, images=images)))
+        given: dict[str, Any] = {"allow_code": allow_code, "images": images, "progress": progress}
+        run = stack.enter_context(contextlib.closing(Run(config, place, **given)))
         run.resume()
-        while run.epoch < config.train.epochs:
-            line = run.train_epoch()
-            if report is not None:
-                report(line)
+        run.fit(report)
         run.finish()
     return run
 
@@ -112,36 +122,59 @@ class Run:
     """One training run and all of its state."""
 
     def __init__(
-        self, config: Config, folder: Path | None, *, allow_code: bool = False, images: Images | None = None
+        self,
+        config: Config,
+        folder: Path | None,
+        *,
+        allow_code: bool = False,
+        images: Images | None = None,
+        progress: bool = False,
     ) -> None:
-        self.config, self.folder = config, folder
+        from otlabel.training.module import Labelling, LabelModule, SampleData
+        from otlabel.training.trainer import MIXED, quiet, trainer_of
+
+        self.config, self._progress = config, progress
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
-        self.device = device_of(config.train.device)
+        self._labelling = Labelling(self)
+        with quiet():
+            self.trainer = trainer_of(config.trainer, config.train.epochs, folder, [self._labelling], progress)
+        self.device: torch.device = self.trainer.strategy.root_device
+        self._share = self.trainer.global_rank, self.trainer.world_size
         self.images = loaded(config) if images is None else images
         self._other = other_images(config, self.images)
-        torch.manual_seed(seed_of(config.train.seed, 0))
-        channels = self.images.train.shape[1]
-        backbone: Any = network(config.model.backbone, channels, allow_code=allow_code, **config.model.options)
+        self._workers = worker_count(config.data.workers, self.images.train)
+        self.samples = self.images.train
+        if isinstance(self.samples, Tensor):
+            self.samples = self.samples.to(self.device)
         heads = head_sizes(config, self.images)
-        self.model = MultiHead(backbone, backbone.feature_dim, heads, hidden=config.model.hidden)
-        self.turn_head = nn.Linear(self.model.feature_dim, 4) if config.train.rotation else None
-        self._trained = nn.ModuleList([self.model] + ([self.turn_head] if self.turn_head else [])).to(self.device)
-        for data in filter(None, (self.images, self._other)):
-            try_backbone(config.model.backbone, self.model, data.train[:2].to(self.device))
-        self.optimizer = torch.optim.SGD(
-            self._trained.parameters(),
-            config.train.lr,
-            momentum=config.train.momentum,
-            nesterov=config.train.nesterov,
-            weight_decay=config.train.weight_decay,
-        )
-        self.labeler = labeler_of(config, self.images, folder)
+        torch.manual_seed(seed_of(config.train.seed, 0))
+        self.model = made_model(config, heads, self.samples, allow_code=allow_code)
+        turn_head = nn.Linear(self.model.feature_dim, 4) if config.train.rotation else None
+        amp = MIXED.get(str(config.trainer.get("precision")))
+        self.labeler = labeler_of(config, self.images, folder, amp)
         uniform = config.train.uniform
         uniform = config.labels.method in ("kmeans", "argmax") if uniform is None else uniform
         # Samples can be drawn so that one head's classes come equally often; those of several count equally much.
         self._draws_evenly = uniform and len(heads) == 1
-        self._class_weight = "balanced" if uniform and len(heads) > 1 else None
+        augment = config.augment.uncut if isinstance(self.samples, ImageFiles) else config.augment
+        class_weight = "balanced" if uniform and len(heads) > 1 else None
+        self.module = LabelModule(config, self.model, turn_head, self.labeler, augment, class_weight)
+        self.module.to(self.device)
+        for data in filter(None, (self.images, self._other)):
+            try_backbone(config.model.backbone, self.model, first_of(data.train, 2).to(self.device))
+        self._batches = TrainingBatches(
+            self.samples,
+            config.train.batch_size,
+            order=self.order,
+            epoch=lambda: self.trainer.current_epoch,
+            version=lambda: self.labeler.n_updates if self._draws_evenly else 0,
+            crop=config.augment.cut,
+            seed=config.train.seed,
+            workers=self._workers,
+            share=self._share,
+        )
+        self._data = SampleData(self._batches)
         # Epochs after which labels stay: the last relabelling is then.
         fixed_epochs = config.labels.fixed_epochs
         self._settled_at = config.train.epochs - fixed_epochs if fixed_epochs else math.inf
@@ -149,100 +182,62 @@ class Run:
         self.best: dict[str, Tensor] | None = None  # weights at the relabelling of the highest quality
         self.epoch = 0
         self.result: dict[str, Any] = {}
-        self._pixels = self.images.train.to(self.device)
+        self._checkpoint: Path | None = None  # to go on from
         asked = {"config": config.to_dict(), "data": self.images.fingerprint}
         self._files = None if folder is None else RunFolder(folder, asked)
 
-    # ---- one epoch ----
+    # ---- epochs ----
 
-    def train_epoch(self) -> dict[str, Any]:
-        """Train on all samples once, label anew where it is time, write a checkpoint; returns the epoch's figures."""
-        config, started = self.config.train, time.perf_counter()
-        if self.epoch == 0 and self.config.evaluation.baseline:
+    def fit(self, report: Report | None = None) -> None:
+        """Train what is left of the epochs, telling of each."""
+        from otlabel.training.trainer import interrupts_kept, quiet
+
+        if self.epoch >= self.config.train.epochs:
+            return
+        if self.epoch == 0 and self.config.evaluation.baseline and self.trainer.is_global_zero:
             self.untrained = self._judged()
-        torch.manual_seed(seed_of(config.seed, self.epoch, 1))  # for layers that draw, such as dropout
-        generator = torch.Generator(self.device).manual_seed(seed_of(config.seed, self.epoch, 2))
-        before = self.labeler.n_updates
-        self.model.train()
-        total = torch.zeros((), device=self.device)
-        sizes, drawn = self._batch_sizes(), iter(self._drawn())
-        for step, size in enumerate(sizes):
-            progress = self.epoch + step / len(sizes)
-            self._relabel(progress)  # and then draw: by the labels that the batch is trained on
-            total += self._step(torch.tensor(list(itertools.islice(drawn, size))), generator, progress)
-        self.epoch += 1
-        is_over = self.epoch == config.epochs < self._settled_at
-        if is_over and self.config.labels.augmented and self.labeler.schedule is not None:
-            self._update(self._samples(as_they_are=True))
-        line = {
-            "epoch": self.epoch,
-            "loss": float(total) / len(sizes),
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "relabellings": self.labeler.n_updates - before,
-            **self._last_labels(),
-            "seconds": time.perf_counter() - started,
-        }
-        if self._files is not None:
-            self._files.save(line, self._state())
-        return line
+        self._labelling.report = report
+        with quiet(), interrupts_kept(), errors_of_readers():
+            self.trainer.fit(self.module, datamodule=self._data, ckpt_path=self._checkpoint)
+        self.module.to(self.device)
 
-    def _batch_sizes(self) -> list[int]:
-        """Of all batches of an epoch; none is of a single sample, which has no variance."""
-        n_whole, rest = divmod(len(self._pixels), self.config.train.batch_size)
-        sizes = [self.config.train.batch_size] * n_whole + ([rest] if rest else [])
-        return [*sizes[:-2], sum(sizes[-2:])] if rest == 1 and n_whole else sizes
-
-    def _drawn(self) -> Iterable[int]:
+    def order(self, epoch: int) -> Iterable[int]:
         """Samples in the order of an epoch, by its number, the seed and, where they are drawn by it, the labels."""
-        config = self.config.train
+        seed = self.config.train.seed
         if self._draws_evenly:
-            sampler = ClassUniformSampler(self.labeler, seed=config.seed)
-            sampler.set_epoch(self.epoch)
+            sampler = ClassUniformSampler(self.labeler, seed=seed)
+            sampler.set_epoch(epoch)
             return sampler
-        generator = torch.Generator().manual_seed(seed_of(config.seed, self.epoch, 3))
-        return torch.randperm(len(self._pixels), generator=generator).tolist()
+        generator = torch.Generator().manual_seed(seed_of(seed, epoch, 3))
+        return torch.randperm(len(self.samples), generator=generator).tolist()
 
-    def _step(self, index: Tensor, generator: torch.Generator, progress: float) -> Tensor:
-        config = self.config.train
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, progress)
-        images = self._pixels[index.to(self.device)]
-        views = self.config.augment(images, generator)
-        if self.turn_head is not None:
-            views, turns = four_turns(views)
-        features = self.model.features(views)
-        upright = features[: len(index)]  # labels are of images as they are; the turned ones have but their turn
-        logits = [head(upright) for head in self.model.heads]
-        loss = self.labeler.loss(logits, index, weight=self._class_weight)
-        if self.turn_head is not None:
-            loss = loss + config.rotation * F.cross_entropy(self.turn_head(features), turns)
-        if self.config.labels.method == "argmax":
-            self.labeler.record(index, logits)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
-
-    def _relabel(self, progress: float) -> None:
+    def relabel(self, progress: float, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Label anew if it is time, in epochs; what is drawn after that is drawn by the new labels."""
         due, settling = self.labeler.due(progress), self.labeler.schedule is not None and progress == self._settled_at
         if progress > self._settled_at or not (due or settling):
             return
-        recorded = self.config.labels.method == "argmax" and not settling
+        recorded = self.config.labels.recorded and not settling
         if recorded and progress < 1:
             return  # nothing has been recorded yet: the first epoch trains on random labels
-        self._update(None if recorded else self._samples(as_they_are=settling))
+        self._update(None if recorded else self._to_label(as_they_are=settling), optimizers)
 
-    def _samples(self, *, as_they_are: bool) -> Iterable[tuple[Tensor, Any]]:
+    def relabel_at_the_end(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Labels of views become those of the samples as they are, once the last epoch is over."""
+        is_over = self.epoch == self.config.train.epochs < self._settled_at
+        if is_over and self.config.labels.of_views and self.labeler.schedule is not None:
+            self._update(self._to_label(as_they_are=True), optimizers)
+
+    def _to_label(self, *, as_they_are: bool) -> Iterable[tuple[Any, Any]]:
         """What is labelled: all samples, or a view of each, which follows from the seed and the relabelling."""
-        if not self.config.labels.augmented:
-            return AsTheyAre(self._pixels)
-        generator = torch.Generator(self.device)
-        generator.manual_seed(seed_of(self.config.train.seed, self.labeler.n_updates, 4))
-        return Views(self._pixels, None if as_they_are else self.config.augment, generator)
+        given: dict[str, Any] = {"workers": self._workers, "share": self._share}
+        if as_they_are or not self.config.labels.of_views:
+            return in_order(self.samples, **given)
+        seed, draw = self.config.train.seed, self.labeler.n_updates
+        return as_views(self.samples, self.config.augment, seed, draw, self.device, **given)
 
-    def _update(self, loader: Iterable[tuple[Tensor, Any]] | None) -> None:
+    def _update(self, loader: Iterable[tuple[Any, Any]] | None, optimizers: list[torch.optim.Optimizer]) -> None:
         try:
-            self.labeler.update(self.model, loader, optimizer=self.optimizer)
+            self.labeler.update(self.model, loader, optimizer=optimizers)
             if self.labeler.best_update == self.labeler.n_updates:
                 self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         except OSError as error:
@@ -252,7 +247,7 @@ class Run:
             told = f"no relabelling, training goes on with the old labels: {error}"
             warnings.warn(told, SelfLabelWarning, stacklevel=2)
 
-    def _last_labels(self) -> dict[str, Any]:
+    def last_labels(self) -> dict[str, Any]:
         """Means over heads of what the last relabelling has found."""
         last = self.labeler.history[-len(self.labeler.n_classes) :]
         names = "quality", "nmi", "churn", "entropy", "gap"
@@ -260,24 +255,38 @@ class Run:
 
     # ---- files ----
 
+    def save(self, line: dict[str, Any]) -> None:
+        """Write the line of an epoch, and the checkpoint after it."""
+        if self._files is None:
+            return
+        if self.trainer.is_global_zero:
+            self._files.log(line)
+        self.labeler.share_recorded()
+        self.trainer.save_checkpoint(self._files.path / "checkpoint.pt")
+
     def resume(self) -> None:
         """Go on from the folder's checkpoint, if there is one; refuse a folder of other runs or other makers."""
         if self._files is None:
             return
-        checkpoint = self._files.checkpoint()
-        if checkpoint is not None:
-            self._load(checkpoint)
-        self._files.cut_log(self.epoch)
+        self._checkpoint = self._files.checkpoint()
+        if self._checkpoint is not None:
+            self._load(self._checkpoint)
+        if self.trainer.is_global_zero:
+            self._files.cut_log(self.epoch)
 
     def _load(self, path: Path) -> None:
+        """Look through a checkpoint; what Lightning does not take over itself is taken over here."""
         try:
-            state = load_plain(path, self.device, ("weights", "optimizer", "labeler", "epoch", "untrained"))
-            self._trained.load_state_dict(state["weights"])
-            check_optimizer(state["optimizer"], self.optimizer)
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.labeler.load_state_dict(state["labeler"])
-            self.epoch, self.untrained = operator.index(state["epoch"]), dict(state["untrained"])
-            self.best = checked_weights(state.get("best"), self.model)
+            state = load_plain(path, self.device, ("state_dict", "optimizer_states", "callbacks", "loops", "epoch"))
+            self.module.load_state_dict(state["state_dict"])
+            (optimizer,), own = state["optimizer_states"], self.module.configure_optimizers()
+            check_optimizer(optimizer, own)
+            own.load_state_dict(optimizer)
+            check_loops(state["loops"]["fit_loop"], self.trainer.fit_loop.state_dict())
+            more = state["callbacks"][self._labelling.state_key]
+            self.labeler.load_state_dict(more["labeler"])
+            self.epoch, self.untrained = operator.index(state["epoch"]) + 1, dict(more["untrained"])
+            self.best = checked_weights(more["best"], self.model)
             if not 0 <= self.epoch <= self.config.train.epochs:
                 raise ValueError(f"it is of epoch {self.epoch}, of {self.config.train.epochs}")
             json.dumps(self.untrained)
@@ -290,33 +299,28 @@ class Run:
             ) from error
         logger.info("resumed after epoch %d", self.epoch)
 
-    def _state(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
-        return {
-            "weights": self._trained.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "labeler": self.labeler.state_dict(),
-            "epoch": self.epoch,
-            "untrained": self.untrained,
-            "best": self.best,
-        }
-
     def close(self) -> None:
-        """Let go of what is open."""
-        if self._files is not None:
-            self._files.close()
+        """Let go of the processes that read images."""
+        self._batches.close()
+
+    # ---- the end ----
 
     def _judged(self) -> dict[str, float]:
         """What features are worth on these data, and on the others."""
         wanted = self.config.evaluation
-        found = evaluate(self.model, self.images, wanted, self.device)
-        if self._other is not None:
-            others = evaluate(self.model, self._other, wanted, self.device)
-            found |= {f"other_{name}": value for name, value in others.items()}
+        found: dict[str, float] = {}
+        shown = shown_progress("judging the features", shown=self._progress, delay=WORTH_SHOWING)
+        with shown, errors_of_readers():
+            for prefix, data in (("", self.images), ("other_", self._other)):
+                if data is not None:
+                    figures = evaluate(self.model, data, wanted, self.device, self._workers)
+                    found |= {f"{prefix}{name}": value for name, value in figures.items()}
         return found
 
     def finish(self) -> None:
         """Judge labels and features, and write both down; labels are those of the highest quality."""
+        if not self.trainer.is_global_zero:
+            return
         config = self.config
         found: dict[str, Any] = self._judged()
         if self.untrained:

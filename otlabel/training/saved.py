@@ -12,16 +12,12 @@ from torch import Tensor
 
 from otlabel.errors import FileFormatError, FingerprintError
 from otlabel.selflabel.model import MultiHead
-from otlabel.sources.paths import load_plain
 from otlabel.storage.texts import read_json
-from otlabel.text import one_line
-from otlabel.training.augment import with_channels
 from otlabel.training.config import Config, config_of
-from otlabel.training.data import Images, load_images
+from otlabel.training.data import Images, Samples, load_images
+from otlabel.training.folder import best_weights, trained_weights
 from otlabel.training.networks import network
-from otlabel.training.setup import loaded
-
-OF_MODEL = "0."  # how the names of the model's weights begin in a checkpoint, beside those of a rotation head
+from otlabel.training.setup import in_channels, loaded, made_model
 
 
 class SavedRun:
@@ -54,44 +50,43 @@ class SavedRun:
             raise FingerprintError(f"{self.folder} is a run on other data than {self.config.data.name} holds now")
         return images
 
-    def other_images(self, name: str, model: MultiHead) -> Images:
-        """Another data set, in the channels that its network takes; a folder's images get the size of the run's.
+    def other_images(self, name: str, images: Images) -> Images:
+        """Another data set, in the channels of the run's own; a folder's images get the size of the run's.
 
         Raises:
-            FileNotFoundError, ValueError: as `load_images`; or images where the network takes vectors, or vectors.
+            FileNotFoundError, ValueError: as `load_images`; or images where the run's are vectors, or vectors.
         """
-        other = load_images(name, size=self.config.data.size)
-        (n_channels, *kernel), found = input_shape(model.state_dict()), other.train.ndim
-        if (found == 4) != bool(kernel):
-            raise ValueError(
-                f"{name} holds {'images' if found == 4 else 'vectors'}, which the run's network cannot take"
-            )
-        if found == 2:
+        other = load_images(name, size=self.config.data.size, centre=self.config.data.centre)
+        if other.train.ndim != images.train.ndim:
+            kind = "images" if other.train.ndim == 4 else "vectors"
+            raise ValueError(f"{name} holds {kind}, which the run's network cannot take")
+        if other.train.ndim == 2:
             return other
-        test = None if other.test is None else with_channels(other.test, n_channels)
-        return dataclasses.replace(other, train=with_channels(other.train, n_channels), test=test)
+        n_channels = images.train.shape[1]
+        test = None if other.test is None else in_channels(other.test, n_channels)
+        return dataclasses.replace(other, train=in_channels(other.train, n_channels), test=test)
 
-    def model(self, *, best: bool | None = False, allow_code: bool = False) -> MultiHead:
+    def model(
+        self, samples: Samples | None = None, *, best: bool | None = False, allow_code: bool = False
+    ) -> MultiHead:
         """Its network, on the CPU, as last saved or as it was at the relabelling of the highest quality.
 
-        None: the latter, if there was one: the network whose labels labels.h5 has.
+        Args:
+            samples: what it was trained on. None: what goes before its first layer is left out.
+            best: whether as it was then. None: if there was one: the network whose labels labels.h5 has.
+            allow_code: whether its backbone may be code.
 
         Raises:
             FileFormatError: the checkpoint is damaged.
             ValueError: there are no weights of a best relabelling; or the backbone is code, which is not allowed.
         """
         path = self.folder / "checkpoint.pt"
-        state = load_plain(path, keys=("weights",))
-        best = bool(state.get("best")) if best is None else best
-        if best and not state.get("best"):
+        kept = best_weights(path)
+        best = kept is not None if best is None else best
+        if best and kept is None:
             raise ValueError(f"{path} has no weights of a best relabelling; leave --best out")
-        try:
-            weights = dict(state["best"] if best else state["weights"])
-        except (TypeError, ValueError) as error:
-            raise FileFormatError(f"{path} is damaged, or is no checkpoint of a run: {one_line(error)}") from error
-        if not best:
-            weights = weights_of_model(weights)
-        return model_of(self.config, weights, allow_code=allow_code)
+        weights = kept if best and kept is not None else trained_weights(path)
+        return model_of(self.config, weights, samples, allow_code=allow_code)
 
 
 def asked_of(path: Path) -> tuple[Config, str]:
@@ -116,13 +111,12 @@ def input_shape(weights: dict[str, Tensor]) -> tuple[int, ...]:
     raise FileFormatError("the checkpoint has no weights of a backbone")
 
 
-def weights_of_model(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of all that a checkpoint has, those of the model, by its own names."""
-    return {name[len(OF_MODEL) :]: one for name, one in weights.items() if name.startswith(OF_MODEL)}
+def model_of(
+    config: Config, weights: dict[str, Tensor], samples: Samples | None = None, *, allow_code: bool = False
+) -> MultiHead:
+    """The network of a config with these weights, whose shapes tell the classes of its heads.
 
-
-def model_of(config: Config, weights: dict[str, Tensor], *, allow_code: bool = False) -> MultiHead:
-    """The network of a config with these weights, whose shapes tell its channels and the classes of its heads.
+    Without samples, they tell the channels as well, and what goes before the first layer is left out.
 
     Raises:
         FileFormatError: they are of another network.
@@ -136,11 +130,14 @@ def model_of(config: Config, weights: dict[str, Tensor], *, allow_code: bool = F
             heads[int(name.split(".")[1])] = len(one)
     if not heads:
         raise FileFormatError("the checkpoint has no weights of heads")
-    backbone: Any = network(
-        config.model.backbone, input_shape(weights)[0], allow_code=allow_code, **config.model.options
-    )
     n_classes = [heads[number] for number in sorted(heads)]
-    model = MultiHead(backbone, backbone.feature_dim, n_classes, hidden=config.model.hidden)
+    if samples is None:
+        backbone: Any = network(
+            config.model.backbone, input_shape(weights)[0], allow_code=allow_code, **config.model.options
+        )
+        model = MultiHead(backbone, backbone.feature_dim, n_classes, hidden=config.model.hidden)
+    else:
+        model = made_model(config, n_classes, samples, allow_code=allow_code)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -90,11 +90,10 @@ def search(
 
     part = part_of(images, min(PART, len(images.train)))
     if state["epoch"] is None:
+        seconds_of_epochs: list[float] = []  # in the first is what is slow only once
         first = Run(_config(given, "as suits", 2, is_trial=True), None, images=part)
-        first.train_epoch()  # what is slow only once
-        begun = time.monotonic()
-        first.train_epoch()
-        save(epoch=time.monotonic() - begun)
+        first.fit(lambda line: seconds_of_epochs.append(line["seconds"]))
+        save(epoch=seconds_of_epochs[1])
     unit = _unit(state["epoch"], len(images.train) / len(part.train), seconds, len(images.train))
     names = list(SETTINGS)
     for rung, epochs in enumerate(unit * factor for factor in RUNGS):

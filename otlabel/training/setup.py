@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,11 +26,13 @@ from otlabel.selflabel import (
     SelfLabeler,
 )
 from otlabel.selflabel.model import forward_only
-from otlabel.training.augment import Augmentation, four_turns, plain, with_channels
+from otlabel.training.augment import Augmentation, four_turns, with_channels
 from otlabel.training.config import Config
-from otlabel.training.data import Images, images_of, load_images
-from otlabel.training.loaders import Views
-from otlabel.training.networks import NAMES
+from otlabel.training.data import Images, Samples, Streamed, images_of, load_images
+from otlabel.training.entry import OF_SLOPES, entry_of
+from otlabel.training.images import ImageFiles
+from otlabel.training.loaders import Reading, standardised
+from otlabel.training.networks import NAMES, network
 
 SCHEDULES: dict[str, Callable[[float, int], Any]] = {
     "quadratic": QuadraticSchedule,
@@ -44,17 +45,19 @@ def loaded(config: Config) -> Images:
     """The data of a config.
 
     Raises:
-        FileFormatError: an augmentation that is not for these data.
+        FileFormatError: a setting that is not for these data.
         ValueError, OSError: as `load_images`, `thinned` and `validation`.
     """
     images = images_of(config.data)
-    wrong = (
-        Augmentation(swap=config.augment.swap)
-        if images.train.ndim == 2
-        else dataclasses.replace(config.augment, swap=0.0)
-    )
+    check_data(config, images)
+    return images
+
+
+def check_data(config: Config, images: Images) -> None:
+    """Refuse settings that are not for these data."""
+    of_vectors = images.train.ndim == 2
+    wrong = Augmentation(swap=config.augment.swap) if of_vectors else dataclasses.replace(config.augment, swap=0.0)
     if config.augment != wrong:
-        of_vectors = images.train.ndim == 2
         raise FileFormatError(
             "[augment] has what is for images; these data are feature vectors, for which there is swap"
             if of_vectors
@@ -62,13 +65,16 @@ def loaded(config: Config) -> Images:
         )
     if len(images.train) < 2:
         raise ValueError("one sample cannot be trained on")
-    if config.labels.augmented and images.train.ndim == 2:
-        raise FileFormatError("[labels] augmented is for images; these data are feature vectors")
-    if config.train.rotation:
-        if images.train.ndim == 2:
-            raise FileFormatError("[train] rotation is for images; these data are feature vectors")
-        four_turns(images.train[:1])  # refuses what cannot be turned before anything is written
-    return images
+    asked = {
+        "[labels] augmented": config.labels.of_views,
+        "[train] rotation": config.train.rotation,
+        "[model] sobel": config.model.sobel,
+    }
+    for name, is_asked in asked.items():
+        if is_asked and of_vectors:
+            raise FileFormatError(f"{name} is for images; these data are feature vectors")
+    if config.train.rotation:  # what cannot be turned
+        four_turns(torch.empty(1, *images.train.shape[1:]))
 
 
 def other_images(config: Config, images: Images) -> Images | None:
@@ -76,23 +82,58 @@ def other_images(config: Config, images: Images) -> Images | None:
     wanted = config.evaluation
     if not wanted.other:
         return None
-    other = load_images(wanted.other, n_samples=wanted.other_samples, seed=config.data.seed, size=config.data.size)
+    data = config.data
+    other = load_images(
+        wanted.other, n_samples=wanted.other_samples, seed=data.seed, size=data.size, centre=data.centre
+    )
     if other.train_labels is None or other.test is None or other.test_labels is None:
         raise ValueError(f"[evaluation] other = {wanted.other!r} has no true labels and test images to judge by")
     n_channels = images.train.shape[1]
     if other.train.ndim != images.train.ndim:
         raise ValueError(f"[evaluation] other = {wanted.other!r} holds images, but these data are feature vectors")
     try:
-        train, test = (with_channels(part, n_channels) for part in (other.train, other.test))
+        train, test = (in_channels(part, n_channels) for part in (other.train, other.test))
     except ValueError as error:
         raise ValueError(f"[evaluation] other = {wanted.other!r}: {error}") from error
     return dataclasses.replace(other, train=train, test=test)
 
 
+def in_channels(samples: Samples, n_channels: int) -> Samples:
+    """Images in as many channels as a network wants."""
+    if isinstance(samples, ImageFiles):
+        return dataclasses.replace(samples, channels=n_channels)
+    assert not isinstance(samples, Streamed)
+    return with_channels(samples, n_channels)
+
+
+def made_model(config: Config, heads: list[int], samples: Samples, *, allow_code: bool = False) -> MultiHead:
+    """Backbone and heads of a config, for these samples.
+
+    Raises:
+        ValueError, ImportError: as `network`; what goes before its first layer is not for these images.
+    """
+    given = config.model
+    entry = entry_of(config.augment.normalise, given.sobel, samples) if samples.ndim == 4 else None
+    channels = OF_SLOPES if given.sobel else samples.shape[1]
+    backbone: Any = network(given.backbone, channels, allow_code=allow_code, **given.options)
+    if entry is not None:
+        backbone.register_forward_pre_hook(entry)
+    return MultiHead(backbone, backbone.feature_dim, heads, hidden=given.hidden)
+
+
+def first_of(samples: Samples, count: int) -> Tensor:
+    """A few samples, in memory."""
+    if isinstance(samples, ImageFiles):
+        return samples[:count].all()
+    if isinstance(samples, Streamed):
+        return next(iter(samples.batches))[1][:count]
+    return samples[:count]
+
+
 def try_backbone(name: str, model: MultiHead, images: Tensor) -> None:
     """Refuse a backbone that cannot take a few of these data, before anything is written."""
     of_vectors = images.ndim == 2
-    batch = images if of_vectors else plain(images)
+    batch = standardised(images)
     with torch.random.fork_rng(devices=[]), forward_only(model):
         try:
             shape = model.features(batch).shape
@@ -121,8 +162,8 @@ def head_sizes(config: Config, images: Images) -> list[int]:
     return config.model.heads
 
 
-def labeler_of(config: Config, images: Images, folder: Path | None) -> SelfLabeler:
-    """Labels of the method that the config names; the folder is where features may be kept."""
+def labeler_of(config: Config, images: Images, folder: Path | None, amp: torch.dtype | None = None) -> SelfLabeler:
+    """Labels of the method that the config names; the folder is where features may be kept, `amp` their precision."""
     labels, n_samples = config.labels, len(images.train)
     if labels.fixed_epochs >= config.train.epochs:
         raise ValueError(f"[labels] fixed_epochs is {labels.fixed_epochs}, of {config.train.epochs} epochs in all")
@@ -140,19 +181,21 @@ def labeler_of(config: Config, images: Images, folder: Path | None) -> SelfLabel
         if folder is None:
             raise ValueError("store = 'hdf5' needs a folder for the run")
         store = FeatureStore(folder / "features.h5")
-    reading: dict[str, Any] = {}
-    if labels.augmented:
-        reading = {"features": Views.features, "heads": Views.heads, "views": Views.common_view}
+    reading = Reading(config.augment, config.train.seed)
     labeler = SelfLabeler(
         n_samples,
         head_sizes(config, images),
-        **reading,
+        features=reading.features,
+        heads=reading.heads,
+        views=None if images.train.ndim == 2 else reading.common_view,
         labeling=labeling,
         schedule=schedule,
         store=store,
         data=images.identity,
         truth=None if images.train_labels is None else images.train_labels.numpy(),
         mode=labels.mode,
+        amp=amp,
+        in_turn=labels.in_turn,
         seed=config.train.seed,
     )
     if labels.method == "truth":
@@ -186,23 +229,3 @@ def learning_rate(config: Config, progress: float) -> float:
     if train.decay == "steps":
         return train.lr * 0.1 ** sum(progress >= drop for drop in train.drops)
     return train.lr
-
-
-def seed_of(*numbers: int) -> int:
-    """A seed that differs wherever a number does."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def device_of(name: str) -> torch.device:
-    """A device that can be used here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
-        told = str(error).partition("\n")[0]
-        raise ValueError(
-            f"[train] device is {name!r}, which cannot be used here: {told}; give 'auto' or 'cpu'"
-        ) from error
-    return device

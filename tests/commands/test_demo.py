@@ -150,7 +150,7 @@ def test_words_on_quality_warnings_and_other_data(run: Run) -> None:
 
 def test_a_second_data_set_is_used_where_there_is_one(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("OTLABEL_DATA", str(tmp_path))
-    monkeypatch.setattr("otlabel.training.data.FASHION_FOLDER", tmp_path)
+    monkeypatch.setattr("otlabel.training.formats.FASHION_FOLDER", tmp_path)
     assert runs._clothes() is None
     rng = np.random.default_rng(0)
     (tmp_path / "fashion-mnist").mkdir()

@@ -197,7 +197,7 @@ def test_semantic_ids(run, wordnet, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_few_labels(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OTLABEL_DATA", str(tmp_path))  # digits, wherever clothes are installed
-    monkeypatch.setattr("otlabel.training.data.FASHION_FOLDER", tmp_path)
+    monkeypatch.setattr("otlabel.training.formats.FASHION_FOLDER", tmp_path)
     found = run("few_labels", n_seeds=2)
     for m in (1, 2, 5):
         assert found["pseudo-labels: equal sizes"][m] > found["few labels alone"][m]

@@ -49,8 +49,11 @@ ONLY_IN = {
 EAGER = {
     "torch": {"sweep/reference.py", "sweep/cuda.py", "sweep/batch.py", "soft.py"}
     | {str(f.relative_to(PACKAGE)) for f in (PACKAGE / "selflabel").glob("*.py")}
-    | {f"training/{name}.py" for name in ("augment", "evaluate", "folder", "loaders", "run", "setup")}
-    | {f"training/{name}.py" for name in ("crops", "exporting", "judged", "listing", "probes", "saved")}
+    | {
+        f"training/{name}.py"
+        for name in ("augment", "entry", "evaluate", "folder", "loaders", "module", "run", "setup")
+    }
+    | {f"training/{name}.py" for name in ("crops", "exporting", "judged", "listing", "probes", "saved", "trainer")}
     | {str(f.relative_to(PACKAGE)) for f in (PACKAGE / "training/networks").glob("*.py")},
     "sklearn": {"cluster/estimator.py", "cluster/residual.py"},
 }  # what is written in them, and loaded late itself

@@ -133,12 +133,11 @@ def test_folder_of_a_run(run: Path, tmp_path: Path) -> None:
     for sign in ("Loss", "Churn", "NMI", "Confidence", "Against the truth", "of the features on test data"):
         assert sign in page.shown
     assert "Entropy of true classes" in page.shown
-    records = [
-        one for one in torch.load(run / "checkpoint.pt", weights_only=True)["labeler"]["history"] if not one["head"]
-    ]
+    labeler = torch.load(run / "checkpoint.pt", weights_only=True)["callbacks"]["otlabel"]["labeler"]
+    records = [one for one in labeler["history"] if not one["head"]]
     assert page.text.count('<path class="mark other"') == 5  # in each figure
     assert f"{records[-1]['churn']:.3g} after {records[-1]['epochs_trained']:.4g} epochs." in page.shown
-    best = torch.load(run / "checkpoint.pt", weights_only=True)["labeler"]["best"]["update"]  # its labels are stored
+    best = labeler["best"]["update"]  # its labels are stored
     [labelled] = [one for one in records if one["update"] == best - 1]
     assert metrics.nmi(find(run).truth, stored.labels[0]) == pytest.approx(labelled["nmi"])
     assert page.count("img") > 50
@@ -156,8 +155,7 @@ def test_scores_of_a_run_are_those_of_its_network(run: Path) -> None:
     found = find(run, 1)
     asked = json.loads((run / "config.json").read_text())["config"]
     again = Run(config_of({key: {k: v for k, v in one.items() if v is not None} for key, one in asked.items()}), None)
-    state = torch.load(run / "checkpoint.pt", weights_only=True)
-    again._trained.load_state_dict(state["weights"])
+    again.module.load_state_dict(torch.load(run / "checkpoint.pt", weights_only=True)["state_dict"])
     again.model.eval()
     with torch.no_grad():
         logits = again.model(plain(again.images.train))[1]

@@ -106,7 +106,7 @@ def check_same_course(straight: SelfLabeler, resumed: SelfLabeler) -> None:
 @pytest.fixture(scope="module")
 def lightning() -> Any:
     try:
-        return callbacks._lightning()
+        return callbacks.lightning()
     except MissingPackageError:
         pytest.skip("neither lightning nor pytorch_lightning is installed")
 

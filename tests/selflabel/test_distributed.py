@@ -384,7 +384,7 @@ def test_a_failure_of_one_is_one_of_all(case: str, rank: int, message: str, foun
         ("missing", "ValueError: 33 of 61 samples never came: "),
         ("nobody has any", "ValueError: the loader is empty"),
         ("other columns", "ValueError: the model gives 10 columns on rank 1, 5 on rank 0"),
-        ("recorded", "ValueError: recorded batches are of one process only"),
+        ("recorded", "ValueError: recorded features are of one process only"),
         ("other heads", "RankError: rank 1 was called with heads="),
         ("other seed", "RankError: rank 1 was called with seed=1, rank 0 with seed=0"),
     ],

@@ -44,7 +44,7 @@ def parts(**changes: float) -> torch.Tensor:
     """The map of one image from (scale, angle in degrees, mirrored, centre)."""
     numbers = {"scale": 1.0, "angle": 0.0, "mirrored": 1.0, "x": 0.0, "y": 0.0, "aspect": 1.0} | changes
     return _affine(
-        torch.tensor([numbers["scale"]]),
+        torch.tensor([[numbers["scale"]] * 2]),
         torch.deg2rad(torch.tensor([numbers["angle"]])),
         torch.tensor([numbers["mirrored"]]),
         torch.tensor([[numbers["x"], numbers["y"]]]),
@@ -163,6 +163,30 @@ def test_crops_are_squares_within_the_image_of_the_share_asked_for() -> None:
     middle = views[:, :, 31:33, 31:33].mean((2, 3)) - (side - 1) / 2
     assert (middle.abs() <= (1 - widths[:, None]) / 2 * side + 0.1).all()
     assert middle.abs().max() > 10
+
+
+def test_crops_of_an_aspect_have_it_and_lie_within_the_image() -> None:
+    augment = Augmentation(crop=(0.2, 0.4), aspect=(0.5, 2.0))
+    maps = augment._maps(torch.zeros(2000, 1, 8, 8), seeded(0))
+    across, down, centre = maps[:, 0, 0], maps[:, 1, 1], maps[:, :, 2].abs()
+    assert (across * down >= 0.2 - 1e-6).all()
+    assert (across * down <= 0.4 + 1e-6).all()
+    ratios = (across / down).log() / math.log(2)
+    assert ratios.abs().max() <= 1 + 1e-5
+    np.testing.assert_allclose(np.quantile(ratios, (0.25, 0.5, 0.75)), (-0.5, 0, 0.5), atol=0.08)  # uniform
+    assert (centre[:, 0] <= 1 - across + 1e-6).all()
+    assert (centre[:, 1] <= 1 - down + 1e-6).all()
+
+
+def test_blur_is_a_gaussian_of_some_images_and_keeps_their_mean() -> None:
+    points = torch.zeros(400, 1, 33, 33, dtype=torch.uint8)
+    points[:, :, 16, 16] = 255
+    views = (Augmentation(blur=0.5)(points, seeded(0)) + 2) / 4
+    torch.testing.assert_close(views.sum((1, 2, 3)), torch.ones(400))
+    is_blurred = views[:, 0, 16, 16] < 0.99
+    assert 0.3 < is_blurred.float().mean() < 0.5  # the least of them spread too little to be seen
+    spread = (views * (torch.arange(33) - 16.0) ** 2).sum((1, 2, 3)).sqrt()
+    assert spread.max() < 1.6  # 2 pixels, on a kernel of 5
 
 
 def test_gray_takes_colour_from_the_share_asked_for() -> None:

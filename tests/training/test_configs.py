@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 from small_runs import SMALL, config
 
 from otlabel.commands.main import main
-from otlabel.errors import FileFormatError, FingerprintError
+from otlabel.errors import FileFormatError, FingerprintError, MissingPackageError
 from otlabel.selflabel import load_labels
 from otlabel.training.config import config_of, read_config
-from otlabel.training.run import Run, train
+from otlabel.training.module import LabelModule
+from otlabel.training.run import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +67,8 @@ def test_mistakes_in_a_config_are_told_by_place(change: dict[str, Any], message:
         (["model.options={channels=3}"], "options has a key 'channels', which is no option"),
         (["model.options={allow_code=true}"], "options has a key 'allow_code', which is no option"),
         (["model.backbone=alexnet", "model.options={widths=[4,4]}"], "AlexNet has five convolutions"),
-        (["train.device=abacus"], "device is 'abacus', which cannot be used here"),
+        (["trainer.accelerator=abacus"], "[trainer] is not accepted by Lightning"),
+        (["trainer.devises=2"], "no argument of Lightning's Trainer; did you mean 'devices'?"),
         (["labels.range=[0,0]"], "widen the range"),
         (["labels.method=fixed", "labels.file=absent.h5"], "absent.h5 does not exist"),
     ],
@@ -193,11 +196,11 @@ def test_a_failed_start_is_one_line_and_leaves_the_folder_free(
 
 
 def test_a_start_that_trained_nothing_does_not_occupy_its_folder(tmp_path: Path, monkeypatch: Any) -> None:
-    def fail(run: Run, index: Any, *_: Any) -> None:
+    def fail(module: Any, index: Any, *_: Any) -> None:
         raise RuntimeError("the first step")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_step", fail)
+        patch.setattr(LabelModule, "loss", fail)
         with pytest.raises(RuntimeError, match="first step"):
             train(config(train__epochs=1), tmp_path)
     run = train(config(train__epochs=1, train__lr=0.2), tmp_path)
@@ -228,3 +231,15 @@ def test_the_page_about_configs_names_every_key_and_default() -> None:
         assert part, name
         for key in section:
             assert f"`{key}`" in part, (name, key)
+
+
+def test_without_lightning_the_line_that_installs_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Any:
+        raise MissingPackageError("lightning", "lightning")
+
+    monkeypatch.setattr("otlabel.selflabel.callbacks.lightning", missing)
+    for name in ("trainer", "module"):
+        monkeypatch.delitem(sys.modules, f"otlabel.training.{name}", raising=False)
+    with pytest.raises(MissingPackageError, match=r"pytorch-lightning is needed for this: pip install .*training"):
+        train(config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

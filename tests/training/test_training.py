@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -10,10 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-import types
-from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +22,8 @@ from small_runs import assert_same, config
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
 from otlabel.selflabel import load_labels
 from otlabel.training.config import read_config
+from otlabel.training.folder import FILES
+from otlabel.training.module import LabelModule
 from otlabel.training.run import Run, train
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,25 @@ VARIANTS = {
     "deep heads": {"model__hidden": 9, "labels__schedule": "linear"},
     "uneven": {"labels__range": (0.5, 2.0), "data__imbalance": "heavy"},
     "abstaining": {"labels__abstain": 0.2, "labels__kl": 1.0},
+    "a head at a time": {"labels__in_turn": True, "augment__blur": 0.5, "augment__normalise": "data"},
+    "argmax as they are": {"labels__method": "argmax", "labels__augmented": False, "model__sobel": True},
 }
+
+
+class StoppedError(Exception):
+    """In place of a kill."""
+
+
+def stop_at(run: Run, time: float) -> None:
+    """End a run before its labels of a time, in epochs."""
+    relabel = run.relabel
+
+    def stopping(progress: float, optimizers: Any) -> None:
+        if progress >= time:
+            raise StoppedError
+        relabel(progress, optimizers)
+
+    run.relabel = stopping  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -49,13 +68,9 @@ def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, name: str) -> None:
     for n_epochs in (1, 2):
         part = Run(wanted, tmp_path)
         part.resume()
-        while part.epoch < n_epochs:
-            part.train_epoch()
-        drawn = iter(part._drawn())  # the next epoch's beginning, which is lost
-        for step, size in enumerate(part._batch_sizes()):
-            part._relabel(part.epoch + step / 5)
-            index = torch.tensor(list(islice(drawn, size)))
-            part._step(index, torch.Generator().manual_seed(0), part.epoch + step / 5)
+        stop_at(part, n_epochs + 0.5)  # what was trained since the last checkpoint is lost
+        with pytest.raises(StoppedError):
+            part.fit()
     resumed = train(wanted, tmp_path)
     assert_same(whole, resumed)
     assert whole.result == resumed.result
@@ -65,7 +80,9 @@ def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, name: str) -> None:
 
 PROGRAM = """
 import sys
+import otlabel.training.module
 from otlabel.training.config import read_config
+from otlabel.training.folder import FILES
 from otlabel.training.run import train
 print("ready", flush=True)
 train(read_config(sys.argv[1]), sys.argv[2])
@@ -151,7 +168,7 @@ def test_start_that_fails_leaves_the_folder_free(tmp_path: Path, monkeypatch: py
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_step", failing)
+        patch.setattr(LabelModule, "loss", failing)
         with pytest.raises(MemoryError):
             train(config(), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
@@ -201,32 +218,47 @@ def a_run(tmp_path_factory) -> Path:
 
 
 def _momentum(state: dict[str, Any], value: Any) -> None:
-    state["optimizer"]["state"][0]["momentum_buffer"] = value
+    state["optimizer_states"][0]["state"][0]["momentum_buffer"] = value
+
+
+def _group(state: dict[str, Any], **values: Any) -> None:
+    state["optimizer_states"][0]["param_groups"][0].update(values)
+
+
+def _own(state: dict[str, Any]) -> dict[str, Any]:
+    return state["callbacks"]["otlabel"]
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda state: torch.zeros(3), "is a Tensor without 'weights', 'optimizer'"),
-        (lambda state: state["weights"], "is a OrderedDict without 'weights'"),
-        (lambda state: state.pop("labeler") and None, "is a dict without 'labeler'"),
-        (lambda state: state.update(weights=7), "weights|state_dict"),
-        (lambda state: state["weights"].popitem() and None, "Missing key"),
-        (lambda state: state["weights"].update({"0.backbone": 7}), "Unexpected key"),
-        (lambda state: state.update(optimizer=[]), "list indices"),
-        (lambda state: state["optimizer"]["param_groups"][0].update(lr="fast"), "lr of its optimiser is 'fast'"),
-        (lambda state: state["optimizer"]["param_groups"][0].update(lr=float("nan")), "lr of its optimiser is nan"),
-        (
-            lambda state: state["optimizer"]["param_groups"][0].update(momentum=None),
-            "momentum of its optimiser is None",
-        ),
+        (lambda state: torch.zeros(3), "is a Tensor without 'state_dict', 'optimizer_states'"),
+        (lambda state: state["state_dict"], "is a OrderedDict without 'state_dict'"),
+        (lambda state: state.pop("callbacks") and None, "is a dict without 'callbacks'"),
+        (lambda state: _own(state).pop("labeler") and None, "labeler"),
+        (lambda state: state.update(state_dict=7), "state_dict"),
+        (lambda state: state["state_dict"].popitem() and None, "Missing key"),
+        (lambda state: state["state_dict"].update({"0.backbone": 7}), "Unexpected key"),
+        (lambda state: state.update(optimizer_states=[]), "not enough values"),
+        (lambda state: state.update(optimizer_states=[[]]), "list indices"),
+        (lambda state: _group(state, lr="fast"), "lr of its optimiser is 'fast'"),
+        (lambda state: _group(state, lr=float("nan")), "lr of its optimiser is nan"),
+        (lambda state: _group(state, momentum=None), "momentum of its optimiser is None"),
         (lambda state: _momentum(state, torch.zeros(3)), "momentum 0 of its optimiser is no tensor of the shape"),
         (lambda state: _momentum(state, "text"), "momentum 0 of its optimiser is no tensor of the shape"),
-        (lambda state: state["optimizer"]["state"].update({99: {"momentum_buffer": None}}), "index out of range"),
+        (
+            lambda state: state["optimizer_states"][0]["state"].update({99: {"momentum_buffer": None}}),
+            "index out of range",
+        ),
+        (lambda state: state.update(loops={"fit_loop": 3}), "counts of epochs and steps are not those of a Trainer"),
+        (
+            lambda state: state["loops"]["fit_loop"]["epoch_progress"]["current"].update(processed="two"),
+            "a count of its epochs and steps is 'two'",
+        ),
         (lambda state: state.update(epoch="one"), "interpreted as an integer"),
-        (lambda state: state.update(epoch=5), "it is of epoch 5, of 1"),
-        (lambda state: state.update(untrained=3), "not iterable"),
-        (lambda state: state.update(untrained={"knn": torch.zeros(2)}), "not JSON serializable"),
+        (lambda state: state.update(epoch=4), "it is of epoch 5, of 1"),
+        (lambda state: _own(state).update(untrained=3), "not iterable"),
+        (lambda state: _own(state).update(untrained={"knn": torch.zeros(2)}), "not JSON serializable"),
     ],
 )
 def test_checkpoints_of_others_are_told_in_one_line(a_run: Path, tmp_path: Path, change, told: str) -> None:
@@ -252,74 +284,71 @@ def test_a_config_of_others_is_told_in_one_line(a_run: Path, tmp_path: Path, tex
     assert str(caught.value).isprintable()
 
 
-class Writer:
-    """In place of TensorBoard's."""
-
-    made: ClassVar[list[Writer]] = []
-
-    def __init__(self, folder: str) -> None:
-        self.folder, self.scalars, self.flushed, self.closed = folder, [], 0, False
-        Writer.made.append(self)
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        assert not self.closed
-        self.scalars.append((name, value, step))
-
-    def flush(self) -> None:
-        self.flushed = len(self.scalars)
-
-    def close(self) -> None:
-        self.closed = True
+def test_loggers_are_lightnings_and_get_a_line_an_epoch(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = []
+    train(config(train__epochs=2, trainer__logger="CSVLogger"), tmp_path, report=lines.append)
+    with next(tmp_path.rglob("metrics.csv")).open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [float(one["loss"]) for one in written] == [one["loss"] for one in lines]
+    train(config(train__epochs=2), tmp_path / "none")
+    assert not {path.name for path in (tmp_path / "none").iterdir()} - {*FILES, "tensorboard"}
 
 
-def test_tensorboard_gets_one_file_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = Writer
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    monkeypatch.setattr(Writer, "made", [])
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (
+            {"precison": "bf16-mixed"},
+            "'precison', which is no argument of Lightning's Trainer; did you mean 'precision'",
+        ),
+        ({"max_epochs": 3}, r"'max_epochs', but \[train\] epochs says how long a run is"),
+        ({"limit_train_batches": 3}, "an epoch of a run is all of its samples"),
+        ({"precision": "half"}, "not accepted by Lightning: .*Precision 'half' is invalid"),
+        ({"accelerator": "abacus"}, "not accepted by Lightning: .*abacus"),
+        ({"logger": "Abacus"}, "logger is 'Abacus'; give true, false, one of"),
+    ],
+)
+def test_mistakes_in_the_section_of_the_trainer_are_told_before_anything_is_written(
+    tmp_path: Path, asked: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told) as caught:
+        train(config(**{f"trainer__{name}": value for name, value in asked.items()}), tmp_path / "run")
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "run").exists()
 
-    def interrupted(line: dict[str, Any]) -> None:
-        assert Writer.made[0].flushed == len(Writer.made[0].scalars) == len(line)
+
+def test_lightning_keeps_quiet_and_an_interrupt_stays_one(capfd: pytest.CaptureFixture[str]) -> None:
+    def interrupt(line: dict[str, Any]) -> None:
         raise KeyboardInterrupt
 
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        train(config(train__epochs=3), tmp_path, report=interrupted)
-    lines: list[dict[str, Any]] = []
-    train(config(train__epochs=3), tmp_path, report=lines.append)
-    train(config(train__epochs=3), tmp_path)  # nothing is left to do
-    first, second = Writer.made
-    assert first.closed
-    assert second.closed
-    assert first.folder == second.folder == str(tmp_path / "tensorboard")
-    assert {step for *_, step in first.scalars} == {1}
-    assert second.scalars == [(name, value, line["epoch"]) for line in lines for name, value in line.items()]
+        train(config(), report=interrupt)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert capfd.readouterr() == ("", "")
 
 
-def test_without_tensorboard_it_is_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sought = []
-
-    class Finder:
-        def find_spec(self, name: str, *_: Any) -> None:
-            if name == "torch.utils.tensorboard":
-                sought.append(name)
-                raise ModuleNotFoundError(name)
-
-    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    train(config(train__epochs=3), tmp_path)
-    assert len(sought) == 1
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+def test_mixed_precision_trains_and_labels(tmp_path: Path) -> None:
+    wanted = config(
+        train__epochs=2, trainer__precision="bf16-mixed", model__options={"widths": [8, 8], "strides": [2, 2]}
+    )
+    run = train(wanted, tmp_path)
+    assert run.labeler._extractor.amp is torch.bfloat16
+    np.testing.assert_array_equal(np.bincount(run.labeler.labels[0]), [30] * 10)
+    assert all(tensor.dtype == torch.float32 for tensor in run.model.parameters())
 
 
 def test_full_disk_keeps_the_old_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(config(), None)
+    run = Run(config(train__epochs=1), None)
     before = run.labeler.labels.clone()
+
+    lines: list[dict[str, Any]] = []
 
     def no_room(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device", "features.h5")
 
     monkeypatch.setattr(run.labeler.store, "begin", no_room)
     with pytest.warns(SelfLabelWarning, match="training goes on with the old labels"):
-        line = run.train_epoch()
-    assert line["relabellings"] == 0
+        run.fit(lines.append)
+    assert lines[0]["relabellings"] == 0
     assert torch.equal(before, run.labeler.labels)

@@ -14,7 +14,9 @@ import torch
 
 from otlabel.errors import FileFormatError
 from otlabel.training.config import Data
-from otlabel.training.data import CIFAR_SHAPE, FASHION_FOLDER, Images, images_of, load_images, thinned, validation
+from otlabel.training.data import Images, images_of, load_images, thinned, validation
+from otlabel.training.formats import CIFAR_SHAPE, FASHION_FOLDER
+from otlabel.training.images import Crop, ImageFiles
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("sklearn")
@@ -122,7 +124,7 @@ def test_fashion_mnist_that_is_missing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(FileNotFoundError, match="apt install dataset-fashion-mnist"):
         load_images(f"fashion-mnist:{tmp_path}")
     monkeypatch.delenv("OTLABEL_DATA", raising=False)
-    monkeypatch.setattr("otlabel.training.data.FASHION_FOLDER", tmp_path / "nowhere")
+    monkeypatch.setattr("otlabel.training.formats.FASHION_FOLDER", tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"nowhere.*apt install"):
         load_images("fashion-mnist")
     write_fashion(tmp_path)
@@ -213,6 +215,69 @@ def test_cifar10_that_is_missing_or_damaged(cifar, tmp_path: Path, monkeypatch: 
         load_images(f"cifar10:{tmp_path}")
 
 
+def write_records(path: Path, labels: list[list[int]]) -> np.ndarray:
+    """Records of the binary versions of CIFAR: labels, then pixels."""
+    pixels = noise(len(labels), 3, 32, 32, seed=len(path.name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(bytes(one) + image.tobytes() for one, image in zip(labels, pixels, strict=True)))
+    return pixels
+
+
+def test_cifar_in_the_binary_versions_of_its_authors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTLABEL_DATA", str(tmp_path))
+    ten, hundred = tmp_path / "cifar10" / "cifar-10-batches-bin", tmp_path / "cifar100" / "cifar-100-binary"
+    batches = [write_records(ten / f"data_batch_{number}.bin", [[number], [9]]) for number in range(1, 6)]
+    test = write_records(ten / "test_batch.bin", [[4]])
+    images = load_images("cifar10")
+    assert np.array_equal(images.train, np.concatenate(batches))
+    assert images.train_labels is not None
+    assert images.train_labels.tolist() == [1, 9, 2, 9, 3, 9, 4, 9, 5, 9]
+    assert np.array_equal(images.test, test)
+    train = write_records(hundred / "train.bin", [[3, 99], [0, 7]])
+    write_records(hundred / "test.bin", [[1, 5]])
+    images = load_images("cifar100")
+    assert np.array_equal(images.train, train)
+    assert images.train_labels is not None
+    assert images.test_labels is not None
+    assert (images.train_labels.tolist(), images.test_labels.tolist()) == ([99, 7], [5])  # the fine ones
+    for damage in (lambda content: content[:-1], lambda content: b"", lambda content: b"\xff\xff" + content[2:]):
+        whole = (hundred / "test.bin").read_bytes()
+        (hundred / "test.bin").write_bytes(damage(whole))
+        with pytest.raises(FileFormatError, match=r"test\.bin .*damaged"):
+            load_images("cifar100")
+        (hundred / "test.bin").write_bytes(whole)
+    (ten / "data_batch_3.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks data_batch_3\.bin"):
+        load_images("cifar10")
+
+
+def test_svhn_as_its_authors_have_it(tmp_path: Path) -> None:
+    from scipy.io import savemat
+
+    pixels = noise(4, 3, 32, 32)
+    for part in ("train", "test"):
+        savemat(
+            tmp_path / f"{part}_32x32.mat", {"X": pixels.transpose(2, 3, 1, 0), "y": np.array([[1], [10], [9], [2]])}
+        )
+    images = load_images(f"svhn:{tmp_path}")
+    assert np.array_equal(images.train, pixels)
+    assert images.train_labels is not None
+    assert images.train_labels.tolist() == [1, 0, 9, 2]
+    for wrong in ({"X": pixels, "y": np.arange(4)}, {"y": np.arange(4)}):
+        savemat(tmp_path / "test_32x32.mat", wrong)
+        with pytest.raises(FileFormatError, match=r"test_32x32\.mat"):
+            load_images(f"svhn:{tmp_path}")
+    (tmp_path / "test_32x32.mat").write_bytes(b"text")
+    with pytest.raises(FileFormatError, match=r"test_32x32\.mat"):
+        load_images(f"svhn:{tmp_path}")
+
+
+def files_of(folder: Path, **given) -> ImageFiles:
+    train = load_images(folder, **given).train
+    assert isinstance(train, ImageFiles)
+    return train
+
+
 def test_a_folder_of_classes(tmp_path: Path) -> None:
     pixels = {("b", "2"): noise(6, 6, seed=1), ("b", "10"): noise(6, 6, seed=2), ("a", "1"): noise(6, 6, seed=3)}
     for (group, stem), image in pixels.items():
@@ -223,10 +288,13 @@ def test_a_folder_of_classes(tmp_path: Path) -> None:
     (tmp_path / "a" / ".hidden.png").write_text("no image either")
     images = load_images(tmp_path, size=6)
     expected = [pixels["a", "1"], pixels["b", "10"], pixels["b", "2"]]  # in the order of the names
-    assert np.array_equal(images.train[:, 0], expected)
+    assert np.array_equal(images.train.all()[:, 0], expected)
+    assert images.train.shape == (3, 1, 6, 6)
     assert images.train_labels is not None
     assert images.train_labels.tolist() == [0, 1, 1]
     assert images.test is None
+    assert torch.equal(images.train[[2, 0]].all(), images.train.all()[[2, 0]])
+    assert images.train[1:].path(0) == tmp_path / "b" / "10.png"
 
 
 def test_a_flat_folder_of_grey_and_colour(tmp_path: Path) -> None:
@@ -235,17 +303,94 @@ def test_a_flat_folder_of_grey_and_colour(tmp_path: Path) -> None:
     Image.fromarray(colour).save(tmp_path / "1.png")
     images = load_images(tmp_path, size=6)
     assert images.train_labels is None
-    assert np.array_equal(images.train[0], np.stack([grey] * 3))
-    assert np.array_equal(images.train[1].permute(1, 2, 0), colour)
-    resized = load_images(tmp_path, size=3).train
-    assert resized.shape == (2, 3, 3, 3)
+    assert np.array_equal(images.train.read(0), np.stack([grey] * 3))
+    assert np.array_equal(images.train.read(1).permute(1, 2, 0), colour)
+    assert load_images(tmp_path, size=3).train.shape == (2, 3, 3, 3)
 
 
 def test_a_constant_image_stays_so_at_any_size(tmp_path: Path) -> None:
     Image.new("RGB", (31, 50), (10, 200, 77)).save(tmp_path / "one.png")
-    assert torch.equal(
-        load_images(tmp_path).train[0], torch.tensor([10, 200, 77]).byte()[:, None, None].expand(3, 32, 32)
-    )
+    wanted = torch.tensor([10, 200, 77]).byte()[:, None, None].expand(3, 32, 32)
+    assert torch.equal(files_of(tmp_path).read(0), wanted)
+
+
+def slanted(width: int, height: int) -> Image.Image:
+    """Red says how far right a pixel is, green how far down, in parts of 255."""
+    red, green = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([red, green, 0 * red], 2).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_the_middle_of_an_image_is_a_square_of_the_share_asked_for(tmp_path: Path, ending: str) -> None:
+    """Of a JPEG that is decoded at a fraction of its size, too."""
+    slanted(800, 400).save(tmp_path / f"a.{ending}", quality=95)
+    for centre in (1.0, 0.5):
+        image = files_of(tmp_path, size=20, centre=centre).read(0).double() / 255
+        across, down = image[0].mean(0), image[1].mean(1)
+        side = 400 * centre * (1 - 1 / 20)  # between the middles of the outermost pixels
+        np.testing.assert_allclose(across[[0, -1]], 0.5 + np.array([-0.5, 0.5]) * side / 800, atol=0.012)
+        np.testing.assert_allclose(down[[0, -1]], 0.5 + np.array([-0.5, 0.5]) * side / 400, atol=0.012)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_parts_of_images_have_the_area_and_the_aspect_that_were_drawn(tmp_path: Path, ending: str) -> None:
+    slanted(300, 200).save(tmp_path / f"a.{ending}", quality=95)
+    files, found = files_of(tmp_path, size=16), []
+    crop = Crop((0.2, 0.6), (0.5, 2.0), flip=True)
+    for draw in range(300):
+        image = files.read(0, crop, np.random.default_rng(draw)).double() / 255
+        assert torch.equal(image, files.read(0, crop, np.random.default_rng(draw)).double() / 255)
+        across, down = image[0].mean(0), image[1].mean(1)
+        found.append([across[-1] - across[0], down[-1] - down[0], across.mean(), down.mean()])
+    width, height, x, y = np.array(found).T * 16 / 15
+    mirrored, width = width < 0, np.abs(width)
+    x, y = x * 15 / 16, y * 15 / 16
+    assert 0.4 < mirrored.mean() < 0.6
+    area, aspect = width * height, 1.5 * width / height
+    assert 0.18 < area.min() < 0.25
+    assert 0.5 < area.max() < 0.62
+    assert 0.45 < aspect.min() < 0.6
+    assert 1.6 < aspect.max() < 2.1
+    assert (x - width / 2 > -0.02).all()
+    assert (y + height / 2 < 1.02).all()
+    assert x.std() > 0.08
+
+
+def test_an_image_too_long_for_any_part_gives_its_middle(tmp_path: Path) -> None:
+    slanted(400, 10).save(tmp_path / "a.png")
+    files = files_of(tmp_path, size=10)
+    view = files.read(0, Crop((0.9, 1.0), (0.75, 4 / 3), flip=False), np.random.default_rng(0))
+    assert torch.equal(view, files.read(0))
+
+
+def test_train_and_val_are_parts_and_their_classes_have_the_same_numbers(tmp_path: Path) -> None:
+    for part, group in (("train", "a"), ("train", "b"), ("train", "c"), ("val", "c"), ("val", "a")):
+        (tmp_path / part / group).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(8, 8, 3)).save(tmp_path / part / group / "1.png")
+    images = load_images(tmp_path, size=8)
+    assert images.train_labels is not None
+    assert images.test_labels is not None
+    assert (images.train_labels.tolist(), images.test_labels.tolist()) == ([0, 1, 2], [0, 2])
+    assert len(images.train) == 3
+    (tmp_path / "val" / "d").mkdir()
+    Image.fromarray(noise(8, 8, 3)).save(tmp_path / "val" / "d" / "1.png")
+    with pytest.raises(FileFormatError, match=r"has a class 'd' that .*train does not have"):
+        load_images(tmp_path)
+    assert len(load_images(tmp_path / "train").train) == 3
+
+
+def test_the_fingerprint_of_files_is_of_their_names_and_lengths(tmp_path: Path) -> None:
+    for name in ("1", "2", "3"):
+        Image.fromarray(noise(8, 8, 3)).save(tmp_path / f"{name}.png")
+    known = files_of(tmp_path).fingerprint
+    assert files_of(tmp_path, size=64, centre=0.5).fingerprint == known
+    assert files_of(tmp_path, n_samples=2).fingerprint != known
+    (tmp_path / "3.png").rename(tmp_path / "4.png")
+    assert files_of(tmp_path).fingerprint.split("-")[0] != known.split("-")[0]
+    (tmp_path / "4.png").rename(tmp_path / "3.png")
+    Image.fromarray(noise(9, 9, 3)).save(tmp_path / "3.png")
+    assert files_of(tmp_path).fingerprint.split("-")[0] == known.split("-")[0]
+    assert files_of(tmp_path).fingerprint != known
 
 
 def test_folders_that_hold_no_images_or_broken_ones(tmp_path: Path) -> None:
@@ -256,7 +401,7 @@ def test_folders_that_hold_no_images_or_broken_ones(tmp_path: Path) -> None:
     for damaged in (content[: len(content) // 2], b"", b"text", content[:60] + b"\xff" + content[61:]):
         (tmp_path / "part.png").write_bytes(damaged)
         with pytest.raises(FileFormatError, match=r"part\.png"):
-            load_images(tmp_path)
+            files_of(tmp_path).all()
     (tmp_path / "part.png").unlink()
     (tmp_path / "class").mkdir()
     (tmp_path / "whole.png").rename(tmp_path / "class" / "whole.png")
@@ -382,4 +527,4 @@ def test_an_image_of_a_kind_that_starts_programs_is_refused_whatever_its_name(tm
     text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"  # drawn by Ghostscript
     (tmp_path / "a.png").write_bytes(text)
     with pytest.raises(FileFormatError, match="cannot identify image file"):
-        load_images(tmp_path)
+        load_images(tmp_path)  # opened to see whether it is grey

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +53,21 @@ def test_features_of_thinned_images_are_judged_by_all_of_them(monkeypatch: pytes
         train(wanted)
 
 
-class Watched(Run):
-    """Notes what each batch was trained on: its samples, and all labels at that time."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.steps: list[tuple[int, np.ndarray, np.ndarray]] = []
-
-    def _step(self, index: torch.Tensor, *given: Any) -> torch.Tensor:
-        self.steps.append((self.epoch, index.numpy(), self.labeler.labels[0].numpy().copy()))
-        return super()._step(index, *given)
+Steps = list[tuple[int, np.ndarray, np.ndarray]]  # epoch, samples, and all labels at that time
 
 
-def watched(wanted: Config) -> Watched:
-    run = Watched(wanted, None)
-    while run.epoch < wanted.train.epochs:
-        run.train_epoch()
-    return run
+def watched(wanted: Config) -> tuple[Run, Steps]:
+    """A run, and what each of its batches was trained on."""
+    run, steps = Run(wanted, None), []
+    loss = run.module.loss
+
+    def watching(index: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+        steps.append((run.trainer.current_epoch, index.numpy(), run.labeler.labels[0].numpy().copy()))
+        return loss(index, samples)
+
+    run.module.loss = watching
+    run.fit()
+    return run, steps
 
 
 @pytest.mark.parametrize("changes", [
@@ -78,9 +77,9 @@ def watched(wanted: Config) -> Watched:
     {"labels__range": (0.1, 5.0), "train__uniform": True},
 ], ids=["k-means", "argmax", "truth", "Sinkhorn"])  # fmt: skip
 def test_batches_are_balanced_by_the_labels_they_are_trained_on(changes: dict[str, Any]) -> None:
-    run = watched(config(**{"model__heads": [12]} | changes))
+    _, steps = watched(config(**{"model__heads": [12]} | changes))
     parts: dict[tuple[int, bytes], list[np.ndarray]] = {}
-    for epoch, index, labels in run.steps:
+    for epoch, index, labels in steps:
         parts.setdefault((epoch, labels.tobytes()), []).append(index)
     biggest = 0.0
     for (_, stored), batches in parts.items():
@@ -98,25 +97,27 @@ def test_fixed_labels_are_balanced_where_that_is_asked_for(tmp_path: Path) -> No
     labels = np.repeat([0, 1, 2], [210, 60, 30])
     save_labels(tmp_path / "labels.h5", labels[None], [3])
     fixed = {"labels__method": "fixed", "labels__file": str(tmp_path / "labels.h5"), "train__epochs": 1}
-    drawn = np.concatenate([index for _, index, _ in watched(config(**fixed, train__uniform=True)).steps])
+    drawn = np.concatenate([index for _, index, _ in watched(config(**fixed, train__uniform=True))[1]])
     np.testing.assert_array_equal(np.bincount(labels[drawn]), 100)
-    drawn = np.concatenate([index for _, index, _ in watched(config(**fixed)).steps])
+    drawn = np.concatenate([index for _, index, _ in watched(config(**fixed))[1]])
     np.testing.assert_array_equal(np.sort(drawn), np.arange(300))
 
 
 @pytest.mark.parametrize("method", ["kmeans", "argmax", "sinkhorn"])
 def test_of_several_heads_each_is_balanced_by_weights(method: str) -> None:
     uniform = True if method == "sinkhorn" else None
-    run = watched(config(labels__method=method, train__epochs=1, train__uniform=uniform))
-    assert run._class_weight == "balanced"
-    np.testing.assert_array_equal(np.sort(np.concatenate([index for _, index, _ in run.steps])), np.arange(300))
+    run, steps = watched(config(labels__method=method, train__epochs=1, train__uniform=uniform))
+    assert run.module._class_weight == "balanced"
+    np.testing.assert_array_equal(np.sort(np.concatenate([index for _, index, _ in steps])), np.arange(300))
 
 
 def test_rotation_beside_labels_is_judged_on_all_turns_and_labels_on_upright_images_alone() -> None:
     wanted = config(train__rotation=0.5, augment__rotate=0.0, augment__shift=0.0)
     run = Run(wanted, None)
-    assert run.turn_head is not None
-    images = plain(run._pixels[:40])
+    turn_head = run.module.turn_head
+    assert turn_head is not None
+    assert isinstance(run.samples, torch.Tensor)
+    images = plain(run.samples[:40])
     turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
     run.model.train()
     with torch.no_grad():
@@ -128,8 +129,8 @@ def test_rotation_beside_labels_is_judged_on_all_turns_and_labels_on_upright_ima
             )
             / 2
         )
-        loss = loss + 0.5 * F.cross_entropy(run.turn_head(features), torch.arange(160) // 40)
-    found = run._step(torch.arange(40), torch.Generator().manual_seed(0), 0.0)
+        loss = loss + 0.5 * F.cross_entropy(turn_head(features), torch.arange(160) // 40)
+    found = run.module.loss(torch.arange(40), run.samples[:40])
     assert float(found) == pytest.approx(float(loss), rel=1e-5)
 
 
@@ -150,14 +151,12 @@ def test_labels_stay_in_the_last_epochs(method: str) -> None:
     update = run.labeler.update
 
     def watched(model: Any, loader: Any, **given: Any) -> Any:
-        seen.append([run.epoch, loader is not None])
+        seen.append([run.trainer.current_epoch, loader is not None])
         return update(model, loader, **given)
 
     run.labeler.update = watched  # type: ignore[method-assign]
-    labels = []
-    while run.epoch < 4:
-        run.train_epoch()
-        labels.append(run.labeler.labels.clone())
+    labels: list[torch.Tensor] = []
+    run.fit(lambda line: labels.append(run.labeler.labels.clone()))
     assert not torch.equal(labels[0], labels[1])
     assert not torch.equal(labels[1], labels[2])
     assert torch.equal(labels[2], labels[3])
@@ -176,26 +175,27 @@ def test_labels_of_views_and_in_the_end_of_images_as_they_are(fixed: int) -> Non
 
     def watched(model: Any, loader: Any, **given: Any) -> Any:
         index, inputs = (list(parts) for parts in zip(*loader, strict=True))
-        views, images = (torch.cat([one[place] for one in inputs]) for place in range(2))
+        pairs = [one if isinstance(one, list) else [one, one] for one in inputs]
+        views, images = (torch.cat([one[place] for one in pairs]) for place in range(2))
         torch.testing.assert_close(torch.cat(index), torch.arange(300))
         torch.testing.assert_close(images, as_they_are)
         seen.append(views)
         return update(model, loader, **given)
 
     run.labeler.update = watched  # type: ignore[method-assign]
-    while run.epoch < 3:
-        run.train_epoch()
+    run.fit()
     *before, last = seen
     torch.testing.assert_close(last, as_they_are)
     assert len(before) == 2
     for number, views in enumerate(before):
         assert not any(torch.equal(views, other) for other in [*before[:number], as_they_are])
-    view = loaders.Views.common_view([before[0], as_they_are], torch.Generator().manual_seed(1))
-    torch.testing.assert_close(view[0], common_view(as_they_are, torch.Generator().manual_seed(1)))
+    reading = loaders.Reading(run.config.augment, 3)
+    view = reading.common_view([before[0], as_they_are], torch.Generator().manual_seed(1))
+    torch.testing.assert_close(view, common_view(as_they_are, torch.Generator().manual_seed(1)))
 
 
 def test_labels_of_views_are_of_sinkhorn_and_images(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="augmented is of method = 'sinkhorn', this is 'kmeans'"):
+    with pytest.raises(ValueError, match="augmented is of method = 'sinkhorn' or 'argmax', this is 'kmeans'"):
         config(labels__augmented=True, labels__method="kmeans")
     np.save(tmp_path / "vectors.npy", np.zeros((9, 12), np.float32))
     given = {"data": {"name": str(tmp_path / "vectors.npy")}, "labels": {"augmented": True}}
@@ -216,14 +216,25 @@ def test_time_to_go_is_told_once_by_an_epoch_that_labels_as_the_others_do(capsys
 
 def test_a_rate_that_falls_linearly() -> None:
     run = Run(config(train__decay="linear"), None)
-    assert [run.train_epoch()["lr"] for _ in range(4)] == pytest.approx([0.1 * (1 - (e + 0.8) / 4) for e in range(4)])
+    rates: list[float] = []
+    run.fit(lambda line: rates.append(line["lr"]))
+    assert rates == pytest.approx([0.1 * (1 - (e + 0.8) / 4) for e in range(4)])
+
+
+def test_one_head_at_a_time_is_labelled_and_the_others_stay() -> None:
+    run = Run(config(labels__in_turn=True, labels__n_relabels=3, labels__schedule="linear", train__epochs=3), None)
+    labels = [run.labeler.labels.clone()]
+    run.fit(lambda line: labels.append(run.labeler.labels.clone()))
+    changed = [[not torch.equal(*both) for both in zip(*pair, strict=True)] for pair in itertools.pairwise(labels)]
+    assert changed == [[True, False], [False, True], [True, False]]
+    assert [record["churn"] > 0 for record in run.labeler.history] == [True, False, False, True, True, False]
 
 
 def test_labels_that_do_not_change() -> None:
     for method in ("random", "truth"):
-        run = Run(config(labels__method=method), None)
+        run = Run(config(labels__method=method, train__epochs=1), None)
         before = run.labeler.labels.clone()
-        run.train_epoch()
+        run.fit()
         assert torch.equal(before, run.labeler.labels)
         assert run.labeler.history == []
     assert run.images.train_labels is not None

@@ -150,14 +150,16 @@ def _trained(config: Config, images: Images, seed: int) -> Labelled:
     from otlabel.training.run import Run
 
     started = time.perf_counter()
-    config = config.with_values(train__seed=seed, train__threads=1, train__device="cpu")
+    config = config.with_values(train__seed=seed, train__threads=1, trainer__accelerator="cpu")
     run = Run(config, None, images=images)
     truth, courses = _truth(images), []
+
+    def note(_: dict[str, Any]) -> None:
+        courses.append([_agreement(truth, labels.numpy()) for labels in run.labeler.labels])
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SelfLabelWarning)  # they are told in the end, by their texts
-        while run.epoch < config.train.epochs:
-            run.train_epoch()
-            courses.append([_agreement(truth, labels.numpy()) for labels in run.labeler.labels])
+        run.fit(note)
     with forward_only(run.model):
         logits = run.model(plain(images.train))
     scores = [one.double().log_softmax(1) for one in logits]
