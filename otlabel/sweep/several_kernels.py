@@ -261,8 +261,9 @@ def candidates_lists(starts, classes, scores, potentials, labels, slack, tie):
         begin, n_labels = starts[i], 0
         number = _sums(starts, classes, scores, potentials, i, u)
         _largest(u, number, tops)
-        for j in range(k if labels[i, 0] >= 0 else 0):
-            row_of_label[labels[i, j]] = i
+        for j in range(k):
+            if labels[i, j] >= 0:
+                row_of_label[labels[i, j]] = i
         for at in range(number):
             marked[at] = row_of_label[classes[begin + at]] == i and u[at] >= tops[k - 1] - tie
             n_labels += marked[at]
