@@ -280,8 +280,8 @@ class Rule:
         more = np.where(shared, 1 + lost / left, 1.0) if lost and left else np.ones(len(self.lo))
         hi = np.where(closed, 0.0, self.hi * more)
         most = None if self.most is None else np.where(closed, 0, self.most)
-        sizes = sizes if lost else self.sizes
-        return replace(self, mass=self.mass * more, lo=self.lo * more, hi=hi, sizes=sizes, most=most)
+        kept = sizes if lost else self.sizes
+        return replace(self, mass=self.mass * more, lo=self.lo * more, hi=hi, sizes=kept, most=most)
 
     def charge(self, taken: np.ndarray) -> float:
         """What soft classes that may take anything are charged for these shares."""

@@ -26,7 +26,7 @@ SHARPENING_PASSES = 24  # that all of these steps may take: what is left over is
 def few_contested(problem: Problem) -> bool:
     """Whether units are so few that most classes get none, and others one."""
     lo, hi = problem.bounds
-    return problem.rule.most is not None and problem.n_units < CONTESTED * np.count_nonzero(lo < hi)
+    return problem.rule.most is not None and problem.n_units < CONTESTED * int(np.count_nonzero(lo < hi))
 
 
 def near_integer(problem: Problem, solver: Solver, solution: Solution, monitor: Monitor) -> Point:
