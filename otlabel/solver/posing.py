@@ -232,8 +232,13 @@ def allowing(rows: RowSet) -> tuple[np.ndarray, int]:
     """(K,) on how many ranks each class may have some of the rows that were read, and how many rows these are."""
     allowed, n_read = np.zeros(rows.shape[1], bool), 0
     if isinstance(rows.source, ListedSource):
-        lists, n_read = rows.source.lists, rows.shape[0]
-        allowed[lists.classes[as_float(lists.scores, rows.source.dtype) > -np.inf]] = True
+        dtype = rows.source.dtype
+        for (_, stop), lists in zip(rows.spans, rows.source.read(rows.spans), strict=True):
+            here = slice(lists.starts[0], lists.starts[-1])
+            allowed[lists.classes[here][as_float(lists.scores[here], dtype) > -np.inf]] = True
+            n_read = stop
+            if allowed.all():
+                break
     else:
         for (_, stop), block in rows.blocks([span] for span in rows.spans):
             allowed |= (block > -np.inf).any(0)

@@ -35,7 +35,8 @@ def certified(
     labels, best, own = labels_of_rows.ravel(), tops.ravel(), own.ravel()
     g, weights = potentials[labels], np.ones(1) if problem.weights is None else problem.weights
     short, known = shortfall(sweep.with_unlisted(within.rows, potentials, best), own, g, potentials)
-    here = (np.stack([short, own - g, np.minimum(short, known)]) * weights).sum(1)
+    sums = (short * weights).sum(), ((own - g) * weights).sum(), (np.minimum(short, known) * weights).sum()
+    here = np.array(sums)  # one after the other: of many rows, each takes much memory
     totals, sizes, counts, known = problem.rows.sum(
         "certify",
         here,

@@ -15,7 +15,6 @@ from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rungs import EPSILON_STEP, LAST_TOLERANCE, solve_at_epsilon
 
 EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon is tried before moving them one by one
-SEVERAL_SHARE = 0.0005  # where rows take several classes, of all whose places it is a share
 LISTED_SHARE, SHORT = 0.003, 16  # the same on lists of at most one in so many classes, over which a pass takes little
 SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
 SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer
@@ -27,7 +26,7 @@ SHARPENING_PASSES = 24  # that all of these steps may take: what is left over is
 def few_contested(problem: Problem) -> bool:
     """Whether units are so few that most classes get none, and others one."""
     lo, hi = problem.bounds
-    return problem.rule.most is not None and bool(problem.n_units < CONTESTED * np.count_nonzero(lo < hi))
+    return problem.rule.most is not None and problem.n_units < CONTESTED * int(np.count_nonzero(lo < hi))
 
 
 def near_integer(problem: Problem, solver: Solver, solution: Solution, monitor: Monitor) -> Point:
@@ -42,11 +41,9 @@ def near_integer(problem: Problem, solver: Solver, solution: Solution, monitor: 
     # Above the spread scores hardly matter: potentials are epsilon times the logarithms of what classes ask for.
     epsilon = min(solver.epsilon, problem.spread or solver.epsilon)
     g = point.potentials * (epsilon / solver.epsilon)
-    per_row = problem.rows.labels_per_row
-    short = problem.is_listed and SHORT * problem.rows.columns <= problem.n_classes * per_row
+    short = problem.is_listed and SHORT * problem.rows.columns <= problem.n_classes
     cheap = short and excess <= EXCESS_SHARE  # more is of ties, which another epsilon would only break up
-    listed_share = LISTED_SHARE if per_row == 1 else SEVERAL_SHARE
-    enough = max(listed_share if cheap else EXCESS_SHARE, np.count_nonzero(takers) / problem.n_rows)
+    enough = max(LISTED_SHARE if cheap else EXCESS_SHARE, np.count_nonzero(takers) / problem.n_rows)
     tol = enough if cheap else LAST_TOLERANCE
     best, least = point, excess
     solver = replace(solver, max_sweeps=monitor.n_sweeps + SHARPENING_PASSES)

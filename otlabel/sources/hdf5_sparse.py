@@ -29,7 +29,7 @@ def open_hdf5_source(path: Path, name: str) -> Source:
 
     with reading_hdf5(path) as handle:
         node = find_node(handle, path, name) if name else None
-        if isinstance(node, h5py.Group):
+        if isinstance(node, h5py.Group) and any(part in node for part in PARTS):
             return open_group(node)
         return HDF5Source(find_dataset(handle, path, name), path)
 
