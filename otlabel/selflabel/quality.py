@@ -23,7 +23,7 @@ from otlabel.selflabel.calibration import averages_kept
 from otlabel.selflabel.model import ModelReader, NoRowsError, joined, n_bytes, taken, tensors, to_device
 
 LEAST, SHARE, MOST = 256, 12, 4096  # samples looked at: one in twelve, within these numbers
-AT_ONCE, VIEW_BYTES = 256, 1 << 24  # views that go through the model together; of samples that they are made of
+AT_ONCE, VIEW_BYTES = 256, 1 << 22  # views that go through the model together; of samples that they are made of
 MOST_BYTES = 1 << 27  # of samples that are kept to be looked at: of photographs as bytes some 900 of 224 x 224
 MakeView = Callable[[Any, torch.Generator], Any]
 

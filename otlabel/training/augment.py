@@ -188,11 +188,11 @@ def four_turns(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _unit(images: torch.Tensor) -> torch.Tensor:
     if images.ndim != 4 or images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype} of shape {tuple(images.shape)}: give uint8, (B, C, H, W)")
-    return images.to(torch.float32) / 255
+    return images.to(torch.float32).div_(255)
 
 
 def _standardised(images: torch.Tensor) -> torch.Tensor:
-    return (images - MEAN) / SPREAD
+    return (images - MEAN).div_(SPREAD)
 
 
 def _uniform(images: torch.Tensor, generator: torch.Generator, lo: float, hi: float) -> torch.Tensor:

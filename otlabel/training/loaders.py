@@ -26,7 +26,7 @@ from otlabel.training.data import Samples, Streamed
 from otlabel.training.images import Crop, ImageFiles
 
 FULL_BATCH = 512  # samples at once where nothing is trained
-BATCH_BYTES = 1 << 24  # of images that come from files: each process that reads has two batches in hand
+BATCH_BYTES = 1 << 23  # of images that come from files: each process that reads has two batches in hand
 MANY = 4096  # image files from which on processes of their own read them
 MOST_WORKERS = 8
 
