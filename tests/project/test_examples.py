@@ -140,6 +140,8 @@ def test_index_lists(run) -> None:
     for n_probes in (4, 16):
         assert found[f"balanced, {n_probes}: recall"] > found[f"faiss, {n_probes}: recall"] - 0.05
     assert found["balanced, 16: recall"] > 0.95
+    assert found["two lists: longest"] <= 2 * 142  # 4,500 vectors twice in 32 lists
+    assert found["two lists, 1: recall"] > found["balanced, 1: recall"] + 0.05
 
 
 def test_own_loop(run) -> None:
