@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from outputs import OUTPUTS, SHOWN
+from outputs import HOURS, OUTPUTS, SHOWN
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WORDS = """Complete programs, the easy ones first; each runs as it stands, in less than a minute. Pictures and
@@ -35,7 +35,7 @@ class EasyFirst:
     """The order of examples in the gallery."""
 
     def __init__(self, folder: str) -> None:
-        self._order = list(SHOWN)
+        self._order = [*SHOWN, *HOURS]
 
     def __call__(self, name: str) -> int:
         """The place of a file."""
@@ -54,7 +54,9 @@ def copy_examples(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "GALLERY_HEADER.rst").write_text(f"Examples\n========\n\n{WORDS}")
     for path in sorted(EXAMPLES.glob("*.py")):
-        text = with_output(path.read_text(encoding="utf-8"), printed(path.stem)) + THUMBNAIL.format(name=path.stem)
+        text = path.read_text(encoding="utf-8")
+        if path.stem not in HOURS:
+            text = with_output(text, printed(path.stem)) + THUMBNAIL.format(name=path.stem)
         (folder / path.name).write_text(text, encoding="utf-8")
 
 

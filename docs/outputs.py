@@ -21,12 +21,16 @@ INK, BARS = "#22303c", "#1f8a84"
 SIZE, DPI = (4.8, 3.0), 110  # inches, and pixels an inch: those of a card of the gallery
 
 # Easy ones first. Of each: what the bars are, and where a line has the words beside a bar and its number.
+HOURS = {"voc_classification"}  # takes data and weights of one's own, so that there is nothing to show
 SHOWN = {
     "arrays": ("accuracy", r"^((?:best|nearest|equal|the|between) .*?) {2,}\d.* ([\d.]+)$"),
     "balanced_clustering": ("accuracy", r"^(k-means|equal sizes|120 to 180) .* ([\d.]+) +[\d.]+$"),
     "few_labels": ("accuracy with one label a class", r"^((?:few|pseudo|the same).*?) {2,}([\d.]+)"),
     "text": ("accuracy", r"^((?:best|equal|KL|half|true).*?) {2,}\d.* ([\d.]+) +[\d.]+$"),
     "zero_shot": ("accuracy", r"^((?:best|equal|the|half|100|\.\.\.).*?) {2,}\d.* ([\d.]+) +[\d.]+$"),
+    "expert_routing": ("largest load of an expert", r"^((?:top|one|five|Sinkhorn|exact).*?) {2,}([\d.]+) x"),
+    "reviewers": ("score of the worst served paper", r"^(one after|all at)(?: the other| once) +[\d.]+ +([\d.]+)"),
+    "sparse_neighbours": ("longest list", r"^(.*?): lists of 1 to (\d+)"),
     "curation": ("distance from equal shares of the classes", r"^(\w.*?) {2,}.*% +([\d.]+)$"),
     "hdf5": ("bytes read in all", r"([\d,]+) (?:bytes )?(streamed|with room)"),
     "own_loop": ("NMI with the true digits", r"^(epoch +\d+): .*NMI ([\d.]+)"),
@@ -34,7 +38,7 @@ SHOWN = {
     "progressive_mass": ("NMI with the truth", r"^(\w.*?) +NMI ([\d.]+)"),
     "swav_batches": ("NMI with the truth", r"^((?:none|balanced|softmax).*?) {2,}.* ([\d.]+) +[\d.]+$"),
     "semantic_ids": ("percent of the texts that share a code", r"^(k-means|balanced.*?) {2,}.*? ([\d.]+)% +\d+ "),
-    "index_lists": ("the longest list", r"^(faiss|balanced) +1 +(\d+)"),
+    "index_lists": ("the longest list", r"^(faiss|balanced|two lists) +1 +(\d+)"),
     "selflabel_ddp": ("NMI with the true digits", r"^(epoch +\d+): .*NMI ([\d.]+)"),
 }
 

@@ -605,6 +605,7 @@ def _before(name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     pairs = []
     for record in map(json.loads, BEFORE.read_text(encoding="utf-8").splitlines()):
         old = record["settings"]
+        del old["train"]["device"]  # a matter of the Trainer since
         if not old["labels_of"] and all(old[section][key] == value for (section, key), value in wanted.items()):
             sections = {
                 section: {key: value for key, value in values.items() if value is not None}

@@ -48,7 +48,7 @@ def test_examples_begin_with_a_title(name: str) -> None:
 
 def test_the_gallery_has_an_output_and_a_picture_of_each() -> None:
     for folder, ending in (("outputs", "txt"), ("images/examples", "png")):
-        assert {path.stem for path in (DOCS / folder).glob(f"*.{ending}")} == NAMES
+        assert {path.stem for path in (DOCS / folder).glob(f"*.{ending}")} == NAMES - {"voc_classification"}
         assert all(0 < path.stat().st_size < 60_000 for path in (DOCS / folder).iterdir())
 
 
