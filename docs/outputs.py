@@ -29,7 +29,7 @@ SHOWN = {
     "text": ("accuracy", r"^((?:best|equal|KL|half|true).*?) {2,}\d.* ([\d.]+) +[\d.]+$"),
     "zero_shot": ("accuracy", r"^((?:best|equal|the|half|100|\.\.\.).*?) {2,}\d.* ([\d.]+) +[\d.]+$"),
     "expert_routing": ("largest load of an expert", r"^((?:top|one|five|Sinkhorn|exact).*?) {2,}([\d.]+) x"),
-    "reviewers": ("score of the worst served paper", r"^(one after|all at)(?: the other| once) +[\d.]+ +([\d.]+)"),
+    "reviewers": ("score of the worst served paper", r"^((?:one|all) [a-z ]+?) {2,}[\d.]+ +([\d.]+)"),
     "sparse_neighbours": ("longest list", r"^(.*?): lists of 1 to (\d+)"),
     "curation": ("distance from equal shares of the classes", r"^(\w.*?) {2,}.*% +([\d.]+)$"),
     "hdf5": ("bytes read in all", r"([\d,]+) (?:bytes )?(streamed|with room)"),
