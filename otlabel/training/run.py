@@ -318,10 +318,13 @@ class Run:
         return found
 
     def finish(self) -> None:
-        """Judge labels and features, and write both down; labels are those of the highest quality."""
+        """Write the labels, those of the highest quality, then judge them and the features, and write that down."""
         if not self.trainer.is_global_zero:
             return
         config = self.config
+        if self._files is not None:  # first, for judging may take more time and memory than there is
+            self._files.claim()
+            self.labeler.save_labels(self._files.path / "labels.h5", best=True)
         found: dict[str, Any] = self._judged()
         if self.untrained:
             found["untrained"] = self.untrained
@@ -336,8 +339,6 @@ class Run:
             found["labels"] = {name: float(np.mean([head[name] for head in heads])) for name in heads[0]}
         self.result = found
         if self._files is not None:
-            self._files.claim()
-            self.labeler.save_labels(self._files.path / "labels.h5", best=True)
             self._files.write_result(found)
 
     def _told(self, labels: Tensor) -> dict[str, Any]:

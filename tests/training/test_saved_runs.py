@@ -168,16 +168,20 @@ def test_clusters_are_called_by_the_majority_of_those_that_are_known() -> None:
 def test_numbers_by_which_neighbours_are_told() -> None:
     decomposition = pytest.importorskip("sklearn.decomposition")
     rng = np.random.default_rng(0)
-    few, many = [[rng.normal(size=(n, width)).astype(np.float32) for n in (300, 50)] for width in (40, 200)]
-    scores = [rng.normal(size=(n, 128)) for n in (300, 50)]
-    assert _numbers(few, few) == (few, "40 features")
-    assert _numbers(many, scores) == (scores, "128 scores of the first head")
-    found, told = _numbers(many, few)
+    train, test = (rng.normal(size=(n, 200)).astype(np.float32) for n in (300, 50))
+
+    def numbers(width: int, n_classes: int, index: Any = None) -> tuple[torch.Tensor, str]:
+        made, told = _numbers(MultiHead(nn.Identity(), width, n_classes), lambda: train)
+        return made(index, torch.from_numpy(test[:, :width])), told
+
+    found, told = numbers(40, 10)
+    assert (found.tolist(), told) == (test[:, :40].tolist(), "40 features")
+    found, told = numbers(200, 128)
+    assert (found.shape, told) == ((50, 128), "128 scores of the first head")
+    found, told = numbers(200, 10)
     assert told == "128 principal components of 200 features"
-    wanted = decomposition.PCA(128, svd_solver="full").fit(many[0]).transform(many[1])
-    torch.testing.assert_close(
-        torch.tensor(found[1] @ found[1].T), torch.tensor(wanted @ wanted.T), rtol=1e-3, atol=1e-3
-    )
+    wanted = torch.from_numpy(decomposition.PCA(128, svd_solver="full").fit(train).transform(test))
+    torch.testing.assert_close(found @ found.T, wanted @ wanted.T, rtol=1e-3, atol=1e-3)
 
 
 def test_judging_leaves_the_network_as_it_was(finished: tuple[Path, Run]) -> None:
