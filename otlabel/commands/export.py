@@ -23,6 +23,7 @@ def add(commands: Any) -> None:
     options.saved_run(parser)
     options.output(parser, "FILE.safetensors", "where the weights go")
     options.force(parser)
+    options.progress(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,11 +32,13 @@ def run(arguments: argparse.Namespace) -> int:
         [Output("--output", arguments.output, (".safetensors",))], {"RUN": str(arguments.run)}, force=arguments.force
     )
 
-    from otlabel.training.exporting import export
-    from otlabel.training.saved import SavedRun
+    with options.doing(arguments, "reading the run"):  # torch, which that needs, takes a while
+        from otlabel.training.exporting import export
+        from otlabel.training.saved import SavedRun
 
-    saved = SavedRun(arguments.run)
-    exported = export(saved.model(best=arguments.best, allow_code=arguments.allow_code), arguments.output, saved.config)
+        saved = SavedRun(arguments.run)
+        model = saved.model(best=arguments.best, allow_code=arguments.allow_code)
+        exported = export(model, arguments.output, saved.config)
     print(f"{exported.n_tensors} tensors, {exported.n_numbers:,} numbers: {exported.told}")
     print(f"Weights written to {arguments.output}")
     return 0

@@ -63,7 +63,7 @@ from otlabel.training.setup import (
 logger = logging.getLogger("otlabel")
 
 LONGEST_TOLD = 300  # characters of what torch says of weights, which may name every layer
-WORTH_SHOWING = 0.5  # seconds that judging takes
+WORTH_SHOWING = 0.5  # seconds that getting ready or judging takes
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -111,8 +111,10 @@ def train(
             check_apart({f"the run's {name}": place / name for name in FILES}, read)
             stack.enter_context(working_in(place))
         given: dict[str, Any] = {"allow_code": allow_code, "images": images, "progress": progress}
-        run = stack.enter_context(contextlib.closing(Run(config, place, **given)))
-        run.resume()
+        watched = progress and rank_of_process() == 0
+        with shown_progress("reading data and checkpoint", shown=watched, delay=WORTH_SHOWING):
+            run = stack.enter_context(contextlib.closing(Run(config, place, **given)))
+            run.resume()
         run.fit(report)
         run.finish()
     return run

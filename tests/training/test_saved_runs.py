@@ -90,8 +90,10 @@ def test_probes_of_a_run(finished: tuple[Path, Run], capsys: pytest.CaptureFixtu
     pytest.importorskip("matplotlib")
     folder, run = finished
     picture = tmp_path / "probes.png"
-    assert main(["probe", str(folder), "--plot", str(picture), *QUICK]) == 0
-    told = capsys.readouterr().out
+    assert main(["probe", str(folder), "--plot", str(picture), "--progress", *QUICK]) == 0
+    told, shown = capsys.readouterr()
+    assert "training probes 3 epochs" in shown
+    assert "of 3" in shown
     assert all(len(line) <= 80 for line in told.splitlines() if str(tmp_path) not in line)
     assert [line.split()[0] for line in told.splitlines()[2:6]] == ["conv1", "conv2", "features", "hidden"]
     assert picture.read_bytes().startswith(b"\x89PNG")
