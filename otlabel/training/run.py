@@ -153,7 +153,7 @@ class Run:
         torch.manual_seed(seed_of(config.train.seed, 0))
         self.model = made_model(config, heads, self.samples, allow_code=allow_code)
         turn_head = nn.Linear(self.model.feature_dim, 4) if config.train.rotation else None
-        amp = MIXED.get(str(config.trainer.get("precision")))
+        amp = MIXED.get(str(self.trainer.precision))
         self.labeler = labeler_of(config, self.images, folder, amp)
         uniform = config.train.uniform
         uniform = config.labels.method in ("kmeans", "argmax") if uniform is None else uniform
@@ -295,7 +295,7 @@ class Run:
         except (OSError, MemoryError, FingerprintError):
             raise
         except Exception as error:  # damage may show up as nearly any of them
-            told = one_line(error)[:LONGEST_TOLD]
+            told = one_line(error).removeprefix(f"{path} is damaged: ")[:LONGEST_TOLD]
             raise FileFormatError(
                 f"{path} is damaged, or is no checkpoint of this run: {told}; remove it to start anew"
             ) from error
