@@ -50,7 +50,7 @@ def evaluate(
 def features_of(
     model: MultiHead, samples: Samples, device: torch.device, workers: int = 0, made: Made | None = None
 ) -> np.ndarray:
-    """(N, D) float32 of samples as they are, in their order; or what is made of each batch of them, and they are not kept.
+    """(N, D) float32 of samples as they are, in their order; or what is made of each batch, while they are let go.
 
     The features of a million images, and more so the scores of several heads, may not fit into memory.
     """
