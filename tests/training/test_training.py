@@ -337,6 +337,16 @@ def test_mixed_precision_trains_and_labels(tmp_path: Path) -> None:
     assert all(tensor.dtype == torch.float32 for tensor in run.model.parameters())
 
 
+def test_labels_are_written_before_features_are_judged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def too_much(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("otlabel.training.run.evaluate", too_much)
+    with pytest.raises(MemoryError):
+        train(config(train__epochs=1, data__n_samples=60), tmp_path)
+    assert load_labels(tmp_path / "labels.h5").labels.shape == (2, 60)
+
+
 def test_full_disk_keeps_the_old_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(config(train__epochs=1), None)
     before = run.labeler.labels.clone()
