@@ -101,8 +101,8 @@ def _check_same(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> N
     """Refuse to go on with another config or other data, and say what differs."""
     if theirs.get("data") != ours["data"]:
         raise FingerprintError(
-            f"{folder} holds a run on other data than these: samples or files have changed; put them back, or give "
-            "another folder"
+            f"{folder} holds a run on other data: {theirs.get('data')}, these are {ours['data']}; put back what was "
+            "added, taken away, renamed or changed, or give another folder"
         )
     for section, keys in ours["config"].items():
         before = theirs["config"].get(section, {})
