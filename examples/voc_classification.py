@@ -25,6 +25,7 @@ from safetensors import safe_open
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from otlabel.training.entry import Entry
 from otlabel.training.networks import network
 from otlabel.training.networks.common import absorbed
 
@@ -111,6 +112,8 @@ def network_of(weights, n_classes, size):
         about, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     layers = absorbed(network(about["backbone"], int(about["channels"]), **json.loads(about["options"])).layers).eval()
     layers.load_state_dict(tensors)
+    if (entry := json.loads(about["entry"])) is not None:  # other constants, or slopes
+        layers.register_forward_pre_hook(Entry(**entry))
     with torch.no_grad():
         feature_dim = layers(torch.zeros(1, 3, size, size)).shape[1]
     return nn.Sequential(layers, nn.BatchNorm1d(feature_dim, affine=False), nn.Linear(feature_dim, n_classes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from typing import Any
 
 from otlabel.commands import options
@@ -23,6 +24,7 @@ def add(commands: Any) -> None:
     options.saved_run(parser)
     options.output(parser, "FILE.safetensors", "where the weights go")
     options.force(parser)
+    options.progress(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,11 +33,14 @@ def run(arguments: argparse.Namespace) -> int:
         [Output("--output", arguments.output, (".safetensors",))], {"RUN": str(arguments.run)}, force=arguments.force
     )
 
-    from otlabel.training.exporting import export
-    from otlabel.training.saved import SavedRun
+    with options.doing(arguments, "reading the run"):  # torch, which that needs, takes a while
+        from otlabel.training.exporting import export
+        from otlabel.training.saved import SavedRun
 
-    saved = SavedRun(arguments.run)
-    exported = export(saved.model(best=arguments.best, allow_code=arguments.allow_code), arguments.output, saved.config)
-    print(f"{exported.n_tensors} tensors, {exported.n_numbers:,} numbers: {exported.told}")
+        saved = SavedRun(arguments.run)
+        samples = saved.images().train if saved.config.augment.normalise == "data" else None
+        model = saved.model(best=arguments.best, allow_code=arguments.allow_code)
+        exported = export(model, arguments.output, saved.config, samples)
+    print(textwrap.fill(f"{exported.n_tensors} tensors, {exported.n_numbers:,} numbers: {exported.told}", 80))
     print(f"Weights written to {arguments.output}")
     return 0

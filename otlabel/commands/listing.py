@@ -31,16 +31,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Write, once the path is tried."""
     check_outputs([Output("--output", arguments.output, (".csv",))], {"RUN": str(arguments.run)}, force=arguments.force)
 
-    from otlabel.training.listing import write_table
-    from otlabel.training.saved import SavedRun
-
-    saved = SavedRun(arguments.run)
-    labels = saved.folder / "labels.h5"
-    if not labels.is_file():
-        raise FileNotFoundError(f"{saved.folder} has no labels.h5; let the run come to its end first")
-    images = saved.images()
-    model = saved.model(images.train, best=None, allow_code=arguments.allow_code)
     with options.doing(arguments, "asking the network how sure it is"):
+        from otlabel.training.listing import write_table
+        from otlabel.training.saved import SavedRun
+
+        saved = SavedRun(arguments.run)
+        labels = saved.folder / "labels.h5"
+        if not labels.is_file():
+            raise FileNotFoundError(f"{saved.folder} has no labels.h5; let the run come to its end first")
+        images = saved.images()
+        model = saved.model(images.train, best=None, allow_code=arguments.allow_code)
         n_samples = write_table(arguments.output, labels, images, model, workers=saved.config.data.workers)
     print(f"Labels of {n_samples:,} samples written to {arguments.output}")
     return 0

@@ -42,27 +42,27 @@ def run(arguments: argparse.Namespace) -> int:
         inputs = {"RUN": str(arguments.run), "--data": arguments.data}
         check_outputs([Output("--plot", arguments.plot, (".png",))], inputs, force=arguments.force)
 
-    from otlabel.pictures import require_matplotlib
-    from otlabel.training.judged import Protocol, draw, judge, told
-    from otlabel.training.saved import SavedRun
+    with options.doing(arguments, "training probes", unit="epochs") as tell:
+        from otlabel.pictures import require_matplotlib
+        from otlabel.training.judged import Protocol, draw, judge, told
+        from otlabel.training.saved import SavedRun
 
-    if arguments.plot is not None:
-        require_matplotlib()
-    saved = SavedRun(arguments.run)
-    protocol = Protocol(
-        layers=arguments.layers.split(",") if arguments.layers else None,
-        epochs=arguments.epochs,
-        batch_size=arguments.batch_size,
-        n_crops=arguments.crops,
-        flip=saved.config.augment.flip,
-        seed=arguments.seed,
-        workers=saved.config.data.workers,
-    )
-    own = saved.images()
-    model = saved.model(own.train, best=arguments.best, allow_code=arguments.allow_code)
-    images = own if arguments.data is None else saved.other_images(arguments.data, own)
-    with options.doing(arguments, "training probes") as tell:
-        judged = judge(model, images, protocol, progress=lambda epoch, n: tell(None, f"epoch {epoch} of {n}"))
+        if arguments.plot is not None:
+            require_matplotlib()
+        saved = SavedRun(arguments.run)
+        protocol = Protocol(
+            layers=arguments.layers.split(",") if arguments.layers else None,
+            epochs=arguments.epochs,
+            batch_size=arguments.batch_size,
+            n_crops=arguments.crops,
+            flip=saved.config.augment.flip,
+            seed=arguments.seed,
+            workers=saved.config.data.workers,
+        )
+        own = saved.images()
+        model = saved.model(own.train, best=arguments.best, allow_code=arguments.allow_code)
+        images = own if arguments.data is None else saved.other_images(arguments.data, own)
+        judged = judge(model, images, protocol, progress=lambda epoch, n: tell(epoch, f"of {n}"))
     if arguments.json:
         print_json(run=str(arguments.run), data=images.name, **judged.to_dict())
     else:

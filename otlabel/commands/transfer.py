@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 from otlabel.commands import options
@@ -29,5 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Train by a config, with the labels fixed."""
     if not arguments.labels.is_file():
         raise FileNotFoundError(f"{arguments.labels} does not exist; a run of `otlabel train` writes labels.h5")
-    config = settings(arguments).with_values(labels__method="fixed", labels__file=str(arguments.labels.resolve()))
+    config = settings(arguments)
+    given: Any = {"method": "fixed", "file": str(arguments.labels.resolve())}
+    # Whatever else the config says of labels is about how they would be made.
+    config = dataclasses.replace(config, labels=type(config.labels)(**given))
     return train_by(arguments, changed(config, arguments.set))

@@ -264,12 +264,14 @@ def _network_scores(config: Config, images: Images, weights: dict[str, Any], hea
     """(N, K) log-probabilities of one head."""
     import torch
 
-    from otlabel.selflabel.model import forward_only
     from otlabel.training.evaluate import features_of
+    from otlabel.training.loaders import worker_count
     from otlabel.training.saved import model_of
 
     model = model_of(config, weights, images.train)
-    features = torch.from_numpy(features_of(model, images.train, torch.device("cpu")))
-    with forward_only(model):
-        parts = [model.heads[head](part).log_softmax(1) for part in features.split(1 << 14)]
-    return torch.cat(parts).numpy()
+    workers = worker_count(config.data.workers, images.train)
+
+    def scores(_index: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        return model.heads[head](features).log_softmax(1)
+
+    return features_of(model, images.train, torch.device("cpu"), workers, scores)

@@ -6,6 +6,7 @@ A file may be written with ~ for the home folder, or as an address, file:///fold
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import lzma
 import math
@@ -218,7 +219,11 @@ def load_plain(file: Path, device: Any = "cpu", keys: Sequence[str] = ()) -> Any
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own ways to store, which whoever reads can do nothing about
             loaded = torch.load(file, map_location=device, weights_only=True)
-    except (OSError, MemoryError, FileFormatError):
+    except (OSError, MemoryError, FileFormatError) as error:
+        if (
+            isinstance(error, OSError) and error.errno == errno.EINVAL
+        ):  # torch looks for what would lie before its start
+            raise FileFormatError(f"{file} is damaged: it ends too early") from error
         raise
     except Exception as error:  # damage may show up as nearly any of them
         told = printable(str(error).partition("\n")[0])

@@ -74,7 +74,11 @@ def _constants(samples: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if isinstance(samples, Streamed):
         raise ValueError("[augment] normalise is 'data', but samples only pass by; give 'half' or 'imagenet'")
     some = np.unique(np.linspace(0, len(samples) - 1, min(LOOKED_AT, len(samples))).astype(int))
-    images = samples[some].all() if isinstance(samples, ImageFiles) else samples[torch.from_numpy(some)]
-    values = images.transpose(0, 1).flatten(1).double() / 255
-    mean, spread = values.mean(1), values.std(1).clamp(min=1e-3)
-    return tuple(mean.tolist()), tuple(spread.tolist())
+    counts = torch.zeros(samples.shape[1], 256, dtype=torch.float64)  # of each value, so that few images are in memory
+    for index in some.tolist():
+        image = samples.read(index) if isinstance(samples, ImageFiles) else samples[index].cpu()
+        counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in image])
+    values, n_pixels = torch.arange(256) / 255.0, counts[0].sum()
+    mean = counts @ values.double() / n_pixels
+    variance = (counts * (values - mean[:, None]) ** 2).sum(1) / (n_pixels - 1)
+    return tuple(mean.tolist()), tuple(variance.sqrt().clamp(min=1e-3).tolist())

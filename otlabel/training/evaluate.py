@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from otlabel import metrics
 from otlabel.selflabel.model import MultiHead, forward_only
 from otlabel.training.config import Evaluation
 from otlabel.training.data import Images, Samples
 from otlabel.training.loaders import in_order, standardised
+
+Made = Callable[[Tensor, Tensor], Tensor]  # of the indices and the features of a batch, a row a sample
 
 
 def evaluate(
@@ -42,12 +47,18 @@ def evaluate(
     return found
 
 
-def features_of(model: MultiHead, samples: Samples, device: torch.device, workers: int = 0) -> np.ndarray:
-    """(N, D) float32 of samples as they are, in their order."""
+def features_of(
+    model: MultiHead, samples: Samples, device: torch.device, workers: int = 0, made: Made | None = None
+) -> np.ndarray:
+    """(N, D) float32 of samples as they are, in their order; or what is made of each batch, while they are let go.
+
+    The features of a million images, and more so the scores of several heads, may not fit into memory.
+    """
     indices, found = [], []
     with forward_only(model):
         dtype = next((one.dtype for one in model.parameters()), torch.float32)
         for index, part in in_order(samples, workers=workers):
             indices.append(torch.as_tensor(index))
-            found.append(model.features(standardised(part.to(device)).to(dtype)).float().cpu())
+            features = model.features(standardised(part.to(device)).to(dtype)).float()
+            found.append((features if made is None else made(indices[-1], features)).cpu())
     return torch.cat(found)[torch.cat(indices).argsort()].numpy()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from otlabel.errors import MissingPackageError
 from otlabel.selflabel.model import MultiHead
 from otlabel.storage.atomic import replacing
+from otlabel.training.augment import IMAGENET_MEAN
 from otlabel.training.config import Config
+from otlabel.training.data import Samples
+from otlabel.training.entry import Entry, entry_of
 from otlabel.training.networks.common import Backbone, absorbed
 from otlabel.training.saved import input_shape
 
@@ -37,13 +42,14 @@ def backbone_weights(backbone: nn.Module) -> dict[str, Tensor]:
     return {name: one.detach().cpu().contiguous() for name, one in layers.state_dict().items()}
 
 
-def export(model: MultiHead, path: str | os.PathLike[str], config: Config) -> Exported:
+def export(model: MultiHead, path: str | os.PathLike[str], config: Config, samples: Samples | None = None) -> Exported:
     """Write the backbone of a run to a .safetensors file, whole or not at all.
 
     Args:
         model: the run's.
         path: of the file.
         config: of the run; what it says of the network goes into the file's metadata.
+        samples: what it was trained on, where its input is standardised by the data's own constants.
 
     Raises:
         MissingPackageError: safetensors is not installed.
@@ -55,14 +61,16 @@ def export(model: MultiHead, path: str | os.PathLike[str], config: Config) -> Ex
         raise MissingPackageError("safetensors", "export") from error
     weights = backbone_weights(model.backbone)
     channels = input_shape(model.state_dict())[0]
+    of_any = torch.empty(0, len(IMAGENET_MEAN), 1, 1)
+    entry = entry_of(config.augment.normalise, config.model.sobel, of_any if samples is None else samples)
     about = {
         "format": "pt",
         "made_by": "otlabel",
         "backbone": config.model.backbone,
         "options": json.dumps(config.model.options),
         "channels": str(channels),
-        "normalise": config.augment.normalise,
-        "read_by": _told(config, channels),
+        "entry": json.dumps(None if entry is None else asdict(entry)),  # of `otlabel.training.entry`
+        "read_by": _told(config, channels, entry),
     }
     content = save(weights, about)
     with replacing(path) as file:
@@ -70,13 +78,12 @@ def export(model: MultiHead, path: str | os.PathLike[str], config: Config) -> Ex
     return Exported(len(weights), sum(one.numel() for one in weights.values()), about["read_by"])
 
 
-def _told(config: Config, channels: int) -> str:
+def _told(config: Config, channels: int, entry: Entry | None) -> str:
     """Which network of torchvision takes them, what of it has to be changed, and what images it sees."""
-    sees = {
-        "half": "",
-        "data": "; images standardised by the data's own constants",
-        "imagenet": "; images standardised by ImageNet's",
-    }
+    sees = {"half": "", "data": "", "imagenet": "; images standardised by ImageNet's constants"}
+    if config.augment.normalise == "data" and entry is not None:
+        mean, spread = (", ".join(f"{one:.4f}" for one in of) for of in (entry.mean, entry.spread))
+        sees["data"] = f"; images between 0 and 1 standardised by the data's own mean {mean} and deviation {spread}"
     slopes = "; slopes of grey images (Sobel) in place of colours" if config.model.sobel else ""
     return _reader(config, channels) + sees[config.augment.normalise] + slopes
 

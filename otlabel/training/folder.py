@@ -100,7 +100,10 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _check_same(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
     """Refuse to go on with another config or other data, and say what differs."""
     if theirs.get("data") != ours["data"]:
-        raise FingerprintError(f"{folder} holds a run on other data: {theirs.get('data')}, these are {ours['data']}")
+        raise FingerprintError(
+            f"{folder} holds a run on other data: {theirs.get('data')}, these are {ours['data']}; put back what was "
+            "added, taken away, renamed or changed, or give another folder"
+        )
     for section, keys in ours["config"].items():
         before = theirs["config"].get(section, {})
         for key in keys | (before if section == "trainer" else {}):  # others have all of their keys

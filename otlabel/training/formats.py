@@ -134,10 +134,11 @@ def _cifar10_of_npm(folder: str) -> Parts:
     )
     places = _places("cifar10", folder)
     found = _folder_with(files, [inner for place in places for inner in (place, place / "package")], remedy)
+    n_images = CIFAR_SHAPE[0]  # of a file
+    train_labels = _cifar_labels(found / "train_lables.json", n_images * len(batches))
+    test_labels = _cifar_labels(found / "test_lables.json", n_images)
     train = np.concatenate([_cifar_batch(found / file) for file in batches])
-    test = _cifar_batch(found / "test_batch.png")
-    train_labels = _cifar_labels(found / "train_lables.json", len(train))
-    return train, train_labels, test, _cifar_labels(found / "test_lables.json", len(test))
+    return train, train_labels, _cifar_batch(found / "test_batch.png"), test_labels
 
 
 def _cifar_batch(path: Path) -> np.ndarray:

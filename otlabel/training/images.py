@@ -185,7 +185,8 @@ def files_in(folder: Path) -> tuple[list[str], np.ndarray | None, list[str]]:
         )
     names = flat or [f"{group}/{file}" for group, members in classes.items() for file in members]
     if not names:
-        raise FileNotFoundError(f"{folder} holds no images ({', '.join(ENDINGS)}), nor do the folders in it")
+        told = f"; give {folder / 'train'}" if (folder / "train").is_dir() else ""  # which a report is asked about
+        raise FileNotFoundError(f"{folder} holds no images ({', '.join(ENDINGS)}), nor do the folders in it{told}")
     labels = None if flat else np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])
     return names, labels, list(classes)
 

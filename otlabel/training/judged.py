@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from otlabel import metrics
 from otlabel.metrics.table import table_of
-from otlabel.selflabel.model import MultiHead, forward_only
+from otlabel.selflabel.model import MultiHead
 from otlabel.training.crops import Batches
 from otlabel.training.data import Images, validation
-from otlabel.training.evaluate import features_of
+from otlabel.training.evaluate import Made, features_of
 from otlabel.training.loaders import worker_count
 from otlabel.training.probes import Probe, linear_probes
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 APART = 0.2  # share of the images that is set apart to judge by where there are no others
 NUMBERS = 128  # of a sample, by which its neighbours are told
+LOOKED_AT = 1 << 14  # training images that principal components are of
 WAYS, SHOTS = 5, (1, 5)
 TEST_BATCH = 256
 
@@ -104,18 +106,22 @@ def judge(
         progress=progress,
     )
     device = next(model.parameters()).device
-    features = [features_of(model, samples, device, workers) for samples, _ in parts]
-    logits = [logits_of(model, found, device) for found in features]
     truth = [classes.numpy() for _, classes in parts]
-    numbers, told = _numbers(features, [found[0] for found in logits])
+
+    def best(_index: Tensor, features: Tensor) -> Tensor:
+        return torch.stack([head(features).argmax(1) for head in model.heads], 1)
+
+    some = np.unique(np.linspace(0, len(images.train) - 1, min(LOOKED_AT, len(images.train))).astype(int))
+    made, told = _numbers(model, lambda: features_of(model, images.train[some], device, workers))
+    labels, numbers = ([features_of(model, one, device, workers, of) for one, _ in parts] for of in (best, made))
     ways = min(WAYS, n_classes)
     return Judged(
         probes,
         metrics.knn_accuracy(numbers[0], truth[0], numbers[1], truth[1], k=protocol.neighbours),
         told,
-        _few_shots(features[1], truth[1], ways, protocol.seed),
+        _few_shots(features_of(model, images.test, device, workers), truth[1], ways, protocol.seed),
         ways,
-        _agreement(logits, truth),
+        _agreement(labels, truth),
         len(truth[0]),
         len(truth[1]),
         len(model.heads),
@@ -123,25 +129,25 @@ def judge(
     )
 
 
-def logits_of(model: MultiHead, features: np.ndarray, device: torch.device) -> list[np.ndarray]:
-    """(N, K) of each head."""
-    with forward_only(model):
-        parts = torch.from_numpy(features).split(1 << 14)
-        return [torch.cat([head(part.to(device)).cpu() for part in parts]).numpy() for head in model.heads]
+def _numbers(model: MultiHead, some: Callable[[], np.ndarray]) -> tuple[Made, str]:
+    """What makes 128 numbers a sample: the scores of a head of 128 classes, as the paper has them, or else features.
 
-
-def _numbers(features: list[np.ndarray], logits: list[np.ndarray]) -> tuple[list[np.ndarray], str]:
-    """128 numbers a sample: the scores of a head of 128 classes, as the paper has them, or else of the features."""
-    if logits[0].shape[1] == NUMBERS:
-        return logits, f"{NUMBERS} scores of the first head"
-    width = features[0].shape[1]
+    `some` gives the features that principal components are of.
+    """
+    head, width = model.heads[0], model.feature_dim
+    *_, offsets = head.parameters()
+    if len(offsets) == NUMBERS:
+        return lambda _, features: head(features), f"{NUMBERS} scores of the first head"
     if width <= NUMBERS:
-        return features, f"{width} features"
-    train = torch.from_numpy(features[0]).double()
+        return lambda _, features: features, f"{width} features"
+    train = torch.from_numpy(some()).double()
     mean = train.mean(0)
     _, directions = torch.linalg.eigh((train - mean).T @ (train - mean))  # the largest last
-    found = [((torch.from_numpy(one).double() - mean) @ directions[:, -NUMBERS:]).float().numpy() for one in features]
-    return found, f"{NUMBERS} principal components of {width:,} features"
+
+    def projected(_index: Tensor, features: Tensor) -> Tensor:
+        return ((features.cpu().double() - mean) @ directions[:, -NUMBERS:]).float()
+
+    return projected, f"{NUMBERS} principal components of {width:,} features"
 
 
 def _few_shots(features: np.ndarray, truth: np.ndarray, ways: int, seed: int) -> dict[int, metrics.FewShot]:
@@ -154,13 +160,12 @@ def _few_shots(features: np.ndarray, truth: np.ndarray, ways: int, seed: int) ->
     return found
 
 
-def _agreement(logits: list[list[np.ndarray]], truth: list[np.ndarray]) -> dict[str, float]:
-    """Of each head's best class with the truth, mean over heads."""
+def _agreement(labels: list[np.ndarray], truth: list[np.ndarray]) -> dict[str, float]:
+    """Of each head's best class, (N, T) of either part, with the truth, mean over heads."""
     heads = []
-    for train, val in zip(*logits, strict=True):
-        labels = [train.argmax(1), val.argmax(1)]
-        found = metrics.compare(truth[1], labels[1])
-        found["majority"] = _majority(truth[0], labels[0], truth[1], labels[1])
+    for train, val in zip(labels[0].T, labels[1].T, strict=True):
+        found = metrics.compare(truth[1], val)
+        found["majority"] = _majority(truth[0], train, truth[1], val)
         heads.append(found)
     names = ("nmi", "ami", "ari", "accuracy", "majority")
     return {name: float(np.mean([head[name] for head in heads])) for name in names}

@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from otlabel.errors import FingerprintError
 from otlabel.selflabel.model import MultiHead
@@ -17,7 +15,6 @@ from otlabel.selflabel.stores.head_labels import load_labels
 from otlabel.storage.atomic import replacing
 from otlabel.training.data import Images
 from otlabel.training.evaluate import features_of
-from otlabel.training.judged import logits_of
 from otlabel.training.loaders import worker_count
 
 
@@ -54,7 +51,17 @@ def write_table(
             f"{stored.data}; the run has {len(images.train):,} and {len(model.heads)}, of {images.identity}"
         )
     device = next(model.parameters()).device
-    features = features_of(model, images.train, device, worker_count(workers, images.train))
+    known = torch.from_numpy(stored.labels)
+
+    def chances_of(index: Tensor, features: Tensor) -> Tensor:
+        """(B, T) probabilities of the labels; 0 where there is none."""
+        found = []
+        for head, own in zip(model.heads, known[:, index].to(device), strict=True):
+            chances = head(features).softmax(1).gather(1, own.clamp(min=0)[:, None])[:, 0]
+            found.append(chances.where(own >= 0, 0))
+        return torch.stack(found, 1)
+
+    chances = features_of(model, images.train, device, worker_count(workers, images.train), chances_of)
     files = images.files
     with replacing(path) as file:
         # Names of files are bytes, which need not be text of any encoding.
@@ -62,19 +69,9 @@ def write_table(
         writer = csv.writer(text, lineterminator="\n")
         heads = [name for t in range(shape[0]) for name in (f"label_{t}", f"confidence_{t}")]
         writer.writerow(["sample", *([] if files is None else ["file"]), *heads])
-        for sample, (labels, chances) in enumerate(_rows(stored.labels, features, model)):
-            each = [one for label, chance in zip(labels, chances, strict=True) for one in (label, f"{chance:.4f}")]
+        for sample, (labels, sure) in enumerate(zip(stored.labels.T, chances, strict=True)):
+            each = [one for label, chance in zip(labels, sure, strict=True) for one in (label, f"{chance:.4f}")]
             writer.writerow([sample, *([] if files is None else [files[sample]]), *each])
         text.flush()
         text.detach()
     return int(shape[1])
-
-
-def _rows(labels: np.ndarray, features: np.ndarray, model: MultiHead) -> Iterator[tuple[Any, Any]]:
-    """Of each sample, its labels and the probabilities of these; 0 where there is no label."""
-    chances = []
-    for logits, own in zip(logits_of(model, features, next(model.parameters()).device), labels, strict=True):
-        known = torch.from_numpy(own)
-        all_of_them = torch.from_numpy(logits).softmax(1)
-        chances.append(all_of_them.gather(1, known.clamp(min=0)[:, None])[:, 0].where(known >= 0, 0))
-    return zip(labels.T.tolist(), torch.stack(chances, 1).tolist(), strict=True)

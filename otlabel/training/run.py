@@ -63,7 +63,7 @@ from otlabel.training.setup import (
 logger = logging.getLogger("otlabel")
 
 LONGEST_TOLD = 300  # characters of what torch says of weights, which may name every layer
-WORTH_SHOWING = 0.5  # seconds that judging takes
+WORTH_SHOWING = 0.5  # seconds that getting ready or judging takes
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -111,8 +111,10 @@ def train(
             check_apart({f"the run's {name}": place / name for name in FILES}, read)
             stack.enter_context(working_in(place))
         given: dict[str, Any] = {"allow_code": allow_code, "images": images, "progress": progress}
-        run = stack.enter_context(contextlib.closing(Run(config, place, **given)))
-        run.resume()
+        watched = progress and rank_of_process() == 0
+        with shown_progress("reading data and checkpoint", shown=watched, delay=WORTH_SHOWING):
+            run = stack.enter_context(contextlib.closing(Run(config, place, **given)))
+            run.resume()
         run.fit(report)
         run.finish()
     return run
@@ -151,7 +153,7 @@ class Run:
         torch.manual_seed(seed_of(config.train.seed, 0))
         self.model = made_model(config, heads, self.samples, allow_code=allow_code)
         turn_head = nn.Linear(self.model.feature_dim, 4) if config.train.rotation else None
-        amp = MIXED.get(str(config.trainer.get("precision")))
+        amp = MIXED.get(str(self.trainer.precision))
         self.labeler = labeler_of(config, self.images, folder, amp)
         uniform = config.train.uniform
         uniform = config.labels.method in ("kmeans", "argmax") if uniform is None else uniform
@@ -293,7 +295,7 @@ class Run:
         except (OSError, MemoryError, FingerprintError):
             raise
         except Exception as error:  # damage may show up as nearly any of them
-            told = one_line(error)[:LONGEST_TOLD]
+            told = one_line(error).removeprefix(f"{path} is damaged: ")[:LONGEST_TOLD]
             raise FileFormatError(
                 f"{path} is damaged, or is no checkpoint of this run: {told}; remove it to start anew"
             ) from error
@@ -318,10 +320,13 @@ class Run:
         return found
 
     def finish(self) -> None:
-        """Judge labels and features, and write both down; labels are those of the highest quality."""
+        """Write the labels, those of the highest quality, then judge them and the features, and write that down."""
         if not self.trainer.is_global_zero:
             return
         config = self.config
+        if self._files is not None:  # first, for judging may take more time and memory than there is
+            self._files.claim()
+            self.labeler.save_labels(self._files.path / "labels.h5", best=True)
         found: dict[str, Any] = self._judged()
         if self.untrained:
             found["untrained"] = self.untrained
@@ -336,8 +341,6 @@ class Run:
             found["labels"] = {name: float(np.mean([head[name] for head in heads])) for name in heads[0]}
         self.result = found
         if self._files is not None:
-            self._files.claim()
-            self.labeler.save_labels(self._files.path / "labels.h5", best=True)
             self._files.write_result(found)
 
     def _told(self, labels: Tensor) -> dict[str, Any]:

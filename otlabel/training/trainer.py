@@ -70,8 +70,8 @@ def trainer_of(asked: dict[str, Any], epochs: int, folder: Path | None, callback
         if name in OURS:
             raise ValueError(f"[trainer] has a key {name!r}, but {OURS[name]}; leave it out")
         if name not in known:
-            near = difflib.get_close_matches(name, known - set(OURS), 1)
-            told = f"; did you mean {near[0]!r}?" if near else ""
+            (near,) = difflib.get_close_matches(name, known, 1) or [""]
+            told = f"; {OURS[near]}" if near in OURS else f"; did you mean {near!r}?" if near else ""
             raise ValueError(f"[trainer] has a key {name!r}, which is no argument of Lightning's Trainer{told}")
     settings = {
         "accelerator": "gpu" if torch.cuda.is_available() else "cpu",

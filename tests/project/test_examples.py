@@ -264,6 +264,9 @@ def test_voc_classification(run, voc: Path, tmp_path: Path) -> None:
     found = run("voc_classification", folder=voc, layers="all", lr=0.03, **options)
     assert set(found) == {"mAP, 11 points", "mAP, all points"}
     assert all(0.8 < value <= 1 for value in found.values())
+    slopes = {"data": {"name": "any"}, "model": given | {"sobel": True}, "augment": {"normalise": "imagenet"}}
+    model = MultiHead(network("resnet18", 2, width=4), 32, 3)
+    export(model, options["weights"], config_of(slopes))
     head = run("voc_classification", folder=voc, layers="head", lr=0.03, **options | {"iterations": 20})
     assert all(0.3 < value < 1 for value in head.values())
 

@@ -113,7 +113,7 @@ def test_train_and_transfer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     path = tmp_path / "small.toml"
     path.write_text(
         '[data]\nname = "digits"\nn_samples = 300\n[model]\nbackbone = "small_convnet"\nheads = [10]\n'
-        "[train]\nepochs = 2\nthreads = 1\n"
+        "[labels]\naugmented = true\n[train]\nepochs = 2\nthreads = 1\n"
     )
     first, second = tmp_path / "first", tmp_path / "second"
     assert main(["train", str(path), "-o", str(first), "--set", "train.lr=0.1"]) == 0

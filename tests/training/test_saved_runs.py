@@ -90,7 +90,7 @@ def test_probes_of_a_run(finished: tuple[Path, Run], capsys: pytest.CaptureFixtu
     pytest.importorskip("matplotlib")
     folder, run = finished
     picture = tmp_path / "probes.png"
-    assert main(["probe", str(folder), "--plot", str(picture), *QUICK]) == 0
+    assert main(["probe", str(folder), "--plot", str(picture), "--progress", *QUICK]) == 0
     told = capsys.readouterr().out
     assert all(len(line) <= 80 for line in told.splitlines() if str(tmp_path) not in line)
     assert [line.split()[0] for line in told.splitlines()[2:6]] == ["conv1", "conv2", "features", "hidden"]
@@ -156,7 +156,11 @@ def test_a_run_on_image_files_is_probed_by_its_own_input(tmp_path: Path, capsys:
     assert (found["n_train"], found["n_val"], found["is_apart"]) == (48, 16, False)
     assert max(one["top1"] for one in found["probes"]) > 0.9
     assert main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "x.safetensors")]) == 0
-    assert "slopes" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in told.splitlines() if str(tmp_path) not in line)
+    values = torch.stack(list(images.train.all())).transpose(0, 1).flatten(1).double() / 255
+    mean, spread = (", ".join(f"{one:.4f}" for one in of.tolist()) for of in (values.mean(1), values.std(1)))
+    assert f"own mean {mean} and deviation {spread}; slopes of grey" in " ".join(told.split())
 
 
 def test_clusters_are_called_by_the_majority_of_those_that_are_known() -> None:
@@ -168,16 +172,20 @@ def test_clusters_are_called_by_the_majority_of_those_that_are_known() -> None:
 def test_numbers_by_which_neighbours_are_told() -> None:
     decomposition = pytest.importorskip("sklearn.decomposition")
     rng = np.random.default_rng(0)
-    few, many = [[rng.normal(size=(n, width)).astype(np.float32) for n in (300, 50)] for width in (40, 200)]
-    scores = [rng.normal(size=(n, 128)) for n in (300, 50)]
-    assert _numbers(few, few) == (few, "40 features")
-    assert _numbers(many, scores) == (scores, "128 scores of the first head")
-    found, told = _numbers(many, few)
+    train, test = (rng.normal(size=(n, 200)).astype(np.float32) for n in (300, 50))
+
+    def numbers(width: int, n_classes: int, index: Any = None) -> tuple[torch.Tensor, str]:
+        made, told = _numbers(MultiHead(nn.Identity(), width, n_classes), lambda: train)
+        return made(index, torch.from_numpy(test[:, :width])), told
+
+    found, told = numbers(40, 10)
+    assert (found.tolist(), told) == (test[:, :40].tolist(), "40 features")
+    found, told = numbers(200, 128)
+    assert (found.shape, told) == ((50, 128), "128 scores of the first head")
+    found, told = numbers(200, 10)
     assert told == "128 principal components of 200 features"
-    wanted = decomposition.PCA(128, svd_solver="full").fit(many[0]).transform(many[1])
-    torch.testing.assert_close(
-        torch.tensor(found[1] @ found[1].T), torch.tensor(wanted @ wanted.T), rtol=1e-3, atol=1e-3
-    )
+    wanted = torch.from_numpy(decomposition.PCA(128, svd_solver="full").fit(train).transform(test))
+    torch.testing.assert_close(found @ found.T, wanted @ wanted.T, rtol=1e-3, atol=1e-3)
 
 
 def test_judging_leaves_the_network_as_it_was(finished: tuple[Path, Run]) -> None:

@@ -209,6 +209,7 @@ def test_cifar10_that_is_missing_or_damaged(cifar, tmp_path: Path, monkeypatch: 
         (tmp_path / "test_lables.json").write_text(content)
         with pytest.raises(FileFormatError, match="test_lables"):
             load_images(f"cifar10:{tmp_path}")
+    (tmp_path / "test_lables.json").write_text(json.dumps(labels))
     (tmp_path / "data_batch_3.png").unlink()
     Image.fromarray(noise(4, 4, 3)).save(tmp_path / "data_batch_3.png")
     with pytest.raises(FileFormatError, match="data_batch_3"):
