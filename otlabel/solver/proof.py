@@ -12,6 +12,7 @@ from otlabel.solver.problem import Problem
 from otlabel.sources.listed import ListedSource
 
 PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
+MOST_LOOKS = 64  # at rows, for one that does not list a class
 
 
 def certified(
@@ -99,6 +100,8 @@ def priced(
         at = np.flatnonzero(np.isin(lists.classes, classes))
         of_rows = best[np.searchsorted(lists.starts, at, side="right") - 1]
         np.minimum.at(room, np.searchsorted(classes, lists.classes[at]), of_rows - lists.scores[at])
+        if rows.source.least is not None:
+            room = np.minimum(room, _unlisted_room(rows.source, best, classes))
     else:
         with rows.reading():
             for (start, stop), block in rows.blocks():
@@ -111,3 +114,19 @@ def priced(
     priced = potentials.copy()
     priced[classes] = room - below
     return priced
+
+
+def _unlisted_room(source: ListedSource, best: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The same of rows that do not list a class: the least of best - least among them, or less where many rows list it.
+
+    A class is listed by few rows: a look or two finds one that does not.
+    """
+    starts, left = source.lists.starts, np.ones(len(classes), bool)
+    gaps = np.where(source.lists.sizes < source.shape[1], best - source.least, np.inf)
+    room = np.full(len(classes), np.inf)
+    for row in np.argsort(gaps, kind="stable")[:MOST_LOOKS]:
+        room[left] = gaps[row]
+        left &= np.isin(classes, source.lists.classes[starts[row] : starts[row + 1]])
+    if len(gaps) <= MOST_LOOKS:
+        room[left] = np.inf  # every row lists it
+    return room

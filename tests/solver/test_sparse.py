@@ -100,6 +100,35 @@ def test_what_is_missing_in_bound_and_gap(seed: int) -> None:
     assert half.bound >= sinkhorn_assign(most, abstain=0.5, classes=Range(0, 1.0)).value - room_for(full)
 
 
+def test_what_is_missing_of_some_parts_only() -> None:
+    """Parts of a list of which some forbid what is missing, and some say that it is at most the least."""
+    for seed in range(6):
+        classes, values, full = drawn(seed)
+        n, k = full.shape
+        half = n // 2
+        parts = [top_scores(classes[:half], values[:half], k, missing="at most the least")]
+        parts.append(top_scores(classes[half:], values[half:], k))
+        most = full.copy()
+        most[:half] = np.where(np.isinf(full), values.min(1, keepdims=True), full)[:half]
+        even = np.full(k, n // k)
+        result = sinkhorn_assign(parts)
+        assert result.value == sinkhorn_assign(top_scores(classes, values, k)).value
+        assert result.bound >= lp_best(most, even, even) / n - room_for(full)
+        assert certify(parts, result.labels).bound >= lp_best(most, even, even) / n - room_for(full)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_prices_of_classes_of_no_sample_allow_for_what_is_missing(n: int) -> None:
+    """So that the potentials prove what the result says."""
+    for seed in range(8):
+        full = np.random.default_rng(seed).normal(size=(n, 7))
+        classes = np.argsort(-full, 1)[:, :4]
+        values = np.take_along_axis(full, classes, 1)
+        scores = top_scores(classes, values, 7, missing="at most the least")
+        result = sinkhorn_assign(scores)
+        assert certify(scores, result.labels, potentials=result.potentials).bound <= result.bound + 1e-12
+
+
 def test_classes_of_no_sample_have_prices_for_new_ones() -> None:
     """As a full matrix has them."""
     rng = np.random.default_rng(0)
