@@ -325,6 +325,13 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
 # ---- what there is no answer to ----
 
 
+def test_a_class_that_nobody_may_have_is_told_of_with_its_places() -> None:
+    scores = np.zeros((20, 5))
+    scores[:, 3] = -np.inf
+    with pytest.raises(InfeasibleError, match="class 3 is to take 8 samples, but its scores are all -inf"):
+        sinkhorn_assign(scores, labels_per_sample=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "told"),
     [
