@@ -12,9 +12,9 @@ as many vectors looked at. Queries are to probe lists by the rule that rows were
 potentials, which faiss takes by ``search_preassigned``.
 
 Vectors on the border of two lists are found more often if both have them: ``labels_per_sample=2`` puts each vector into
-two different lists, at the least sum of squared distances of all ways that keep lists equally long, with the proof. That
-pays where each probe costs, as a read from a disk or a call of another machine does; at as many vectors looked at, more
-probes of single lists find a little more, and take half the memory.
+two different lists, at the least sum of squared distances of all ways that keep lists equally long, with the proof.
+That pays where each probe costs, as a read from a disk or a call of another machine does; at as many vectors looked at,
+more probes of single lists find a little more, and take half the memory.
 
 Run: python examples/index_lists.py [FEATURES.npy]    (needs "otlabel[kmeans]"; less than a minute)
 

@@ -269,12 +269,12 @@ class Rule:
                 f"the classes' bounds ask for at most {hi:.6g} of all {what}; widen the range{remedy}"
             )
 
-    def without(self, closed: np.ndarray, sizes: np.ndarray) -> Rule:
+    def without(self, closed: np.ndarray, sizes: np.ndarray, n_classes: int) -> Rule:
         """The rule where some classes (bool) turn out to be allowed to nobody; other exact ones share out their mass.
 
-        `sizes` (K,) are those that exact classes have all the same.
+        `sizes` (K,) are those that exact classes have all the same. Staying unlabelled, after the classes, is no other.
         """
-        shared = self.exact & ~closed
+        shared = self.exact & ~closed & (np.arange(len(closed)) < n_classes)
         lost, left = float(self.lo[self.exact & closed].sum()), float(self.lo[shared].sum())
         more = np.where(shared, 1 + lost / left, 1.0) if lost and left else np.ones(len(self.lo))
         hi = np.where(closed, 0.0, self.hi * more)

@@ -229,7 +229,9 @@ def _check_forbidden(rows: RowSet, inspection: sweep.Inspection, asked: Asked, m
             f"class {closed[0]} is to take {told}, but its scores are all -inf ({len(closed)} such classes); give it "
             "mass 0 or allow some pairs"
         )
-    return rule.without(shut, sizes[0]) if sizes is not None else replace(rule, hi=np.where(shut, 0.0, rule.hi))
+    if sizes is None:
+        return replace(rule, hi=np.where(shut, 0.0, rule.hi))
+    return rule.without(shut, sizes[0], n_classes)
 
 
 def allowing(rows: RowSet) -> tuple[np.ndarray, int]:
