@@ -17,7 +17,7 @@ from otlabel.result import like
 from otlabel.solver.outcome import Certificate
 from otlabel.solver.posing import FAR, allowing, check_finite, middle
 from otlabel.solver.precision import TIE
-from otlabel.solver.problem import LARGEST_SCORE
+from otlabel.solver.problem import LARGEST_SCORE, check_listed
 from otlabel.solver.proof import shortfall
 from otlabel.sources import by_class, by_row, class_mass_of, moved, open_scores
 from otlabel.validate import (
@@ -78,6 +78,7 @@ def certify(
         check_number_of_labels(labels, opened.shape[0])
         given = check_labels(by_row(labels, opened.shape[0], opened.row_names, "labels"), opened.shape[0], n_classes)
         several = 1 if given.ndim == 1 else given.shape[1]
+        check_listed(opened, several)
         rows, n_places, labelled = rows.taking(several), several * n_rows, given >= 0
         (sizes,) = rows.sum("sizes", np.bincount(given[labelled], minlength=n_classes))
         n_labelled = int(sizes.sum())

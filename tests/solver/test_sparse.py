@@ -117,6 +117,13 @@ def test_what_is_missing_of_some_parts_only() -> None:
         assert certify(parts, result.labels).bound >= lp_best(most, even, even) / n - room_for(full)
 
 
+def test_several_labels_have_no_bound_where_what_is_missing_is_not_forbidden() -> None:
+    scores = top_scores(np.array([[0, 1, 2], [1, 2, 0]]), np.ones((2, 3)), 4, missing="at most the least")
+    for potentials in (None, np.zeros(4)):
+        with pytest.raises(ValueError, match='missing="at most the least" with labels_per_sample=2'):
+            certify(scores, np.array([[0, 1], [1, 2]]), potentials=potentials)
+
+
 @pytest.mark.parametrize("n", [2, 4])
 def test_prices_of_classes_of_no_sample_allow_for_what_is_missing(n: int) -> None:
     """So that the potentials prove what the result says."""
