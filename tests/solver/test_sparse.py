@@ -117,6 +117,16 @@ def test_what_is_missing_of_some_parts_only() -> None:
         assert certify(parts, result.labels).bound >= lp_best(most, even, even) / n - room_for(full)
 
 
+def test_a_forbidden_candidate_is_not_the_least() -> None:
+    classes, values = np.array([[0, 1], [0, 1], [1, 0]]), np.array([[9.0, -np.inf], [9.0, 1.0], [1.0, -np.inf]])
+    scores = top_scores(classes, values, 3, missing="at most the least")
+    result = sinkhorn_assign(scores, classes=Range(0, 2))
+    most = np.array([[9.0, -np.inf, 9.0], [9.0, 1.0, 1.0], [-np.inf, 1.0, 1.0]])
+    assert result.bound >= lp_best(most, [0, 0, 0], [2, 2, 2]) / 3 - 1e-12
+    again = certify(scores, result.labels, class_mass=[1, 1, 1], potentials=np.zeros(3))
+    assert again.bound >= lp_best(most, [1] * 3, [1] * 3) / 3 - 1e-12
+
+
 def test_several_labels_have_no_bound_where_what_is_missing_is_not_forbidden() -> None:
     scores = top_scores(np.array([[0, 1, 2], [1, 2, 0]]), np.ones((2, 3)), 4, missing="at most the least")
     for potentials in (None, np.zeros(4)):
