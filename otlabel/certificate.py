@@ -133,7 +133,8 @@ def _size_bounds(rows: RowSet, shares: np.ndarray, sizes: np.ndarray) -> tuple[n
         targets = class_sizes(shares, n_labelled)
         return targets, targets
     fewest, most = free
-    if ((sizes == 0) & (most > 0)).any():  # a class that is allowed to nobody takes none of what is left over
+    forbids = getattr(rows.source, "least", None) is None
+    if forbids and ((sizes == 0) & (most > 0)).any():  # a class that is allowed to nobody takes none of what is over
         open_to_some = np.where(allowing(rows)[0] > 0, most, fewest)
         most = open_to_some if int(open_to_some.sum()) >= n_labelled else most
     return fewest, most

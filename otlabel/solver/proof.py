@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from otlabel import sweep
+from otlabel.marginals import Rule
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.outcome import Certificate
 from otlabel.solver.precision import rounding_of
@@ -35,7 +38,8 @@ def certified(
     monitor.record("certify", problem.n_rows, listed=within.is_listed)
     labels, best, own = labels_of_rows.ravel(), tops.ravel(), own.ravel()
     g, weights = potentials[labels], np.ones(1) if problem.weights is None else problem.weights
-    short, known = shortfall(sweep.with_unlisted(within.rows, potentials, best), own, g, potentials)
+    rule, prices = _with_unlisted_classes(problem, potentials, best) if by_rule else (problem.rule, potentials)
+    short, known = shortfall(sweep.with_unlisted(within.rows, prices, best), own, g, potentials)
     sums = (short * weights).sum(), ((own - g) * weights).sum(), (np.minimum(short, known) * weights).sum()
     here = np.array(sums)  # one after the other: of many rows, each takes much memory
     totals, sizes, counts, known = problem.rows.sum(
@@ -50,7 +54,7 @@ def certified(
     labelled = int(sizes[:n_given].sum())
     scored += problem.lowered * labelled
     if by_rule:
-        of_classes = problem.rule.shortfall(potentials, sizes, n_units)
+        of_classes = rule.shortfall(prices, sizes, n_units)
         fell_short += float(of_classes.sum())
         rounded += float(np.minimum(of_classes, known).sum())
         if n_given < n_classes:  # weighted samples may be too large to leave just so much unlabelled
@@ -114,6 +118,26 @@ def priced(
     priced = potentials.copy()
     priced[classes] = room - below
     return priced
+
+
+def _with_unlisted_classes(problem: Problem, potentials: np.ndarray, best: np.ndarray) -> tuple[Rule, np.ndarray]:
+    """The rule and potentials of a bound among whose classes are those that no row lists, though rows might take them.
+
+    At its price no row would; a class of hard bounds has none below zero, at which it would ask for rows.
+    """
+    rule, source = problem.rule, problem.rows.source
+    if not isinstance(source, ListedSource) or source.least is None:
+        return rule, potentials
+    is_shut = np.isneginf(potentials) & (rule.hi == 0)
+    if rule.most is None:
+        is_shut &= ~rule.exact  # whose size is 0
+    shut = np.flatnonzero(problem.for_new & is_shut[: len(problem.for_new)])
+    room = problem.rows.min("unlisted", _unlisted_room(source, best, shut))
+    shut, room = shut[room < np.inf], room[room < np.inf]
+    prices, hi = potentials.copy(), rule.hi.copy()
+    prices[shut] = np.where(np.isinf(rule.rho[shut]), np.maximum(room, 0.0), room)
+    hi[shut] = 1.0
+    return replace(rule, hi=hi), prices
 
 
 def _unlisted_room(source: ListedSource, best: np.ndarray, classes: np.ndarray) -> np.ndarray:

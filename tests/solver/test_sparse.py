@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from constrained import assert_proven, kl_charge, kl_prices, lp_best, room_for, 
 from ranks import on_ranks
 
 from otlabel import KL, Range, certify, sinkhorn_assign, top_scores
+from otlabel.errors import InfeasibleError
 from otlabel.sources.listed import ListedSource
 
 pytestmark = [
@@ -115,6 +117,23 @@ def test_what_is_missing_of_some_parts_only() -> None:
         assert result.value == sinkhorn_assign(top_scores(classes, values, k)).value
         assert result.bound >= lp_best(most, even, even) / n - room_for(full)
         assert certify(parts, result.labels).bound >= lp_best(most, even, even) / n - room_for(full)
+
+
+def test_the_bound_allows_for_classes_that_no_row_lists() -> None:
+    scores = top_scores(np.zeros((2, 1), int), np.zeros((2, 1)), 2, missing="at most the least")
+    charged = sinkhorn_assign(scores, classes=KL(1.0))  # one row may be as good in the other class
+    assert charged.gap >= np.log(2) - 1e-12
+    rng = np.random.default_rng(0)
+    for m in (1, 2, 3):
+        full = rng.normal(size=(8, 6)) + 2 * (np.arange(6) < 2)
+        classes = np.argsort(-full, 1)[:, :m]
+        values = np.take_along_axis(full, classes, 1)
+        scores = top_scores(classes, values, 6, missing="at most the least")
+        most = np.maximum(values.min(1, keepdims=True), full)
+        for lo, hi in ((0, 8), (0, 5)):
+            with contextlib.suppress(InfeasibleError):
+                result = sinkhorn_assign(scores, classes=Range(lo, hi))
+                assert result.bound >= lp_best(most, [lo] * 6, [hi] * 6) / 8 - 1e-12
 
 
 def test_a_forbidden_candidate_is_not_the_least() -> None:
