@@ -297,8 +297,9 @@ def test_predict_and_certify() -> None:
         assert told.value == pytest.approx(np.take_along_axis(scores, labels, 1).sum(1).mean(), abs=1e-12)
         assert told.bound == pytest.approx(best_total(scores, 3, sizes, sizes) / 200, abs=1e-9)
         assert not told.proven
-    other = certify(scores, result.labels, class_mass=np.full(9, 1 / 9))
-    assert other.gap == pytest.approx(0, abs=1e-12)
+    other = certify(scores, result.labels, class_mass=np.full(9, 1 / 9))  # of all sizes of 66 and 67
+    assert other.bound == pytest.approx(best_total(scores, 3, np.full(9, 66), np.full(9, 67)) / 200, abs=1e-9)
+    assert other.size_error == 0
 
 
 def test_certify_labels_on_forbidden_pairs() -> None:
