@@ -187,13 +187,15 @@ def sinkhorn_assign(
         demand = check_demand(opened, class_mass, sample_mass, classes, samples, abstain, remainder, labels_per_sample)
         start = _Start.given(init, n_classes, opened.class_names)
         rows = RowSet.in_blocks(cached(opened, memory_limit), communicator).taking(demand.labels_per_sample)
-        communicator.check_alike(**vars(solver), **demand.settings, init=None if start is None else start.g)
+        missing = "forbidden" if getattr(opened.source, "least", None) is None else "at most the least"
+        g = None if start is None else start.g
+        communicator.check_alike(**vars(solver), **demand.settings, missing=missing, init=g)
 
         # solve, round, prove
         monitor = Monitor(rows.n_rows, n_classes, observer)
         answer = None
         if is_small(rows, demand, solver):
-            answer = solve_small(rows, demand, solver, None if start is None else start.g, monitor)
+            answer = solve_small(rows, demand, solver, g, monitor)
         if answer is None:
             with blas_on_one_thread():
                 answer = _solve(rows, demand, solver, start, memory_limit, monitor)

@@ -10,14 +10,14 @@ import numpy as np
 from otlabel import sweep
 from otlabel.assign import sinkhorn_assign
 from otlabel.interrupts import interruptible
-from otlabel.marginals import class_sizes
+from otlabel.marginals import class_sizes, free_sizes
 from otlabel.ranks.communicator import communicator_of
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import like
 from otlabel.solver.outcome import Certificate
-from otlabel.solver.posing import FAR, check_finite, middle
+from otlabel.solver.posing import FAR, allowing, check_finite, middle
 from otlabel.solver.precision import TIE
-from otlabel.solver.problem import LARGEST_SCORE
+from otlabel.solver.problem import LARGEST_SCORE, check_listed
 from otlabel.solver.proof import shortfall
 from otlabel.sources import by_class, by_row, class_mass_of, moved, open_scores
 from otlabel.validate import (
@@ -58,7 +58,8 @@ def certify(
             Or (N, k), k different classes a sample in any order: value and bound are then of their sums.
         potentials: (K,) g; any will do, good ones make the bound tight. None: the best are found by solving.
         class_mass: (K,) sizes or shares that the bound is to hold for. None: the sizes that the labels have. For
-            others, the gap says how far the labels are from the best with those sizes, and may be negative.
+            others, the gap says how far the labels are from the best with those sizes, and may be negative. Shares
+            that are no whole sizes stand for all that are their floor or ceiling, as remainder="best" has them.
         group: a torch.distributed group whose ranks call this together, each with its own rows (maybe none) and their
             labels, and otherwise alike. None: this process has all rows.
 
@@ -77,25 +78,26 @@ def certify(
         check_number_of_labels(labels, opened.shape[0])
         given = check_labels(by_row(labels, opened.shape[0], opened.row_names, "labels"), opened.shape[0], n_classes)
         several = 1 if given.ndim == 1 else given.shape[1]
+        check_listed(opened, several)
         rows, n_places, labelled = rows.taking(several), several * n_rows, given >= 0
         (sizes,) = rows.sum("sizes", np.bincount(given[labelled], minlength=n_classes))
         n_labelled = int(sizes.sum())
         if not n_labelled:
             raise ValueError("all labels are -1: there is nothing to certify")
-        targets = sizes
+        shares = sizes / n_labelled
         if class_mass is not None:
-            shares = class_mass_of(class_mass, opened)
-            targets = class_sizes(check_mass(shares, n_labelled // several, n_classes, several), n_labelled)
+            shares = check_mass(class_mass_of(class_mass, opened), n_labelled // several, n_classes, several)
         is_given = potentials is not None
         if potentials is None:
-            mass, abstain = targets / n_labelled, 1 - n_labelled / n_places
+            abstain = 1 - n_labelled / n_places
             potentials = sinkhorn_assign(
-                opened, class_mass=mass, abstain=abstain, labels_per_sample=several, group=group
+                opened, class_mass=shares, abstain=abstain, labels_per_sample=several, group=group
             ).potentials
         else:
             check_finite(rows, sweep.inspect(rows))
         g = check_vector(by_class(potentials, n_classes, opened.class_names, "potentials"), n_classes, "potentials")
-        used = (sizes > 0) | (targets > 0)
+        fewest, most = (sizes, sizes) if class_mass is None else _size_bounds(rows, shares, sizes)
+        used = (sizes > 0) | (most > 0)
         g = _bounding(g, used, constant_counts=not is_given or n_labelled < n_places)
         reach = np.abs(g[np.isfinite(g)]).max(initial=0.0)
         given, best, own = sweep.label(rows, g, given)  # several labels in the order of their scores
@@ -114,10 +116,42 @@ def certify(
         short, known = shortfall(best, own, own_g, g)
         excused = np.minimum(short, known) if reach else np.zeros(len(short))  # else nothing is added
         total, rounded = rows.sum("short", short.sum(), excused.sum())
-        gap = (float(total) + float((sizes - targets)[used] @ g[used])) / n_rows
-        size_error = float(np.maximum(targets - sizes, 0).sum()) / n_places
+        of_classes, off = _of_classes(sizes, fewest, most, g)
+        if of_classes.any():  # which a usual row's rounding excuses, unit by unit
+            rounded += np.clip(of_classes, 0, np.abs(off) * rows.median("rounding", known)).sum()
+        gap, rounding = (float(total) + float(of_classes.sum())) / n_rows, float(rounded) / n_rows
+        size_error = max(np.maximum(fewest - sizes, 0).sum(), np.maximum(sizes - most, 0).sum()) / n_places
         mean = float(value) / n_rows
-        return Certificate(mean, mean + gap, like(sizes, scores), gap, float(rounded) / n_rows, size_error, several)
+        return Certificate(mean, mean + gap, like(sizes, scores), gap, rounding, float(size_error), several)
+
+
+def _size_bounds(rows: RowSet, shares: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fewest and most samples of each class: what shares come to or, where these are not whole, floor and ceiling."""
+    n_labelled = int(sizes.sum())
+    free = free_sizes(shares, n_labelled)
+    if free is None:
+        targets = class_sizes(shares, n_labelled)
+        return targets, targets
+    fewest, most = free
+    forbids = getattr(rows.source, "least", None) is None
+    if forbids and ((sizes == 0) & (most > 0)).any():  # a class that is allowed to nobody takes none of what is over
+        open_to_some = np.where(allowing(rows)[0] > 0, most, fewest)
+        most = open_to_some if int(open_to_some.sum()) >= n_labelled else most
+    return fewest, most
+
+
+def _of_classes(
+    sizes: np.ndarray, fewest: np.ndarray, most: np.ndarray, g: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What classes add to the gap, (K,), and how many units they are off for that.
+
+    In all that is max_n <sizes - n, g> over n from the fewest to the most with the same sum: the units that are free go
+    to the classes below a level, and no class whose size is between its two adds less than zero.
+    """
+    free, n_free = most > fewest, int((sizes - fewest).sum())
+    level = np.partition(g[free], n_free - 1)[n_free - 1] if free.any() else 0.0
+    off = sizes - np.where(g > level, fewest, most)
+    return off * np.where(off != 0, g - level, 0.0), off
 
 
 def _bounding(potentials: np.ndarray, used: np.ndarray, *, constant_counts: bool) -> np.ndarray:

@@ -201,11 +201,8 @@ class Rule:
 
         Rows being exact as well, as many take the ceiling as units remain: which ones is part of the problem.
         """
-        wanted = _near_whole(self.lo * n_units)
-        fewest, most = np.floor(wanted).astype(np.int64), np.ceil(wanted).astype(np.int64)
-        if not self.exact.all() or not int(fewest.sum()) < n_units < int(most.sum()):
-            return self
-        return replace(self, sizes=fewest, most=most)
+        free = free_sizes(self.lo, n_units) if self.exact.all() else None
+        return self if free is None else replace(self, sizes=free[0], most=free[1])
 
     def unit_bounds(
         self, n_units: int, *, weighted: bool = False, what: str = "samples"
@@ -272,12 +269,12 @@ class Rule:
                 f"the classes' bounds ask for at most {hi:.6g} of all {what}; widen the range{remedy}"
             )
 
-    def without(self, closed: np.ndarray, sizes: np.ndarray) -> Rule:
+    def without(self, closed: np.ndarray, sizes: np.ndarray, n_classes: int) -> Rule:
         """The rule where some classes (bool) turn out to be allowed to nobody; other exact ones share out their mass.
 
-        `sizes` (K,) are those that exact classes have all the same.
+        `sizes` (K,) are those that exact classes have all the same. Staying unlabelled, after the classes, is no other.
         """
-        shared = self.exact & ~closed
+        shared = self.exact & ~closed & (np.arange(len(closed)) < n_classes)
         lost, left = float(self.lo[self.exact & closed].sum()), float(self.lo[shared].sum())
         more = np.where(shared, 1 + lost / left, 1.0) if lost and left else np.ones(len(self.lo))
         hi = np.where(closed, 0.0, self.hi * more)
@@ -442,6 +439,13 @@ def class_shares(class_mass: np.ndarray | None, n_rows: int, n_classes: int, lab
         f"class_mass sums to {total:.9g}; pass shares that sum to 1 (class_mass / class_mass.sum()) or whole sizes "
         f"that sum to the {n_rows} {what}"
     )
+
+
+def free_sizes(shares: np.ndarray, n_units: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Floor and ceiling of N b, between which class sizes are free; None where there is only one way to choose them."""
+    wanted = _near_whole(shares * n_units)
+    fewest, most = np.floor(wanted).astype(np.int64), np.ceil(wanted).astype(np.int64)
+    return (fewest, most) if int(fewest.sum()) < n_units < int(most.sum()) else None
 
 
 def class_sizes(shares: np.ndarray, n_rows: int, among: np.ndarray | None = None) -> np.ndarray:

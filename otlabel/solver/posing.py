@@ -220,12 +220,18 @@ def _check_forbidden(rows: RowSet, inspection: sweep.Inspection, asked: Asked, m
     closed = np.flatnonzero(shut & (fewest > 0))
     if len(closed):
         least = float(fewest[closed[0]]) / (1 if sizes is None else n_units)
-        told = f"{counted(least * rows.n_rows)} samples" if weights is None else f"{least:.6g} of the sample mass"
+        told = (
+            f"{counted(least * rows.n_rows * rows.labels_per_row)} samples"
+            if weights is None
+            else f"{least:.6g} of the sample mass"
+        )
         raise InfeasibleError(
             f"class {closed[0]} is to take {told}, but its scores are all -inf ({len(closed)} such classes); give it "
             "mass 0 or allow some pairs"
         )
-    return rule.without(shut, sizes[0]) if sizes is not None else replace(rule, hi=np.where(shut, 0.0, rule.hi))
+    if sizes is None:
+        return replace(rule, hi=np.where(shut, 0.0, rule.hi))
+    return rule.without(shut, sizes[0], n_classes)
 
 
 def allowing(rows: RowSet) -> tuple[np.ndarray, int]:

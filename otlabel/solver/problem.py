@@ -162,13 +162,18 @@ def _check_several(several: int, scores: Opened, samples: Exact | KL, abstain: f
             f"abstain is {abstain:g} with labels_per_sample={several}: a sample would be left without some of its "
             "labels or all; leave samples out by hand, or give classes room by Range"
         )
-    if getattr(scores.source, "least", None) is not None:
+    check_listed(scores, several)
+    if isinstance(samples, KL):
+        raise ValueError(f"samples is {samples!r} with labels_per_sample={several}; samples are exact there: Exact()")
+
+
+def check_listed(scores: Opened, several: int) -> None:
+    """Refuse several labels a sample where what is not listed is not forbidden."""
+    if several > 1 and getattr(scores.source, "least", None) is not None:
         raise ValueError(
             f'missing="at most the least" with labels_per_sample={several}: the bound is known for one label a sample; '
             'pass missing="forbidden", or more classes of each sample'
         )
-    if isinstance(samples, KL):
-        raise ValueError(f"samples is {samples!r} with labels_per_sample={several}; samples are exact there: Exact()")
 
 
 def _whole_number(given: Any, name: str, least: int) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from otlabel import sweep
+from otlabel.marginals import Rule
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.outcome import Certificate
 from otlabel.solver.precision import rounding_of
@@ -12,6 +15,7 @@ from otlabel.solver.problem import Problem
 from otlabel.sources.listed import ListedSource
 
 PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
+MOST_LOOKS = 64  # at rows, for one that does not list a class
 
 
 def certified(
@@ -34,7 +38,8 @@ def certified(
     monitor.record("certify", problem.n_rows, listed=within.is_listed)
     labels, best, own = labels_of_rows.ravel(), tops.ravel(), own.ravel()
     g, weights = potentials[labels], np.ones(1) if problem.weights is None else problem.weights
-    short, known = shortfall(sweep.with_unlisted(within.rows, potentials, best), own, g, potentials)
+    rule, prices = _with_unlisted_classes(problem, potentials, best) if by_rule else (problem.rule, potentials)
+    short, known = shortfall(sweep.with_unlisted(within.rows, prices, best), own, g, potentials)
     sums = (short * weights).sum(), ((own - g) * weights).sum(), (np.minimum(short, known) * weights).sum()
     here = np.array(sums)  # one after the other: of many rows, each takes much memory
     totals, sizes, counts, known = problem.rows.sum(
@@ -49,7 +54,7 @@ def certified(
     labelled = int(sizes[:n_given].sum())
     scored += problem.lowered * labelled
     if by_rule:
-        of_classes = problem.rule.shortfall(potentials, sizes, n_units)
+        of_classes = rule.shortfall(prices, sizes, n_units)
         fell_short += float(of_classes.sum())
         rounded += float(np.minimum(of_classes, known).sum())
         if n_given < n_classes:  # weighted samples may be too large to leave just so much unlabelled
@@ -99,6 +104,8 @@ def priced(
         at = np.flatnonzero(np.isin(lists.classes, classes))
         of_rows = best[np.searchsorted(lists.starts, at, side="right") - 1]
         np.minimum.at(room, np.searchsorted(classes, lists.classes[at]), of_rows - lists.scores[at])
+        if rows.source.least is not None:
+            room = np.minimum(room, _unlisted_room(rows.source, best, classes))
     else:
         with rows.reading():
             for (start, stop), block in rows.blocks():
@@ -111,3 +118,39 @@ def priced(
     priced = potentials.copy()
     priced[classes] = room - below
     return priced
+
+
+def _with_unlisted_classes(problem: Problem, potentials: np.ndarray, best: np.ndarray) -> tuple[Rule, np.ndarray]:
+    """The rule and potentials of a bound among whose classes are those that no row lists, though rows might take them.
+
+    At its price no row would; a class of hard bounds has none below zero, at which it would ask for rows.
+    """
+    rule, source = problem.rule, problem.rows.source
+    if not isinstance(source, ListedSource) or source.least is None:
+        return rule, potentials
+    is_shut = np.isneginf(potentials) & (rule.hi == 0)
+    if rule.most is None:
+        is_shut &= ~rule.exact  # whose size is 0
+    shut = np.flatnonzero(problem.for_new & is_shut[: len(problem.for_new)])
+    room = problem.rows.min("unlisted", _unlisted_room(source, best, shut))
+    shut, room = shut[room < np.inf], room[room < np.inf]
+    prices, hi = potentials.copy(), rule.hi.copy()
+    prices[shut] = np.where(np.isinf(rule.rho[shut]), np.maximum(room, 0.0), room)
+    hi[shut] = 1.0
+    return replace(rule, hi=hi), prices
+
+
+def _unlisted_room(source: ListedSource, best: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The same of rows that do not list a class: the least of best - least among them, or less where many rows list it.
+
+    A class is listed by few rows: a look or two finds one that does not.
+    """
+    starts, left = source.lists.starts, np.ones(len(classes), bool)
+    gaps = np.where(source.lists.sizes < source.shape[1], best - source.least, np.inf)
+    room = np.full(len(classes), np.inf)
+    for row in np.argsort(gaps, kind="stable")[:MOST_LOOKS]:
+        room[left] = gaps[row]
+        left &= np.isin(classes, source.lists.classes[starts[row] : starts[row + 1]])
+    if len(gaps) <= MOST_LOOKS:
+        room[left] = np.inf  # every row lists it
+    return room

@@ -132,7 +132,7 @@ def stacked(sources: Sequence[ListedSource]) -> ListedSource:
     scores = np.concatenate(numbers)
     sizes = np.concatenate([source.lists.sizes for source in sources])
     classes = np.concatenate([source.lists.classes for source in sources])
-    leasts = [source.least for source in sources if source.least is not None]
-    least = np.concatenate(leasts) if len(leasts) == len(sources) else None
+    leasts = [np.full(source.shape[0], -np.inf) if source.least is None else source.least for source in sources]
+    least = None if all(source.least is None for source in sources) else np.concatenate(leasts)
     lists = Lists(np.append(0, np.cumsum(sizes)), classes, scores, quantum_of(max(1, len(sizes))))
     return ListedSource(lists, sources[0].shape[1], str(scores.dtype), least)

@@ -107,7 +107,7 @@ def by_column(matrix: Any, names: Sequence[Any] | None, what: str, error: type[E
 
 
 def by_row(values: Any, n_rows: int, names: Any, what: str, error: type[Exception] = ValueError) -> Any:
-    """One number a row as an array in the order of the rows: of a Series, by its index.
+    """What each row has, a number or several, as an array in the order of the rows: of pandas, by the index.
 
     names: the index of the rows, where they came with one. Else a Series has to count them, 0 ... N - 1: any other
     index may mean that its order is not that of the rows. None stays None.
@@ -115,7 +115,8 @@ def by_row(values: Any, n_rows: int, names: Any, what: str, error: type[Exceptio
     if values is None:
         return None
     numbers = named_array(values, what, error)
-    if not is_series(values) or len(numbers) != n_rows:  # the latter is told of where lengths are
+    is_named = is_series(values) or (is_frame(values) and hasattr(values, "index"))
+    if not is_named or len(numbers) != n_rows:  # the latter is told of where lengths are
         return numbers
     index = values.index
     if names is not None:

@@ -129,8 +129,9 @@ def linear_scores(
 
 def home_of(scores: Any) -> torch.device | None:
     """Where results are to be tensors: where scores are one, or a list of them; None where they are to be arrays."""
-    first = scores[0] if isinstance(scores, (list, tuple)) and scores and all(map(is_tensor, scores)) else scores
-    return first.device if is_tensor(first) else getattr(scores, "torch_device", None)
+    parts = scores if isinstance(scores, (list, tuple)) and scores else [scores]
+    homes = [part.device if is_tensor(part) else getattr(part, "torch_device", None) for part in parts]
+    return None if None in homes else homes[0]
 
 
 def is_stored(scores: Any) -> bool:

@@ -52,7 +52,8 @@ def top_scores(classes: Any, values: Any, n_classes: int, *, missing: Missing = 
         values: (N, m) scores, the larger the better; of any floating type or integers. -inf forbids a pair.
         n_classes: K.
         missing: "forbidden": a pair that is not listed is not allowed, and the lists are the whole problem. "at most
-            the least": it scores no better than the row's worst candidate, as what an exact index leaves out does.
+            the least": it scores no better than the row's worst candidate that is allowed, as what an exact index
+            leaves out does.
             Labels are then the best among the candidates, and bound and gap allow for all others: a gap above zero says
             by how much labels from outside of the lists might be better.
 
@@ -88,8 +89,10 @@ def top_scores(classes: Any, values: Any, n_classes: int, *, missing: Missing = 
     source = listed(starts, chosen.ravel(), numbers.ravel(), (len(sizes), n_classes), "scores", may_repeat=False)
     if missing != "forbidden":
         source.least = np.full(len(sizes), -np.inf)
-        filled = sizes > 0
-        source.least[filled] = np.minimum.reduceat(source.lists.scores, source.lists.starts[:-1][filled])
+        filled, scores = sizes > 0, source.lists.scores
+        allowed = np.where(scores == -np.inf, np.inf, scores)  # a pair that is forbidden says nothing of others
+        least = np.minimum.reduceat(allowed, source.lists.starts[:-1][filled]) if filled.any() else 0.0
+        source.least[filled] = np.where(least == np.inf, -np.inf, least)
     source.torch_device = home
     return source
 

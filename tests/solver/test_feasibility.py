@@ -170,6 +170,14 @@ def test_samples_with_masses_are_told_by_shares() -> None:
         sinkhorn_assign(np.where(np.arange(4) == 3, -np.inf, scores), sample_mass=[4, 1, 1, 1, 1])
 
 
+def test_a_class_without_scores_leaves_its_mass_to_other_classes_alone() -> None:
+    """Not to those who stay unlabelled."""
+    scores = np.random.default_rng(0).normal(size=(4, 6))
+    scores[:, 1] = -np.inf
+    result = sinkhorn_assign(scores, abstain=0.5, tol=1e-4)
+    assert result.plan(scores).sum() == pytest.approx(0.5, abs=1e-3)
+
+
 def test_too_many_rows_to_leave_unlabelled() -> None:
     scores = np.zeros((20, 4))
     scores[:8] = -np.inf

@@ -145,6 +145,38 @@ def test_equal_rows_and_scores_far_from_zero() -> None:
     assert result.proof.proven
 
 
+@pytest.mark.parametrize("several", [1, 2])
+def test_a_certificate_of_shares_is_of_all_sizes_that_they_may_become(several: int) -> None:
+    for seed in range(0, 12, 2):
+        scores, mass, _, _ = drawn(seed)
+        (n, k), scores = scores.shape, np.where(np.isneginf(scores), -9, scores)
+        shares = np.full(k, 1 / k) if mass is None or several > 1 else mass
+        if k < several:
+            continue
+        result = sinkhorn_assign(scores, class_mass=shares, labels_per_sample=several)
+        for potentials in (result.potentials, None):
+            certificate = certify(scores, result.labels, class_mass=shares, potentials=potentials)
+            assert certificate.size_error == 0
+            assert certificate.gap == pytest.approx(0, abs=1e-12)
+        g = np.random.default_rng(seed).normal(size=k)
+        assert certify(scores, result.labels, class_mass=shares, potentials=g).bound >= result.value - 1e-12
+        if several == 1:
+            first = sinkhorn_assign(scores, class_mass=shares, remainder="first")
+            bound = certify(scores, first.labels, class_mass=shares, potentials=result.potentials).bound
+            assert bound == pytest.approx(result.value, abs=1e-12)
+        alone = np.zeros((n, several), int) + np.arange(several)
+        assert certify(scores, alone if several > 1 else alone[:, 0], class_mass=shares).size_error > 0 or k == several
+
+
+def test_a_class_that_nobody_may_have_takes_none_of_the_remainder() -> None:
+    scores = np.random.default_rng(0).normal(size=(3, 6))
+    scores[:, 4] = -np.inf
+    result = sinkhorn_assign(scores)
+    certificate = certify(scores, result.labels, class_mass=np.full(6, 1 / 6), potentials=result.potentials)
+    assert certificate.gap == pytest.approx(0, abs=1e-12)
+    assert certificate.size_error == 0
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="remainder is 'last'; choose one of 'best', 'first'"):
         sinkhorn_assign(np.zeros((3, 2)), remainder="last")  # type: ignore[arg-type]

@@ -297,8 +297,9 @@ def test_predict_and_certify() -> None:
         assert told.value == pytest.approx(np.take_along_axis(scores, labels, 1).sum(1).mean(), abs=1e-12)
         assert told.bound == pytest.approx(best_total(scores, 3, sizes, sizes) / 200, abs=1e-9)
         assert not told.proven
-    other = certify(scores, result.labels, class_mass=np.full(9, 1 / 9))
-    assert other.gap == pytest.approx(0, abs=1e-12)
+    other = certify(scores, result.labels, class_mass=np.full(9, 1 / 9))  # of all sizes of 66 and 67
+    assert other.bound == pytest.approx(best_total(scores, 3, np.full(9, 66), np.full(9, 67)) / 200, abs=1e-9)
+    assert other.size_error == 0
 
 
 def test_certify_labels_on_forbidden_pairs() -> None:
@@ -323,6 +324,13 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
 
 
 # ---- what there is no answer to ----
+
+
+def test_a_class_that_nobody_may_have_is_told_of_with_its_places() -> None:
+    scores = np.zeros((20, 5))
+    scores[:, 3] = -np.inf
+    with pytest.raises(InfeasibleError, match="class 3 is to take 8 samples, but its scores are all -inf"):
+        sinkhorn_assign(scores, labels_per_sample=2)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from constrained import assert_proven, kl_charge, kl_prices, lp_best, room_for, 
 from ranks import on_ranks
 
 from otlabel import KL, Range, certify, sinkhorn_assign, top_scores
+from otlabel.errors import InfeasibleError
 from otlabel.sources.listed import ListedSource
 
 pytestmark = [
@@ -98,6 +100,69 @@ def test_what_is_missing_in_bound_and_gap(seed: int) -> None:
     assert certify(scores, result.labels).gap >= result.gap - room_for(full, g)
     half = sinkhorn_assign(scores, abstain=0.5, classes=Range(0, 1.0))
     assert half.bound >= sinkhorn_assign(most, abstain=0.5, classes=Range(0, 1.0)).value - room_for(full)
+
+
+def test_what_is_missing_of_some_parts_only() -> None:
+    """Parts of a list of which some forbid what is missing, and some say that it is at most the least."""
+    for seed in range(6):
+        classes, values, full = drawn(seed)
+        n, k = full.shape
+        half = n // 2
+        parts = [top_scores(classes[:half], values[:half], k, missing="at most the least")]
+        parts.append(top_scores(classes[half:], values[half:], k))
+        most = full.copy()
+        most[:half] = np.where(np.isinf(full), values.min(1, keepdims=True), full)[:half]
+        even = np.full(k, n // k)
+        result = sinkhorn_assign(parts)
+        assert result.value == sinkhorn_assign(top_scores(classes, values, k)).value
+        assert result.bound >= lp_best(most, even, even) / n - room_for(full)
+        assert certify(parts, result.labels).bound >= lp_best(most, even, even) / n - room_for(full)
+
+
+def test_the_bound_allows_for_classes_that_no_row_lists() -> None:
+    scores = top_scores(np.zeros((2, 1), int), np.zeros((2, 1)), 2, missing="at most the least")
+    charged = sinkhorn_assign(scores, classes=KL(1.0))  # one row may be as good in the other class
+    assert charged.gap >= np.log(2) - 1e-12
+    rng = np.random.default_rng(0)
+    for m in (1, 2, 3):
+        full = rng.normal(size=(8, 6)) + 2 * (np.arange(6) < 2)
+        classes = np.argsort(-full, 1)[:, :m]
+        values = np.take_along_axis(full, classes, 1)
+        scores = top_scores(classes, values, 6, missing="at most the least")
+        most = np.maximum(values.min(1, keepdims=True), full)
+        for lo, hi in ((0, 8), (0, 5)):
+            with contextlib.suppress(InfeasibleError):
+                result = sinkhorn_assign(scores, classes=Range(lo, hi))
+                assert result.bound >= lp_best(most, [lo] * 6, [hi] * 6) / 8 - 1e-12
+
+
+def test_a_forbidden_candidate_is_not_the_least() -> None:
+    classes, values = np.array([[0, 1], [0, 1], [1, 0]]), np.array([[9.0, -np.inf], [9.0, 1.0], [1.0, -np.inf]])
+    scores = top_scores(classes, values, 3, missing="at most the least")
+    result = sinkhorn_assign(scores, classes=Range(0, 2))
+    most = np.array([[9.0, -np.inf, 9.0], [9.0, 1.0, 1.0], [-np.inf, 1.0, 1.0]])
+    assert result.bound >= lp_best(most, [0, 0, 0], [2, 2, 2]) / 3 - 1e-12
+    again = certify(scores, result.labels, class_mass=[1, 1, 1], potentials=np.zeros(3))
+    assert again.bound >= lp_best(most, [1] * 3, [1] * 3) / 3 - 1e-12
+
+
+def test_several_labels_have_no_bound_where_what_is_missing_is_not_forbidden() -> None:
+    scores = top_scores(np.array([[0, 1, 2], [1, 2, 0]]), np.ones((2, 3)), 4, missing="at most the least")
+    for potentials in (None, np.zeros(4)):
+        with pytest.raises(ValueError, match='missing="at most the least" with labels_per_sample=2'):
+            certify(scores, np.array([[0, 1], [1, 2]]), potentials=potentials)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_prices_of_classes_of_no_sample_allow_for_what_is_missing(n: int) -> None:
+    """So that the potentials prove what the result says."""
+    for seed in range(8):
+        full = np.random.default_rng(seed).normal(size=(n, 7))
+        classes = np.argsort(-full, 1)[:, :4]
+        values = np.take_along_axis(full, classes, 1)
+        scores = top_scores(classes, values, 7, missing="at most the least")
+        result = sinkhorn_assign(scores)
+        assert certify(scores, result.labels, potentials=result.potentials).bound <= result.bound + 1e-12
 
 
 def test_classes_of_no_sample_have_prices_for_new_ones() -> None:

@@ -125,6 +125,12 @@ def test_a_series_of_rows_is_read_by_the_frame_s_index(pd, frame) -> None:
         assert certify(frame, given, potentials=expected.potentials).value == pytest.approx(
             certify(plain(), expected.labels, potentials=expected.potentials).value, abs=1e-12
         )
+    pairs = sinkhorn_assign(plain(), labels_per_sample=2)
+    several = pd.DataFrame(pairs.labels, frame.index)
+    for given in (several, several[::-1]):
+        assert certify(frame, given, potentials=pairs.potentials).value == pytest.approx(pairs.value, abs=1e-12)
+    with pytest.raises(ValueError, match=r"index of labels.*labels\.to_numpy\(\)"):
+        certify(plain(), several)
     assert metrics.nmi(labels, labels[::-1]) == pytest.approx(1)
     assert metrics.knn_accuracy(frame, labels[::-1], frame, labels, k=1) == 1
 

@@ -135,6 +135,7 @@ def test_candidates(full) -> None:
     result = sinkhorn_assign(top_scores(torch.from_numpy(classes), torch.from_numpy(values).bfloat16(), K))
     assert torch.is_tensor(result.labels)
     assert result.value == pytest.approx(expected.value, abs=1e-2)
+    assert torch.is_tensor(sinkhorn_assign([top_scores(classes, torch.from_numpy(values), K)] * 2).labels)
     many = top_scores(np.stack([np.arange(5), np.full(5, 39_999)], 1), np.ones((5, 2)), 40_000)
     assert many.lists.classes.max() == 39_999
     forbidden = values.copy()
