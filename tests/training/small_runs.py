@@ -1,7 +1,9 @@
-"""A small config, and when two runs are the same."""
+"""A small config, a small folder of images, and when two runs are the same."""
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,18 @@ SMALL: dict[str, Any] = {
 
 def config(**changes: Any) -> Config:
     return config_of(SMALL).with_values(**changes)
+
+
+def make_images(folder: Path, n_images: int, n_val: int, sides: tuple[int, int]) -> Path:
+    """JPEGs in twenty classes, so many in each, all of other sizes: as `benchmarks/image_folder.py` makes them."""
+    path = Path(__file__).parents[2] / "benchmarks" / "image_folder.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    maker.make(folder, 20, n_images, n_val, sides=sides)
+    return folder
 
 
 def end_of(run: Run) -> tuple[np.ndarray, list[torch.Tensor]]:

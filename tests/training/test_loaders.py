@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import assert_same
+from small_runs import assert_same, make_images
 
 from otlabel.errors import FileFormatError
 from otlabel.training.augment import Augmentation, plain
@@ -22,22 +21,13 @@ from otlabel.training.loaders import Reading, TrainingBatches, as_views, batch_s
 from otlabel.training.run import train
 
 pytest.importorskip("PIL.Image")
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 CROP = Crop((0.3, 1.0), (0.75, 4 / 3), flip=True)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty classes of JPEGs, each of another size."""
-    spec = importlib.util.spec_from_file_location("image_folder", ROOT / "benchmarks" / "image_folder.py")
-    assert spec is not None
-    assert spec.loader is not None
-    maker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(maker)
-    made = tmp_path_factory.mktemp("images")
-    maker.make(made, 20, 8, 2, sides=(30, 90))
-    return made
+    return make_images(tmp_path_factory.mktemp("images"), 8, 2, (30, 90))
 
 
 def batches_of(samples: Any, size: int = 12, **given: Any) -> TrainingBatches:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_runs import make_images
 
 from otlabel.commands.main import main
 from otlabel.selflabel import load_labels, save_labels
@@ -17,7 +17,6 @@ from otlabel.training.data import Images, load_images
 from otlabel.training.entry import Entry, entry_of, slopes
 
 pytest.importorskip("PIL.Image")
-ROOT = Path(__file__).parents[2]
 OURS = ("digits", "fashion_mnist", "cifar10")
 OF_PAPERS = sorted(path.stem for path in RECIPES.glob("*.toml") if path.stem not in OURS)
 # DeepCluster's whitening of 4096 features alone takes a minute.
@@ -26,13 +25,7 @@ SMALL = {"alexnet": "{ widths = [8, 8, 8, 8, 8], hidden = 64 }", "resnet50": "{ 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = importlib.util.spec_from_file_location("image_folder", ROOT / "benchmarks" / "image_folder.py")
-    assert spec is not None
-    assert spec.loader is not None
-    maker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(maker)
-    made = tmp_path_factory.mktemp("images")
-    maker.make(made, 20, 4, 1, sides=(64, 120))
+    made = make_images(tmp_path_factory.mktemp("images"), 4, 1, (64, 120))
     save_labels(made / "labels.h5", np.arange(80)[None] % 20, [20], data=load_images(made).identity)
     return made
 
