@@ -29,6 +29,7 @@ from otlabel.solver.problem import EXACT, Demand, Method, Remainder, Rounding, S
 from otlabel.solver.proof import certified
 from otlabel.solver.small import is_small, solve_small
 from otlabel.sources import LinearScores, by_class, cached, open_scores, plain_names
+from otlabel.sources.listed import least_of
 from otlabel.sweep.pool import blas_on_one_thread
 from otlabel.validate import check_vector
 
@@ -187,7 +188,7 @@ def sinkhorn_assign(
         demand = check_demand(opened, class_mass, sample_mass, classes, samples, abstain, remainder, labels_per_sample)
         start = _Start.given(init, n_classes, opened.class_names)
         rows = RowSet.in_blocks(cached(opened, memory_limit), communicator).taking(demand.labels_per_sample)
-        missing = "forbidden" if getattr(opened.source, "least", None) is None else "at most the least"
+        missing = "forbidden" if least_of(opened.source) is None else "at most the least"
         g = None if start is None else start.g
         communicator.check_alike(**vars(solver), **demand.settings, missing=missing, init=g)
 

@@ -20,6 +20,7 @@ from otlabel.solver.precision import TIE
 from otlabel.solver.problem import LARGEST_SCORE, check_listed
 from otlabel.solver.proof import shortfall
 from otlabel.sources import by_class, by_row, class_mass_of, moved, open_scores
+from otlabel.sources.listed import least_of
 from otlabel.validate import (
     check_labels,
     check_mass,
@@ -133,7 +134,7 @@ def _size_bounds(rows: RowSet, shares: np.ndarray, sizes: np.ndarray) -> tuple[n
         targets = class_sizes(shares, n_labelled)
         return targets, targets
     fewest, most = free
-    forbids = getattr(rows.source, "least", None) is None
+    forbids = least_of(rows.source) is None
     if forbids and ((sizes == 0) & (most > 0)).any():  # a class that is allowed to nobody takes none of what is over
         open_to_some = np.where(allowing(rows)[0] > 0, most, fewest)
         most = open_to_some if int(open_to_some.sum()) >= n_labelled else most

@@ -18,10 +18,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-FLOOR = (
-    1e-30  # of the largest product in a sum: above it, what float32 lost of the sum to underflow is below 1e-7 of it
-)
-
+FLOOR = 1e-30  # of the largest product in a sum: above it, underflow of float32 has taken less than 1e-7 of the sum
 ADDED_ROWS = 128  # by one product of a matrix with a vector, which adds them one after the other
 
 

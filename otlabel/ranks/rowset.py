@@ -203,8 +203,8 @@ class RowSet:
         """One number for each row that this rank was given, as those of all ranks' rows."""
         if self.communicator.world_size == 1 or values is None:
             return values
-        given = (0, self.shape[0]) if self._redistribution is None else self._redistribution.given
-        n_given = given[1] - given[0]
+        first, stop = (0, self.shape[0]) if self._redistribution is None else self._redistribution.given
+        n_given = stop - first
         numbers = as_array(values)
         if numbers.shape != (n_given,):
             raise InvalidMassError(f"{name} has shape {numbers.shape}; pass one number for each of {n_given} rows")

@@ -13,7 +13,7 @@ import numpy as np
 from otlabel.errors import InfeasibleError, InvalidMassError
 from otlabel.marginals import KL, Exact, Range, Rule, one_number
 from otlabel.sources import Opened, by_class, class_mass_of, sample_mass_of
-from otlabel.sources.listed import ListedSource
+from otlabel.sources.listed import ListedSource, least_of
 
 if TYPE_CHECKING:
     from otlabel.ranks.rowset import RowSet
@@ -169,7 +169,7 @@ def _check_several(several: int, scores: Opened, samples: Exact | KL, abstain: f
 
 def check_listed(scores: Opened, several: int) -> None:
     """Refuse several labels a sample where what is not listed is not forbidden."""
-    if several > 1 and getattr(scores.source, "least", None) is not None:
+    if several > 1 and least_of(scores.source) is not None:
         raise ValueError(
             f'missing="at most the least" with labels_per_sample={several}: the bound is known for one label a sample; '
             'pass missing="forbidden", or more classes of each sample'

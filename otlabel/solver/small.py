@@ -31,6 +31,7 @@ from otlabel.solver.sharpening import CONTESTED, EXCESS_SHARE, WORTHWHILE
 from otlabel.solver.small_labels import place, prove
 from otlabel.solver.small_plan import LANES, deal_out, descend
 from otlabel.sources import ArraySource, LinearScores, as_float
+from otlabel.sources.listed import least_of
 from otlabel.sweep import Sweep
 from otlabel.validate import check_mass, check_sample_mass
 
@@ -53,7 +54,7 @@ def is_small(rows: RowSet, demand: Demand, solver: Solver) -> bool:
         and rows.shape[1] > 1
         and rows.source.device is None
         and not (isinstance(rows.opened, LinearScores) and rows.opened.head.normalize)  # digits are left out there
-        and getattr(rows.source, "least", None) is None  # of lists: what else scores may be counts in the bound
+        and least_of(rows.source) is None  # of lists: what else scores may be counts in the bound
         and isinstance(demand.classes, Exact)
         and isinstance(demand.samples, Exact)
         and not demand.abstain

@@ -121,6 +121,11 @@ class Filled(Source):
         return Filled(self.source.take(rows))
 
 
+def least_of(source: Source) -> np.ndarray | None:
+    """Of each row what a class that is not listed scores at most, (N,); None where such classes are forbidden."""
+    return source.least if isinstance(source, ListedSource) else None
+
+
 def quantum_of(n_units: float) -> float:
     """The quantum of masses that are so many units in all."""
     return float(2.0 ** (math.ceil(math.log2(n_units)) - QUANTUM_BITS))

@@ -290,13 +290,13 @@ def left_out(rows: RowSet, potentials: np.ndarray, origin: np.ndarray, epsilon: 
 
 def with_unlisted(rows: RowSet, potentials: np.ndarray, best: np.ndarray) -> np.ndarray:
     """The best u of each row, (N,), among all classes: one that is not listed may reach its row's least + potential."""
-    from otlabel.sources.listed import ListedSource
+    from otlabel.sources.listed import least_of
     from otlabel.sweep.lists import raise_unlisted
 
-    source = rows.source
-    if not isinstance(source, ListedSource) or source.least is None:
+    least = least_of(rows.source)
+    if least is None:
         return best
-    least, best = source.least, best.copy()
+    best = best.copy()
     order = np.argsort(-potentials, kind="stable")
     order = order[: np.count_nonzero(potentials > -np.inf)].astype(np.int32)
 

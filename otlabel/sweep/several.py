@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otlabel.sources.listed import Lists
+from otlabel.sources.listed import Lists, quantum_of
 from otlabel.sweep.contract import Arrays, Backend, Handle, Ready
 from otlabel.sweep.several_kernels import (
     candidates_lists,
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 REACH = {np.dtype(np.float32): 40.0, np.dtype(np.float64): 80.0}  # times epsilon: what has anything of a plan. The
 # threshold may be as low as half way down to the next class, so that this is twice what one exponential needs.
-QUANTUM_BITS = 50  # as many as float64 adds up without rounding, with room
 NO_LABELS = np.empty((0, 0), np.int32)
 
 
@@ -77,9 +76,7 @@ class Several:
         """Sets plan (N, K) to the capped softmax, whose rows sum to k."""
         near = self._near(block, potentials, math.inf)
         plan[:] = 0.0
-        plan[np.repeat(np.arange(len(plan)), np.diff(near.starts)), near.classes] = self.plan_of(
-            near, potentials, inverse_epsilon
-        )
+        plan[near.row_of, near.classes] = self.plan_of(near, potentials, inverse_epsilon)
         return Ready(None)
 
     def plan_of(self, block: Lists, potentials: np.ndarray, inverse_epsilon: Any) -> np.ndarray:
@@ -117,8 +114,7 @@ class Several:
         near = near_block if isinstance(block, np.ndarray) else _near_tensor
         sizes, classes, scores = near(block, potentials, self._k, width, labels)
         starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        quantum = 2.0 ** (math.ceil(math.log2(max(1, len(sizes)))) - QUANTUM_BITS)
-        return Lists(starts, classes, scores, quantum)
+        return Lists(starts, classes, scores, quantum_of(max(1, len(sizes))))
 
 
 def _taken(block: Any, rows: np.ndarray) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from otlabel.storage.texts import read_json
 from otlabel.training.config import Config, config_of
 from otlabel.training.data import Images, Samples, load_images
 from otlabel.training.folder import best_weights, trained_weights
-from otlabel.training.networks import network
 from otlabel.training.setup import in_channels, loaded, made_model
 
 
@@ -131,13 +129,7 @@ def model_of(
     if not heads:
         raise FileFormatError("the checkpoint has no weights of heads")
     n_classes = [heads[number] for number in sorted(heads)]
-    if samples is None:
-        backbone: Any = network(
-            config.model.backbone, input_shape(weights)[0], allow_code=allow_code, **config.model.options
-        )
-        model = MultiHead(backbone, backbone.feature_dim, n_classes, hidden=config.model.hidden)
-    else:
-        model = made_model(config, n_classes, samples, allow_code=allow_code)
+    model = made_model(config, n_classes, samples, channels=input_shape(weights)[0], allow_code=allow_code)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -106,15 +106,18 @@ def in_channels(samples: Samples, n_channels: int) -> Samples:
     return with_channels(samples, n_channels)
 
 
-def made_model(config: Config, heads: list[int], samples: Samples, *, allow_code: bool = False) -> MultiHead:
-    """Backbone and heads of a config, for these samples.
+def made_model(
+    config: Config, heads: list[int], samples: Samples | None, *, channels: int = 0, allow_code: bool = False
+) -> MultiHead:
+    """Backbone and heads of a config, for these samples; without any, for so many channels, and nothing goes before.
 
     Raises:
         ValueError, ImportError: as `network`; what goes before its first layer is not for these images.
     """
-    given = config.model
-    entry = entry_of(config.augment.normalise, given.sobel, samples) if samples.ndim == 4 else None
-    channels = OF_SLOPES if given.sobel else samples.shape[1]
+    given, entry = config.model, None
+    if samples is not None:
+        entry = entry_of(config.augment.normalise, given.sobel, samples) if samples.ndim == 4 else None
+        channels = OF_SLOPES if given.sobel else samples.shape[1]
     backbone: Any = network(given.backbone, channels, allow_code=allow_code, **given.options)
     if entry is not None:
         backbone.register_forward_pre_hook(entry)
