@@ -132,9 +132,8 @@ def _repaired(board: Board, slack: float, tie: float) -> Done:
     """Compiled code hears no interrupt, so it works on a thread of its own and this one waits for either."""
     stop = np.zeros(1, np.bool_)
     with ThreadPoolExecutor(1) as worker:
-        moving = worker.submit(repair, board, slack, tie, stop)
         try:
-            return moving.result()
+            return worker.submit(repair, board, slack, tie, stop).result()
         except BaseException:
             stop[0] = True  # the thread is then waited for, but only to the end of a path
             raise
