@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from otlabel.sources.base import ITEM_BYTES, Source, Span, n_bytes, read_rows
+from otlabel.sources.base import ITEM_BYTES, Source, Span, as_stored, n_bytes, read_rows
 from otlabel.sources.memory import TensorSource
 from otlabel.sources.wrapped import Wrapped
 from otlabel.sweep.blocks import cut
@@ -63,7 +63,7 @@ class DeviceSource(Wrapped):
     def _send(self, mover: _Mover, start: int, stop: int) -> _Parcel:
         """Fill a buffer on all threads, and have it copied."""
         buffer = mover.buffer(stop - start)
-        out = _as_stored(buffer, self.dtype)
+        out = as_stored(buffer)
         pieces = cut(stop - start, max(PIECE_BYTES // out[:1].nbytes, self.source.grain, 1))
 
         def fill(number: int) -> None:
@@ -172,13 +172,3 @@ def _free_memory(device: torch.device) -> float:
 
     free = torch.cuda.mem_get_info(device)[0]
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def _as_stored(tensor: torch.Tensor, dtype: str) -> np.ndarray:
-    """A view of a tensor in host memory in storage form."""
-    import torch
-
-    if dtype not in ("float16", "bfloat16"):
-        return tensor.numpy()
-    bits = tensor.view(torch.int16).numpy()
-    return bits.view(np.uint16) if dtype == "float16" else bits

@@ -256,7 +256,8 @@ def listed(rows: RowSet, potentials: np.ndarray, width: float, quantum: float, *
 
     def choose(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
         counts = (0, 0) if looks is None else looks.look(backend, block, start, stop).result()
-        choose_classes = backend.list_block if isinstance(backend, Several) else list_block
+        one_each = isinstance(block, np.ndarray) and not isinstance(backend, Several)
+        choose_classes = list_block if one_each else Several(rows.labels_per_row, backend).list_block
         sizes, classes, scores = choose_classes(block, potentials, width)
         rounding = 0.0
         if few is not None:

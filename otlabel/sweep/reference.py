@@ -10,6 +10,8 @@ import functools
 import numpy as np
 import torch
 
+from otlabel.sources.base import as_stored
+
 HALVES_ADDED = 2048  # rows whose products are added up in halves, where nothing better is there
 
 
@@ -101,6 +103,24 @@ def candidates_block(
     rows = (sizes > 1).nonzero()[:, 0]
     found = rows, sizes[rows], cls.int(), block[row, cls].double()
     return tuple(part.cpu().numpy() for part in found)
+
+
+def near_block(
+    block: torch.Tensor, potentials: np.ndarray, k: int, width: float, labels: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """The classes of each row whose u is within `width` of its k-th largest, and of its labels (n, k) if there are any.
+
+    How many each row has, and, row after row, classes and scores as they are stored.
+    """
+    u = _u(block, potentials)
+    floor = torch.topk(u, min(k, u.shape[1]), 1).values[:, -1:] - width
+    if labels.size:
+        given = torch.from_numpy(labels).to(u.device).long()
+        at_labels = u.gather(1, given.clamp(min=0)).masked_fill(given < 0, torch.inf)
+        floor = torch.minimum(floor, at_labels.amin(1, keepdim=True))
+    near = (u >= floor) & (u > -torch.inf)
+    row, cls = near.nonzero(as_tuple=True)
+    return near.sum(1).cpu().numpy(), cls.int().cpu().numpy(), as_stored(block[row, cls].cpu())
 
 
 def inspect_block(

@@ -118,6 +118,24 @@ def test_what_fits_is_copied_whole(dtype: str, monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(on_device(open_scores(scores).source, CPU), DeviceSource)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+@pytest.mark.usefixtures("card", "long_way")
+def test_what_streams_is_read_once_where_lists_of_it_do(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each pass would move all of it again; labels, value and proof are those of rows in host memory."""
+    monkeypatch.setattr("otlabel.sources.device._free_memory", lambda device: 0)
+    monkeypatch.setattr("otlabel.sources.device.BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr("otlabel.sweep.blocks.BLOCK_ENTRIES", (1 << 12, 1 << 14))
+    monkeypatch.setattr("otlabel.solver.shortlist.FEWEST_SCORES", 1 << 18)
+    scores = 3 * drawn((24_000, 32), "float64")
+    scores[::50, :4] = -torch.inf
+    scores = scores.to(getattr(torch, dtype))
+    expected, found = sinkhorn_assign(scores), sinkhorn_assign(scores, device="cuda")
+    assert found.n_readings == 1
+    np.testing.assert_array_equal(found.counts, expected.counts)
+    assert abs(found.value - expected.value) <= max(found.gap, 0) + max(expected.gap, 0) + 1e-12
+    assert found.proof.proven
+
+
 def write(path: Path, scores: np.ndarray) -> str:
     with h5py.File(path, "w") as file:
         file["scores"] = scores

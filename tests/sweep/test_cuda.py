@@ -342,17 +342,22 @@ def test_a_batch_by_kernels_is_as_in_plain_torch(dtype, monkeypatch) -> None:
     monkeypatch.setattr(batch, "COLUMNS", (16, 64))
     monkeypatch.setattr(batch, "MANY_PROGRAMS", 2)
     monkeypatch.setattr(batch, "LONGEST", 24)
-    for shape, epsilon in (((1, 1), 0.05), ((12, 20), 0.0001), ((35, 90), 0.05)):
-        logits = stored(shape, dtype, 0.2) / 2
-        found, exact = (way(logits, epsilon, 2, None) for way in (soft._by_kernels, soft._in_plain_torch))
+    for shape, epsilon, uneven in (
+        ((1, 1), 0.05, False), ((12, 20), 0.0001, False), ((35, 90), 0.05, False), ((35, 90), 0.05, True),
+    ):  # fmt: skip
+        logits, mass = stored(shape, dtype, 0.2) / 2, None
+        if uneven:
+            mass = soft._checked_mass(np.arange(90) / (90 * 89 / 2), logits)
+            logits[:, 0] = -torch.inf
+        found, exact = (way(logits, epsilon, 2, None, mass) for way in (soft._by_kernels, soft._in_plain_torch))
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, exact, atol=4e-7 / epsilon, rtol=0)
         torch.testing.assert_close(found.sum(1), torch.ones_like(found[:, 0]), atol=1e-5, rtol=0)
     logits[:, 4], logits[3], logits[5, 2], logits[9] = -torch.inf, -torch.inf, torch.nan, torch.inf
     for given, epsilon in ((logits.T.contiguous().T, torch.tensor(0.05, device=DEVICE)), (logits[1::2, ::5], 0.05)):
-        found, exact = (way(given, epsilon, 2, None) for way in (soft._by_kernels, soft._in_plain_torch))
+        found, exact = (way(given, epsilon, 2, None, None) for way in (soft._by_kernels, soft._in_plain_torch))
         torch.testing.assert_close(found, exact, atol=2e-5, rtol=0, equal_nan=True)
-    assert soft._by_kernels(given, torch.tensor(torch.nan), 1, None)[0].isnan().all()
+    assert soft._by_kernels(given, torch.tensor(torch.nan), 1, None, None)[0].isnan().all()
 
 
 @kernels
