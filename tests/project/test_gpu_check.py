@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
@@ -199,3 +200,12 @@ def test_rows_of_peers_that_fail(card: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert fail_with(RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying")) == "out of memory"
     assert fail_with(ModuleNotFoundError("No module named 'ott'")) == "not installed: pip install torch"
     assert fail_with(FloatingPointError("not finite\nhere")) == "FloatingPointError: not finite"
+
+
+def test_nothing_for_a_card_imports_what_is_not_there() -> None:
+    """Machines with a card have neither POT nor faiss: tests and checks import these where they use them, or skip."""
+    for file in (*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"ot", "faiss", "k_means_constrained"}, file
