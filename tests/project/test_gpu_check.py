@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -209,3 +210,32 @@ def test_nothing_for_a_card_imports_what_is_not_there() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & {"ot", "faiss", "k_means_constrained"}, file
+
+
+def test_self_labelling_on_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In small, by one of its ways; the others' settings are settings, too; a part of data can be taken along."""
+    script = ROOT / "benchmarks" / "gpu_training.py"
+    command = [sys.executable, str(script), "--quick", "--ways", "argmax", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    row = json.loads((tmp_path / "gpu_training.json").read_text())["ways"]["argmax"]
+    assert row["epochs"] >= 2
+    assert 0 <= row["nmi"] <= 1
+    assert row["data"].startswith("generated images, for CIFAR-10 was not found")
+    assert "| argmax | generated images" in done.stdout
+    told = (tmp_path / "gpu_training.jsonl").read_text().splitlines()
+    assert len(told) == 2 + row["epochs"]
+
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = importlib.import_module("gpu_training")
+    for way in module.WAYS:
+        config = module.config_for(way, (500, 3, 32, 32), 3, SimpleNamespace(width=64, batch_size=256))
+        assert (config.labels.method, config.trainer["precision"]) == (way, "bf16-mixed")
+    made = module.generated(30)
+    monkeypatch.setattr(module, "load_images", lambda name: made)
+    module.pack(tmp_path / "part.npz", "cifar10", 12, 5)
+    images, what = module.images_at(str(tmp_path / "part.npz"), 0)
+    assert what == "CIFAR-10, 12 of its images"
+    assert images.train.shape == (12, 3, 32, 32)
+    assert torch.equal(images.test, made.test[:5])
+    assert torch.equal(images.test_labels, made.test_labels[:5])
