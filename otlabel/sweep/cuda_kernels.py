@@ -261,6 +261,38 @@ def collect_kernel(
         begin += tl.sum(near.to(tl.int32), 1)
 
 
+@triton.jit(do_not_specialize=["n_listed", *SIZES[1:]])
+def factors_kernel(
+    scores, constants, listed, roots, factors, n_listed, n_classes, stride,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Roots times the plan's rows that are listed, as halves; the second and third read of a row is from the cache."""
+    n_classes = n_classes * VECTOR
+    precision = constants.dtype.element_ty
+    scale = tl.load(constants + n_classes)
+    numbers = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = numbers < n_listed
+    rows = tl.load(listed + numbers, mask=there, other=0)
+    highest = tl.full([ROWS, WIDTH], -float("inf"), precision)
+    for start in tl.range(0, n_classes, WIDTH, num_stages=STAGES):
+        columns = start + tl.arange(0, WIDTH)
+        u = _read(scores, constants, rows, columns, columns < n_classes, stride, VECTOR)
+        highest = tl.maximum(highest, u)
+    top = tl.max(highest, 1)[:, None]
+    added = tl.zeros([ROWS, WIDTH], precision)
+    for start in tl.range(0, n_classes, WIDTH, num_stages=STAGES):
+        columns = start + tl.arange(0, WIDTH)
+        u = _read(scores, constants, rows, columns, columns < n_classes, stride, VECTOR)
+        added += tl.exp2((u - top) * scale)
+    share = tl.load(roots + numbers, mask=there, other=0.0) / tl.sum(added, 1)
+    for start in tl.range(0, n_classes, WIDTH, num_stages=STAGES):
+        columns = start + tl.arange(0, WIDTH)
+        u = _read(scores, constants, rows, columns, columns < n_classes, stride, VECTOR)
+        factor = tl.exp2((u - top) * scale) * share[:, None]
+        at = factors + numbers[:, None] * n_classes + columns[None, :]
+        tl.store(at, factor.to(tl.float16), mask=there[:, None] & (columns < n_classes)[None, :])
+
+
 @triton.jit(do_not_specialize=[*SIZES, "n_hashed", "step"])
 def inspect_kernel(
     scores, multipliers, hashes, tops, bottoms, bad, forbidden, n_rows, n_classes, stride, n_hashed, step,

@@ -361,6 +361,25 @@ def test_a_batch_by_kernels_is_as_in_plain_torch(dtype, monkeypatch) -> None:
 
 
 @kernels
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_factors_of_the_curvature_as_the_reference(dtype, precision, monkeypatch) -> None:
+    """Of some rows, in any order, with forbidden pairs and a forbidden class; halves round them."""
+    monkeypatch.setattr(cuda_module(), "TILE", 64)
+    for shape in ((1, 1), (31, 6), (23, 150)):
+        scores, g = stored(shape, dtype, 0.3), potentials_of(shape[1], precision)
+        g[:1] = -np.inf if shape[1] > 1 else 0.0
+        scores[:, -1] = 0.5
+        rows = torch.from_numpy(np.random.default_rng(4).choice(shape[0], shape[0] // 2 + 1, replace=False)).to(DEVICE)
+        roots = torch.linspace(0.1, 1, len(rows), dtype=_torch(g.dtype), device=DEVICE)
+        for epsilon in (0.05, 1.0):
+            found = cuda_module().factors_block(scores, rows, g, precision(1 / epsilon), roots).result()
+            exact = reference.factors_block(scores, rows, g, precision(1 / epsilon), roots)
+            assert found.dtype == torch.half
+            torch.testing.assert_close(found.double(), exact.double(), rtol=1e-3, atol=1e-7)
+
+
+@kernels
 def test_plans_are_made_some_rows_at_a_time(monkeypatch) -> None:
     monkeypatch.setattr(cuda_module(), "CHUNK_ENTRIES", 100)
     scores, g, inverse = stored((37, 13), torch.float16, 0.2), potentials_of(13, np.float64), np.float64(4.0)
@@ -451,11 +470,17 @@ def test_products_of_plans_are_added_up_in_float32() -> None:
     """Halves round each factor, by 5e-4 at most; sums of 20,000 of them round to no more than that."""
     scores, g = torch.randn(20_000, 64, device="cuda").half(), potentials_of(64, np.float64)
     rows, weights = np.arange(20_000), np.full(20_000, 1 / 20_000)
-    products, mass = sweep.products(RowSet(TensorSource(scores)), rows, weights, g, 0.5, np.float32)
+    products = sweep.products(RowSet(TensorSource(scores)), rows, weights, g, 0.5, np.float32)
     q = softmax((scores.double().cpu().numpy() + g) / 0.5, axis=1)
     exact = (q.T * weights) @ q
     assert np.abs(products.cpu().numpy() - exact).sum() < 2e-4 * exact.sum()
-    np.testing.assert_allclose(mass, weights @ q, rtol=1e-5)
+    np.testing.assert_allclose(products.sum(1).cpu().numpy(), weights @ q, rtol=1e-4)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = sweep.products(RowSet(TensorSource(scores)), rows, weights, g, 0.5, np.float32)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(again, products)
 
 
 @pytest.mark.gpu
