@@ -278,6 +278,30 @@ def test_blocks_are_halved_where_memory_is_short(kind: str, monkeypatch: pytest.
     assert backend.n_refused == refused  # the size that fits is remembered
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_samples_that_do_not_fit_are_streamed(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of scores that fill the device nearly: a sample of their rows goes to the host, and comes back in blocks."""
+    scores, rows = drawn((500, 8), dtype), np.arange(0, 500, 3)
+    original = TensorSource._gathered
+
+    def short_of_memory(source: TensorSource, rows: np.ndarray) -> torch.Tensor:
+        if len(rows) > 20:
+            raise RuntimeError("CUDA out of memory")
+        return original(source, rows)
+
+    monkeypatch.setattr(TensorSource, "_gathered", short_of_memory)
+    monkeypatch.setattr("otlabel.sweep.blocks.BLOCK_ENTRIES", (10, 10))
+    taken = TensorSource(scores).take(rows)
+    assert isinstance(taken, DeviceSource)
+    assert (taken.dtype, taken.shape) == (dtype, (167, 8))
+    assert torch.equal(read_rows(taken, 0, 167), scores[rows])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", lambda *_, **__: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("no room")))
+        again = streamed(scores).take(rows)
+    assert torch.equal(read_rows(again, 0, 167), scores[rows])
+
+
 def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("otlabel.sweep.running.backend_of", lambda scores: Short(0))
     with pytest.raises(torch.cuda.OutOfMemoryError):
