@@ -122,7 +122,7 @@ def stream(check: Check) -> None:
         finally:
             device.MEMORY_SHARE = kept
         row = {"seconds": time.perf_counter() - begun, "peak_gb": peak_gb(plan.device), "gb": scores.nbytes / 1e9}
-        return row | {"value": found.value, "gap": found.gap, "sweeps": found.n_sweeps}
+        return row | {"value": found.value, "gap": found.gap, "readings": found.n_readings}
 
     check.keep("shape", list(plan.streamed))
     rows = [check.row(name, lambda s=share: solved(s), 10) for name, share in shares.items()]

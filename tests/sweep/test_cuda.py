@@ -497,13 +497,14 @@ def test_a_head_on_a_card_is_made_once(monkeypatch) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_CARD, reason="no CUDA device")
 def test_streamed_scores_give_what_whole_ones_give(monkeypatch) -> None:
-    scores = np.random.default_rng(0).standard_normal((50_000, 40)).astype(np.float16)
+    scores = np.random.default_rng(0).standard_normal((120_000, 40)).astype(np.float16)  # enough for lists
     whole = sinkhorn_assign(scores, device="cuda")
     monkeypatch.setattr("otlabel.sources.device.MEMORY_SHARE", 0.0)
     monkeypatch.setattr("otlabel.sources.device.BLOCK_BYTES", 1 << 19)
     assert isinstance(open_scores(scores, device="cuda").source, DeviceSource)
     streamed = sinkhorn_assign(scores, device="cuda")
     assert abs(streamed.value - whole.value) <= max(streamed.gap, 0) + max(whole.gap, 0) + 1e-12
+    assert streamed.n_readings <= 2
 
 
 @pytest.mark.gpu
