@@ -364,6 +364,7 @@ def products(
     """
     import torch
 
+    from otlabel.sources.memory import TensorSource
     from otlabel.sweep import reference
 
     source, n_classes = rows.source, rows.shape[1]
@@ -377,7 +378,7 @@ def products(
     size, start = max(1, min(PRODUCT_ROWS, PRODUCT_ENTRIES // n_classes)), 0
 
     def of_some(part: slice) -> torch.Tensor:
-        if source.grain == 1:  # it lies there whole: rows are gathered where they are used
+        if isinstance(source, TensorSource) and source.grain == 1:  # rows are gathered where they are used
             (block,), at = source.read([(0, source.shape[0])]), listed[part]
         else:
             (block,) = source.take(chosen[part]).read([(0, len(chosen[part]))])

@@ -129,7 +129,7 @@ def candidates_block(block, potentials, labels, slack, tie):
             width, at_once = _tile(view.n_classes)
             collect_kernel[(triton.cdiv(len(rows), at_once),)](
                 view.scores, upload(constants, block.device), rows, own, ends - sizes, classes, values, len(rows),
-                *view.sizes[1:], VECTOR=view.vector, ROWS=at_once, WIDTH=width,
+                *view.sizes[1:], VECTOR=view.vector, ROWS=at_once, WIDTH=width, STAGES=STAGES,
             )  # fmt: skip
         labels[:], *found = _Fetched([chosen, rows, sizes, classes, values]).arrays()
     return Ready(tuple(found))

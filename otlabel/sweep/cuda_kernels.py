@@ -239,7 +239,7 @@ def label_kernel(
 @triton.jit(do_not_specialize=["n_listed", *SIZES[1:]])
 def collect_kernel(
     scores, constants, listed, own, starts, classes, values, n_listed, n_classes, stride,
-    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Classes, and their scores in float64, within the slack of u at the label (own) of the rows listed, in order."""
     n_classes = n_classes * VECTOR
@@ -248,7 +248,7 @@ def collect_kernel(
     rows = tl.load(listed + numbers, mask=there, other=0)
     floor = tl.load(own + rows) - tl.load(constants + n_classes)
     begin = tl.load(starts + numbers, mask=there, other=0)
-    for start in range(0, n_classes, WIDTH):
+    for start in tl.range(0, n_classes, WIDTH, num_stages=STAGES):
         columns = start + tl.arange(0, WIDTH)
         inside = columns < n_classes
         at = scores + rows[:, None] * stride * VECTOR + columns[None, :]

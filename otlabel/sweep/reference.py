@@ -18,7 +18,7 @@ HALVES_ADDED = 2048  # rows whose products are added up in halves, where nothing
 def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """A tensor on a device, for work that is asked for from now on: nothing waits for it to get there."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _u(block: torch.Tensor, potentials: np.ndarray) -> torch.Tensor:
