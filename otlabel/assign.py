@@ -145,8 +145,8 @@ def sinkhorn_assign(
         method: "auto" (falling epsilon, Newton steps, coarse to fine), or "sinkhorn" (plain iterations).
         init: an Assignment, or its (K,) plan potentials, to start from: fewer passes when scores changed little.
         device: "auto" solves tensors where they are and arrays on the CPU; or "cpu", "cuda", "cuda:1", ... What lies
-            elsewhere is copied there if it fits, else block by block in every pass; where memory is short, blocks
-            become smaller. Class sizes and proof are the same on all devices, values within the gaps.
+            elsewhere is copied there if it fits, else block by block, in one pass if it can be; where memory is short,
+            blocks become smaller. Class sizes and proof are the same on all devices, values within the gaps.
         seed: of the row samples, and of the choice among equally good labels.
         progress: True for a bar, or a function called after each pass with a dict of stage, rows, epsilon, error,
             seconds and n_sweeps, and while the plan is solved its potentials (K,), which `init` takes.

@@ -198,7 +198,9 @@ def _checked_mass(class_mass: Any, logits: torch.Tensor) -> torch.Tensor:
     else:
         given = by_class(class_mass, n_classes, None, "class_mass", InvalidMassError)
         mass = torch.from_numpy(class_shares(with_unit_sum(given, class_mass), n_rows, n_classes))
-    return mass.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
+        if logits.is_cuda and not torch.compiler.is_compiling():
+            mass = mass.pin_memory()  # so that nothing waits for the device
+    return mass.to(logits.device, torch.promote_types(logits.dtype, torch.float32), non_blocking=logits.is_cuda)
 
 
 def _log_mass(mass: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | float:

@@ -235,3 +235,12 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -
     np.testing.assert_array_equal(np.load("levels.npy"), by_levels.indices)
     assert main(["curate", "features.npy", "-n", "451", "-o", "other.npy"]) == 2
     assert not Path("other.npy").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_features_on_a_card() -> None:
+    features, own = blobs([200, 20, 80])
+    chosen = curate(torch.from_numpy(features).cuda(), 30, n_clusters=3)
+    assert chosen.indices.is_cuda
+    assert np.bincount(own[chosen.indices.cpu().numpy()]).tolist() == [10, 10, 10]

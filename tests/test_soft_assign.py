@@ -312,12 +312,15 @@ def test_processes_share_a_batch(sizes: tuple[int, int], tmp_path: Path) -> None
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_device_without_waiting_for_it() -> None:
     logits = torch.from_numpy(cosines((256, 300))).float().cuda()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        found = soft_assign(logits, 0.05)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close(found.cpu(), soft_assign(logits.cpu(), 0.05), atol=1e-5, rtol=0)
+    shares = np.arange(300) / (300 * 299 / 2)
+    for mass in (None, shares, torch.from_numpy(shares).cuda()):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = soft_assign(logits, 0.05, class_mass=mass)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        expected = soft_assign(logits.cpu(), 0.05, class_mass=None if mass is None else shares)
+        torch.testing.assert_close(found.cpu(), expected, atol=1e-5, rtol=0)
 
 
 def test_an_array_of_epsilons_is_refused() -> None:

@@ -15,7 +15,7 @@ from otlabel.errors import InvalidMassError, InvalidScoresError, RankError
 from otlabel.ranks.communicator import SINGLE_PROCESS, Communicator
 from otlabel.ranks.redistribution import RedistributedRows, Redistribution
 from otlabel.sources import ArraySource, LinearScores, Opened, Source, as_array, as_float, as_opened, read_rows
-from otlabel.sources.base import few_rows, storage_array
+from otlabel.sources.base import as_stored, few_rows, storage_array
 from otlabel.sources.linear import Features, mean_of_finite, read_stretches
 from otlabel.sources.listed import Filled, ListedSource
 from otlabel.sources.wrapped import Changed
@@ -177,12 +177,21 @@ class RowSet:
 
     def taken(self, rows: np.ndarray) -> RowSet:
         """Those of the sorted rows of all that are here, as rows of this process alone."""
-        return RowSet(self.source.take(self.local(rows)), columns=self.columns).taking(self.labels_per_row)
+        return RowSet(self._some(rows), columns=self.columns).taking(self.labels_per_row)
 
     def subset(self, rows: np.ndarray) -> RowSet:
         """The given rows (sorted) of all ranks, of which each rank again has whole blocks."""
+        return RowSet.in_blocks(self._some(rows), self.communicator, self.columns).taking(self.labels_per_row)
+
+    def _some(self, rows: np.ndarray) -> Source:
+        """Those that are here; in host memory if they take several classes each, since its threads are what does that.
+
+        Of all rows a device makes lists; for a few, a call there costs more than it spares.
+        """
         taken = self.source.take(self.local(rows))
-        return RowSet.in_blocks(taken, self.communicator, self.columns).taking(self.labels_per_row)
+        if self.labels_per_row == 1 or taken.device is None:
+            return taken
+        return ArraySource(as_stored(read_rows(taken, 0, taken.shape[0]).cpu()), taken.dtype)
 
     def gathered(self, rows: np.ndarray) -> np.ndarray:
         """The given rows (sorted) of all ranks as float32 or float64 numbers, on all ranks."""

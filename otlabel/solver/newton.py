@@ -142,7 +142,8 @@ def _sampled_curvature(
 ) -> tuple[np.ndarray, Callable[[np.ndarray, np.ndarray], Curvature]]:
     """Over the active classes, the mass of a sample of the rows, and what makes a curvature of scale and diagonal."""
     if point.sweep.plan is None and objective.on_device:
-        products, sampled = objective.products_of(point)
+        products = objective.products_of(point)
+        sampled = products.sum(1).cpu().numpy()  # for q sums to 1
         if len(active) < len(sampled):
             products = products[active][:, active]
         return sampled[active], functools.partial(DeviceCurvature, products)

@@ -155,13 +155,11 @@ class Objective:
         starts = np.concatenate([[0], np.cumsum(sizes)])
         return csr_array((data, indices, starts), shape=(len(sizes), plan.shape[1]))
 
-    def products_of(self, point: Point) -> tuple[torch.Tensor, np.ndarray]:
-        """Sums of a_i q_i q_i^T, left on the device, and of a_i q_i over the same rows."""
+    def products_of(self, point: Point) -> torch.Tensor:
+        """The sum of a_i q_i q_i^T over the same rows, left on the device."""
         rows, g = self.problem.rows, point.swept_potentials
-        products, mass = sweep.products(
-            rows, point.curvature_rows, self._shares(point), g, self.epsilon, self.precision
-        )
-        return rows.sum_tensor("curvature", products), rows.sum("curvature", mass)[0]
+        products = sweep.products(rows, point.curvature_rows, self._shares(point), g, self.epsilon, self.precision)
+        return rows.sum_tensor("curvature", products)
 
     @property
     def on_device(self) -> bool:

@@ -15,7 +15,8 @@ from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rungs import EPSILON_STEP, LAST_TOLERANCE, solve_at_epsilon
 
 EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon is tried before moving them one by one
-LISTED_SHARE, SHORT = 0.003, 16  # the same on lists of at most one in so many classes, over which a pass takes little
+CHEAP_SHARE = 0.003  # the same where a pass takes little beside the repair ...
+SHORT = 16  # ... on lists of at most one in so many classes, or on a device
 SMALLEST_EPSILON = 1e-5  # of a row's spread: the end of that
 SHARP_EPSILON = 1 / 256  # of a row's spread: from here on each step should bring the sizes nearer
 WORTHWHILE = 0.7  # share of the excess that may be left after such a step, or it was the last
@@ -41,9 +42,9 @@ def near_integer(problem: Problem, solver: Solver, solution: Solution, monitor: 
     # Above the spread scores hardly matter: potentials are epsilon times the logarithms of what classes ask for.
     epsilon = min(solver.epsilon, problem.spread or solver.epsilon)
     g = point.potentials * (epsilon / solver.epsilon)
-    short = problem.is_listed and SHORT * problem.rows.columns <= problem.n_classes
-    cheap = short and excess <= EXCESS_SHARE  # more is of ties, which another epsilon would only break up
-    enough = max(LISTED_SHARE if cheap else EXCESS_SHARE, np.count_nonzero(takers) / problem.n_rows)
+    # More is of ties, which another epsilon would only break up.
+    cheap = excess <= EXCESS_SHARE and _passes_take_little(problem)
+    enough = max(CHEAP_SHARE if cheap else EXCESS_SHARE, np.count_nonzero(takers) / problem.n_rows)
     tol = enough if cheap else LAST_TOLERANCE
     best, least = point, excess
     solver = replace(solver, max_sweeps=monitor.n_sweeps + SHARPENING_PASSES)
@@ -58,6 +59,13 @@ def near_integer(problem: Problem, solver: Solver, solution: Solution, monitor: 
         if excess > WORTHWHILE * before and epsilon < SHARP_EPSILON * problem.spread:
             break  # equal rows move together: their classes stay uneven at any epsilon
     return best
+
+
+def _passes_take_little(problem: Problem) -> bool:
+    source = problem.rows.source
+    if problem.is_listed:
+        return SHORT * problem.rows.columns <= problem.n_classes
+    return source.device is not None and source.grain == 1 and problem.rows.labels_per_row == 1
 
 
 def _excess(point: Point, problem: Problem) -> float:

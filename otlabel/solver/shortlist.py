@@ -24,7 +24,7 @@ from otlabel.marginals import Rule
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.problem import Problem, Solver
-from otlabel.sources import ITEM_BYTES, Opened, draw_rows
+from otlabel.sources import ITEM_BYTES, DeviceSource, Opened, draw_rows
 from otlabel.sources.free import free_memory
 from otlabel.sources.listed import ListedSource, quantum_of
 
@@ -128,17 +128,18 @@ def drift(potentials: np.ndarray, origin: np.ndarray) -> float:
 
 
 def may_be_listed(rows: RowSet, rule: Rule, most: np.ndarray, solver: Solver, row_rho: float) -> bool:
-    """Whether lists could spare readings: exact labels of rows on the CPU, and many scores.
+    """Whether lists could spare readings: exact labels, and many scores that are costly to read again.
 
-    Of each class, so many units at most.
+    Those on a device are not, but where they come there block by block, or rows take several classes each, whose plans
+    are those of lists. Of each class, so many units at most.
     """
     if solver.rounding != "exact" or solver.method != "auto" or not math.isinf(row_rho):
         return False
     n_classes = rows.shape[1]
     shut = rule.wanted & (most == 0)  # of the plan, but of no label: lists might hold no others
     large = n_classes >= FEWEST_CLASSES and rows.n_rows * n_classes >= FEWEST_SCORES
-    on_cpu = rows.source.device is None and not isinstance(rows.source, ListedSource)  # which are lists already
-    return large and not shut.any() and on_cpu
+    quick = rows.source.device is not None and rows.labels_per_row == 1 and not isinstance(rows.source, DeviceSource)
+    return large and not shut.any() and not quick and not isinstance(rows.source, ListedSource)
 
 
 def width_for(n_classes: int, solver: Solver, moves: float) -> float:

@@ -118,6 +118,16 @@ def storage_array(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     return np.empty(shape, {"float16": np.uint16, "bfloat16": np.int16}.get(dtype, dtype))
 
 
+def as_stored(tensor: torch.Tensor) -> np.ndarray:
+    """A view of a tensor in host memory in storage form."""
+    import torch
+
+    if tensor.dtype not in (torch.float16, torch.bfloat16):
+        return tensor.numpy()
+    bits = tensor.view(torch.int16).numpy()
+    return bits.view(np.uint16) if tensor.dtype == torch.float16 else bits
+
+
 def as_numbers(stored: np.ndarray, dtype: str) -> np.ndarray:
     """A view of an array in storage form as the type it stands for; bfloat16, which NumPy lacks, stays as it is."""
     return stored.view(np.float16) if dtype == "float16" else stored

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from otlabel.sources.base import ITEM_BYTES, Source, Span, n_bytes, read_rows
+from otlabel.sources.base import ITEM_BYTES, Source, Span, as_stored, n_bytes, read_rows
 from otlabel.sources.memory import TensorSource
 from otlabel.sources.wrapped import Wrapped
 from otlabel.sweep.blocks import cut
 from otlabel.sweep.pool import run_tasks
+from otlabel.sweep.running import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -56,14 +57,14 @@ class DeviceSource(Wrapped):
         """Another source of the same rows, moved likewise."""
         return DeviceSource(source, self.device)
 
-    def take(self, rows: np.ndarray) -> TensorSource:
-        """The given rows, moved to the device."""
+    def take(self, rows: np.ndarray) -> Source:
+        """The given rows, moved to the device if it has room for them."""
         return _moved_whole(DeviceSource(self.source.take(rows), self.device))
 
     def _send(self, mover: _Mover, start: int, stop: int) -> _Parcel:
         """Fill a buffer on all threads, and have it copied."""
         buffer = mover.buffer(stop - start)
-        out = _as_stored(buffer, self.dtype)
+        out = as_stored(buffer)
         pieces = cut(stop - start, max(PIECE_BYTES // out[:1].nbytes, self.source.grain, 1))
 
         def fill(number: int) -> None:
@@ -137,14 +138,7 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 def on_device(source: Source, device: torch.device) -> Source:
     """A source on the CPU as one on a device: copied whole if it fits there, else block by block in every pass."""
     streamed = DeviceSource(source, device)
-    if not has_room(device, n_bytes(source), MEMORY_SHARE):
-        return streamed
-    import torch
-
-    try:
-        return _moved_whole(streamed)
-    except torch.cuda.OutOfMemoryError:  # free, but in pieces
-        return streamed
+    return _moved_whole(streamed) if has_room(device, n_bytes(source), MEMORY_SHARE) else streamed
 
 
 def has_room(device: torch.device, wanted: float, share: float) -> bool:
@@ -152,11 +146,16 @@ def has_room(device: torch.device, wanted: float, share: float) -> bool:
     return wanted <= share * _free_memory(device)
 
 
-def _moved_whole(streamed: DeviceSource) -> TensorSource:
-    """One tensor on the device, which blocks are put into as they arrive."""
+def _moved_whole(streamed: DeviceSource) -> Source:
+    """One tensor on the device, which blocks are put into as they arrive; as it was where memory is short."""
     import torch
 
-    whole = torch.empty(streamed.shape, dtype=getattr(torch, streamed.dtype), device=streamed.device)
+    try:
+        whole = torch.empty(streamed.shape, dtype=getattr(torch, streamed.dtype), device=streamed.device)
+    except RuntimeError as error:  # free, but in pieces
+        if not is_out_of_memory(error):
+            raise
+        return streamed
     spans = cut(streamed.shape[0], streamed.grain)
     with contextlib.closing(streamed):
         for (start, stop), rows in zip(spans, streamed.read(spans), strict=True):
@@ -172,13 +171,3 @@ def _free_memory(device: torch.device) -> float:
 
     free = torch.cuda.mem_get_info(device)[0]
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def _as_stored(tensor: torch.Tensor, dtype: str) -> np.ndarray:
-    """A view of a tensor in host memory in storage form."""
-    import torch
-
-    if dtype not in ("float16", "bfloat16"):
-        return tensor.numpy()
-    bits = tensor.view(torch.int16).numpy()
-    return bits.view(np.uint16) if dtype == "float16" else bits

@@ -10,7 +10,8 @@ import numpy as np
 from otlabel.errors import InvalidScoresError
 from otlabel.sources.base import MOST_WHOLE, Source, Span, check_shape, check_whole, storage_type
 from otlabel.sources.given import plain_tensor, tensor_array, widened
-from otlabel.sweep.blocks import device_rows
+from otlabel.sweep.blocks import cut, device_rows
+from otlabel.sweep.running import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -54,11 +55,25 @@ class TensorSource(Source):
         """Views."""
         return (self.tensor[start:stop] for start, stop in spans)
 
-    def take(self, rows: np.ndarray) -> TensorSource:
-        """A copy of the given rows on the same device."""
+    def take(self, rows: np.ndarray) -> Source:
+        """A copy of the given rows on the same device; where its memory is short, in the host's, to be streamed."""
+        try:
+            return TensorSource(self._gathered(rows))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside of the handler, which would keep alive what takes the memory.
         import torch
 
-        return TensorSource(self.tensor[torch.from_numpy(rows).to(self.device)])
+        from otlabel.sources.device import DeviceSource
+
+        parts = [self._gathered(rows[start:stop]).cpu() for start, stop in cut(len(rows), device_rows(self.shape[1]))]
+        return DeviceSource(open_tensor(torch.cat(parts)), self.tensor.device)
+
+    def _gathered(self, rows: np.ndarray) -> torch.Tensor:
+        import torch
+
+        return self.tensor[torch.from_numpy(rows).to(self.device)]
 
 
 class Masked(Source):

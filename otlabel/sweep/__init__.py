@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from scipy.sparse import csr_array
 
-from otlabel.sweep.contract import Backend, Handle, Ready, Waiting
-from otlabel.sweep.running import is_out_of_memory, run_blocks
+from otlabel.sweep.contract import Backend, DeviceBackend, Handle, Ready, Waiting
+from otlabel.sweep.running import backend_of, is_out_of_memory, run_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -256,7 +256,8 @@ def listed(rows: RowSet, potentials: np.ndarray, width: float, quantum: float, *
 
     def choose(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
         counts = (0, 0) if looks is None else looks.look(backend, block, start, stop).result()
-        choose_classes = backend.list_block if isinstance(backend, Several) else list_block
+        one_each = isinstance(block, np.ndarray) and not isinstance(backend, Several)
+        choose_classes = list_block if one_each else Several(rows.labels_per_row, backend).list_block
         sizes, classes, scores = choose_classes(block, potentials, width)
         rounding = 0.0
         if few is not None:
@@ -356,38 +357,46 @@ def products(
     potentials: np.ndarray,
     epsilon: float,
     precision: type = np.float64,
-) -> tuple[torch.Tensor, np.ndarray]:
-    """On a device, sums of w q q^T, (K, K) left there, and of w q, (K,), over some rows here (sorted) q of the plan."""
+) -> torch.Tensor:
+    """On a device, the sum of w q q^T over some rows here (sorted) q of the plan: (K, K) float64, left there.
+
+    Rows sum to 1, so that its own rows sum to what each class has of w q. Nothing waits for the device.
+    """
     import torch
 
+    from otlabel.sources.memory import TensorSource
     from otlabel.sweep import reference
 
-    n_classes, device, largest = rows.shape[1], rows.source.device, float(weights.max(initial=0.0)) or 1.0
+    source, n_classes = rows.source, rows.shape[1]
+    backend = cast(DeviceBackend, backend_of(source))
+    largest = float(weights.max(initial=0.0)) or 1.0
+    g: np.ndarray = potentials.astype(precision)
     inverse = precision(1.0 / epsilon)
-    g = torch.from_numpy(potentials.astype(precision)).to(device)
-    roots = torch.from_numpy(np.sqrt(weights[:, None] / largest)).to(device)
-    total = torch.zeros((n_classes, n_classes), dtype=torch.float64, device=device)
-    mass = torch.zeros(n_classes, dtype=torch.float64, device=device)
+    total = torch.zeros((n_classes, n_classes), dtype=torch.float64, device=source.device)
+    roots = reference.upload(np.sqrt(weights / largest).astype(precision), total.device)
+    listed = reference.upload(chosen, total.device)
     size, start = max(1, min(PRODUCT_ROWS, PRODUCT_ENTRIES // n_classes)), 0
 
-    def of_some(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        (block,) = rows.source.take(chosen[part]).read([(0, len(chosen[part]))])
-        return reference.products_block(block, g, inverse, roots[part])
+    def of_some(part: slice) -> torch.Tensor:
+        if isinstance(source, TensorSource) and source.grain == 1:  # rows are gathered where they are used
+            (block,), at = source.read([(0, source.shape[0])]), listed[part]
+        else:
+            (block,) = source.take(chosen[part]).read([(0, len(chosen[part]))])
+            at = torch.arange(len(block), device=total.device)
+        return reference.products_of(backend.factors_block(block, at, g, inverse, roots[part]).result())
 
     while start < len(chosen):
         try:
-            of_part, part_mass = of_some(slice(start, start + size))
+            total += of_some(slice(start, start + size))
         except RuntimeError as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
         else:
-            total += of_part
-            mass += part_mass
             start += size
             continue
         size = -(-size // 2)  # outside of the handler, which would keep alive what takes the memory
         torch.cuda.empty_cache()
-    return total.mul_(largest), largest * mass.cpu().numpy()
+    return total.mul_(largest)
 
 
 def _within(rows: np.ndarray, start: int, stop: int) -> np.ndarray:

@@ -124,6 +124,15 @@ class Backend(Protocol):
         """
 
 
+class DeviceBackend(Backend, Protocol):
+    """One block of rows on a device, and what stays there."""
+
+    def factors_block(
+        self, block: Any, rows: Any, potentials: np.ndarray, inverse_epsilon: Any, roots: Any
+    ) -> Handle[Any]:
+        """The given rows (R,) of the plan times roots (R,) of up to 1, (R, K); all of them tensors there."""
+
+
 class Immediate:
     """The backend that plain functions of a module are, whose work is done when they return."""
 

@@ -27,12 +27,14 @@ from otlabel.sweep.cuda_kernels import (
     add_up_kernel,
     collect_kernel,
     columns_kernel,
+    factors_kernel,
     fused_kernel,
     inspect_kernel,
     label_kernel,
     online_kernel,
     total_kernel,
 )
+from otlabel.sweep.reference import upload
 
 FUSED_CLASSES = {torch.float32: 8192, torch.float64: 4096}  # by precision: what registers hold beside the column sums
 TILE = 2048  # scores that a program of four warps works on at a time
@@ -72,8 +74,8 @@ def sweep_block(block, potentials, inverse_epsilon, weights, row_exponent, label
     with _on(device):
         view = _view(block)
         scale = float(inverse_epsilon) * math.log2(math.e)
-        constants = _upload(np.append(potentials, scale).astype(potentials.dtype), device)
-        weight = None if weights.size == 0 else _upload(weights, device)
+        constants = upload(np.append(potentials, scale).astype(potentials.dtype), device)
+        weight = None if weights.size == 0 else upload(weights, device)
         tops, totals = _per_row(view, precision, 2)
         best = torch.empty(view.n_rows if counts.size else 0, dtype=torch.int32, device=device)
         own_mass = None
@@ -126,11 +128,26 @@ def candidates_block(block, potentials, labels, slack, tie):
         if n_entries:
             width, at_once = _tile(view.n_classes)
             collect_kernel[(triton.cdiv(len(rows), at_once),)](
-                view.scores, _upload(constants, block.device), rows, own, ends - sizes, classes, values, len(rows),
-                *view.sizes[1:], VECTOR=view.vector, ROWS=at_once, WIDTH=width,
+                view.scores, upload(constants, block.device), rows, own, ends - sizes, classes, values, len(rows),
+                *view.sizes[1:], VECTOR=view.vector, ROWS=at_once, WIDTH=width, STAGES=STAGES,
             )  # fmt: skip
         labels[:], *found = _Fetched([chosen, rows, sizes, classes, values]).arrays()
     return Ready(tuple(found))
+
+
+def factors_block(block, rows, potentials, inverse_epsilon, roots):
+    """In halves, whose products are ten times as fast as those of float32."""
+    with _on(block.device):
+        view = _view(block)
+        scale = float(inverse_epsilon) * math.log2(math.e)
+        constants = np.append(potentials, scale).astype(potentials.dtype)
+        factors = torch.empty((len(rows), view.n_classes), dtype=torch.half, device=block.device)
+        width, at_once = _tile(view.n_classes)
+        factors_kernel[(triton.cdiv(len(rows), at_once),)](
+            view.scores, upload(constants, block.device), rows, roots, factors, len(rows), *view.sizes[1:],
+            VECTOR=view.vector, ROWS=at_once, WIDTH=width, STAGES=STAGES,
+        )  # fmt: skip
+    return Ready(factors)
 
 
 def inspect_block(block, multipliers, step, hashes, tops, bottoms):
@@ -144,7 +161,7 @@ def inspect_block(block, multipliers, step, hashes, tops, bottoms):
         bad, forbidden = _per_row(view, torch.int32, 2)
         width, rows = _tile(view.n_classes)
         inspect_kernel[(triton.cdiv(view.n_rows, rows),)](
-            view.scores, _upload(chosen, device), digests, largest, smallest, bad, forbidden, *view.sizes,
+            view.scores, upload(chosen, device), digests, largest, smallest, bad, forbidden, *view.sizes,
             len(chosen), step, VECTOR=view.vector, ROWS=rows, WIDTH=width, HASHED=min(_width(len(chosen)), width),
             STAGES=STAGES, DOUBLE=number == torch.float64,
         )  # fmt: skip
@@ -202,11 +219,6 @@ class _Fetched:
         if self._arrived is not None:
             self._arrived.synchronize()
         return [tensor.numpy() for tensor in self._there]
-
-
-def _upload(array, device):
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _on(device):
@@ -337,12 +349,12 @@ def _totalled(n_classes, weight, tops, totals, best):
 def _find_labels(view, constants, labels, *, may_correct):
     """Labels, max u, u at the label, and how many classes are within the slack, of each row."""
     device = view.scores.device
-    chosen = _upload(labels, device)
+    chosen = upload(labels, device)
     best, own = _per_row(view, torch.float64, 2)
     sizes = torch.empty(view.n_rows, dtype=torch.int32, device=device)
     width, rows = _tile(view.n_classes)
     label_kernel[(triton.cdiv(view.n_rows, rows),)](
-        view.scores, _upload(constants, device), chosen, best, own, sizes, *view.sizes,
+        view.scores, upload(constants, device), chosen, best, own, sizes, *view.sizes,
         VECTOR=view.vector, ROWS=rows, WIDTH=width, STAGES=STAGES, CORRECT=may_correct,
     )  # fmt: skip
     return chosen, best, own, sizes

@@ -239,7 +239,7 @@ def label_kernel(
 @triton.jit(do_not_specialize=["n_listed", *SIZES[1:]])
 def collect_kernel(
     scores, constants, listed, own, starts, classes, values, n_listed, n_classes, stride,
-    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Classes, and their scores in float64, within the slack of u at the label (own) of the rows listed, in order."""
     n_classes = n_classes * VECTOR
@@ -248,7 +248,7 @@ def collect_kernel(
     rows = tl.load(listed + numbers, mask=there, other=0)
     floor = tl.load(own + rows) - tl.load(constants + n_classes)
     begin = tl.load(starts + numbers, mask=there, other=0)
-    for start in range(0, n_classes, WIDTH):
+    for start in tl.range(0, n_classes, WIDTH, num_stages=STAGES):
         columns = start + tl.arange(0, WIDTH)
         inside = columns < n_classes
         at = scores + rows[:, None] * stride * VECTOR + columns[None, :]
@@ -259,6 +259,38 @@ def collect_kernel(
         tl.store(classes + places, tl.broadcast_to(columns[None, :], [ROWS, WIDTH]), mask=near)
         tl.store(values + places, score, mask=near)
         begin += tl.sum(near.to(tl.int32), 1)
+
+
+@triton.jit(do_not_specialize=["n_listed", *SIZES[1:]])
+def factors_kernel(
+    scores, constants, listed, roots, factors, n_listed, n_classes, stride,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Roots times the plan's rows that are listed, as halves; the second and third read of a row is from the cache."""
+    n_classes = n_classes * VECTOR
+    precision = constants.dtype.element_ty
+    scale = tl.load(constants + n_classes)
+    numbers = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = numbers < n_listed
+    rows = tl.load(listed + numbers, mask=there, other=0)
+    highest = tl.full([ROWS, WIDTH], -float("inf"), precision)
+    for start in tl.range(0, n_classes, WIDTH, num_stages=STAGES):
+        columns = start + tl.arange(0, WIDTH)
+        u = _read(scores, constants, rows, columns, columns < n_classes, stride, VECTOR)
+        highest = tl.maximum(highest, u)
+    top = tl.max(highest, 1)[:, None]
+    added = tl.zeros([ROWS, WIDTH], precision)
+    for start in tl.range(0, n_classes, WIDTH, num_stages=STAGES):
+        columns = start + tl.arange(0, WIDTH)
+        u = _read(scores, constants, rows, columns, columns < n_classes, stride, VECTOR)
+        added += tl.exp2((u - top) * scale)
+    share = tl.load(roots + numbers, mask=there, other=0.0) / tl.sum(added, 1)
+    for start in tl.range(0, n_classes, WIDTH, num_stages=STAGES):
+        columns = start + tl.arange(0, WIDTH)
+        u = _read(scores, constants, rows, columns, columns < n_classes, stride, VECTOR)
+        factor = tl.exp2((u - top) * scale) * share[:, None]
+        at = factors + numbers[:, None] * n_classes + columns[None, :]
+        tl.store(at, factor.to(tl.float16), mask=there[:, None] & (columns < n_classes)[None, :])
 
 
 @triton.jit(do_not_specialize=[*SIZES, "n_hashed", "step"])

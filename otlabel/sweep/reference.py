@@ -10,11 +10,19 @@ import functools
 import numpy as np
 import torch
 
+from otlabel.sources.base import as_stored
+
 HALVES_ADDED = 2048  # rows whose products are added up in halves, where nothing better is there
 
 
-def _u(block: torch.Tensor, potentials: np.ndarray | torch.Tensor) -> torch.Tensor:
-    g = potentials if isinstance(potentials, torch.Tensor) else torch.from_numpy(potentials).to(block.device)
+def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A tensor on a device, for work that is asked for from now on: nothing waits for it to get there."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _u(block: torch.Tensor, potentials: np.ndarray) -> torch.Tensor:
+    g = upload(potentials, block.device)
     return block.to(g.dtype) + g  # (n, K)
 
 
@@ -103,6 +111,24 @@ def candidates_block(
     return tuple(part.cpu().numpy() for part in found)
 
 
+def near_block(
+    block: torch.Tensor, potentials: np.ndarray, k: int, width: float, labels: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """The classes of each row whose u is within `width` of its k-th largest, and of its labels (n, k) if there are any.
+
+    How many each row has, and, row after row, classes and scores as they are stored.
+    """
+    u = _u(block, potentials)
+    floor = torch.topk(u, min(k, u.shape[1]), 1).values[:, -1:] - width
+    if labels.size:
+        given = torch.from_numpy(labels).to(u.device).long()
+        at_labels = u.gather(1, given.clamp(min=0)).masked_fill(given < 0, torch.inf)
+        floor = torch.minimum(floor, at_labels.amin(1, keepdim=True))
+    near = (u >= floor) & (u > -torch.inf)
+    row, cls = near.nonzero(as_tuple=True)
+    return near.sum(1).cpu().numpy(), cls.int().cpu().numpy(), as_stored(block[row, cls].cpu())
+
+
 def inspect_block(
     block: torch.Tensor, multipliers: np.ndarray, step: int, hashes: np.ndarray, tops: np.ndarray, bottoms: np.ndarray
 ) -> tuple[int, int]:
@@ -125,25 +151,28 @@ def inspect_block(
     return n_bad, int(forbidden.sum())
 
 
-def products_block(
-    block: torch.Tensor, potentials: torch.Tensor, inverse_epsilon: float, roots: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of w q q^T, (K, K), and of w q, (K,), over the rows q of the plan, where w = roots^2 is at most 1.
+def factors_block(
+    block: torch.Tensor, rows: torch.Tensor, potentials: np.ndarray, inverse_epsilon: float, roots: torch.Tensor
+) -> torch.Tensor:
+    """Of the given rows (n,) of the block, roots (n,), at most 1, times the plan's rows: (n, K)."""
+    plan = torch.softmax(_u(block[rows], potentials) * float(inverse_epsilon), 1)
+    factors = plan.mul_(roots[:, None].to(plan.dtype))
+    return factors.half() if block.device.type == "cuda" else factors
 
-    On a card factors are rounded to halves, whose products are ten times as fast as those of float32, and added up in
-    float32: independent errors of 5e-4 each, far below what sampling the rows leaves open.
+
+def products_of(factors: torch.Tensor) -> torch.Tensor:
+    """factors^T factors, (K, K).
+
+    Those of halves are added up in float32: independent errors of 5e-4 each, far below what sampling the rows leaves
+    open.
     """
-    rows = torch.softmax(_u(block, potentials) * float(inverse_epsilon), 1)
-    rows *= roots.to(rows.dtype)
-    mass = (rows * roots).sum(0, dtype=torch.float64)
-    if block.device.type != "cuda":
-        return (rows.T @ rows).double(), mass
-    halves = rows.half()
-    if adds_halves_in_float32(block.device):
-        return torch.mm(halves.T, halves, out_dtype=torch.float32), mass
+    if factors.dtype != torch.half:
+        return (factors.T @ factors).double()
+    if adds_halves_in_float32(factors.device):
+        return torch.mm(factors.T, factors, out_dtype=torch.float32)
     # Sums that are rounded to halves themselves: of fewer rows each, so that less is lost.
-    parts = (torch.mm(part.T, part).double() for part in halves.split(HALVES_ADDED))
-    return sum(parts, torch.zeros((), dtype=torch.float64, device=block.device)), mass
+    parts = (torch.mm(part.T, part).double() for part in factors.split(HALVES_ADDED))
+    return sum(parts, torch.zeros((), dtype=torch.float64, device=factors.device))
 
 
 @functools.cache

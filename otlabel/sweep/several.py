@@ -7,7 +7,7 @@ or on a device, and lists that were made before are reduced by the same code.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from otlabel.sweep.several_kernels import (
     plan_lists,
     sweep_lists,
 )
-
-if TYPE_CHECKING:
-    import torch
 
 REACH = {np.dtype(np.float32): 40.0, np.dtype(np.float64): 80.0}  # times epsilon: what has anything of a plan. The
 # threshold may be as low as half way down to the next class, so that this is twice what one exponential needs.
@@ -99,9 +96,14 @@ class Several:
         """As `left_out_lists` says."""
         return Ready(left_out_lists(*block, potentials, origin, inverse_epsilon, reach, self._k))
 
-    def list_block(self, block: Any, potentials: np.ndarray, width: float) -> Arrays:
-        """Of a dense block, how many classes of each row are within a width of its k-th best, classes and scores."""
-        found: Arrays = near_block(block, potentials, self._k, width, NO_LABELS)
+    def list_block(self, block: Any, potentials: np.ndarray, width: float, labels: np.ndarray = NO_LABELS) -> Arrays:
+        """As `near_block` says, of a dense block; of one on a device only what is near leaves it."""
+        near = near_block
+        if not isinstance(block, np.ndarray):
+            from otlabel.sweep import reference
+
+            near = reference.near_block
+        found: Arrays = near(block, potentials, self._k, width, labels)
         return found
 
     def _of_plan(self, block: Any, potentials: np.ndarray, inverse_epsilon: Any) -> Lists:
@@ -111,8 +113,7 @@ class Several:
         """Lists as they are; of a dense block, what is within a width of each row's k-th best and of its labels."""
         if isinstance(block, Lists):
             return block
-        near = near_block if isinstance(block, np.ndarray) else _near_tensor
-        sizes, classes, scores = near(block, potentials, self._k, width, labels)
+        sizes, classes, scores = self.list_block(block, potentials, width, labels)
         starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         return Lists(starts, classes, scores, quantum_of(max(1, len(sizes))))
 
@@ -124,21 +125,3 @@ def _taken(block: Any, rows: np.ndarray) -> Any:
     import torch
 
     return block[torch.from_numpy(rows).to(block.device)]
-
-
-def _near_tensor(block: torch.Tensor, potentials: np.ndarray, k: int, width: float, labels: np.ndarray) -> Arrays:
-    """As `near_block`, of a tensor on any device: only what is near leaves it."""
-    import torch
-
-    g = torch.from_numpy(potentials).to(block.device)
-    u = block.to(g.dtype) + g
-    floor = torch.topk(u, min(k, u.shape[1]), 1).values[:, -1:] - width
-    if labels.size:
-        given = torch.from_numpy(labels).to(u.device).long()
-        at_labels = u.gather(1, given.clamp(min=0)).masked_fill(given < 0, torch.inf)
-        floor = torch.minimum(floor, at_labels.amin(1, keepdim=True))
-    near = (u >= floor) & (u > -torch.inf)
-    sizes, (row, cls) = near.sum(1), near.nonzero(as_tuple=True)
-    scores = block[row, cls]
-    scores = scores if scores.dtype == torch.float64 else scores.float()
-    return sizes.cpu().numpy(), cls.int().cpu().numpy(), scores.cpu().numpy()

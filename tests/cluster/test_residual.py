@@ -241,3 +241,18 @@ def test_bad_codes_and_features() -> None:
     for method in (coder.__class__((4, 3)).save, coder.__class__((4, 3)).decode, coder.__class__((4, 3)).encode):
         with pytest.raises(ValueError, match="not fitted yet"):
             method(points(9))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_rows_on_a_card() -> None:
+    """Codes that are as good, and just as balanced and distinct; not always the same, as sums are rounded otherwise."""
+    x = points().astype(np.float32)
+    expected = ResidualBalancedKMeans((20, 30), unique=True, random_state=0).fit(x)
+    for features, options in ((torch.from_numpy(x).cuda(), {}), (x, {"device": "cuda"})):
+        coder = ResidualBalancedKMeans((20, 30), unique=True, random_state=0, **options).fit(features)
+        codes = np.asarray(torch.as_tensor(coder.codes_).cpu())
+        assert n_distinct(codes) == 500
+        for level, k in enumerate((20, 30)):
+            np.testing.assert_array_equal(np.bincount(codes[:, level], minlength=k), even_counts(500, k))
+        np.testing.assert_allclose(coder.inertia_, expected.inertia_, rtol=0.05)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-PARTS = (
-    "copy", "one sweep", "sweeps right", "solves", "against the CPU", "soft_assign", "k-means", "factored", "streaming",
-    "peers", "shapes of the kernel", "profile", "problems right",
-)  # fmt: skip
+PARTS = [
+    "copy", "sweeps right", "problems right", "one sweep", "solves", "against the CPU", "soft_assign", "k labels",
+    "k-means", "factored", "peers", "streaming", "shapes of the kernel", "profile",
+]  # fmt: skip
 
 
 def test_quick_check(tmp_path: Path) -> None:
@@ -31,7 +34,7 @@ def test_quick_check(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     report = json.loads((tmp_path / "gpu_check.json").read_text())
-    assert set(report["parts"]) == {*PARTS, "an old part"}
+    assert list(report["parts"]) == ["an old part", *PARTS]
     assert "an old figure" not in report["parts"]["copy"]["found"]
     assert not any("failure" in part for part in report["parts"].values())
     parts = {name: part["found"] for name, part in report["parts"].items()}
@@ -39,19 +42,24 @@ def test_quick_check(tmp_path: Path) -> None:
     assert parts["sweeps right"]["same_bits"]
     assert [parts["against the CPU"][rounding]["wrong"] for rounding in ("exact", "argmax")] == [[], []]
     assert len(parts["factored"]["heads"]) == 2
-    assert parts["k-means"]["iteration"]["size_spread"] == 0
+    assert parts["problems right"]["of several labels"] == 20
+    assert parts["k labels"]["against the CPU"]["wrong"] == []
+    assert parts["k labels"]["exact"]["sizes"] == [750, 750]
+    assert parts["k labels"]["its largest load, in fair shares"] > 1
+    assert parts["k-means"]["step"]["size_spread"] == 0
     exact = [row for name, row in parts["solves"].items() if name.startswith("otlabel exact")]
     assert [row["sizes"][1] - row["sizes"][0] for row in exact] == [0, 0]
     assert all(abs(row["gap"]) < 1e-12 for row in exact)
-    for peer in ("SeLa's loop", "otlabel argmax from features"):
-        assert parts["solves"][f"{peer}, 3000 x 30"]["class_error"] <= 1e-2
-    assert {name.split(",")[0] for name in parts["peers"]} == {"OTT-JAX", "flash-sinkhorn"}
-    for row in parts["peers"].values():
+    assert parts["solves"]["otlabel argmax from features, 3000 x 30"]["class_error"] <= 1e-2
+    assert parts["peers"]["SeLa's loop, 3000 x 30"]["class_error"] <= 1e-2
+    apart = {name: row for name, row in parts["peers"].items() if name.startswith(("OTT-JAX", "flash-sinkhorn"))}
+    assert len(apart) == 4
+    for row in apart.values():
         assert "class_error" in row or row["status"].startswith(("not installed", "RuntimeError"))
     for shape in ("32 x 30", "48 x 64"):
         assert parts["soft_assign"][f"difference, {shape}"] < 1e-5
     verdicts = {target.split(",")[0]: verdict for target, _, verdict in report["targets"]}
-    assert len(verdicts) == 7
+    assert len(verdicts) == 8
     assert verdicts["values of the CPU within both gaps: no problem apart"] == "pass"
     page = (tmp_path / "gpu_check.md").read_text()
     assert "| SeLa's loop, 3000 x 30 |" in page
@@ -62,13 +70,14 @@ def test_quick_check(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
+def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A function that gives a module of the check by its name."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("gpu_check")
+    return lambda name: importlib.import_module(f"card.{name}")
 
 
-def test_a_target_that_is_missed_or_was_not_measured_is_no_pass(gpu_check: Any) -> None:
-    plan = gpu_check.QUICK
+def test_a_target_that_is_missed_or_was_not_measured_is_no_pass(card: Any) -> None:
+    plan, targets = card("checking").QUICK, card("report").targets
     size = "3000 x 30"
     solves = {
         f"otlabel argmax, {size}": {"seconds": 0.1, "class_error": 0.02},
@@ -79,18 +88,20 @@ def test_a_target_that_is_missed_or_was_not_measured_is_no_pass(gpu_check: Any) 
         "solves": {"found": solves},
         "factored": {"failure": "not begun", "found": {}},
         "soft_assign": {"found": {"soft_assign, 32 x 30": {"failure": "out of memory"}}},
-        "k-means": {"found": {"iteration_over_product": 2.5}},
+        "k-means": {"found": {"step_over_product": 2.5}},
+        "k labels": {"found": {"exact, of it on the card": 0.01}},
         "problems right": {"found": {"wrong": ["ties/0"]}},
         "streaming": {"found": {"wrong": []}},
     }
-    assert [verdict for *_, verdict in gpu_check.targets(parts, plan)] == [
-        "pass", "miss", "miss", "miss", "miss", "pass", "miss",
+    assert [verdict for *_, verdict in targets(parts, plan)] == [
+        "pass", "miss", "miss", "miss", "miss", "pass", "pass", "miss",
     ]  # fmt: skip
-    assert [verdict for *_, verdict in gpu_check.targets({}, plan)] == ["miss"] * 7
+    assert [verdict for *_, verdict in targets({}, plan)] == ["miss"] * 8
 
 
-def test_rows_are_kept_when_a_later_one_fails(gpu_check: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_rows_are_kept_when_a_later_one_fails(card: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A failing row, a failing part, a part that has no time, and one that leaves the card in ruins."""
+    running, checking = card("running"), card("checking")
 
     def rows(check: Any) -> None:
         check.row("first", lambda: 1.0)
@@ -101,13 +112,14 @@ def test_rows_are_kept_when_a_later_one_fails(gpu_check: Any, monkeypatch: pytes
 
     def ruin(check: Any) -> None:
         check.row("before", lambda: 1.0)
-        monkeypatch.setattr(gpu_check, "_answers", lambda device: False)
+        for module in (running, checking):
+            monkeypatch.setattr(module, "answers", lambda device: False)
         check.row("ruin", lambda: 1 // 0)
         check.row("after", lambda: 2.0)
 
     parts = {"rows": (rows, 0, 9), "late": (rows, 1e9, 1e9), "ruin": (ruin, 0, 9), "not begun": (rows, 0, 9)}
-    monkeypatch.setattr(gpu_check, "PARTS", parts)
-    assert gpu_check.run_parts(list(parts), gpu_check.QUICK, 60.0, tmp_path) == gpu_check.BROKEN
+    monkeypatch.setattr(running, "PARTS", parts)
+    assert running.run_parts(list(parts), checking.QUICK, 60.0, tmp_path) == running.BROKEN
     found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert set(found) == {"rows", "late", "ruin"}
     assert all(part["ended"] for part in found.values())
@@ -131,12 +143,13 @@ def test_rows_are_kept_when_a_later_one_fails(gpu_check: Any, monkeypatch: pytes
     ],
 )
 def test_processes_that_break_are_given_up(
-    script: str, left: list, failed: dict, gpu_check: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    script: str, left: list, failed: dict, card: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What was done stays, what was under way has failed, what was not begun is left for the next process."""
-    monkeypatch.setattr(gpu_check, "PARTS", dict.fromkeys("abc", (None, 0, 0.5)))
-    monkeypatch.setattr(gpu_check, "SLOW_END", 0.1)
-    monkeypatch.setattr(gpu_check, "START_SECONDS", 20.0)
+    running = card("running")
+    monkeypatch.setattr(running, "PARTS", dict.fromkeys("abc", (None, 0, 0.5)))
+    monkeypatch.setattr(running, "SLOW_END", 0.1)
+    monkeypatch.setattr(running, "START_SECONDS", 20.0)
     told = """
 import json, os, sys, time
 def write(name, **more):
@@ -146,7 +159,7 @@ def begun(name): write(name)
 def done(name): write(name, ended=True)
 """
     worker = subprocess.Popen([sys.executable, "-c", told + script], cwd=tmp_path)
-    assert gpu_check._followed(worker, ["a", "b", "c"], tmp_path, 60.0, lambda: None) == left
+    assert running._followed(worker, ["a", "b", "c"], tmp_path, 60.0, lambda: None) == left
     for name in set("abc") - set(left):
         part = json.loads((tmp_path / f"{name}.json").read_text())
         assert part.get("failure") == failed.get(name)
@@ -173,17 +186,56 @@ def test_tests_that_need_a_card_go_on_after_one_that_ends_its_process(tmp_path: 
     assert "assert 1 == 2" in done.stdout
 
 
-def test_rows_of_peers_that_fail(gpu_check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = gpu_check.zipf_problem((200, 5), "cpu")
+def test_rows_of_peers_that_fail(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    others, plan = card("others"), card("checking").QUICK
+    problem = card("scores").zipf_problem((200, 5), "cpu")
 
     def fail_with(error: Exception) -> str:
         def prepare(problem: Any, settings: Any) -> Any:
             raise error
 
-        monkeypatch.setitem(gpu_check.CARD_METHODS, "SeLa's loop", (prepare, "torch"))
-        return gpu_check.peer_row("SeLa's loop", problem, gpu_check.QUICK)["status"]
+        monkeypatch.setitem(others.CARD_METHODS, "SeLa's loop", (prepare, "torch"))
+        return others.peer_row("SeLa's loop", problem, plan)["status"]
 
     assert fail_with(torch.cuda.OutOfMemoryError("CUDA out of memory")) == "out of memory"
     assert fail_with(RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying")) == "out of memory"
     assert fail_with(ModuleNotFoundError("No module named 'ott'")) == "not installed: pip install torch"
     assert fail_with(FloatingPointError("not finite\nhere")) == "FloatingPointError: not finite"
+
+
+def test_nothing_for_a_card_imports_what_is_not_there() -> None:
+    """Machines with a card have neither POT nor faiss: tests and checks import these where they use them, or skip."""
+    for file in (*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"ot", "faiss", "k_means_constrained"}, file
+
+
+def test_self_labelling_on_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In small, by one of its ways; the others' settings are settings, too; a part of data can be taken along."""
+    script = ROOT / "benchmarks" / "gpu_training.py"
+    command = [sys.executable, str(script), "--quick", "--ways", "argmax", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    row = json.loads((tmp_path / "gpu_training.json").read_text())["ways"]["argmax"]
+    assert row["epochs"] >= 2
+    assert 0 <= row["nmi"] <= 1
+    assert row["data"].startswith("generated images, for CIFAR-10 was not found")
+    assert "| argmax | generated images" in done.stdout
+    told = (tmp_path / "gpu_training.jsonl").read_text().splitlines()
+    assert len(told) == 2 + row["epochs"]
+
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = importlib.import_module("gpu_training")
+    for way in module.WAYS:
+        config = module.config_for(way, (500, 3, 32, 32), 3, SimpleNamespace(width=64, batch_size=256))
+        assert (config.labels.method, config.trainer["precision"]) == (way, "bf16-mixed")
+    made = module.generated(30)
+    monkeypatch.setattr(module, "load_images", lambda name: made)
+    module.pack(tmp_path / "part.npz", "cifar10", 12, 5)
+    images, what = module.images_at(str(tmp_path / "part.npz"), 0)
+    assert what == "CIFAR-10, 12 of its images"
+    assert images.train.shape == (12, 3, 32, 32)
+    assert torch.equal(images.test, made.test[:5])
+    assert torch.equal(images.test_labels, made.test_labels[:5])

@@ -48,26 +48,74 @@ def test_optimum_of_highs(first: int) -> None:
     assert not wrong_of(range(first, first + 20))
 
 
-@pytest.mark.parametrize("first", BATCHES)
-def test_optimum_from_lists(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def lists_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """An item for each time that lists are made, of however few scores."""
     for name, value in (("FEWEST_ROWS", 4), ("COARSE_ROWS", 2)):
         monkeypatch.setattr(samples, name, value)
     for name, value in (("FEWEST_SCORES", 0), ("FEWEST_CLASSES", 2), ("MOST_LISTED", 1.0)):
         monkeypatch.setattr(shortlist, name, value)
-    made = []
+    made: list[int] = []
     listing = shortlist.list_rows
     monkeypatch.setattr(first_look, "list_rows", lambda *given, **how: made.append(1) or listing(*given, **how))
+    return made
+
+
+@pytest.mark.parametrize("first", BATCHES)
+def test_optimum_from_lists(first: int, lists_made: list[int]) -> None:
     assert not wrong_of(range(first + 1000, first + 1020))
-    assert made
+    assert lists_made
 
 
-@pytest.mark.parametrize("first", BATCHES[:2])
-def test_optimum_on_tensors_of_a_device(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are on a device, which is the processor."""
+
     def open_on_device(scores, **options: Any) -> Opened:
         return Opened.of(TensorSource(torch.as_tensor(scores)))
 
     monkeypatch.setattr(otlabel.assign, "open_scores", open_on_device)
+
+
+@pytest.mark.parametrize("first", BATCHES[:2])
+@pytest.mark.usefixtures("tensors")
+def test_optimum_on_tensors_of_a_device(first: int) -> None:
     assert not wrong_of(range(first + 2000, first + 2020))
+
+
+@pytest.mark.usefixtures("tensors")
+def test_optimum_from_lists_that_a_device_makes(lists_made: list[int]) -> None:
+    """Of tensors of every type; they leave the device in storage form."""
+    assert not wrong_of(range(3000, 3020))
+    rng = np.random.default_rng(0)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        scores = torch.from_numpy(rng.standard_normal((300, 12))).to(dtype)
+        before = len(lists_made)
+        result = sinkhorn_assign(scores, labels_per_sample=3)
+        assert len(lists_made) == before + 1
+        assert result.n_readings == 1
+        best = best_total(scores.double().numpy(), 3, np.full(12, 75), np.full(12, 75))
+        assert result.value * 300 == pytest.approx(best, abs=1e-9)
+        assert result.proof.proven
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("listed", [False, True])
+def test_optimum_on_a_card(listed: bool, request: pytest.FixtureRequest) -> None:
+    made = request.getfixturevalue("lists_made") if listed else []
+    rng = np.random.default_rng(1)
+    for shape, k, dtype in (((300, 12), 3, np.float16), ((90, 40), 2, np.float32), ((64, 8), 4, np.float64)):
+        scores = rng.standard_normal(shape).astype(dtype)
+        size = shape[0] * k // shape[1]
+        sizes = np.full(shape[1], size), np.full(shape[1], size + (shape[0] * k % shape[1] > 0))
+        for given, options in ((torch.from_numpy(scores).cuda(), {}), (scores, {"device": "cuda"})):
+            result = sinkhorn_assign(given, labels_per_sample=k, **options)
+            assert isinstance(result.labels, type(given))
+            best = best_total(scores.astype(np.float64), k, *sizes)
+            assert result.value * shape[0] == pytest.approx(best, abs=1e-9)
+            assert result.proof.proven
+    assert bool(made) == listed
 
 
 @pytest.mark.parametrize("k", [2, 4])

@@ -8,12 +8,11 @@ import warnings
 from typing import Any
 
 import numpy as np
-import ot
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import float64
+from oracles import float64, pot
 from problems import clusters, normal
 from scipy.special import kl_div, logsumexp, xlogy
 
@@ -96,7 +95,7 @@ def test_fully_unbalanced_plan_of_pot(rho: float, epsilon: float, there) -> None
         rounding="argmax",
     )  # fmt: skip
     ours = there(result.plan, scores)
-    theirs = ot.unbalanced.sinkhorn_unbalanced(
+    theirs = pot().unbalanced.sinkhorn_unbalanced(
         a, mass, -scores, epsilon, rho, reg_type="kl", numItermax=200_000, stopThr=1e-14
     )
     np.testing.assert_allclose(20 * ours, 20 * theirs, rtol=1e-6, atol=1e-9)
@@ -112,7 +111,7 @@ def test_semi_unbalanced_plan_of_pot(rho: float, epsilon: float, there) -> None:
     scores, mass, a = rng.random((20, 4)), rng.dirichlet(np.full(4, 2.0)), uniform(20)
     result = there(sinkhorn_assign, scores, class_mass=mass, classes=KL(rho), epsilon=epsilon, tol=1e-12)
     ours = there(result.plan, scores)
-    theirs = ot.unbalanced.sinkhorn_unbalanced(
+    theirs = pot().unbalanced.sinkhorn_unbalanced(
         a, mass, -scores, epsilon, (math.inf, rho), reg_type="kl", numItermax=200_000, stopThr=1e-14
     )
     np.testing.assert_allclose(ours.sum(1), a, rtol=1e-12)
@@ -127,7 +126,7 @@ def test_no_plan_of_bfgs_is_better(rho: float, epsilon: float) -> None:
     result = sinkhorn_assign(
         scores, class_mass=mass, classes=KL(rho), samples=KL(rho), epsilon=epsilon, tol=1e-12, rounding="argmax"
     )
-    theirs = ot.unbalanced.lbfgsb_unbalanced(
+    theirs = pot().unbalanced.lbfgsb_unbalanced(
         a, mass, -scores, epsilon, rho, reg_div="kl", regm_div="kl", numItermax=20_000, stopThr=1e-15
     )
     best, other = (objective(q, scores, a, mass, epsilon, rho, rho) for q in (result.plan(scores), theirs))
@@ -167,7 +166,7 @@ def test_unlabelled_are_partial_transport_of_pot(there) -> None:
     rng = np.random.default_rng(5)
     scores, share = rng.random((30, 4)), 0.3
     result = there(sinkhorn_assign, scores, abstain=share, epsilon=0.1, tol=1e-12)
-    theirs = ot.partial.entropic_partial_wasserstein(
+    theirs = pot().partial.entropic_partial_wasserstein(
         uniform(30), np.full(4, (1 - share) / 4), -scores, 0.1, m=1 - share, numItermax=100_000, stopThr=1e-15
     )
     np.testing.assert_allclose(theirs.sum(), 0.7, rtol=1e-9)
@@ -180,7 +179,7 @@ def test_unlabelled_are_partial_transport_of_pot(there) -> None:
         return float((plan * scores).sum() - 0.1 * (xlogy(plan, plan) - plan).sum())
 
     assert entropic(there(result.plan, scores)) <= entropic(theirs) + 1e-9  # theirs has no entropy for the rest
-    exact = ot.partial.partial_wasserstein(uniform(30), np.full(4, 0.175), 1 - scores, m=0.7)
+    exact = pot().partial.partial_wasserstein(uniform(30), np.full(4, 0.175), 1 - scores, m=0.7)
     result = there(sinkhorn_assign, scores, class_mass=[0.25] * 4, abstain=share, epsilon=1e-3)
     assert float((there(result.plan, scores) * scores).sum()) == pytest.approx(float((exact * scores).sum()), abs=5e-3)
 

@@ -118,6 +118,24 @@ def test_what_fits_is_copied_whole(dtype: str, monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(on_device(open_scores(scores).source, CPU), DeviceSource)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+@pytest.mark.usefixtures("card", "long_way")
+def test_what_streams_is_read_once_where_lists_of_it_do(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each pass would move all of it again; labels, value and proof are those of rows in host memory."""
+    monkeypatch.setattr("otlabel.sources.device._free_memory", lambda device: 0)
+    monkeypatch.setattr("otlabel.sources.device.BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr("otlabel.sweep.blocks.BLOCK_ENTRIES", (1 << 12, 1 << 14))
+    monkeypatch.setattr("otlabel.solver.shortlist.FEWEST_SCORES", 1 << 18)
+    scores = 3 * drawn((24_000, 32), "float64")
+    scores[::50, :4] = -torch.inf
+    scores = scores.to(getattr(torch, dtype))
+    expected, found = sinkhorn_assign(scores), sinkhorn_assign(scores, device="cuda")
+    assert found.n_readings == 1
+    np.testing.assert_array_equal(found.counts, expected.counts)
+    assert abs(found.value - expected.value) <= max(found.gap, 0) + max(expected.gap, 0) + 1e-12
+    assert found.proof.proven
+
+
 def write(path: Path, scores: np.ndarray) -> str:
     with h5py.File(path, "w") as file:
         file["scores"] = scores
@@ -260,6 +278,30 @@ def test_blocks_are_halved_where_memory_is_short(kind: str, monkeypatch: pytest.
     assert backend.n_refused == refused  # the size that fits is remembered
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_samples_that_do_not_fit_are_streamed(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of scores that fill the device nearly: a sample of their rows goes to the host, and comes back in blocks."""
+    scores, rows = drawn((500, 8), dtype), np.arange(0, 500, 3)
+    original = TensorSource._gathered
+
+    def short_of_memory(source: TensorSource, rows: np.ndarray) -> torch.Tensor:
+        if len(rows) > 20:
+            raise RuntimeError("CUDA out of memory")
+        return original(source, rows)
+
+    monkeypatch.setattr(TensorSource, "_gathered", short_of_memory)
+    monkeypatch.setattr("otlabel.sweep.blocks.BLOCK_ENTRIES", (10, 10))
+    taken = TensorSource(scores).take(rows)
+    assert isinstance(taken, DeviceSource)
+    assert (taken.dtype, taken.shape) == (dtype, (167, 8))
+    assert torch.equal(read_rows(taken, 0, 167), scores[rows])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", lambda *_, **__: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("no room")))
+        again = streamed(scores).take(rows)
+    assert torch.equal(read_rows(again, 0, 167), scores[rows])
+
+
 def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("otlabel.sweep.running.backend_of", lambda scores: Short(0))
     with pytest.raises(torch.cuda.OutOfMemoryError):
@@ -308,24 +350,26 @@ def test_curvature_made_on_a_device(precision: type, monkeypatch: pytest.MonkeyP
     scores, g = drawn((200, 12), "float16"), np.random.default_rng(0).standard_normal(12)
     rows, weights = np.arange(0, 200, 3), np.random.default_rng(1).uniform(0, 0.1, 67)
     q = softmax((scores.double().numpy() + g)[rows] / 0.2, axis=1)
-    products, mass = sweep.products(RowSet(TensorSource(scores)), rows, weights, g, 0.2, precision)
+    products = sweep.products(RowSet(TensorSource(scores)), rows, weights, g, 0.2, precision)
+    mass = products.sum(1).numpy()
     tolerance = 1e-5 if precision is np.float32 else 1e-12
     np.testing.assert_allclose(products.numpy(), (q.T * weights) @ q, atol=tolerance)
     np.testing.assert_allclose(mass, weights @ q, atol=tolerance)
 
-    original, refused = reference.products_block, []
+    original, refused = reference.factors_block, []
 
-    def short_of_memory(block: torch.Tensor, *rest: Any) -> Any:
-        if len(block) > 5:
-            refused.append(len(block))
+    def short_of_memory(block: torch.Tensor, rows: torch.Tensor, *rest: Any) -> Any:
+        if len(rows) > 5:
+            refused.append(len(rows))
             raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-        return original(block, *rest)
+        return original(block, rows, *rest)
 
-    monkeypatch.setattr(reference, "products_block", short_of_memory)
-    again = sweep.products(RowSet(TensorSource(scores)), rows, weights, g, 0.2, precision)
-    assert refused == [17, 9]
-    np.testing.assert_allclose(again[0].numpy(), products.numpy(), atol=tolerance)
-    np.testing.assert_allclose(again[1], mass, atol=tolerance)
+    monkeypatch.setattr(reference, "factors_block", short_of_memory)
+    for source in (TensorSource(scores), streamed(scores)):
+        refused.clear()
+        again = sweep.products(RowSet(source), rows, weights, g, 0.2, precision)
+        assert refused == [17, 9]
+        np.testing.assert_allclose(again.numpy(), products.numpy(), atol=tolerance)
 
     plan = csr_array(q * np.sqrt(weights)[:, None])
     scale, diagonal = np.linspace(0.5, 1, 12), 1.1 * mass

@@ -96,6 +96,19 @@ def test_every_kind_is_the_full_matrix(kind: str, full, monkeypatch) -> None:
     np.testing.assert_allclose(soft, result.soft_labels(full), atol=1e-12)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_csc, torch.sparse_coo])
+def test_sparse_tensors_of_a_card_get_labels_there(layout: torch.layout, full) -> None:
+    expected, scores = sinkhorn_assign(full), tensor_of(csr_of(full), layout).cuda()
+    result = sinkhorn_assign(scores)
+    assert result.labels.is_cuda
+    np.testing.assert_array_equal(result.labels.cpu(), expected.labels)
+    assert torch.equal(result.predict(scores), result.labels)
+    on_host = sinkhorn_assign(csr_of(full), device="cuda")  # lists are reduced on the CPU, whatever is asked for
+    np.testing.assert_array_equal(on_host.labels, expected.labels)
+
+
 def test_small_ones_go_the_short_way(full) -> None:
     expected = sinkhorn_assign(full)
     result = sinkhorn_assign(csr_of(full))

@@ -342,17 +342,41 @@ def test_a_batch_by_kernels_is_as_in_plain_torch(dtype, monkeypatch) -> None:
     monkeypatch.setattr(batch, "COLUMNS", (16, 64))
     monkeypatch.setattr(batch, "MANY_PROGRAMS", 2)
     monkeypatch.setattr(batch, "LONGEST", 24)
-    for shape, epsilon in (((1, 1), 0.05), ((12, 20), 0.0001), ((35, 90), 0.05)):
-        logits = stored(shape, dtype, 0.2) / 2
-        found, exact = (way(logits, epsilon, 2, None) for way in (soft._by_kernels, soft._in_plain_torch))
+    for shape, epsilon, uneven in (
+        ((1, 1), 0.05, False), ((12, 20), 0.0001, False), ((35, 90), 0.05, False), ((35, 90), 0.05, True),
+    ):  # fmt: skip
+        logits, mass = stored(shape, dtype, 0.2) / 2, None
+        if uneven:
+            mass = soft._checked_mass(np.arange(90) / (90 * 89 / 2), logits)
+            logits[:, 0] = -torch.inf
+        found, exact = (way(logits, epsilon, 2, None, mass) for way in (soft._by_kernels, soft._in_plain_torch))
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, exact, atol=4e-7 / epsilon, rtol=0)
         torch.testing.assert_close(found.sum(1), torch.ones_like(found[:, 0]), atol=1e-5, rtol=0)
     logits[:, 4], logits[3], logits[5, 2], logits[9] = -torch.inf, -torch.inf, torch.nan, torch.inf
     for given, epsilon in ((logits.T.contiguous().T, torch.tensor(0.05, device=DEVICE)), (logits[1::2, ::5], 0.05)):
-        found, exact = (way(given, epsilon, 2, None) for way in (soft._by_kernels, soft._in_plain_torch))
+        found, exact = (way(given, epsilon, 2, None, None) for way in (soft._by_kernels, soft._in_plain_torch))
         torch.testing.assert_close(found, exact, atol=2e-5, rtol=0, equal_nan=True)
-    assert soft._by_kernels(given, torch.tensor(torch.nan), 1, None)[0].isnan().all()
+    assert soft._by_kernels(given, torch.tensor(torch.nan), 1, None, None)[0].isnan().all()
+
+
+@kernels
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_factors_of_the_curvature_as_the_reference(dtype, precision, monkeypatch) -> None:
+    """Of some rows, in any order, with forbidden pairs and a forbidden class; halves round them."""
+    monkeypatch.setattr(cuda_module(), "TILE", 64)
+    for shape in ((1, 1), (31, 6), (23, 150)):
+        scores, g = stored(shape, dtype, 0.3), potentials_of(shape[1], precision)
+        g[:1] = -np.inf if shape[1] > 1 else 0.0
+        scores[:, -1] = 0.5
+        rows = torch.from_numpy(np.random.default_rng(4).choice(shape[0], shape[0] // 2 + 1, replace=False)).to(DEVICE)
+        roots = torch.linspace(0.1, 1, len(rows), dtype=_torch(g.dtype), device=DEVICE)
+        for epsilon in (0.05, 1.0):
+            found = cuda_module().factors_block(scores, rows, g, precision(1 / epsilon), roots).result()
+            exact = reference.factors_block(scores, rows, g, precision(1 / epsilon), roots)
+            assert found.dtype == torch.half
+            torch.testing.assert_close(found.double(), exact.double(), rtol=1e-3, atol=1e-7)
 
 
 @kernels
@@ -446,11 +470,17 @@ def test_products_of_plans_are_added_up_in_float32() -> None:
     """Halves round each factor, by 5e-4 at most; sums of 20,000 of them round to no more than that."""
     scores, g = torch.randn(20_000, 64, device="cuda").half(), potentials_of(64, np.float64)
     rows, weights = np.arange(20_000), np.full(20_000, 1 / 20_000)
-    products, mass = sweep.products(RowSet(TensorSource(scores)), rows, weights, g, 0.5, np.float32)
+    products = sweep.products(RowSet(TensorSource(scores)), rows, weights, g, 0.5, np.float32)
     q = softmax((scores.double().cpu().numpy() + g) / 0.5, axis=1)
     exact = (q.T * weights) @ q
     assert np.abs(products.cpu().numpy() - exact).sum() < 2e-4 * exact.sum()
-    np.testing.assert_allclose(mass, weights @ q, rtol=1e-5)
+    np.testing.assert_allclose(products.sum(1).cpu().numpy(), weights @ q, rtol=1e-4)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = sweep.products(RowSet(TensorSource(scores)), rows, weights, g, 0.5, np.float32)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(again, products)
 
 
 @pytest.mark.gpu
@@ -467,13 +497,14 @@ def test_a_head_on_a_card_is_made_once(monkeypatch) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_CARD, reason="no CUDA device")
 def test_streamed_scores_give_what_whole_ones_give(monkeypatch) -> None:
-    scores = np.random.default_rng(0).standard_normal((50_000, 40)).astype(np.float16)
+    scores = np.random.default_rng(0).standard_normal((120_000, 40)).astype(np.float16)  # enough for lists
     whole = sinkhorn_assign(scores, device="cuda")
     monkeypatch.setattr("otlabel.sources.device.MEMORY_SHARE", 0.0)
     monkeypatch.setattr("otlabel.sources.device.BLOCK_BYTES", 1 << 19)
     assert isinstance(open_scores(scores, device="cuda").source, DeviceSource)
     streamed = sinkhorn_assign(scores, device="cuda")
     assert abs(streamed.value - whole.value) <= max(streamed.gap, 0) + max(whole.gap, 0) + 1e-12
+    assert streamed.n_readings <= 2
 
 
 @pytest.mark.gpu
