@@ -79,24 +79,42 @@ def settings(arguments: argparse.Namespace) -> Config:
         return read_config(arguments.config)
 
 
-def _train_suited(arguments: argparse.Namespace) -> int:
-    """Train by settings that suit the data, which are loaded first for their shape."""
-    name = arguments.config
+def suited_to(
+    name: str, n_classes: int, changes: list[str], *, shown: bool, timed: bool = False
+) -> tuple[Config, Images, str]:
+    """The config that suits data, which are loaded first for their shape; the data, and what is assumed of them.
+
+    What depends on the number of epochs goes by that of the changes.
+    """
     if name.endswith(".toml"):
         raise ValueError(f"{name} is a config, which says itself how many classes its heads have; leave -k out")
-    of_data = [change for change in arguments.set if change.strip().startswith("data.")]
-    with progress("reading the data", shown=options.is_watched(arguments)):
+    of_data = [change for change in changes if change.strip().startswith("data.")]
+    with progress("reading the data", shown=shown):
         from otlabel.training.config import config_of
-        from otlabel.training.folder import rank_of_process
         from otlabel.training.setup import loaded
         from otlabel.training.suited import suited, told
 
         data = changed(config_of({"data": {"name": name}}), of_data)
         images = loaded(data)
-    given = suited(tuple(images.train.shape), arguments.classes)
-    config = changed(config_of({"data": _without_none(data.to_dict())["data"]} | given), arguments.set)
+    shape, section = tuple(images.train.shape), {"data": _without_none(data.to_dict())["data"]}
+    config = changed(config_of(section | suited(shape, n_classes)), changes)
+    config = changed(config_of(section | suited(shape, n_classes, config.train.epochs)), changes)
+    return config, images, told(shape, config, timed=timed)
+
+
+def _train_suited(arguments: argparse.Namespace) -> int:
+    """Train by settings that suit the data."""
+    from otlabel.training.folder import rank_of_process
+
+    config, images, told = suited_to(
+        arguments.config,
+        arguments.classes,
+        arguments.set,
+        shown=options.is_watched(arguments),
+        timed=arguments.time is not None,
+    )
     if not arguments.json and rank_of_process() == 0:
-        print(told(tuple(images.train.shape), config, timed=arguments.time is not None))
+        print(told)
     if arguments.time is not None:
         return _search(arguments, config, images)
     return train_by(arguments, config, images)

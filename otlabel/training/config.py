@@ -125,6 +125,8 @@ class Train:
     threads: int | None = None  # of torch, on a CPU; part of what makes runs bit-identical. none: torch's choice
 
     def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs is {self.epochs}; give at least 1")
         if self.batch_size < 2:
             raise ValueError(f"batch_size is {self.batch_size}; a batch needs 2 samples for its variance")
         for name in ("lr", "momentum", "weight_decay", "rotation"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,7 @@ from torch import Tensor
 
 from otlabel.errors import FileFormatError
 from otlabel.marginals import KL, Range
-from otlabel.selflabel import (
-    Argmax,
-    EveryEpochs,
-    FeatureStore,
-    KMeans,
-    LinearSchedule,
-    LogarithmicSchedule,
-    MultiHead,
-    OptimalTransport,
-    QuadraticSchedule,
-    SelfLabeler,
-)
+from otlabel.selflabel import Argmax, FeatureStore, KMeans, MultiHead, OptimalTransport, SelfLabeler
 from otlabel.selflabel.model import forward_only
 from otlabel.training.augment import Augmentation, four_turns, with_channels
 from otlabel.training.config import Config
@@ -33,12 +21,7 @@ from otlabel.training.entry import OF_SLOPES, entry_of
 from otlabel.training.images import ImageFiles
 from otlabel.training.loaders import Reading, standardised
 from otlabel.training.networks import NAMES, network
-
-SCHEDULES: dict[str, Callable[[float, int], Any]] = {
-    "quadratic": QuadraticSchedule,
-    "logarithmic": LogarithmicSchedule,
-    "linear": LinearSchedule,
-}
+from otlabel.training.timetable import Timetable
 
 
 def loaded(config: Config) -> Images:
@@ -168,14 +151,6 @@ def head_sizes(config: Config, images: Images) -> list[int]:
 def labeler_of(config: Config, images: Images, folder: Path | None, amp: torch.dtype | None = None) -> SelfLabeler:
     """Labels of the method that the config names; the folder is where features may be kept, `amp` their precision."""
     labels, n_samples = config.labels, len(images.train)
-    if labels.fixed_epochs >= config.train.epochs:
-        raise ValueError(f"[labels] fixed_epochs is {labels.fixed_epochs}, of {config.train.epochs} epochs in all")
-    relabels = labels.method in ("sinkhorn", "kmeans", "argmax") and labels.n_relabels > 0
-    schedule = None
-    if relabels:
-        schedule = SCHEDULES[labels.schedule](config.train.epochs, labels.n_relabels)
-        if labels.method == "argmax":  # its labels are those that an epoch has recorded
-            schedule = EveryEpochs(1)
     labeling: Any = {"kmeans": KMeans(), "argmax": Argmax()}.get(labels.method)
     if labels.method == "sinkhorn":
         labeling = _transport(config)
@@ -192,7 +167,7 @@ def labeler_of(config: Config, images: Images, folder: Path | None, amp: torch.d
         heads=reading.heads,
         views=None if images.train.ndim == 2 else reading.common_view,
         labeling=labeling,
-        schedule=schedule,
+        schedule=Timetable(config).schedule,
         store=store,
         data=images.identity,
         truth=None if images.train_labels is None else images.train_labels.numpy(),
