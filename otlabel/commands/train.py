@@ -53,8 +53,7 @@ def add(commands: Any) -> None:
 def add_run(parser: argparse.ArgumentParser) -> None:
     """What every run that trains is asked for."""
     options.output(parser, "FOLDER", "where the run's files go, or are already")
-    add = parser.add_argument
-    add("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="change the config: train.epochs=40")
+    options.changes(parser)
     options.allow_code(parser)
     options.progress(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and no line an epoch")
@@ -68,15 +67,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--time is for data with -k; a config says itself how long it trains")
     if Path(arguments.config).is_dir() or arguments.config.endswith(".npy"):
         raise ValueError(f"{arguments.config} is data; say how many classes to find: -k 10")
-    return train_by(arguments, changed(settings(arguments), arguments.set))
+    return train_by(arguments, changed(settings(arguments.config, shown=options.is_watched(arguments)), arguments.set))
 
 
-def settings(arguments: argparse.Namespace) -> Config:
+def settings(name: str, *, shown: bool) -> Config:
     """The config that is named; torch, which it needs, takes a while."""
-    with progress("reading the settings", shown=options.is_watched(arguments)):
+    with progress("reading the settings", shown=shown):
         from otlabel.training.config import read_config
 
-        return read_config(arguments.config)
+        return read_config(name)
 
 
 def suited_to(

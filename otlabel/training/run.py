@@ -145,7 +145,7 @@ class Run:
         self._share = self.trainer.global_rank, self.trainer.world_size
         self.images = loaded(config) if images is None else images
         self._other = other_images(config, self.images)
-        self._workers = worker_count(config.data.workers, self.images.train)
+        self.workers = worker_count(config.data.workers, self.images.train)
         self.samples = self.images.train
         if isinstance(self.samples, Tensor):
             self.samples = self.samples.to(self.device)
@@ -173,7 +173,7 @@ class Run:
             version=lambda: self.labeler.n_updates if self._draws_evenly else 0,
             crop=config.augment.cut,
             seed=config.train.seed,
-            workers=self._workers,
+            workers=self.workers,
             share=self._share,
         )
         self._data = SampleData(self._batches)
@@ -224,7 +224,7 @@ class Run:
 
     def to_label(self, basis: Basis) -> Iterable[tuple[Any, Any]] | None:
         """What is labelled: all samples, or a view of each, which follows from the seed and the relabelling."""
-        given: dict[str, Any] = {"workers": self._workers, "share": self._share}
+        given: dict[str, Any] = {"workers": self.workers, "share": self._share}
         if basis == "recorded":
             return None
         if basis == "images":
@@ -310,7 +310,7 @@ class Run:
         with shown, errors_of_readers():
             for prefix, data in (("", self.images), ("other_", self._other)):
                 if data is not None:
-                    figures = evaluate(self.model, data, wanted, self.device, self._workers)
+                    figures = evaluate(self.model, data, wanted, self.device, self.workers)
                     found |= {f"{prefix}{name}": value for name, value in figures.items()}
         return found
 

@@ -60,7 +60,7 @@ class Timetable:
 
     def count(self, n_batches: int) -> Counter[Basis]:
         """How many relabellings there are in all, in epochs of so many batches: one at most before each batch."""
-        found: Counter[Basis] = Counter(images=1) if self.at_the_end else Counter()
+        found: Counter[Basis] = Counter(["images"] if self.at_the_end else [])
         schedule, passed = self.schedule, 0
         for epoch in range(0 if schedule is None else int(min(self._epochs, self._settled_at + 1))):
 

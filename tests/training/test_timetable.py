@@ -46,7 +46,7 @@ def test_as_many_as_are_counted(changes: dict[str, Any], recorded: int, views: i
 
 
 def test_the_papers_numbers() -> None:
-    """SeLa: 100 over 400 epochs, whose last lies past the end, and one of images as they are; UIC: each epoch, and one."""
+    """SeLa: 100 times, of which the last lies past the end, and one of images as they are; UIC: each epoch, and one."""
     of_sela = config_of({"data": {"name": "x"}, "labels": {"augmented": True}})
     assert Timetable(of_sela).count(5005) == {"views": 99, "images": 1}
     of_uic = {"labels": {"method": "argmax", "fixed_epochs": 30}, "train": {"epochs": 530}}
