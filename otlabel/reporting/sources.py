@@ -264,11 +264,12 @@ def _network_scores(config: Config, images: Images, weights: dict[str, Any], hea
     """(N, K) log-probabilities of one head."""
     import torch
 
+    from otlabel.training.entry import input_of
     from otlabel.training.evaluate import features_of
     from otlabel.training.loaders import worker_count
     from otlabel.training.saved import model_of
 
-    model = model_of(config, weights, images.train)
+    model = model_of(config, weights, input_of(config.augment.normalise, config.model.sobel, images.train))
     workers = worker_count(config.data.workers, images.train)
 
     def scores(_index: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

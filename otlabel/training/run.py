@@ -38,6 +38,7 @@ from otlabel.storage.outputs import check_apart
 from otlabel.text import one_line
 from otlabel.training.config import Config
 from otlabel.training.data import Images
+from otlabel.training.entry import input_of
 from otlabel.training.evaluate import evaluate
 from otlabel.training.folder import (
     FILES,
@@ -151,7 +152,8 @@ class Run:
             self.samples = self.samples.to(self.device)
         heads = head_sizes(config, self.images)
         torch.manual_seed(seed_of(config.train.seed, 0))
-        self.model = made_model(config, heads, self.samples, allow_code=allow_code)
+        self.input = input_of(config.augment.normalise, config.model.sobel, self.samples)
+        self.model = made_model(config, heads, self.input, allow_code=allow_code)
         turn_head = nn.Linear(self.model.feature_dim, 4) if config.train.rotation else None
         amp = MIXED.get(str(self.trainer.precision))
         self.labeler = labeler_of(config, self.images, folder, amp)

@@ -17,7 +17,7 @@ from otlabel.selflabel.model import forward_only
 from otlabel.training.augment import Augmentation, four_turns, with_channels
 from otlabel.training.config import Config
 from otlabel.training.data import Images, Samples, Streamed, images_of, load_images
-from otlabel.training.entry import OF_SLOPES, entry_of
+from otlabel.training.entry import Input
 from otlabel.training.images import ImageFiles
 from otlabel.training.loaders import Reading, standardised
 from otlabel.training.networks import NAMES, network
@@ -89,21 +89,16 @@ def in_channels(samples: Samples, n_channels: int) -> Samples:
     return with_channels(samples, n_channels)
 
 
-def made_model(
-    config: Config, heads: list[int], samples: Samples | None, *, channels: int = 0, allow_code: bool = False
-) -> MultiHead:
-    """Backbone and heads of a config, for these samples; without any, for so many channels, and nothing goes before.
+def made_model(config: Config, heads: list[int], taken: Input, *, allow_code: bool = False) -> MultiHead:
+    """Backbone and heads of a config, for what they are given.
 
     Raises:
-        ValueError, ImportError: as `network`; what goes before its first layer is not for these images.
+        ValueError, ImportError: as `network`.
     """
-    given, entry = config.model, None
-    if samples is not None:
-        entry = entry_of(config.augment.normalise, given.sobel, samples) if samples.ndim == 4 else None
-        channels = OF_SLOPES if given.sobel else samples.shape[1]
-    backbone: Any = network(given.backbone, channels, allow_code=allow_code, **given.options)
-    if entry is not None:
-        backbone.register_forward_pre_hook(entry)
+    given = config.model
+    backbone: Any = network(given.backbone, taken.channels, allow_code=allow_code, **given.options)
+    if taken.entry is not None:
+        backbone.register_forward_pre_hook(taken.entry)
     return MultiHead(backbone, backbone.feature_dim, heads, hidden=given.hidden)
 
 

@@ -1,4 +1,4 @@
-"""What a training run will take: told by a moment of it, by the relabellings that it makes, and with nothing written."""
+"""What a training run will take: told by a moment of it and by its relabellings, with nothing written."""
 
 from __future__ import annotations
 
