@@ -33,6 +33,12 @@ def test_features_get_better_than_those_of_the_untrained_network() -> None:
     np.testing.assert_array_equal(np.sort(np.bincount(run.labeler.labels[0])), [129] * 3 + [130] * 7)
 
 
+def test_nothing_is_read_where_nobody_wants_features_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("otlabel.training.evaluate.features_of", None)  # whose features of a million images fill memory
+    wanted = config(train__epochs=1, data__n_samples=40, evaluation__knn=0, evaluation__probe=False)
+    assert "knn" not in train(wanted).result
+
+
 def test_features_of_thinned_images_are_judged_by_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also on other data, in the channels of the first."""
     colours = np.random.default_rng(0).integers(0, 256, (60, 3, 9, 9)).astype(np.uint8)
