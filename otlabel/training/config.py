@@ -73,7 +73,7 @@ class Labels:
     rounding: Literal["exact", "argmax"] = "exact"
     mode: Literal["calibrated", "eval", "train"] = "calibrated"  # of the model while features are extracted
     # Labels are of views, drawn as in training; with sinkhorn all are labelled once more at the end, as they are. With
-    # argmax the views are those that were trained on. none: only with argmax.
+    # argmax the views are those that were trained on. none: only with argmax; false, which any method takes, never.
     augmented: bool | None = None
     in_turn: bool = False  # each relabelling is of one head, and the next of the next
     store: Literal["memory", "hdf5"] = "memory"  # where features go; hdf5: features.h5 in the run's folder
@@ -90,8 +90,10 @@ class Labels:
             raise ValueError(f"fixed_epochs is {self.fixed_epochs}; give a number of epochs, or 0")
         if not 0 <= self.abstain < 1:
             raise ValueError(f"abstain is {self.abstain}; give a share from 0 to below 1")
-        if self.augmented is not None and self.method not in ("sinkhorn", "argmax"):
-            raise ValueError(f"augmented is of method = 'sinkhorn' or 'argmax', this is {self.method!r}; leave it out")
+        if self.augmented and self.method not in ("sinkhorn", "argmax"):
+            raise ValueError(
+                f"augmented is of method = 'sinkhorn' or 'argmax', this is {self.method!r}; leave it out, or say false"
+            )
         if self.method == "fixed" and not self.file:
             raise ValueError("method is 'fixed', but no file is given; name the labels that an earlier run wrote")
 

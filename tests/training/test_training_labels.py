@@ -203,6 +203,7 @@ def test_labels_of_views_and_in_the_end_of_images_as_they_are(fixed: int) -> Non
 def test_labels_of_views_are_of_sinkhorn_and_images(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="augmented is of method = 'sinkhorn' or 'argmax', this is 'kmeans'"):
         config(labels__augmented=True, labels__method="kmeans")
+    assert config(labels__augmented=False, labels__method="kmeans").labels.augmented is False
     np.save(tmp_path / "vectors.npy", np.zeros((9, 12), np.float32))
     given = {"data": {"name": str(tmp_path / "vectors.npy")}, "labels": {"augmented": True}}
     with pytest.raises(FileFormatError, match="augmented is for images; these data are feature vectors"):
