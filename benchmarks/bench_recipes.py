@@ -1,8 +1,8 @@
 """Every recipe, and every command of the tables in docs/papers.md, for two epochs on JPEGs of varied sizes.
 
-    python benchmarks/bench_recipes.py              # 2000 images in 20 classes: a quarter of an hour on one core
+    python benchmarks/bench_recipes.py              # 2000 images in 20 classes, 20 minutes of one core
     python benchmarks/bench_recipes.py --small      # 80 images: all code in minutes; nothing is kept
-    python benchmarks/bench_recipes.py --only uic   # commands with this in them, and the first, whose labels others need
+    python benchmarks/bench_recipes.py --only uic   # commands with this in them, and the first, for its labels
 
 `--set` only shrinks them: images, networks and classes. Each is a process of its own, `otlabel train`, or `otlabel
 transfer` on the labels of SeLa's run. Told are its exit code, seconds of its epochs, images a second (those that are
@@ -116,8 +116,9 @@ def page(result: dict[str, Any]) -> Iterator[str]:
         f"{SHARE_TO_TRAIN:.0%} of them to train on; {EPOCHS} epochs of each, each a process of one thread. "
         f"Shrunk by `--set` alone: images to {SIZE} pixels, networks to a few channels, heads of 1000 classes "
         f"and more to a fiftieth and others to {N_CLASSES}, batches to 50. `images/s` are those that are trained on; "
-        "relabellings are within the same seconds. NMI and adjusted NMI are of the labels with the classes, mean over heads: after two epochs of so small a network they "
-        "show that labels are made, and not what a recipe reaches. Made by `python benchmarks/bench_recipes.py`.\n"
+        "relabellings are within the same seconds. NMI and adjusted NMI are of the labels with the classes, mean over "
+        "heads: after two epochs of so small a network they show that labels are made, and not what a recipe reaches. "
+        "Made by `python benchmarks/bench_recipes.py`.\n"
     )
     yield f"{machine_line(result['machine'])}\n"
     header = [

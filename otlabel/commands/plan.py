@@ -15,7 +15,9 @@ from otlabel.storage.outputs import LABEL_ENDINGS, Output, check_outputs
 
 RECIPES = Path(__file__).parents[1] / "training" / "recipes"  # config.py, which has them, loads torch
 SECONDS = 60.0
-OF_TRAINING, OF_ASSIGN = ("set", "seconds", "allow-code"), ("dim", "dtype", "device", "network", "memory-limit")
+NOT_GIVEN = (None, [], False, "cpu", "exact")  # what options are by themselves
+OF_TRAINING = "set", "seconds", "allow-code"
+OF_ASSIGN = "dim", "dtype", "device", "network", "memory-limit", "rounding"
 
 
 def add(commands: Any) -> None:
@@ -43,7 +45,8 @@ def add(commands: Any) -> None:
     add("--device", choices=("cpu", "h200", "h100", "a100"), default="cpu", help="of each rank: processors like these, "
         "measured now, or a card by its data sheet (%(default)s)")  # fmt: skip
     add("--network", type=options.byte_count, metavar="BYTES", help="a second and direction between ranks (25GB)")
-    add("-o", "--output", metavar="LABELS", type=options.path, help="see whether there is room for these labels")
+    add("-o", "--output", metavar="LABELS", type=options.path, help="see whether there is room for these labels, "
+        "or of training for this folder")  # fmt: skip
     options.rounding(parser, "as for assign (%(default)s)")
     options.memory_limit(parser)
     options.changes(parser)
@@ -103,7 +106,7 @@ def _is_config(name: str) -> bool:
 
 def _refuse(arguments: argparse.Namespace, names: tuple[str, ...], what: str) -> None:
     for name in names:
-        if getattr(arguments, name.replace("-", "_")) not in (None, [], False, "cpu"):
+        if getattr(arguments, name.replace("-", "_")) not in NOT_GIVEN:
             raise ValueError(f"--{name} is for {what}; leave it out")
 
 

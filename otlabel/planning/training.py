@@ -38,7 +38,7 @@ LABEL_BYTES, WEIGHT_BYTES = 24, 12  # of a label now, before and at its best; of
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingEstimate:
-    """What a run will take; seconds are of all processes together, memory is of each."""
+    """What a run will take: seconds as they pass, memory of each process."""
 
     n_samples: int
     epochs: int
