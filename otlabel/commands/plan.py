@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
         "where sizes are stated. Of a recipe, a TOML file, or data with -k: what train will take, by a minute of it.",
         epilog="examples: otlabel plan scores.npy -o labels.npy; with no file yet: "
         "otlabel plan --rows 1e9 --classes 1e5 --dim 256 --ranks 64 --device h200; of training: "
-        "otlabel plan sela_imagenet_alexnet --set data.name=some-images --rows 1281167",
+        "otlabel plan digits --seconds 2",
     )
     options.scores(parser, nargs="?")
     add = parser.add_argument
