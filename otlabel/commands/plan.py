@@ -15,7 +15,7 @@ from otlabel.storage.outputs import LABEL_ENDINGS, Output, check_outputs
 
 RECIPES = Path(__file__).parents[1] / "training" / "recipes"  # config.py, which has them, loads torch
 SECONDS = 60.0
-NOT_GIVEN = (None, [], False, "cpu", "exact")  # what options are by themselves
+NOT_GIVEN: tuple[Any, ...] = (None, [], False, "cpu", "exact")  # what options are by themselves
 OF_TRAINING = "set", "seconds", "allow-code"
 OF_ASSIGN = "dim", "dtype", "device", "network", "memory-limit", "rounding"
 

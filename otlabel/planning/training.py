@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from otlabel.training.measuring import Rates
     from otlabel.training.timetable import Basis
 
-BRIEF = 1.0  # seconds, up to which a solve is tried
+TRIED = 1 << 22  # scores up to which a solve is tried: under a second, of which the model of solves knows too little
 STORED = {"memory": "float32", "hdf5": "float16"}  # features, by where they are kept
 COPIES = 3  # on disk of features, and 2 in memory: of before, those that come, and the file that they become
 LABEL_BYTES, WEIGHT_BYTES = 24, 12  # of a label now, before and at its best; of a weight, its momentum, and at its best
@@ -218,7 +218,7 @@ def _solve(config: Config, shape: tuple[int, int], n_ranks: int, dim: int) -> _L
         found = estimate(shape, stored, n_ranks, rounding=rounding, dim=dim, sweep_rate=making)
     there = ("interpreter", "features and head")  # what is measured, and what is counted as features
     seconds = found.seconds
-    if seconds is not None and seconds < BRIEF:
+    if n_samples * k <= TRIED:
         seconds = _timed(shape, config)
     if seconds is not None and is_kept:
         seconds += n_samples * k / n_ranks / making
@@ -227,7 +227,7 @@ def _solve(config: Config, shape: tuple[int, int], n_ranks: int, dim: int) -> _L
 
 
 def _timed(shape: tuple[int, int], config: Config) -> float:
-    """Seconds of a solve of random scores: the model of solves does not tell brief ones apart."""
+    """Seconds of a solve of random scores."""
     scores = np.random.default_rng(0).standard_normal(shape, np.float32)
     for _ in range(2):  # compiled, if that was still to do
         begun = time.perf_counter()

@@ -98,6 +98,7 @@ def test_data_with_k_are_those_of_train(run, tmp_path: Path) -> None:
     assert (told["n_samples"], told["epochs"], told["n_heads"]) == (200, 3, 4)
     assert sum(told["relabellings"].values()) == 5  # 6 times, of which the last lies past the end
     assert told["seconds"] > 0
+    assert told["label_seconds"] < 4  # twenty solves of milliseconds, which the model of large ones calls seconds
     assert os.listdir(tmp_path) == ["x.npy"]
 
 
