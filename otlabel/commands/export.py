@@ -38,9 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
         from otlabel.training.saved import SavedRun
 
         saved = SavedRun(arguments.run)
-        samples = saved.images().train if saved.config.augment.normalise == "data" else None
         model = saved.model(best=arguments.best, allow_code=arguments.allow_code)
-        exported = export(model, arguments.output, saved.config, samples)
+        exported = export(model, arguments.output, saved.config, saved.input)
     print(textwrap.fill(f"{exported.n_tensors} tensors, {exported.n_numbers:,} numbers: {exported.told}", 80))
     print(f"Weights written to {arguments.output}")
     return 0

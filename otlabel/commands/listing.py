@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not labels.is_file():
             raise FileNotFoundError(f"{saved.folder} has no labels.h5; let the run come to its end first")
         images = saved.images()
-        model = saved.model(images.train, best=None, allow_code=arguments.allow_code)
+        model = saved.model(best=None, allow_code=arguments.allow_code)
         n_samples = write_table(arguments.output, labels, images, model, workers=saved.config.data.workers)
     print(f"Labels of {n_samples:,} samples written to {arguments.output}")
     return 0

@@ -54,6 +54,13 @@ def saved_run(parser: argparse.ArgumentParser) -> None:
     allow_code(parser)
 
 
+def changes(parser: argparse.ArgumentParser) -> None:
+    """What is changed of a config."""
+    parser.add_argument(
+        "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="change the config: train.epochs=40"
+    )
+
+
 def allow_code(parser: argparse.ArgumentParser) -> None:
     """Whether a config may name code."""
     parser.add_argument(

@@ -59,9 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             workers=saved.config.data.workers,
         )
-        own = saved.images()
-        model = saved.model(own.train, best=arguments.best, allow_code=arguments.allow_code)
-        images = own if arguments.data is None else saved.other_images(arguments.data, own)
+        images = saved.images() if arguments.data is None else saved.other_images(arguments.data)
+        model = saved.model(best=arguments.best, allow_code=arguments.allow_code)
         judged = judge(model, images, protocol, progress=lambda epoch, n: tell(epoch, f"of {n}"))
     if arguments.json:
         print_json(run=str(arguments.run), data=images.name, **judged.to_dict())

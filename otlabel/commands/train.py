@@ -53,8 +53,7 @@ def add(commands: Any) -> None:
 def add_run(parser: argparse.ArgumentParser) -> None:
     """What every run that trains is asked for."""
     options.output(parser, "FOLDER", "where the run's files go, or are already")
-    add = parser.add_argument
-    add("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="change the config: train.epochs=40")
+    options.changes(parser)
     options.allow_code(parser)
     options.progress(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and no line an epoch")
@@ -68,35 +67,53 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--time is for data with -k; a config says itself how long it trains")
     if Path(arguments.config).is_dir() or arguments.config.endswith(".npy"):
         raise ValueError(f"{arguments.config} is data; say how many classes to find: -k 10")
-    return train_by(arguments, changed(settings(arguments), arguments.set))
+    return train_by(arguments, changed(settings(arguments.config, shown=options.is_watched(arguments)), arguments.set))
 
 
-def settings(arguments: argparse.Namespace) -> Config:
+def settings(name: str, *, shown: bool) -> Config:
     """The config that is named; torch, which it needs, takes a while."""
-    with progress("reading the settings", shown=options.is_watched(arguments)):
+    with progress("reading the settings", shown=shown):
         from otlabel.training.config import read_config
 
-        return read_config(arguments.config)
+        return read_config(name)
 
 
-def _train_suited(arguments: argparse.Namespace) -> int:
-    """Train by settings that suit the data, which are loaded first for their shape."""
-    name = arguments.config
+def suited_to(
+    name: str, n_classes: int, changes: list[str], *, shown: bool, timed: bool = False
+) -> tuple[Config, Images, str]:
+    """The config that suits data, which are loaded first for their shape; the data, and what is assumed of them.
+
+    What depends on the number of epochs goes by that of the changes.
+    """
     if name.endswith(".toml"):
         raise ValueError(f"{name} is a config, which says itself how many classes its heads have; leave -k out")
-    of_data = [change for change in arguments.set if change.strip().startswith("data.")]
-    with progress("reading the data", shown=options.is_watched(arguments)):
+    of_data = [change for change in changes if change.strip().startswith("data.")]
+    with progress("reading the data", shown=shown):
         from otlabel.training.config import config_of
-        from otlabel.training.folder import rank_of_process
         from otlabel.training.setup import loaded
         from otlabel.training.suited import suited, told
 
         data = changed(config_of({"data": {"name": name}}), of_data)
         images = loaded(data)
-    given = suited(tuple(images.train.shape), arguments.classes)
-    config = changed(config_of({"data": _without_none(data.to_dict())["data"]} | given), arguments.set)
+    shape, section = tuple(images.train.shape), {"data": _without_none(data.to_dict())["data"]}
+    config = changed(config_of(section | suited(shape, n_classes)), changes)
+    config = changed(config_of(section | suited(shape, n_classes, config.train.epochs)), changes)
+    return config, images, told(shape, config, timed=timed)
+
+
+def _train_suited(arguments: argparse.Namespace) -> int:
+    """Train by settings that suit the data."""
+    from otlabel.training.folder import rank_of_process
+
+    config, images, told = suited_to(
+        arguments.config,
+        arguments.classes,
+        arguments.set,
+        shown=options.is_watched(arguments),
+        timed=arguments.time is not None,
+    )
     if not arguments.json and rank_of_process() == 0:
-        print(told(tuple(images.train.shape), config, timed=arguments.time is not None))
+        print(told)
     if arguments.time is not None:
         return _search(arguments, config, images)
     return train_by(arguments, config, images)

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train by a config, with the labels fixed."""
     if not arguments.labels.is_file():
         raise FileNotFoundError(f"{arguments.labels} does not exist; a run of `otlabel train` writes labels.h5")
-    config = settings(arguments)
+    config = settings(arguments.config, shown=options.is_watched(arguments))
     given: Any = {"method": "fixed", "file": str(arguments.labels.resolve())}
     # Whatever else the config says of labels is about how they would be made.
     config = dataclasses.replace(config, labels=type(config.labels)(**given))

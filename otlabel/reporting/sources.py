@@ -261,17 +261,19 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]
 
 
 def _network_scores(config: Config, images: Images, weights: dict[str, Any], head: int) -> np.ndarray:
-    """(N, K) log-probabilities of one head."""
+    """(N, K) log-probabilities of one head, in a nameless file where memory has no room for them."""
     import torch
 
+    from otlabel.selflabel.head_scores import room_for
+    from otlabel.training.entry import input_of
     from otlabel.training.evaluate import features_of
     from otlabel.training.loaders import worker_count
     from otlabel.training.saved import model_of
 
-    model = model_of(config, weights, images.train)
+    model = model_of(config, weights, input_of(config.augment.normalise, config.model.sobel, images.train))
     workers = worker_count(config.data.workers, images.train)
 
     def scores(_index: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         return model.heads[head](features).log_softmax(1)
 
-    return features_of(model, images.train, torch.device("cpu"), workers, scores)
+    return features_of(model, images.train, torch.device("cpu"), workers, scores, room_for)

@@ -119,7 +119,7 @@ class _Matrix:
 
     def __call__(self) -> np.ndarray:
         if self._made is None:
-            made = np.empty(self._shape, np.float32) if _fits(self._shape, self._limit) else _on_disk(self._shape)
+            made = room_for(self._shape, self._limit)
             with _evaluated(self._head) as where:
                 for (start, stop), block in RowSet(self._opened).blocks():
                     logits = self._head(torch.from_numpy(np.array(block)).to(**where))
@@ -131,6 +131,15 @@ class _Matrix:
                     made[start:stop] = torch.log_softmax(logits.float(), 1).cpu().numpy()
             self._made = made
         return self._made
+
+
+def room_for(shape: tuple[int, int], limit: int | None = None) -> np.ndarray:
+    """An empty float32 matrix: in memory, or in a file if it is too large for the limit, or a quarter of what is free.
+
+    Raises:
+        OSError: too large for the disk, too.
+    """
+    return np.empty(shape, np.float32) if _fits(shape, limit) else _on_disk(shape)
 
 
 def _on_disk(shape: tuple[int, int]) -> np.ndarray:

@@ -73,7 +73,7 @@ class Labels:
     rounding: Literal["exact", "argmax"] = "exact"
     mode: Literal["calibrated", "eval", "train"] = "calibrated"  # of the model while features are extracted
     # Labels are of views, drawn as in training; with sinkhorn all are labelled once more at the end, as they are. With
-    # argmax the views are those that were trained on. none: only with argmax.
+    # argmax the views are those that were trained on. none: only with argmax; false, which any method takes, never.
     augmented: bool | None = None
     in_turn: bool = False  # each relabelling is of one head, and the next of the next
     store: Literal["memory", "hdf5"] = "memory"  # where features go; hdf5: features.h5 in the run's folder
@@ -90,8 +90,10 @@ class Labels:
             raise ValueError(f"fixed_epochs is {self.fixed_epochs}; give a number of epochs, or 0")
         if not 0 <= self.abstain < 1:
             raise ValueError(f"abstain is {self.abstain}; give a share from 0 to below 1")
-        if self.augmented is not None and self.method not in ("sinkhorn", "argmax"):
-            raise ValueError(f"augmented is of method = 'sinkhorn' or 'argmax', this is {self.method!r}; leave it out")
+        if self.augmented and self.method not in ("sinkhorn", "argmax"):
+            raise ValueError(
+                f"augmented is of method = 'sinkhorn' or 'argmax', this is {self.method!r}; leave it out, or say false"
+            )
         if self.method == "fixed" and not self.file:
             raise ValueError("method is 'fixed', but no file is given; name the labels that an earlier run wrote")
 
@@ -125,6 +127,8 @@ class Train:
     threads: int | None = None  # of torch, on a CPU; part of what makes runs bit-identical. none: torch's choice
 
     def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs is {self.epochs}; give at least 1")
         if self.batch_size < 2:
             raise ValueError(f"batch_size is {self.batch_size}; a batch needs 2 samples for its variance")
         for name in ("lr", "momentum", "weight_decay", "rotation"):

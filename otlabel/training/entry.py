@@ -5,7 +5,9 @@ It hangs on the backbone, whose weights keep their names, and so comes along whe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import operator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -51,6 +53,57 @@ def slopes(images: Tensor) -> Tensor:
     across = images.new_tensor(SLOPES)
     grey = functional.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), "replicate")
     return functional.conv2d(grey, torch.stack([across, across.T])[:, None])
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a run's network is given.
+
+    Args:
+        shape: (C, H, W) of images, or (D,), of a sample.
+        entry: what these go through before the first layer; None: they go in as they come.
+    """
+
+    shape: tuple[int, ...]
+    entry: Entry | None = None
+
+    @property
+    def channels(self) -> int:
+        """That the first layer takes, or numbers."""
+        return OF_SLOPES if self.entry is not None and self.entry.sobel else self.shape[0]
+
+    def to_plain(self) -> dict[str, Any]:
+        """As a checkpoint can hold it."""
+        return {"shape": list(self.shape), "entry": None if self.entry is None else asdict(self.entry)}
+
+    @classmethod
+    def of_plain(cls, kept: Any) -> Input:
+        """The same again.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is damaged.
+        """
+        shape, entry = tuple(operator.index(length) for length in kept["shape"]), kept["entry"]
+        if len(shape) not in (1, 3):
+            raise ValueError(f"samples of shape {shape}")
+        if entry is not None:
+            mean, spread = (tuple(map(float, entry[name])) for name in ("mean", "spread"))
+            if not (
+                len(mean) == len(spread) == shape[0] and all(map(math.isfinite, mean + spread)) and min(spread) > 0
+            ):
+                raise ValueError(f"constants {mean} and {spread} for {shape[0]} channels")
+            entry = Entry(mean, spread, bool(entry["sobel"]))
+        return cls(shape, entry)
+
+
+def input_of(normalise: str, sobel: bool, samples: Samples) -> Input:
+    """What a network is given of these samples.
+
+    Raises:
+        ValueError: as `entry_of`.
+    """
+    entry = entry_of(normalise, sobel, samples) if samples.ndim == 4 else None
+    return Input(tuple(samples.shape[1:]), entry)
 
 
 def entry_of(normalise: str, sobel: bool, samples: Samples) -> Entry | None:

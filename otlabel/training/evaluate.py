@@ -33,6 +33,8 @@ def evaluate(
     Returns:
         "knn" and "probe", each from 0 to 1, as far as they can be had.
     """
+    if not (wanted.knn or wanted.probe):
+        return {}
     known, classes = images.train, images.train_labels
     if images.bank is not None:
         known, classes = images.bank, images.bank_labels
@@ -48,17 +50,27 @@ def evaluate(
 
 
 def features_of(
-    model: MultiHead, samples: Samples, device: torch.device, workers: int = 0, made: Made | None = None
+    model: MultiHead,
+    samples: Samples,
+    device: torch.device,
+    workers: int = 0,
+    made: Made | None = None,
+    room: Callable[[tuple[int, int]], np.ndarray] | None = None,
 ) -> np.ndarray:
     """(N, D) float32 of samples as they are, in their order; or what is made of each batch, while they are let go.
 
-    The features of a million images, and more so the scores of several heads, may not fit into memory.
+    The features of a million images, and more so the scores of several heads, may not fit into memory: `room` makes an
+    array of a shape elsewhere.
     """
-    indices, found = [], []
+    found: np.ndarray | None = None
     with forward_only(model):
         dtype = next((one.dtype for one in model.parameters()), torch.float32)
         for index, part in in_order(samples, workers=workers):
-            indices.append(torch.as_tensor(index))
-            features = model.features(standardised(part.to(device)).to(dtype)).float()
-            found.append((features if made is None else made(indices[-1], features)).cpu())
-    return torch.cat(found)[torch.cat(indices).argsort()].numpy()
+            index, features = torch.as_tensor(index), model.features(standardised(part.to(device)).to(dtype)).float()
+            rows = (features if made is None else made(index, features)).cpu().numpy()
+            if found is None:
+                shape = (len(samples), *rows.shape[1:])
+                found = np.empty(shape, rows.dtype) if room is None else room(shape)
+            found[index.numpy()] = rows
+    assert found is not None
+    return found

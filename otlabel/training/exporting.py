@@ -15,10 +15,8 @@ from otlabel.selflabel.model import MultiHead
 from otlabel.storage.atomic import replacing
 from otlabel.training.augment import IMAGENET_MEAN
 from otlabel.training.config import Config
-from otlabel.training.data import Samples
-from otlabel.training.entry import Entry, entry_of
+from otlabel.training.entry import Entry, Input, input_of
 from otlabel.training.networks.common import Backbone, absorbed
-from otlabel.training.saved import input_shape
 
 OF_TORCHVISION = {"alexnet": "classifier.6", "vgg16_bn": "classifier.6", "resnet18": "fc", "resnet50": "fc"}
 ITS_ALEXNET = [64, 192, 384, 256, 256]
@@ -42,14 +40,14 @@ def backbone_weights(backbone: nn.Module) -> dict[str, Tensor]:
     return {name: one.detach().cpu().contiguous() for name, one in layers.state_dict().items()}
 
 
-def export(model: MultiHead, path: str | os.PathLike[str], config: Config, samples: Samples | None = None) -> Exported:
+def export(model: MultiHead, path: str | os.PathLike[str], config: Config, taken: Input | None = None) -> Exported:
     """Write the backbone of a run to a .safetensors file, whole or not at all.
 
     Args:
         model: the run's.
         path: of the file.
         config: of the run; what it says of the network goes into the file's metadata.
-        samples: what it was trained on, where its input is standardised by the data's own constants.
+        taken: what its network is given. None: images in colour, as the config says.
 
     Raises:
         MissingPackageError: safetensors is not installed.
@@ -60,9 +58,10 @@ def export(model: MultiHead, path: str | os.PathLike[str], config: Config, sampl
     except ImportError as error:
         raise MissingPackageError("safetensors", "export") from error
     weights = backbone_weights(model.backbone)
-    channels = input_shape(model.state_dict())[0]
-    of_any = torch.empty(0, len(IMAGENET_MEAN), 1, 1)
-    entry = entry_of(config.augment.normalise, config.model.sobel, of_any if samples is None else samples)
+    channels = _input_shape(model.state_dict())[0]
+    if taken is None:
+        taken = input_of(config.augment.normalise, config.model.sobel, torch.empty(0, len(IMAGENET_MEAN), 1, 1))
+    entry = taken.entry
     about = {
         "format": "pt",
         "made_by": "otlabel",
@@ -76,6 +75,13 @@ def export(model: MultiHead, path: str | os.PathLike[str], config: Config, sampl
     with replacing(path) as file:
         file.write(content)
     return Exported(len(weights), sum(one.numel() for one in weights.values()), about["read_by"])
+
+
+def _input_shape(weights: dict[str, Tensor]) -> tuple[int, ...]:
+    """Channels and kernel of the backbone's first convolution, or how many numbers its first linear layer takes."""
+    return next(
+        tuple(one.shape[1:]) for name, one in weights.items() if name.startswith("backbone.") and one.ndim in (2, 4)
+    )
 
 
 def _told(config: Config, channels: int, entry: Entry | None) -> str:

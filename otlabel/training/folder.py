@@ -134,16 +134,15 @@ def trained_weights(path: Path) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
 
 
-def best_weights(path: Path) -> dict[str, Tensor] | None:
-    """The weights of the model at the relabelling of the highest quality; None where there was none.
+def kept_beside(path: Path) -> dict[str, Any]:
+    """What a run's checkpoint holds beside weights and optimiser, by name; of an earlier version, less of it.
 
     Raises:
-        FileFormatError: the checkpoint is none, or is damaged.
+        FileFormatError: it is none, or is damaged.
     """
     state = load_plain(path, keys=("callbacks",))
     try:
-        best = state["callbacks"]["otlabel"]["best"]
-        return None if best is None else dict(best)
+        return dict(state["callbacks"]["otlabel"])
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path} is damaged, or is no checkpoint of a run: {error!r}") from error
 

@@ -31,11 +31,14 @@ MANY = 4096  # image files from which on processes of their own read them
 MOST_WORKERS = 8
 
 
-def worker_count(asked: int | None, samples: Samples | None) -> int:
-    """How many processes read image files; as many as there are CPUs, at most 8, and none for a few images."""
+def worker_count(asked: int | None, samples: Samples | None, n_samples: int | None = None) -> int:
+    """How many processes read image files; as many as there are CPUs, at most 8, and none for a few images.
+
+    `n_samples` says how many there are if these are a part.
+    """
     if asked is not None:
         return asked
-    if not isinstance(samples, ImageFiles) or len(samples) < MANY:
+    if not isinstance(samples, ImageFiles) or (n_samples or len(samples)) < MANY:
         return 0
     return min(MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 

@@ -158,7 +158,8 @@ class Labelling(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside weights, optimiser and loops."""
         run = self._run
-        return {"labeler": run.labeler.state_dict(), "best": run.best, "untrained": run.untrained}
+        labeler, taken = run.labeler.state_dict(), run.input.to_plain()
+        return {"labeler": labeler, "best": run.best, "untrained": run.untrained, "input": taken}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Taken over before by `Run.resume`, which looks at it."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import operator
 import os
 import warnings
@@ -39,6 +38,7 @@ from otlabel.storage.outputs import check_apart
 from otlabel.text import one_line
 from otlabel.training.config import Config
 from otlabel.training.data import Images
+from otlabel.training.entry import input_of
 from otlabel.training.evaluate import evaluate
 from otlabel.training.folder import (
     FILES,
@@ -59,6 +59,7 @@ from otlabel.training.setup import (
     other_images,
     try_backbone,
 )
+from otlabel.training.timetable import Basis, Timetable
 
 logger = logging.getLogger("otlabel")
 
@@ -145,13 +146,14 @@ class Run:
         self._share = self.trainer.global_rank, self.trainer.world_size
         self.images = loaded(config) if images is None else images
         self._other = other_images(config, self.images)
-        self._workers = worker_count(config.data.workers, self.images.train)
+        self.workers = worker_count(config.data.workers, self.images.train)
         self.samples = self.images.train
         if isinstance(self.samples, Tensor):
             self.samples = self.samples.to(self.device)
         heads = head_sizes(config, self.images)
         torch.manual_seed(seed_of(config.train.seed, 0))
-        self.model = made_model(config, heads, self.samples, allow_code=allow_code)
+        self.input = input_of(config.augment.normalise, config.model.sobel, self.samples)
+        self.model = made_model(config, heads, self.input, allow_code=allow_code)
         turn_head = nn.Linear(self.model.feature_dim, 4) if config.train.rotation else None
         amp = MIXED.get(str(self.trainer.precision))
         self.labeler = labeler_of(config, self.images, folder, amp)
@@ -173,13 +175,11 @@ class Run:
             version=lambda: self.labeler.n_updates if self._draws_evenly else 0,
             crop=config.augment.cut,
             seed=config.train.seed,
-            workers=self._workers,
+            workers=self.workers,
             share=self._share,
         )
         self._data = SampleData(self._batches)
-        # Epochs after which labels stay: the last relabelling is then.
-        fixed_epochs = config.labels.fixed_epochs
-        self._settled_at = config.train.epochs - fixed_epochs if fixed_epochs else math.inf
+        self._timetable = Timetable(config)
         self.untrained: dict[str, float] = {}
         self.best: dict[str, Tensor] | None = None  # weights at the relabelling of the highest quality
         self.epoch = 0
@@ -215,24 +215,21 @@ class Run:
 
     def relabel(self, progress: float, optimizers: list[torch.optim.Optimizer]) -> None:
         """Label anew if it is time, in epochs; what is drawn after that is drawn by the new labels."""
-        due, settling = self.labeler.due(progress), self.labeler.schedule is not None and progress == self._settled_at
-        if progress > self._settled_at or not (due or settling):
-            return
-        recorded = self.config.labels.recorded and not settling
-        if recorded and progress < 1:
-            return  # nothing has been recorded yet: the first epoch trains on random labels
-        self._update(None if recorded else self._to_label(as_they_are=settling), optimizers)
+        basis = self._timetable.at(progress, self.labeler.due(progress))
+        if basis is not None:
+            self._update(self.to_label(basis), optimizers)
 
     def relabel_at_the_end(self, optimizers: list[torch.optim.Optimizer]) -> None:
         """Labels of views become those of the samples as they are, once the last epoch is over."""
-        is_over = self.epoch == self.config.train.epochs < self._settled_at
-        if is_over and self.config.labels.of_views and self.labeler.schedule is not None:
-            self._update(self._to_label(as_they_are=True), optimizers)
+        if self.epoch == self.config.train.epochs and self._timetable.at_the_end:
+            self._update(self.to_label("images"), optimizers)
 
-    def _to_label(self, *, as_they_are: bool) -> Iterable[tuple[Any, Any]]:
+    def to_label(self, basis: Basis) -> Iterable[tuple[Any, Any]] | None:
         """What is labelled: all samples, or a view of each, which follows from the seed and the relabelling."""
-        given: dict[str, Any] = {"workers": self._workers, "share": self._share}
-        if as_they_are or not self.config.labels.of_views:
+        given: dict[str, Any] = {"workers": self.workers, "share": self._share}
+        if basis == "recorded":
+            return None
+        if basis == "images":
             return in_order(self.samples, **given)
         seed, draw = self.config.train.seed, self.labeler.n_updates
         return as_views(self.samples, self.config.augment, seed, draw, self.device, **given)
@@ -315,7 +312,7 @@ class Run:
         with shown, errors_of_readers():
             for prefix, data in (("", self.images), ("other_", self._other)):
                 if data is not None:
-                    figures = evaluate(self.model, data, wanted, self.device, self._workers)
+                    figures = evaluate(self.model, data, wanted, self.device, self.workers)
                     found |= {f"{prefix}{name}": value for name, value in figures.items()}
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from torch import Tensor
 from otlabel.errors import FileFormatError, FingerprintError
 from otlabel.selflabel.model import MultiHead
 from otlabel.storage.texts import read_json
+from otlabel.text import one_line
 from otlabel.training.config import Config, config_of
-from otlabel.training.data import Images, Samples, load_images
-from otlabel.training.folder import best_weights, trained_weights
+from otlabel.training.data import Images, load_images
+from otlabel.training.entry import Input, input_of
+from otlabel.training.folder import kept_beside, trained_weights
 from otlabel.training.setup import in_channels, loaded, made_model
 
 
@@ -48,29 +51,43 @@ class SavedRun:
             raise FingerprintError(f"{self.folder} is a run on other data than {self.config.data.name} holds now")
         return images
 
-    def other_images(self, name: str, images: Images) -> Images:
+    def other_images(self, name: str) -> Images:
         """Another data set, in the channels of the run's own; a folder's images get the size of the run's.
 
         Raises:
             FileNotFoundError, ValueError: as `load_images`; or images where the run's are vectors, or vectors.
         """
         other = load_images(name, size=self.config.data.size, centre=self.config.data.centre)
-        if other.train.ndim != images.train.ndim:
+        if other.train.ndim != 1 + len(self.input.shape):
             kind = "images" if other.train.ndim == 4 else "vectors"
             raise ValueError(f"{name} holds {kind}, which the run's network cannot take")
         if other.train.ndim == 2:
             return other
-        n_channels = images.train.shape[1]
+        n_channels = self.input.shape[0]
         test = None if other.test is None else in_channels(other.test, n_channels)
         return dataclasses.replace(other, train=in_channels(other.train, n_channels), test=test)
 
-    def model(
-        self, samples: Samples | None = None, *, best: bool | None = False, allow_code: bool = False
-    ) -> MultiHead:
+    @functools.cached_property
+    def input(self) -> Input:
+        """What its network is given; of a run of an earlier version, as its data tell it.
+
+        Raises:
+            FileFormatError: the checkpoint is damaged.
+            FingerprintError, FileNotFoundError: as `images`.
+        """
+        path = self.folder / "checkpoint.pt"
+        kept = kept_beside(path).get("input")
+        if kept is None:
+            return input_of(self.config.augment.normalise, self.config.model.sobel, self.images().train)
+        try:
+            return Input.of_plain(kept)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{path} is damaged: {one_line(error)}") from error
+
+    def model(self, *, best: bool | None = False, allow_code: bool = False) -> MultiHead:
         """Its network, on the CPU, as last saved or as it was at the relabelling of the highest quality.
 
         Args:
-            samples: what it was trained on. None: what goes before its first layer is left out.
             best: whether as it was then. None: if there was one: the network whose labels labels.h5 has.
             allow_code: whether its backbone may be code.
 
@@ -79,12 +96,13 @@ class SavedRun:
             ValueError: there are no weights of a best relabelling; or the backbone is code, which is not allowed.
         """
         path = self.folder / "checkpoint.pt"
-        kept = best_weights(path)
-        best = kept is not None if best is None else best
+        kept = kept_beside(path).get("best")
+        if kept is not None and not isinstance(kept, dict):
+            raise FileFormatError(f"{path} is damaged: its best weights are {type(kept).__name__}")
         if best and kept is None:
             raise ValueError(f"{path} has no weights of a best relabelling; leave --best out")
-        weights = kept if best and kept is not None else trained_weights(path)
-        return model_of(self.config, weights, samples, allow_code=allow_code)
+        weights = trained_weights(path) if kept is None or best is False else kept
+        return model_of(self.config, weights, self.input, allow_code=allow_code)
 
 
 def asked_of(path: Path) -> tuple[Config, str]:
@@ -101,20 +119,8 @@ def asked_of(path: Path) -> tuple[Config, str]:
     return config_of(given, str(path)), data
 
 
-def input_shape(weights: dict[str, Tensor]) -> tuple[int, ...]:
-    """Channels and kernel of the backbone's first convolution, or how many numbers its first linear layer takes."""
-    for name, one in weights.items():
-        if name.startswith("backbone.") and one.ndim in (2, 4):
-            return tuple(one.shape[1:])
-    raise FileFormatError("the checkpoint has no weights of a backbone")
-
-
-def model_of(
-    config: Config, weights: dict[str, Tensor], samples: Samples | None = None, *, allow_code: bool = False
-) -> MultiHead:
+def model_of(config: Config, weights: dict[str, Tensor], taken: Input, *, allow_code: bool = False) -> MultiHead:
     """The network of a config with these weights, whose shapes tell the classes of its heads.
-
-    Without samples, they tell the channels as well, and what goes before the first layer is left out.
 
     Raises:
         FileFormatError: they are of another network.
@@ -129,7 +135,7 @@ def model_of(
     if not heads:
         raise FileFormatError("the checkpoint has no weights of heads")
     n_classes = [heads[number] for number in sorted(heads)]
-    model = made_model(config, n_classes, samples, channels=input_shape(weights)[0], allow_code=allow_code)
+    model = made_model(config, n_classes, taken, allow_code=allow_code)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

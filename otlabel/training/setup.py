@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +12,16 @@ from torch import Tensor
 
 from otlabel.errors import FileFormatError
 from otlabel.marginals import KL, Range
-from otlabel.selflabel import (
-    Argmax,
-    EveryEpochs,
-    FeatureStore,
-    KMeans,
-    LinearSchedule,
-    LogarithmicSchedule,
-    MultiHead,
-    OptimalTransport,
-    QuadraticSchedule,
-    SelfLabeler,
-)
+from otlabel.selflabel import Argmax, FeatureStore, KMeans, MultiHead, OptimalTransport, SelfLabeler
 from otlabel.selflabel.model import forward_only
 from otlabel.training.augment import Augmentation, four_turns, with_channels
 from otlabel.training.config import Config
 from otlabel.training.data import Images, Samples, Streamed, images_of, load_images
-from otlabel.training.entry import OF_SLOPES, entry_of
+from otlabel.training.entry import Input
 from otlabel.training.images import ImageFiles
 from otlabel.training.loaders import Reading, standardised
 from otlabel.training.networks import NAMES, network
-
-SCHEDULES: dict[str, Callable[[float, int], Any]] = {
-    "quadratic": QuadraticSchedule,
-    "logarithmic": LogarithmicSchedule,
-    "linear": LinearSchedule,
-}
+from otlabel.training.timetable import Timetable
 
 
 def loaded(config: Config) -> Images:
@@ -106,21 +89,16 @@ def in_channels(samples: Samples, n_channels: int) -> Samples:
     return with_channels(samples, n_channels)
 
 
-def made_model(
-    config: Config, heads: list[int], samples: Samples | None, *, channels: int = 0, allow_code: bool = False
-) -> MultiHead:
-    """Backbone and heads of a config, for these samples; without any, for so many channels, and nothing goes before.
+def made_model(config: Config, heads: list[int], taken: Input, *, allow_code: bool = False) -> MultiHead:
+    """Backbone and heads of a config, for what they are given.
 
     Raises:
-        ValueError, ImportError: as `network`; what goes before its first layer is not for these images.
+        ValueError, ImportError: as `network`.
     """
-    given, entry = config.model, None
-    if samples is not None:
-        entry = entry_of(config.augment.normalise, given.sobel, samples) if samples.ndim == 4 else None
-        channels = OF_SLOPES if given.sobel else samples.shape[1]
-    backbone: Any = network(given.backbone, channels, allow_code=allow_code, **given.options)
-    if entry is not None:
-        backbone.register_forward_pre_hook(entry)
+    given = config.model
+    backbone: Any = network(given.backbone, taken.channels, allow_code=allow_code, **given.options)
+    if taken.entry is not None:
+        backbone.register_forward_pre_hook(taken.entry)
     return MultiHead(backbone, backbone.feature_dim, heads, hidden=given.hidden)
 
 
@@ -168,14 +146,6 @@ def head_sizes(config: Config, images: Images) -> list[int]:
 def labeler_of(config: Config, images: Images, folder: Path | None, amp: torch.dtype | None = None) -> SelfLabeler:
     """Labels of the method that the config names; the folder is where features may be kept, `amp` their precision."""
     labels, n_samples = config.labels, len(images.train)
-    if labels.fixed_epochs >= config.train.epochs:
-        raise ValueError(f"[labels] fixed_epochs is {labels.fixed_epochs}, of {config.train.epochs} epochs in all")
-    relabels = labels.method in ("sinkhorn", "kmeans", "argmax") and labels.n_relabels > 0
-    schedule = None
-    if relabels:
-        schedule = SCHEDULES[labels.schedule](config.train.epochs, labels.n_relabels)
-        if labels.method == "argmax":  # its labels are those that an epoch has recorded
-            schedule = EveryEpochs(1)
     labeling: Any = {"kmeans": KMeans(), "argmax": Argmax()}.get(labels.method)
     if labels.method == "sinkhorn":
         labeling = _transport(config)
@@ -192,7 +162,7 @@ def labeler_of(config: Config, images: Images, folder: Path | None, amp: torch.d
         heads=reading.heads,
         views=None if images.train.ndim == 2 else reading.common_view,
         labeling=labeling,
-        schedule=schedule,
+        schedule=Timetable(config).schedule,
         store=store,
         data=images.identity,
         truth=None if images.train_labels is None else images.train_labels.numpy(),

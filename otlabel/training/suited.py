@@ -9,6 +9,8 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from otlabel.text import with_noun
+
 if TYPE_CHECKING:
     from otlabel.training.config import Config
 
@@ -22,7 +24,7 @@ SEEN_OF_VIEWS, EPOCHS_OF_VIEWS, PER_EPOCH_OF_VIEWS = 300_000, (15, 200), 1  # la
 MLP_WIDTH = 256
 
 
-def suited(shape: tuple[int, ...], n_classes: int) -> dict[str, Any]:
+def suited(shape: tuple[int, ...], n_classes: int, epochs: int | None = None) -> dict[str, Any]:
     """All sections of a config but [data], for data of a shape, as a TOML file would have them.
 
     Images: a convolutional network that halves them until its field of view covers all of an image; random crops, small
@@ -34,9 +36,10 @@ def suited(shape: tuple[int, ...], n_classes: int) -> dict[str, Any]:
     Args:
         shape: (N, C, H, W) or (N, D).
         n_classes: K of each head.
+        epochs: how many there are to be; relabellings go by them. None: as many as suit.
 
     Raises:
-        ValueError: fewer than two classes.
+        ValueError: fewer than two classes, or no epoch.
     """
     if n_classes < 2:
         raise ValueError(f"{n_classes} classes: give at least 2")
@@ -45,7 +48,8 @@ def suited(shape: tuple[int, ...], n_classes: int) -> dict[str, Any]:
     seen, (low, high), per_epoch = SEEN, EPOCHS, PER_EPOCH
     if of_views:
         seen, (low, high), per_epoch = SEEN_OF_VIEWS, EPOCHS_OF_VIEWS, PER_EPOCH_OF_VIEWS
-    epochs = min(max(round(seen / shape[0]), low), high)
+    if epochs is None:
+        epochs = min(max(round(seen / shape[0]), low), high)
     model = _perceptron() if vectors else _covering(min(shape[2:]))
     return {
         "model": {**model, "heads": [n_classes] * N_HEADS, **({"hidden": HIDDEN} if of_views else {})},
@@ -75,7 +79,11 @@ def _views(channels: int) -> dict[str, Any]:
 
 def told(shape: tuple[int, ...], config: Config, *, timed: bool = False) -> str:
     """What is assumed of the data, in a few lines; if the run is timed, the epochs are not known yet."""
-    model, n_relabels, epochs = config.model, config.labels.n_relabels, config.train.epochs
+    from otlabel.training.loaders import batch_sizes
+    from otlabel.training.timetable import Timetable
+
+    model, epochs = config.model, config.train.epochs
+    n_relabels = Timetable(config).count(len(batch_sizes(shape[0], config.train.batch_size))).total()
     vectors = len(shape) == 2
     if vectors:
         data = f"{shape[0]:,} vectors of {shape[1]} numbers"
@@ -83,7 +91,7 @@ def told(shape: tuple[int, ...], config: Config, *, timed: bool = False) -> str:
         kind = {1: "in grey", 3: "in colour"}.get(shape[1], f"of {shape[1]} channels")
         data = f"{shape[0]:,} images of {shape[2]} x {shape[3]} pixels, {kind}"
     lines = [f"{data}, in {model.heads[0]} classes: {model.backbone} {model.options}, {len(model.heads)} heads"]
-    lines[0] += "." if timed else f", {epochs} epochs, {n_relabels} relabellings."
+    lines[0] += "." if timed else f", {with_noun(epochs, 'epoch')}, {with_noun(n_relabels, 'relabelling')}."
     if not vectors:
         mirrored, other = ("are mirrored", "false") if config.augment.flip else ("are not mirrored", "true")
         lines.append(f"Images {mirrored}; if that does not suit them, --set augment.flip={other}.")

@@ -53,7 +53,10 @@ EAGER = {
         f"training/{name}.py"
         for name in ("augment", "entry", "evaluate", "folder", "loaders", "module", "run", "setup")
     }
-    | {f"training/{name}.py" for name in ("crops", "exporting", "judged", "listing", "probes", "saved", "trainer")}
+    | {
+        f"training/{name}.py"
+        for name in ("crops", "exporting", "judged", "listing", "measuring", "probes", "saved", "trainer")
+    }
     | {str(f.relative_to(PACKAGE)) for f in (PACKAGE / "training/networks").glob("*.py")},
     "sklearn": {"cluster/estimator.py", "cluster/residual.py"},
 }  # what is written in them, and loaded late itself

@@ -163,6 +163,17 @@ def test_scores_of_a_run_are_those_of_its_network(run: Path) -> None:
     np.testing.assert_array_equal(found.images, again.images.train)
 
 
+def test_scores_that_memory_has_no_room_for_go_to_a_file(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_memory, page = find(run, 1).scores, report(run)
+    assert type(in_memory) is np.ndarray
+    monkeypatch.setattr("otlabel.selflabel.head_scores.MATRIX_SHARE", 0.0)
+    monkeypatch.setattr("otlabel.sources.caching.CACHE_SHARE", 0.0)
+    in_file = find(run, 1).scores
+    assert isinstance(in_file, np.memmap)
+    np.testing.assert_array_equal(in_file, in_memory)
+    assert report(run) == page
+
+
 def test_run_whose_data_are_gone_or_changed(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)

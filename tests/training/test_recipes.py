@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import torch
 from small_runs import make_images
 
 from otlabel.commands.main import main
+from otlabel.commands.train import changed
 from otlabel.selflabel import load_labels, save_labels
 from otlabel.training.config import RECIPES, read_config
 from otlabel.training.data import Images, load_images
 from otlabel.training.entry import Entry, entry_of, slopes
+from otlabel.training.networks import network
+from otlabel.training.timetable import Timetable
 
 pytest.importorskip("PIL.Image")
 OURS = ("digits", "fashion_mnist", "cifar10")
@@ -69,6 +73,22 @@ def test_every_setting_of_a_paper_says_whose_it_is() -> None:
             if " = " in line and not line.startswith("#") and "drops = " not in line and "schedule" not in line:
                 is_data = line.startswith("name = ") and "imagenet" not in line
                 assert "# " in line or is_data or "method" in line, (name, line)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "papers.md"
+COMMANDS = re.findall(r"`((?:train|transfer) [^`]+)`", PAGE.read_text(encoding="utf-8")) if PAGE.exists() else []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_papers_tables_are_accepted(command: str) -> None:
+    """Every one names a recipe, settings that fit together, and a network that there is."""
+    words = command.split()
+    config = changed(read_config(words[1]), words[3::2] if words[0] == "train" else words[4::2])
+    assert set(words[2 if words[0] == "train" else 3 :: 2]) <= {"--set"}
+    Timetable(config)
+    given = config.model
+    with torch.device("meta"):
+        network(given.backbone, 2 if given.sobel else 3, **given.options)
 
 
 def test_slopes_are_those_of_sobel() -> None:

@@ -23,6 +23,7 @@ from otlabel.errors import FileFormatError, FingerprintError
 from otlabel.selflabel import load_labels
 from otlabel.selflabel.model import forward_only
 from otlabel.training.augment import plain
+from otlabel.training.entry import Entry, Input
 from otlabel.training.evaluate import features_of
 from otlabel.training.exporting import backbone_weights, export
 from otlabel.training.judged import Protocol, _majority, _numbers, judge
@@ -81,6 +82,29 @@ def test_folders_that_are_no_runs(finished: tuple[Path, Run], tmp_path: Path) ->
             SavedRun(folder).model()
     with pytest.raises(ValueError, match="no weights of a best relabelling"):
         SavedRun(folder).model(best=True)
+
+
+def test_what_a_network_is_given_is_in_the_checkpoint(finished: tuple[Path, Run], tmp_path: Path) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    assert SavedRun(folder).input == Input((1, 8, 8))
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    own = state["callbacks"]["otlabel"]
+    wrong: list[Any] = [3, {}, {"shape": [1, 8], "entry": None}, {"shape": ["x", 8, 8], "entry": None}]
+    entry = {"mean": [0.5], "spread": [0.2], "sobel": False}
+    wrong += [
+        {"shape": [1, 8, 8], "entry": entry | change} for change in ({"mean": [0, 1]}, {"spread": [0]}, {"mean": 1})
+    ]
+    for damaged in wrong:
+        own["input"] = damaged
+        torch.save(state, folder / "checkpoint.pt")
+        with pytest.raises(FileFormatError, match="is damaged"):
+            SavedRun(folder).model()
+    own["input"] = {"shape": [1, 8, 8], "entry": entry}
+    torch.save(state, folder / "checkpoint.pt")
+    assert SavedRun(folder).input == Input((1, 8, 8), Entry((0.5,), (0.2,)))
+    del own["input"]  # as of earlier versions: then its data tell it
+    torch.save(state, folder / "checkpoint.pt")
+    assert SavedRun(folder).input == Input((1, 8, 8))
 
 
 # ---- probes of a run ----
@@ -149,16 +173,24 @@ def test_a_run_on_image_files_is_probed_by_its_own_input(tmp_path: Path, capsys:
     images = saved.images()
     device = torch.device("cpu")
     np.testing.assert_array_equal(
-        features_of(saved.model(images.train), images.train, device), features_of(run.model, images.train, device)
+        features_of(saved.model(), images.train, device), features_of(run.model, images.train, device)
     )
     assert main(["probe", str(tmp_path / "run"), "--json", "--epochs", "12"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["n_train"], found["n_val"], found["is_apart"]) == (48, 16, False)
     assert max(one["top1"] for one in found["probes"]) > 0.9
+    values = torch.stack(list(images.train.all())).transpose(0, 1).flatten(1).double() / 255
+    # With other images named, the run's own need not be there: the checkpoint knows what they were standardised by.
+    images_moved = (tmp_path / "images").rename(tmp_path / "elsewhere")
+    command = ["probe", str(tmp_path / "run"), "--json", "--epochs", "12"]
+    assert main([*command, "--data", str(images_moved)]) == 0
+    elsewhere = json.loads(capsys.readouterr().out)
+    assert [one["top1"] for one in elsewhere["probes"]] == [one["top1"] for one in found["probes"]]
+    assert main(command) == 2
+    assert "images" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "x.safetensors")]) == 0
     told = capsys.readouterr().out
     assert all(len(line) <= 80 for line in told.splitlines() if str(tmp_path) not in line)
-    values = torch.stack(list(images.train.all())).transpose(0, 1).flatten(1).double() / 255
     mean, spread = (", ".join(f"{one:.4f}" for one in of.tolist()) for of in (values.mean(1), values.std(1)))
     assert f"own mean {mean} and deviation {spread}; slopes of grey" in " ".join(told.split())
 

@@ -114,3 +114,17 @@ def test_what_is_data_and_what_is_a_config(tmp_path: Path, capsys: pytest.Captur
     assert "say how many classes" in capsys.readouterr().err
     assert main(["train", str(tmp_path / "r.toml"), "-k", "3", "-o", str(tmp_path / "run")]) == 2
     assert "leave -k out" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_announced_is_what_happens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32))
+    command = ["train", str(tmp_path / "x.npy"), "-k", "4", "-o", str(tmp_path / "run"), "--set", "train.threads=1"]
+    assert main([*command, "--set", "train.epochs=3"]) == 0
+    said = capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    done = sum(line["relabellings"] for line in lines)
+    assert f"3 epochs, {done} relabellings." in " ".join(said.split())
+    assert done <= 6
+    assert main([*command[:5], str(tmp_path / "none"), "--set", "train.epochs=0"]) == 2
+    assert "epochs is 0; give at least 1" in capsys.readouterr().err

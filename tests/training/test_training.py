@@ -83,12 +83,12 @@ import otlabel.training.module
 from otlabel.training.config import read_config
 from otlabel.training.run import train
 rng, n_killed = random.Random(0), 0
-while n_killed < 4:
+while n_killed < 5:
     process = os.fork()
     if not process:
         train(read_config(sys.argv[1]), sys.argv[2])
         os._exit(0)
-    time.sleep(rng.uniform(0.1, 1.2))
+    time.sleep(rng.uniform(0.1, 1.0))
     os.kill(process, signal.SIGKILL)
     if not os.WIFSIGNALED(os.waitpid(process, 0)[1]):
         break
@@ -330,7 +330,9 @@ def test_lightning_keeps_quiet_and_an_interrupt_stays_one(capfd: pytest.CaptureF
 
 
 def test_mixed_precision_trains_and_labels(tmp_path: Path) -> None:
-    wanted = config(train__epochs=2, trainer__precision="bf16", model__options={"widths": [8, 8], "strides": [2, 2]})
+    wanted = config(
+        train__epochs=2, trainer__precision="bf16-mixed", model__options={"widths": [8, 8], "strides": [2, 2]}
+    )
     run = train(wanted, tmp_path)
     assert run.labeler._extractor.amp is torch.bfloat16
     np.testing.assert_array_equal(np.bincount(run.labeler.labels[0]), [30] * 10)

@@ -33,6 +33,12 @@ def test_features_get_better_than_those_of_the_untrained_network() -> None:
     np.testing.assert_array_equal(np.sort(np.bincount(run.labeler.labels[0])), [129] * 3 + [130] * 7)
 
 
+def test_nothing_is_read_where_nobody_wants_features_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("otlabel.training.evaluate.features_of", None)  # whose features of a million images fill memory
+    wanted = config(train__epochs=1, data__n_samples=40, evaluation__knn=0, evaluation__probe=False)
+    assert "knn" not in train(wanted).result
+
+
 def test_features_of_thinned_images_are_judged_by_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also on other data, in the channels of the first."""
     colours = np.random.default_rng(0).integers(0, 256, (60, 3, 9, 9)).astype(np.uint8)
@@ -197,6 +203,7 @@ def test_labels_of_views_and_in_the_end_of_images_as_they_are(fixed: int) -> Non
 def test_labels_of_views_are_of_sinkhorn_and_images(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="augmented is of method = 'sinkhorn' or 'argmax', this is 'kmeans'"):
         config(labels__augmented=True, labels__method="kmeans")
+    assert config(labels__augmented=False, labels__method="kmeans").labels.augmented is False
     np.save(tmp_path / "vectors.npy", np.zeros((9, 12), np.float32))
     given = {"data": {"name": str(tmp_path / "vectors.npy")}, "labels": {"augmented": True}}
     with pytest.raises(FileFormatError, match="augmented is for images; these data are feature vectors"):
