@@ -99,9 +99,9 @@ class Several:
         """As `left_out_lists` says."""
         return Ready(left_out_lists(*block, potentials, origin, inverse_epsilon, reach, self._k))
 
-    def list_block(self, block: Any, potentials: np.ndarray, width: float) -> Arrays:
-        """Of a dense block, how many classes of each row are within a width of its k-th best, classes and scores."""
-        found: Arrays = near_block(block, potentials, self._k, width, NO_LABELS)
+    def list_block(self, block: Any, potentials: np.ndarray, spans: np.ndarray) -> Arrays:
+        """Of a dense block, how many classes of each row are within the largest span of its k-th best, and which."""
+        found: Arrays = near_block(block, potentials, self._k, spans.max(), NO_LABELS)
         return found
 
     def _of_plan(self, block: Any, potentials: np.ndarray, inverse_epsilon: Any) -> Lists:
