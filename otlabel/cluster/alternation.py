@@ -28,8 +28,8 @@ from otlabel.sources import (
 )
 
 GAP_CLUSTERS = 8  # how far apart the best clusters of a row are, up to this one
-GAP_EPSILONS, MUCH_FINER = 16.0, 8.0  # epsilon in this, but not so much smaller than otherwise
-PLAN_TOLERANCE = 0.02  # class error at which the plan is left to the repair, which moves the rest one by one
+GAP_EPSILONS, MUCH_FINER = 64.0, 32.0  # epsilon in this, but not so much smaller than otherwise
+PLAN_TOLERANCE = 0.01  # class error at which the plan is left to the repair, which moves the rest one by one
 DISTINCT = 1e-20  # of the data's variance: a row at this squared distance from its centre is at its centre
 STEP = float(np.finfo(np.float64).eps)  # of a distance: by which rounding moves a centre that comes from there
 CENTRING_ROUNDS = 50  # of potentials towards the middle of where they may be; each halves what is left, nearly

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from otlabel.solver.monitor import Monitor
@@ -9,32 +11,40 @@ from otlabel.solver.objective import Objective
 from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rungs import LAST_TOLERANCE, RUNG_TOLERANCE, finest, ladder, solve_at_epsilon, zero
 from otlabel.solver.samples import restricted
-from otlabel.solver.shortlist import NEAR, Aim, drift, width_for
+from otlabel.solver.shortlist import NEAR, Aim, moves_of, reach_for
 
-FAR_OFF = 0.5  # class error on the sample from which on given potentials are of no use
+NEARLY, FAR_OFF = 0.2, 1.0  # class error on the sample up to which given potentials are right, or of use
+CHANCE = 1.5  # times as far from the sample's as those of half of it are
 
 
 def aim(sample: Problem, stretch: int, solver: Solver, init: np.ndarray | None, monitor: Monitor) -> Aim:
-    """Given potentials if these are of use, else those of a sample by falling epsilon, and a width for lists at them.
+    """Given potentials if these are of use, else those of a sample by falling epsilon, and a reach for lists at them.
 
     Its rows lie in stretches of so many. Potentials of every second of these are about as far from those of the whole
     sample as those are from those of all rows. Given ones may be much nearer than that: what a sample lacks of some
-    class by chance moves its potential far where no other rows are near.
+    class by chance moves its potential far where no other rows are near. So lists are made at those if the sample's are
+    hardly farther from them than may be chance.
     """
-    if init is not None and _error(sample, solver, init, monitor) <= FAR_OFF:
-        return _aim(init, sample, solver, NEAR * solver.epsilon)
+    error = math.inf if init is None else _error(sample, solver, init, monitor)
+    if init is not None and error <= NEARLY:
+        return _aim(init, sample, solver, np.full(sample.n_classes, NEAR * solver.epsilon))
     *rungs, last = ladder(sample.spread, solver.epsilon, finest(sample))
-    g = zero(sample)
-    for epsilon in rungs:
+    g = zero(sample) if init is None or error > FAR_OFF else init
+    for epsilon in rungs if error > FAR_OFF else ():
         g = solve_at_epsilon(sample, solver, epsilon, RUNG_TOLERANCE, g, monitor).potentials
     g = solve_at_epsilon(sample, solver, last, LAST_TOLERANCE, g, monitor).potentials
     half = restricted(sample, sample.sampled[sample.sampled // stretch % 2 == 0])
     of_half = solve_at_epsilon(half, solver, last, LAST_TOLERANCE, g, monitor).potentials
-    return _aim(g, sample, solver, drift(of_half, g))
+    moves = moves_of(of_half, g)
+    if init is not None and error <= FAR_OFF:
+        from_init = moves_of(init, g)
+        if np.median(from_init) <= CHANCE * np.median(moves):
+            return _aim(init, sample, solver, from_init)
+    return _aim(g, sample, solver, moves)
 
 
-def _aim(g: np.ndarray, sample: Problem, solver: Solver, moves: float) -> Aim:
-    return Aim(g, g + solver.epsilon * sample.rule.log_mass, width_for(sample.n_classes, solver, moves))
+def _aim(g: np.ndarray, sample: Problem, solver: Solver, moves: np.ndarray) -> Aim:
+    return Aim(g, g + solver.epsilon * sample.rule.log_mass, reach_for(solver, moves))
 
 
 def _error(sample: Problem, solver: Solver, g: np.ndarray, monitor: Monitor) -> float:

@@ -20,10 +20,10 @@ from otlabel.solver.outcome import Status
 from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rungs import LAST_TOLERANCE, RUNG_TOLERANCE, finest, ladder, solve_at_epsilon, zero
 from otlabel.solver.samples import samples_of
-from otlabel.solver.shortlist import NEAR, Shortlist, may_be_listed, probe_of, shorten, width_for
+from otlabel.solver.shortlist import NEAR, Shortlist, may_be_listed, moves_of, probe_of, reach_for, shorten
 
 WARM_PASSES = 12  # within which a given start must lead to the end; a fresh one takes about as many
-MOST_LISTS = 2  # that are made before all scores are read in each pass
+MOST_LISTS = 4  # that are made before all scores are read in each pass
 FRESH_PASSES = 30  # within which a start that samples of the rows lead to must lead to the end
 SERVING_PASSES = 100  # that a fresh start may take there in all: what is left over is for the repair ...
 UNEVEN_PASSES = 24  # ... and where some rows are so much wider than most that plans of a small epsilon are staircases
@@ -76,7 +76,7 @@ def _shortlist(
     if sample is None:
         return None, None
     aimed = aim(sample, 1, solver, init, monitor)
-    return shorten(problem, aimed.origin, aimed.width, monitor, probe_of(sample.rows, sample.sampled)), aimed.start
+    return shorten(problem, aimed.origin, aimed.reach, monitor, probe_of(sample.rows, sample.sampled)), aimed.start
 
 
 def _descend(problem: Problem, solver: Solver, begun: np.ndarray | None, monitor: Monitor) -> Solution:
@@ -101,7 +101,7 @@ def _descend(problem: Problem, solver: Solver, begun: np.ndarray | None, monitor
 
 def lists_near(problem: Problem, solver: Solver, potentials: np.ndarray, monitor: Monitor) -> Shortlist | None:
     """Lists at potentials that are about right, or None where these would be long."""
-    return shorten(problem, potentials, width_for(problem.n_classes, solver, NEAR * solver.epsilon), monitor)
+    return shorten(problem, potentials, reach_for(solver, np.full(problem.n_classes, NEAR * solver.epsilon)), monitor)
 
 
 def is_listable(problem: Problem, solver: Solver) -> bool:
@@ -123,12 +123,10 @@ def _on_lists(
         converged = solution.status is Status.CONVERGED
         if error <= solver.tol or (left_out <= solver.tol and not converged) or monitor.n_sweeps >= solver.max_sweeps:
             return replace(solution, point=replace(point, error=error), shortlist=shortlist)
-        if not converged:
-            break  # what was left out may be what it lacks
-        g, width = point.potentials, width_for(problem.n_classes, solver, shortlist.drift(point.plan_potentials))
+        g, reach = point.potentials, reach_for(solver, moves_of(point.plan_potentials, shortlist.origin))
         if n_made == MOST_LISTS:
             break
-        wider = shorten(problem, point.plan_potentials, width, monitor, shortlist.probe)
+        wider = shorten(problem, point.plan_potentials, reach, monitor, shortlist.probe)
         if wider is None:
             break
         shortlist = wider

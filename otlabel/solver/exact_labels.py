@@ -13,9 +13,9 @@ from otlabel.solver.newton import Solution
 from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rounding import Rounded, round_exact
 from otlabel.solver.sharpening import few_contested, near_integer
-from otlabel.solver.shortlist import shorten
+from otlabel.solver.shortlist import moves_of, shorten
 
-WIDER = 4.0  # times as wide, where lists leave no assignment, or rounding needs more slack
+WIDER = 2.0  # times the reach, where lists leave no assignment, or rounding needs more slack
 
 
 def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: Monitor) -> tuple[Rounded, Problem]:
@@ -29,10 +29,13 @@ def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: 
         shortlist = lists_near(problem, solver, plan, monitor)
     near = problem if shortlist is None else shortlist.problem
     g = plan if few else near_integer(near, solver, solution, monitor).potentials
+    if shortlist is not None and not shortlist.covers(g):
+        g = plan  # lists that lack too much of some class ask any price for it
     slack = 0.0
     for n_made in range(1, MOST_LISTS + 1):
         if shortlist is None:
             break
+        reach = WIDER * shortlist.reach
         try:
             rounded = round_exact(shortlist.problem, g, solver.seed, monitor, shortlist.room, slack)
         except InfeasibleError:  # of what lists leave out, some may be the way
@@ -41,6 +44,8 @@ def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: 
             g, slack = rounded.potentials, rounded.slack
             if rounded.is_done and shortlist.covers(g):
                 return rounded, shortlist.problem
-        width = WIDER * shortlist.reach
-        shortlist = shorten(problem, g, width, monitor, shortlist.probe) if n_made < MOST_LISTS else None
+            if rounded.is_done:
+                reach, slack = shortlist.reach, 0.0
+            reach = np.maximum(reach, moves_of(g, shortlist.origin))
+        shortlist = shorten(problem, g, reach, monitor, shortlist.probe) if n_made < MOST_LISTS else None
     return round_exact(problem, g, solver.seed, monitor, least_slack=slack if math.isfinite(slack) else 0.0), problem

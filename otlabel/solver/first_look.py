@@ -60,7 +60,7 @@ def first_look(
             aimed = aim(sample, stretch, solver, init, monitor)
             probe = probe_of(sample.rows, sample.sampled)
             sample = replace(sample, rows=probe)  # the rest of it is not needed in memory any more
-            listed = list_rows(rows, aimed.origin, aimed.width, sample, probe, inspecting=True)
+            listed = list_rows(rows, aimed.origin, aimed.reach, sample, probe, inspecting=True)
             if listed is not None:
                 monitor.record("list", rows.n_rows)
                 return FirstLook(rows, sampled, aimed.start, listed)

@@ -1,13 +1,13 @@
 """Of each row only the classes near its best: read once, then solved, rounded and proven without another reading.
 
-The best class of a row under the final potentials g is nearly always one of a few: of those within a width w of the
-best under potentials g0 that a sample of the rows gives. If
+The best class of a row under the final potentials g is nearly always one of a few: of those that may be the best where
+each potential moves from what a sample of the rows gives, g0, by a reach r of its own. Class k is left out where
 
-    max_k (g - g0)_k - min_k (g - g0)_k <= w
+    s_k + (g0 + r)_k < max_j s_j + (g0 - r)_j,    and is nobody's best under g while    max_k |g - g0 - c|_k <= r_k
 
-no class that was left out is any row's best under g: its score + g stays below top0 - w + max(g - g0), which is no
-more than top0 + min(g - g0), a lower bound of the row's best. So what the lists say of labels and of the bound is what
-all scores would say. Left-out classes carry little of the entropic plan: see `Shortlist.left_out`.
+for some shift c of all potentials: then s_k + g_k < max_j s_j + g_j. So what the lists say of labels and of the bound
+is what all scores would say. Left-out classes carry little of the entropic plan: see `Shortlist.left_out`. Reaches are
+of different lengths because potentials of classes that hardly any rows may leave or come to move much farther.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ MOST_LISTED = 0.25  # share of the classes that lists may hold: where plans are 
 MEMORY_SHARE = 0.25  # of what is free that they may take
 MARGIN, MARGIN_OF_PLAN = 1.6, 0.5  # times the estimate of how far potentials will move: for labels, and where ...
 LEFT_OUT = 0.25  # ... the plan's error by what lists leave out is to stay below this share of the tolerance
-NEAR = 8.0  # times epsilon: how far potentials are taken to be that are about right on all rows
-MUCH_SLACK = 3  # times the reach of lists: more slack finds too few of its candidates there
+NEAR = 4.0  # times epsilon: how far potentials are taken to be that are about right on all rows
+USUAL = 1.0  # times the median of how far potentials are apart: so far others most likely are
+MUCH_SLACK = 3  # times the usual width of lists: more slack finds too few of its candidates there
 LEAST_SHARE = 1e-300  # of which there is a logarithm
 ROUNDING = 4.0  # roundings of the numbers added, by which a class may have been judged wrongly
 
@@ -47,7 +48,7 @@ class Aim:
 
     start: np.ndarray  # (K,) g to go on from
     origin: np.ndarray  # (K,) the same with the logarithms of what classes are asked for, as scores are raised by them
-    width: float  # of lists that will most likely do
+    reach: np.ndarray  # (K,) by which each may move: of lists that will most likely do
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class Listed:
 
     rows: RowSet
     origin: np.ndarray  # (K,) g0, as it was added
-    width: float
+    reach: np.ndarray  # (K,) r
     rounding: float  # of one sum that decided, in parts of the largest number in it
     of_scores: float  # by which scores that decided may differ from those that are listed
     probe: RowSet  # rows of this process that tell how long lists will be
@@ -69,20 +70,16 @@ class Shortlist:
 
     problem: Problem
     origin: np.ndarray  # (K,) g0
-    reach: float  # the width, less what rounding may have taken
+    reach: np.ndarray  # (K,) r, less what rounding may have taken
     probe: RowSet
 
     @classmethod
     def of(cls, listed: Listed, problem: Problem) -> Shortlist:
         """Lists of a problem's rows."""
-        rounding = listed.rounding * _largest(problem.magnitude, problem.extent, listed.origin)
+        rounding = listed.rounding * _largest(problem.magnitude, problem.extent, listed.origin + listed.reach)
         (of_scores,) = problem.rows.max("lists", listed.of_scores)
-        reach = listed.width - rounding - 2 * of_scores
+        reach = listed.reach - (rounding / 2 + of_scores)
         return cls(replace(problem, rows=listed.rows), listed.origin, reach, listed.probe)
-
-    def drift(self, potentials: np.ndarray) -> float:
-        """osc(g - g0): how far potentials are from those that the lists were made at."""
-        return drift(potentials, self.origin)
 
     def room(self, potentials: np.ndarray) -> float:
         """The most slack that rounding may ask for here; none where lists speak for these potentials no more.
@@ -90,41 +87,48 @@ class Shortlist:
         As a rule the way is not all of the slack: that there may be better candidates beyond the lists is no reason to
         end, as long as few are missed.
         """
-        return MUCH_SLACK * self.reach if self.covers(potentials) else 0.0
+        return MUCH_SLACK * 2 * float(np.median(self.reach)) if self.covers(potentials) else 0.0
 
     def covers(self, potentials: np.ndarray) -> bool:
         """Whether no class that was left out can be the best of any row."""
-        return self.drift(potentials) <= self.reach
+        is_open = np.isfinite(potentials)
+        if not np.array_equal(np.isfinite(self.origin), is_open):
+            return False
+        moved, reach = potentials[is_open] - self.origin[is_open], self.reach[is_open]
+        return bool((moved - reach).max() <= (moved + reach).min())
 
     def left_out(self, potentials: np.ndarray, epsilon: float) -> float:
         """The most that the classes left out can have of the plan; twice that is its error.
 
-        Of a row whose best class was t, class k has at most exp((m_k - m_t - reach) / epsilon), where m is how far
-        potentials have moved. Where rows take several classes each, each row says by itself: see `sweep.left_out`.
+        Of a row where class t kept the most, class k has at most exp((m_k - r_k - m_t - r_t) / epsilon), where m is how
+        far potentials have moved. Where rows take several classes each, each row says by itself: see `sweep.left_out`.
         """
-        open_classes = np.isfinite(potentials)
-        if math.isinf(self.drift(potentials)):
+        is_open = np.isfinite(potentials)
+        if not np.array_equal(np.isfinite(self.origin), is_open):
             return math.inf
         if self.problem.rows.labels_per_row > 1:
-            return sweep.left_out(self.problem.rows, potentials, self.origin, epsilon, self.reach)
-        moved = (potentials[open_classes] - self.origin[open_classes]) / epsilon
-        log_shares = np.log(np.maximum(self.best_shares[open_classes], LEAST_SHARE))
-        log_total = logsumexp(moved) + logsumexp(log_shares - moved) - self.reach / epsilon
+            width = 2 * float(self.reach.min())
+            return sweep.left_out(self.problem.rows, potentials, self.origin, epsilon, width)
+        moved, reach = potentials[is_open] - self.origin[is_open], self.reach[is_open]
+        log_shares = np.log(np.maximum(self.best_shares[is_open], LEAST_SHARE))
+        log_total = logsumexp((moved - reach) / epsilon) + logsumexp(log_shares - (moved + reach) / epsilon)
         return math.exp(min(log_total, 0.0))
 
     @functools.cached_property
     def best_shares(self) -> np.ndarray:
-        """(K,) of the mass, in rows whose best class each is at the origin."""
+        """(K,) of the mass, in rows of which each class keeps the most."""
         problem = self.problem
-        return sweep.sweep(problem.rows, self.origin, 1.0, problem.weights).counts / problem.n_units
+        return sweep.sweep(problem.rows, self.origin - self.reach, 1.0, problem.weights).counts / problem.n_units
 
 
-def drift(potentials: np.ndarray, origin: np.ndarray) -> float:
-    """osc(g - g0) over the classes that are open."""
-    open_classes = np.isfinite(potentials)
-    if not np.isfinite(origin[open_classes]).all():
-        return math.inf
-    return float(np.ptp(potentials[open_classes] - origin[open_classes]))
+def moves_of(potentials: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """(K,) how far potentials are from others, up to what all have moved; no class that usual ones say is nearer."""
+    is_open = np.isfinite(potentials) & np.isfinite(origin)
+    moved = potentials[is_open] - origin[is_open]
+    moved = np.abs(moved - np.median(moved))
+    moves = np.full(len(potentials), min(USUAL * float(np.median(moved)), moved.max()))
+    moves[is_open] = np.maximum(moves[is_open], moved)
+    return moves
 
 
 def may_be_listed(rows: RowSet, rule: Rule, most: np.ndarray, solver: Solver, row_rho: float) -> bool:
@@ -142,19 +146,20 @@ def may_be_listed(rows: RowSet, rule: Rule, most: np.ndarray, solver: Solver, ro
     return large and not shut.any() and not quick and not isinstance(rows.source, ListedSource)
 
 
-def width_for(n_classes: int, solver: Solver, moves: float) -> float:
-    """A width for potentials that may move so far, at which lists also hold the plan."""
-    of_plan = solver.epsilon * math.log(2 * n_classes / (LEFT_OUT * solver.tol))
-    return max(MARGIN * moves, MARGIN_OF_PLAN * moves + of_plan)
+def reach_for(solver: Solver, moves: np.ndarray) -> np.ndarray:
+    """A reach for potentials that may move so far (K,), at which lists also hold the plan."""
+    of_plan = solver.epsilon * math.log(2 * len(moves) / (LEFT_OUT * solver.tol)) / 2
+    reach: np.ndarray = np.maximum(MARGIN * moves, MARGIN_OF_PLAN * moves + of_plan)
+    return reach
 
 
 def shorten(
-    problem: Problem, potentials: np.ndarray, width: float, monitor: Monitor, probe: RowSet | None = None
+    problem: Problem, potentials: np.ndarray, reach: np.ndarray, monitor: Monitor, probe: RowSet | None = None
 ) -> Shortlist | None:
     """Lists of a problem's rows in one reading, or None where they would be long."""
     if probe is None:
         probe = probe_of(problem.rows, problem.sampled)
-    listed = list_rows(problem.rows, potentials, width, problem, probe)
+    listed = list_rows(problem.rows, potentials, reach, problem, probe)
     if listed is None:
         return None
     monitor.record("list", problem.n_rows)
@@ -167,36 +172,40 @@ def probe_of(rows: RowSet, sampled: np.ndarray) -> RowSet:
 
 
 def list_rows(
-    rows: RowSet, potentials: np.ndarray, width: float, like: Problem, probe: RowSet, *, inspecting: bool = False
+    rows: RowSet, potentials: np.ndarray, reach: np.ndarray, like: Problem, probe: RowSet, *, inspecting: bool = False
 ) -> Listed | None:
     """Lists of all rows, or None where those of a few are long; scores are about as large as those of `like`."""
     fine = rows.opened.fine
     kind: type = np.float32
-    size = _largest(like.magnitude, like.extent, potentials)
+    if rows.labels_per_row > 1:
+        reach = np.full_like(reach, reach.max())
+    size = _largest(like.magnitude, like.extent, potentials + reach)
     if fine.dtype == "float64" and rows.opened.few is None:
         kind = np.float64
-    if ROUNDING * float(np.finfo(kind).eps) * size > width / 16:
+    if ROUNDING * float(np.finfo(kind).eps) * size > float(reach.min()) / 8:
         kind = np.float64
     origin: np.ndarray = potentials.astype(kind)
 
-    def length(width: float) -> float:
+    def length(reach: np.ndarray) -> float:
         """Of a list in the mean."""
-        found = sweep.listed(probe, origin, width, 1.0).source.n_listed
+        found = sweep.listed(probe, origin, reach.astype(kind), 1.0).source.n_listed
         n_listed, n_probed = rows.sum("lists", np.array([found, probe.shape[0]]))[0]
         return float(n_listed / n_probed)
 
-    n_listed, most = length(width), MOST_LISTED * rows.shape[1]
-    while n_listed < FEW_LISTED and width < size and (wider := length(2 * width)) <= most:
-        width, n_listed = 2 * width, wider
+    n_listed, most = length(reach), MOST_LISTED * rows.shape[1]
+    while n_listed < FEW_LISTED and 2 * float(reach.max()) < size and (wider := length(2 * reach)) <= most:
+        reach, n_listed = 2 * reach, wider
     n_bytes = n_listed * rows.shape[0] * (4 + ITEM_BYTES[fine.dtype])
     (too_large,) = rows.max("lists", float(n_bytes > MEMORY_SHARE * free_memory()))
     if n_listed > most or too_large:
         return None
-    listing = sweep.listed(rows, origin, width, quantum_of(like.n_units), inspecting=inspecting)
+    as_added: np.ndarray = reach.astype(kind)
+    listing = sweep.listed(rows, origin, as_added, quantum_of(like.n_units), inspecting=inspecting)
     listed = rows.over(Opened.of(listing.source))
     listed.columns = listing.source.columns
     rounding = ROUNDING * float(np.finfo(kind).eps)
-    return Listed(listed, origin.astype(np.float64), width, rounding, listing.rounding, probe, listing.inspection)
+    origin, as_added = origin.astype(np.float64), as_added.astype(np.float64)
+    return Listed(listed, origin, as_added, rounding, listing.rounding, probe, listing.inspection)
 
 
 def _largest(magnitude: float, extent: float, potentials: np.ndarray) -> float:

@@ -240,10 +240,14 @@ def candidates(rows: RowSet, potentials: np.ndarray, labels: np.ndarray, slack: 
     return Candidates(movable, sizes, classes, scores, taken[0].astype(bool) if taken else np.empty(0, bool))
 
 
-def listed(rows: RowSet, potentials: np.ndarray, width: float, quantum: float, *, inspecting: bool = False) -> Listing:
-    """Of each row here the classes whose u = scores + potentials, in the potentials' precision, is near its best.
+def listed(
+    rows: RowSet, potentials: np.ndarray, reach: np.ndarray, quantum: float, *, inspecting: bool = False
+) -> Listing:
+    """Of each row here the classes that may be its best where each potential moves by its `reach` (K,) at most.
 
-    What is listed are the fine scores. Where these are costly to make, those of passes say which ones.
+    These are those whose u = scores + potentials + reach, in the potentials' precision, is no less than what any class
+    keeps, its u - 2 reach. What is listed are the fine scores; where these are costly to make, those of passes say
+    which ones.
     """
     from otlabel.sources.base import storage_array
     from otlabel.sources.listed import ListedSource, Lists
@@ -252,13 +256,14 @@ def listed(rows: RowSet, potentials: np.ndarray, width: float, quantum: float, *
 
     few = rows.opened.few
     read = rows.fine if few is None else rows
+    highest, spans = potentials + reach, 2 * reach
     looks = _Looks(read, every_score=False) if inspecting else None
 
     def choose(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
         counts = (0, 0) if looks is None else looks.look(backend, block, start, stop).result()
         one_each = isinstance(block, np.ndarray) and not isinstance(backend, Several)
         choose_classes = list_block if one_each else Several(rows.labels_per_row, backend).list_block
-        sizes, classes, scores = choose_classes(block, potentials, width)
+        sizes, classes, scores = choose_classes(block, highest, spans)
         rounding = 0.0
         if few is not None:
             scores, rounding = few(start, stop, sizes, classes)

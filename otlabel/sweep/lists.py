@@ -87,8 +87,8 @@ def raise_unlisted(
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
-def list_block(scores, potentials, width):
-    """The classes of each row of a dense block whose u = scores + potentials is within `width` of its best.
+def list_block(scores, potentials, spans):
+    """The classes of each row of a dense block whose u = scores + potentials is no less than any u - span.
 
     In the precision of the potentials. Returns how many each row has, and, row after row, classes and stored scores.
     """
@@ -96,8 +96,6 @@ def list_block(scores, potentials, width):
     u = np.empty(n_classes, potentials.dtype)
     near = np.zeros(-(-n_classes // FLAGS) * FLAGS, np.uint8)
     words = near.view(np.uint64)
-    reach = np.empty(1, potentials.dtype)
-    reach[0] = width
     sizes, n_entries = np.empty(n_rows, np.int32), 0
     classes, values = (
         np.empty(16 * n_rows + 2 * n_classes, np.int32),
@@ -108,8 +106,8 @@ def list_block(scores, potentials, width):
         for k in range(n_classes):
             value = widen(scores[i, k]) + potentials[k]
             u[k] = value
-            top = larger(top, value)
-        floor = max(top - reach[0], np.float32(LOWEST_LISTED))
+            top = larger(top, value - spans[k])
+        floor = max(top, np.float32(LOWEST_LISTED))
         before = n_entries
         while n_entries + n_classes + FLAGS > classes.size:
             classes, values = grown(classes), grown(values)

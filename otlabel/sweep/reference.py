@@ -112,14 +112,15 @@ def candidates_block(
 
 
 def near_block(
-    block: torch.Tensor, potentials: np.ndarray, k: int, width: float, labels: np.ndarray
+    block: torch.Tensor, potentials: np.ndarray, k: int, spans: float | np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """The classes of each row whose u is within `width` of its k-th largest, and of its labels (n, k) if there are any.
+    """The classes of each row whose u is no less than the k-th largest u - span, or u at any label (n, k) given.
 
     How many each row has, and, row after row, classes and scores as they are stored.
     """
     u = _u(block, potentials)
-    floor = torch.topk(u, min(k, u.shape[1]), 1).values[:, -1:] - width
+    kept = u - torch.as_tensor(spans, dtype=u.dtype, device=u.device)
+    floor = torch.topk(kept, min(k, u.shape[1]), 1).values[:, -1:]
     if labels.size:
         given = torch.from_numpy(labels).to(u.device).long()
         at_labels = u.gather(1, given.clamp(min=0)).masked_fill(given < 0, torch.inf)

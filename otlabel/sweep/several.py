@@ -96,15 +96,19 @@ class Several:
         """As `left_out_lists` says."""
         return Ready(left_out_lists(*block, potentials, origin, inverse_epsilon, reach, self._k))
 
-    def list_block(self, block: Any, potentials: np.ndarray, width: float, labels: np.ndarray = NO_LABELS) -> Arrays:
-        """As `near_block` says, of a dense block; of one on a device only what is near leaves it."""
-        near = near_block
-        if not isinstance(block, np.ndarray):
-            from otlabel.sweep import reference
+    def list_block(
+        self, block: Any, potentials: np.ndarray, spans: float | np.ndarray, labels: np.ndarray = NO_LABELS
+    ) -> Arrays:
+        """As `near_block` says, of a dense block; of one on a device only what is near leaves it.
 
-            near = reference.near_block
-        found: Arrays = near(block, potentials, self._k, width, labels)
-        return found
+        Here the width is the largest of spans; there each class has its own, as in `lists.list_block`.
+        """
+        if isinstance(block, np.ndarray):
+            found: Arrays = near_block(block, potentials, self._k, float(np.max(spans)), labels)
+            return found
+        from otlabel.sweep import reference
+
+        return reference.near_block(block, potentials, self._k, spans, labels)
 
     def _of_plan(self, block: Any, potentials: np.ndarray, inverse_epsilon: Any) -> Lists:
         return self._near(block, potentials, REACH[potentials.dtype] / float(inverse_epsilon))

@@ -304,7 +304,7 @@ def test_lists_tell_the_most_that_they_lack(epsilon: float) -> None:
     rows, g = RowSet(open_scores(scores)).taking(k), 0.1 * rng.standard_normal(30)
     plan, _ = capped_softmax(scores + g, k, epsilon)
     for width in (0.1, 0.4, 1.0):
-        lists = sweep.listed(rows, np.zeros(30), width, 2.0**-40).source
+        lists = sweep.listed(rows, np.zeros(30), np.full(30, width / 2), 2.0**-40).source
         told = sweep.left_out(rows.over(Opened.of(lists)), g, np.zeros(30), epsilon, width)
         u = scores
         lacking = u < np.sort(u, 1)[:, [-k]] - width

@@ -10,6 +10,8 @@ import h5py
 import numpy as np
 import pytest
 from families import FAMILIES, RULES, draw
+from hypothesis import given
+from hypothesis import strategies as st
 from problems import KINDS
 from problems import draw as draw_kind
 from scipy.special import log_softmax, softmax
@@ -34,7 +36,7 @@ class Made:
     """What was listed, and how often lists were enough."""
 
     def __init__(self) -> None:
-        self.widths: list[float] = []
+        self.reaches: list[np.ndarray] = []
         self.n_listed = 0
 
 
@@ -49,9 +51,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
 
     listing = shortlist.list_rows
 
-    def list_rows(rows: RowSet, potentials: np.ndarray, width: float, *rest: Any, **how: Any) -> Any:
-        lists = listing(rows, potentials, width, *rest, **how)
-        record.widths.append(width)
+    def list_rows(rows: RowSet, potentials: np.ndarray, reach: np.ndarray, *rest: Any, **how: Any) -> Any:
+        lists = listing(rows, potentials, reach, *rest, **how)
+        record.reaches.append(reach)
         record.n_listed = 0 if lists is None else lists.rows.source.n_listed
         return lists
 
@@ -90,7 +92,7 @@ def test_lists_give_what_all_scores_give(rule: str, dtype: str, made: Made, monk
     scores = peaked(0, dtype=dtype)
     monkeypatch.setattr(samples, "COARSE_ROWS", 40)
     from_lists = sinkhorn_assign(scores, **RULES_OF_LISTS[rule])
-    assert made.widths
+    assert made.reaches
     assert made.n_listed < scores.size
     monkeypatch.setattr(shortlist, "FEWEST_SCORES", 1 << 40)
     expected = sinkhorn_assign(scores, **RULES_OF_LISTS[rule])
@@ -110,7 +112,7 @@ def test_lists_of_a_head_hold_what_float64_makes_of_it(normalize: bool, made: Ma
     bias = rng.standard_normal(12) + 100
     monkeypatch.setattr(samples, "COARSE_ROWS", 40)
     result = sinkhorn_assign(linear_scores(features, weight, bias, normalize=normalize))
-    assert made.widths
+    assert made.reaches
     assert result.n_readings < result.n_sweeps
     scores = features.astype(np.float64) @ weight.T + bias
     if normalize:
@@ -127,18 +129,48 @@ def test_what_lists_leave_out_of_the_plan_is_bounded(seed: int) -> None:
     """Against the plan of all scores, at potentials here and there."""
     rng = np.random.default_rng(seed)
     scores, origin = peaked(seed, 300, 12, "float64"), 0.3 * rng.standard_normal(12)
-    epsilon, width = 0.2, rng.uniform(0.5, 3.0)
+    epsilon, reach = 0.2, rng.uniform(0.2, 1.5) * rng.uniform(0.2 if seed % 2 else 1.0, 1.0, 12)
     rows = RowSet(open_scores(scores))
     asked = ask(rows, Demand(), Solver())
     problem, _ = pose(rows, asked, Solver(), np.arange(300), Monitor(300))
-    listed = sweep.listed(rows, origin, width, 2.0**-60).source
-    lists = shortlist.Shortlist(replace(problem, rows=RowSet(listed)), origin, width, rows)
-    total = scores + origin
-    in_lists = total >= total.max(1, keepdims=True) - width
+    listed = sweep.listed(rows, origin, reach, 2.0**-60).source
+    lists = shortlist.Shortlist(replace(problem, rows=RowSet(listed)), origin, reach, rows)
+    in_lists = scores + origin + reach >= (scores + origin - reach).max(1, keepdims=True)
+    assert listed.n_listed == in_lists.sum()
     for spread in (0.0, 0.05, 0.5):
         g = origin + spread * rng.standard_normal(12)
         plan = softmax((scores + g) / epsilon, axis=1)
         assert np.where(in_lists, 0, plan).sum() / 300 <= lists.left_out(g, epsilon) * (1 + 1e-12)
+
+
+@given(st.integers(0, 10**6))
+def test_what_lists_speak_for(seed: int) -> None:
+    """Wherever potentials lie within reach but for a shift of all, each row's best class is listed; else lists say so.
+
+    Against all scores; and against all shifts, of which one that is good lies where some class is at its end.
+    """
+    rng = np.random.default_rng(seed)
+    scores, origin = peaked(seed % 5, 60, 5, "float64"), rng.standard_normal(5)
+    reach = rng.uniform(0.05, 2.0, 5)
+    origin[2] = -np.inf if seed % 3 == 0 else origin[2]
+    rows = RowSet(open_scores(scores))
+    source = sweep.listed(rows, origin, reach, 2.0**-60).source
+    lists = shortlist.Shortlist(problem=None, origin=origin, reach=reach, probe=rows)  # type: ignore[arg-type]
+    g = origin + rng.standard_normal() * 5 + rng.uniform(0, 1.4) * reach * rng.uniform(-1, 1, 5)
+    if rng.random() < 0.05:
+        g[2] = -np.inf
+    if not np.array_equal(np.isfinite(g), np.isfinite(origin)):
+        assert not lists.covers(g)  # a class that is closed since kept others out
+        return
+    moved = g[np.isfinite(g)] - origin[np.isfinite(g)]
+    near = reach[np.isfinite(g)]
+    shifts = np.concatenate([moved - near, moved + near])
+    covered = (np.abs(moved - shifts[:, None]) <= near + 1e-12).all(1).any()
+    assert lists.covers(g) == covered
+    if covered:
+        starts, classes, *_ = source.lists
+        for row, best in enumerate((scores + g).argmax(1)):
+            assert best in classes[starts[row] : starts[row + 1]]
 
 
 @pytest.mark.parametrize("far", [False, True])
@@ -150,7 +182,7 @@ def test_lists_allow_for_what_float32_rounds_in_a_head(far: bool, made: Made, mo
     weight[1::2] += 1e-9 * rng.standard_normal((6, 8))  # six pairs of classes that are all but the same
     monkeypatch.setattr(samples, "COARSE_ROWS", 40)
     result = sinkhorn_assign(linear_scores(features, weight, normalize=False))
-    assert made.widths
+    assert made.reaches
     scores = features.astype(np.float64) @ weight.T
     bound = (scores + result.potentials).max(1).mean() - result.potentials.mean()
     assert bound - scores[np.arange(2400), result.labels].mean() == pytest.approx(0, abs=1e-14 * np.abs(scores).max())
@@ -224,10 +256,10 @@ def test_where_a_sample_says_little_nothing_is_lost(made: Made, monkeypatch) -> 
 def test_lists_that_are_too_short_are_made_again(rule: str, made: Made, monkeypatch) -> None:
     """A width of next to nothing: more readings, the right answer, and no proof from what was not listed."""
     monkeypatch.setattr(shortlist, "FEW_LISTED", 0.0)
-    monkeypatch.setattr(aiming, "width_for", lambda n_classes, solver, moves: 1e-3)
+    monkeypatch.setattr(aiming, "reach_for", lambda solver, moves: np.full(len(moves), 1e-3))
     scores = peaked(1)
     result = sinkhorn_assign(scores, **RULES_OF_LISTS[rule])
-    assert len(made.widths) > 1
+    assert len(made.reaches) > 1
     assert result.n_readings > 1
     monkeypatch.setattr(shortlist, "FEWEST_SCORES", 1 << 40)
     assert result.bound == pytest.approx(sinkhorn_assign(scores, **RULES_OF_LISTS[rule]).bound, abs=1e-13)
@@ -237,7 +269,7 @@ def test_lists_that_are_too_short_are_made_again(rule: str, made: Made, monkeypa
 def test_no_proof_rests_on_the_estimate(estimate: float, made: Made, monkeypatch) -> None:
     """Whatever a sample makes one believe of how far potentials will move, value and bound are those of all scores."""
     monkeypatch.setattr(shortlist, "FEW_LISTED", 0.0)
-    monkeypatch.setattr(aiming, "width_for", lambda n_classes, solver, moves: estimate + 1e-9)
+    monkeypatch.setattr(aiming, "reach_for", lambda solver, moves: np.full(len(moves), estimate + 1e-9))
     for seed in range(5):
         scores = peaked(seed, 600, 6, "float64")
         result = sinkhorn_assign(scores, classes=Range(0.1, 0.3))
@@ -250,7 +282,7 @@ def test_no_proof_rests_on_the_estimate(estimate: float, made: Made, monkeypatch
 def test_a_class_that_no_list_has(made: Made, monkeypatch) -> None:
     """One that all rows like least, and that must be filled all the same."""
     monkeypatch.setattr(shortlist, "FEW_LISTED", 0.0)
-    monkeypatch.setattr(aiming, "width_for", lambda n_classes, solver, moves: 0.5)
+    monkeypatch.setattr(aiming, "reach_for", lambda solver, moves: np.full(len(moves), 0.5))
     scores = peaked(2)
     scores[:, 3] -= 30
     result = sinkhorn_assign(scores, class_mass=np.full(12, 200))
@@ -272,6 +304,8 @@ def test_every_kind_of_small_problem(kind: str, made: Made) -> None:
 def test_a_rank_without_rows_has_no_lists(dtype: str) -> None:
     """As where there are more ranks than blocks, or where none of the rows that are looked at first are here."""
     rows = RowSet(open_scores(peaked(0, dtype=dtype))).taken(np.empty(0, np.int64))
-    lists = sweep.listed(rows, np.zeros(12, np.float64 if dtype == "float64" else np.float32), 1.0, 1.0).source
+    lists = sweep.listed(
+        rows, np.zeros(12, np.float64 if dtype == "float64" else np.float32), np.ones(12, "float32"), 1.0
+    ).source
     assert (lists.shape, lists.n_listed) == ((0, 12), 0)
     assert len(sweep.label(RowSet(lists), np.zeros(12))[0]) == 0
