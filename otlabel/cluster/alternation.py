@@ -161,9 +161,7 @@ def _usual_gap(fit: Fit, centres: np.ndarray) -> float:
     return float(np.median(sorted_ones[:, -1] - sorted_ones[:, -min(GAP_CLUSTERS, len(centres))]))
 
 
-def assigned(
-    fit: Fit, centres: np.ndarray, seed: int, start: Assignment | np.ndarray | None = None
-) -> Assignment:
+def assigned(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | np.ndarray | None = None) -> Assignment:
     """The best labels for these centres. What `sinkhorn_assign` warns of concerns its plan, or is no surprise here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OtlabelWarning)

@@ -165,7 +165,14 @@ class _Descent:
         trail, errors = np.empty((MOST_PASSES, len(shares))), np.empty((MOST_PASSES, 2))
         work = *self._work, trail, errors
         n_passes, met = descend(
-            self._table.blocks, self._table.weights, np.array(rungs), shares, self.potentials, self._mass, self._tried, *work
+            self._table.blocks,
+            self._table.weights,
+            np.array(rungs),
+            shares,
+            self.potentials,
+            self._mass,
+            self._tried,
+            *work,
         )
         for (rung, error), potentials in zip(errors[:n_passes].tolist(), trail[:n_passes], strict=True):
             epsilon, _, _, _, n_used, _ = rungs[int(rung)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from otlabel.solver.small_scores import LANES, narrowed, near, part, score, whole
+from otlabel.solver.small_scores import LANES, following, narrowed, near, part, score, whole
 from otlabel.sweep.numerics import LOWEST, larger, smaller
 
 NONE, NEW, SETTLED = -1, -1, -2
@@ -23,8 +23,8 @@ WIDER, TRIES = 4.0, 6  # times as wide a slack where candidates do not suffice, 
 
 @part()
 def _find(
-    blocks, known, stored, features, factor, g, single, slack, labels, n_rows, tops, floors, n_near, index, at, start,
-    stop, rows, classes, below, counts,
+    blocks, known, stored, features, factor, g, single, slack, labels, n_rows, tops, floors, n_near, total, at,
+    start, stop, rows, classes, below, counts,
 ):  # fmt: skip
     """The rows with more than one class within `slack` of their label, and these; the best class where there is none.
 
@@ -37,45 +37,50 @@ def _find(
         counts[k] = 0
     largest = narrowed(g, single)
     for block in range(n_blocks):
-        near(blocks, block, known, single, np.float32(slack), largest, tops, floors, n_near, index)
+        near(blocks, block, known, single, np.float32(slack), largest, tops, floors, n_near, total)
         for lane in range(LANES):
-            row = lane * n_blocks + block
+            row, k = lane * n_blocks + block, np.int32(0)
             if row >= n_rows:
                 break
-            start[row] = stop[row] = n_entries
-            if n_near[lane] == 1 and (labels[row] < 0 or labels[row] == index[lane]):
-                labels[row] = index[lane]
-                counts[index[lane]] += 1
-                continue
-            own, label, n_more = -np.inf, labels[row], n_entries
-            for k in range(n_classes):
-                if blocks[block, k, lane] + single[k] >= floors[lane] or k == label:
-                    classes[n_more], below[n_more] = k, score(stored, features, factor, row, k) + g[k]
-                    if k == label or (labels[row] < 0 and below[n_more] > own):
-                        own, label = below[n_more], k
-                    n_more += 1
-            if label < 0:  # all are forbidden
-                label = 0
-            labels[row] = label
-            counts[label] += 1
-            floor, more = larger(own - slack, LOWEST), n_entries
-            for entry in range(n_entries, n_more):
-                if below[entry] >= floor:
-                    k, value = classes[entry], below[entry]
-                    if k == label:
-                        at[row] = more
-                    n_tied += value == own
-                    classes[more], below[more] = k, smaller(value - own, 0.0)
-                    more += 1
-            if more - n_entries > 1:
-                stop[row] = n_entries = more
+            start[row] = n_entries
+            if n_near[lane] == 1 and (labels[row] < 0 or labels[row] == total[lane]):
+                labels[row] = total[lane]
             else:
-                n_tied -= more - n_entries
-    for row in range(n_rows):  # in their order, whatever that of the blocks
-        if stop[row] > start[row]:
-            rows[n_found], at[n_found], start[n_found], stop[n_found] = row, at[row], start[row], stop[row]
+                is_missing = labels[row] >= 0
+                for n_left in range(n_near[lane], 0, -1):
+                    k = following(blocks, block, lane, single, floors, k, n_left, total[lane])
+                    classes[n_entries] = k
+                    is_missing &= k != labels[row]
+                    total[lane] -= k
+                    n_entries += 1
+                    k += np.int32(1)
+                if is_missing:  # of a label only rounding does that
+                    classes[n_entries] = labels[row]
+                    n_entries += 1
+            stop[row] = n_entries
+    for row in range(n_rows):  # in the order in which features lie
+        first, size, label, own = start[row], 0, labels[row], -np.inf
+        for entry in range(first, stop[row]):
+            k = classes[entry]
+            below[entry] = score(stored, features, factor, row, k) + g[k]
+            if k == label or (labels[row] < 0 and (below[entry] > own or label < 0)):
+                own, label = below[entry], k
+        labels[row] = label
+        counts[label] += 1
+        floor, tied = larger(own - slack, LOWEST), -1
+        for entry in range(first, stop[row]):
+            if below[entry] >= floor:
+                k, value = classes[entry], below[entry]
+                if k == label:
+                    at[n_found] = first + size
+                tied += value == own
+                classes[first + size], below[first + size] = k, smaller(value - own, 0.0)
+                size += 1
+        if size > 1:
+            rows[n_found], start[n_found], stop[n_found] = row, first, first + size
+            n_tied += tied
             n_found += 1
-    return n_found, n_entries, n_tied - n_found
+    return n_found, n_entries, n_tied
 
 
 @part()
@@ -243,7 +248,7 @@ def _settle(n_found, start, stop, classes, below, at, fallen, rise, fall, room):
 
 @whole(cache=True)
 def place(
-    blocks, known, stored, features, factor, g, free, slack, most, order, labels, single, tops, floors, n_near, index,
+    blocks, known, stored, features, factor, g, free, slack, most, order, labels, single, tops, floors, n_near, total,
     fallen, distance, swing, counts, targets, head, by_row, by, origin, first, last, slot, heap, where, at, start, stop, rows, after,
     prior, classes, below, pairs, losses,
 ):  # fmt: skip
@@ -258,8 +263,7 @@ def place(
     hub, n_rows, n_tries, n_paths, n_looked, surplus = g.size, labels.size - free.size, 0, 0, 0, 1
     while surplus > 0 and n_tries < TRIES:
         n_found, n_entries, n_tied = _find(
-            blocks, known, stored, features, factor, g, single, slack, labels, n_rows, tops, floors, n_near, index, at,
-            start, stop, rows, classes, below, counts,
+            blocks, known, stored, features, factor, g, single, slack, labels, n_rows, tops, floors, n_near, total, at, start, stop, rows, classes, below, counts,
         )  # fmt: skip
         n_found, n_entries = _add_free(
             g, free, labels, n_rows, n_found, n_entries, at, start, stop, rows, classes, below, counts, targets
@@ -299,7 +303,9 @@ def place(
                 surplus -= 1
         if surplus == 0:
             for _ in range(SETTLINGS):
-                _settle(n_found, start, stop, classes, below, at, fallen, distance, swing, (slack - furthest) / SETTLINGS)
+                _settle(
+                    n_found, start, stop, classes, below, at, fallen, distance, swing, (slack - furthest) / SETTLINGS
+                )
         for row in range(n_found):
             labels[rows[row]] = classes[at[row]]
         for k in range(g.size):
@@ -310,7 +316,7 @@ def place(
 
 @whole(cache=True)
 def prove(
-    blocks, known, stored, features, factor, g, labels, best, own, chosen, single, tops, floors, n_near, index
+    blocks, known, stored, features, factor, g, labels, best, own, chosen, single, tops, floors, n_near, total
 ):  # fmt: skip
     """Write the largest score + potential of each row, that at its label, and the score there.
 
@@ -318,24 +324,25 @@ def prove(
     """
     n_blocks, largest = blocks.shape[0], narrowed(g, single)
     for block in range(n_blocks):
-        near(blocks, block, known, single, np.float32(0), largest, tops, floors, n_near, index)
+        near(blocks, block, known, single, np.float32(0), largest, tops, floors, n_near, total)
         for lane in range(LANES):
             row = lane * n_blocks + block
             if row >= labels.size:
                 break
-            label, top = labels[row], -np.inf
-            if label < 0:
-                label = 0
-                for k in range(g.size):
-                    if blocks[block, k, lane] + single[k] >= floors[lane]:
-                        value = score(stored, features, factor, row, k) + g[k]
-                        if value > top:
-                            top, label = value, k
-                labels[row] = label
-            chosen[row] = score(stored, features, factor, row, label)
-            own[row] = top = chosen[row] + g[label]
-            if n_near[lane] > 1 or index[lane] != label:
-                for k in range(g.size):
-                    if k != label and blocks[block, k, lane] + single[k] >= floors[lane]:
-                        top = larger(top, score(stored, features, factor, row, k) + g[k])
-            best[row] = top
+            label, best[row], k = labels[row], -np.inf, np.int32(0)
+            if n_near[lane] == 1 and (label < 0 or label == total[lane]):
+                labels[row] = total[lane]
+                continue
+            for n_left in range(n_near[lane], 0, -1):
+                k = following(blocks, block, lane, single, floors, k, n_left, total[lane])
+                if k != label:
+                    value = score(stored, features, factor, row, k) + g[k]
+                    if label < 0 and (value > best[row] or labels[row] < 0):
+                        labels[row] = k
+                    best[row] = larger(best[row], value)
+                total[lane] -= k
+                k += np.int32(1)
+    for row in range(labels.size):  # in the order in which features lie
+        chosen[row] = score(stored, features, factor, row, labels[row])
+        own[row] = chosen[row] + g[labels[row]]
+        best[row] = larger(best[row], own[row])

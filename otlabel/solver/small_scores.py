@@ -250,13 +250,13 @@ def narrowed(g, single):
 
 
 @part()
-def near(blocks, block, known, single, slack, largest, tops, floors, n_near, index):
+def near(blocks, block, known, single, slack, largest, tops, floors, n_near, total):
     """For each row of a block how many classes are within `slack` of the best, and their sum: one is the class itself.
 
     Not below `floors` is whatever may be one of these, for potentials up to `largest` in float32, `single`.
     """
     for lane in range(LANES):
-        tops[lane], n_near[lane], index[lane] = np.float32(-np.inf), np.int32(0), np.int32(0)
+        tops[lane], n_near[lane], total[lane] = np.float32(-np.inf), np.int32(0), np.int32(0)
     for k in range(single.size):
         for lane in range(LANES):
             tops[lane] = larger(tops[lane], blocks[block, k, lane] + single[k])
@@ -267,4 +267,14 @@ def near(blocks, block, known, single, slack, largest, tops, floors, n_near, ind
         for lane in range(LANES):
             is_near = np.int32(blocks[block, k, lane] + single[k] >= floors[lane])
             n_near[lane] += is_near
-            index[lane] += is_near * np.int32(k)
+            total[lane] += is_near * np.int32(k)
+
+
+@part()
+def following(blocks, block, lane, single, floors, k, n_left, left):
+    """The next class of a row that is near, from k on, of so many that are left, whose sum is `left`."""
+    if n_left == 1:
+        return left
+    while blocks[block, k, lane] + single[k] < floors[lane]:
+        k += np.int32(1)
+    return k
