@@ -138,15 +138,17 @@ def far_rows(
     return found
 
 
-def _expected(fit: Fit, before: Assignment, at: np.ndarray, centres: np.ndarray) -> Assignment | np.ndarray:
-    """Potentials (K,) to start from where centres have moved: to the means of their rows, or nearly.
+def _expected(fit: Fit, before: Assignment, at: np.ndarray, centres: np.ndarray) -> Assignment:
+    """An answer to start from where centres have moved: to the means of their rows, or nearly.
 
     In the mean over its rows the square of the distance falls by that of the move, and so may the cluster's potential.
     """
     if fit.may_fill:  # most potentials are zero, whatever moves
         return before
     nearer = np.square(centres - at, dtype=np.float64).sum(1)
-    return as_array(before.plan_potentials) - (nearer / 2 if fit.cosine else nearer)
+    falls = nearer / 2 if fit.cosine else nearer
+    potentials, plan_potentials = (as_array(each) - falls for each in (before.potentials, before.plan_potentials))
+    return replace(before, potentials=potentials, plan_potentials=plan_potentials)
 
 
 def _usual_gap(fit: Fit, centres: np.ndarray) -> float:
@@ -161,7 +163,7 @@ def _usual_gap(fit: Fit, centres: np.ndarray) -> float:
     return float(np.median(sorted_ones[:, -1] - sorted_ones[:, -min(GAP_CLUSTERS, len(centres))]))
 
 
-def assigned(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | np.ndarray | None = None) -> Assignment:
+def assigned(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | None = None) -> Assignment:
     """The best labels for these centres. What `sinkhorn_assign` warns of concerns its plan, or is no surprise here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OtlabelWarning)

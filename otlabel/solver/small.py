@@ -66,9 +66,17 @@ def is_small(rows: RowSet, demand: Demand, solver: Solver) -> bool:
 
 
 def solve_small(
-    rows: RowSet, demand: Demand, solver: Solver, init: np.ndarray | None, monitor: Monitor
+    rows: RowSet,
+    demand: Demand,
+    solver: Solver,
+    init: np.ndarray | None,
+    ahead: np.ndarray | None,
+    monitor: Monitor,
 ) -> Answer | None:
-    """The answer, or None where the long way is to look: weights, unusual scores, ties, no convergence, no proof."""
+    """The answer, or None where the long way is to look: weights, unusual scores, ties, no convergence, no proof.
+
+    From plan potentials `init`, and `ahead` that is to be added to them for labels, where these are known.
+    """
     n_rows, n_classes = rows.n_rows, rows.shape[1]
     shares = check_mass(demand.class_mass, n_rows, n_classes)
     if check_sample_mass(rows.of_all("sample_mass", demand.sample_mass), n_rows)[0] is not None:
@@ -88,7 +96,7 @@ def solve_small(
         return None
     if table.is_far and not sizes.all():
         return None
-    placed = _placed(table, descent, plan, solver, rule, sizes, most)
+    placed = _placed(table, descent, plan, ahead, solver, rule, sizes, most)
     if placed is None:
         return None
     problem = Problem(
@@ -236,6 +244,7 @@ def _placed(
     table: Table,
     descent: _Descent,
     plan: Point,
+    ahead: np.ndarray | None,
     solver: Solver,
     rule: Rule,
     sizes: np.ndarray,
@@ -266,7 +275,8 @@ def _placed(
     )  # fmt: skip
     enough, before = max(EXCESS_SHARE, np.count_nonzero(most) / n_rows) * n_rows, math.inf
     while True:
-        g = np.where(most > 0, 0.0 if n_rows < CONTESTED * len(free) else descent.potentials, -np.inf)
+        near = descent.potentials if ahead is None else descent.potentials + ahead
+        g = np.where(most > 0, 0.0 if n_rows < CONTESTED * len(free) else near, -np.inf)
         g -= np.partition(g[free], targets[-1] - 1)[targets[-1] - 1] if len(free) else middle(g[g > -np.inf])
         surplus, n_looks, _, is_tied = place(*scores, g, free, SLACK * descent.epsilon, enough, order, labels, *work)
         if not surplus:
@@ -275,6 +285,10 @@ def _placed(
             else:
                 g = normalised(g, np.zeros(n_classes), rule)
             return proven(labels[:n_rows], g, n_looks)
+        labels[:] = -1
+        if ahead is not None and not is_tied:  # of scores that have little to do with these
+            ahead = None
+            continue
         if is_tied or surplus <= enough:
             return None
         if surplus > WORTHWHILE * before:  # no smaller epsilon helps
@@ -284,4 +298,3 @@ def _placed(
         elif not descent.sharpened(rule.mass if len(free) else sizes / n_rows):
             return None
         before = surplus
-        labels[:] = -1

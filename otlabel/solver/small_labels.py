@@ -18,7 +18,7 @@ CLASS, ROW, ENTRY = 0, 1, 2  # rows of `pairs`
 ROOM = 4  # times the entries that there are, for lists of pairs: classes whose members change get new ones
 LEAST_LOOKS, LOOKS_A_SCORE = 1 << 16, 3  # of all searches, before this gives up: rows that are tied need other means
 SETTLINGS = 8  # what is between two classes that may not move comes free when these have
-WIDER, TRIES = 4.0, 6  # times as wide a slack where candidates do not suffice, and how often
+WIDER, TRIES = 3.0, 7  # times as wide a slack where candidates do not suffice, and how often
 
 
 @part()
