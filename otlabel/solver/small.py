@@ -27,9 +27,10 @@ from otlabel.solver.problem import Demand, Problem, Solver
 from otlabel.solver.proof import priced, shortfall
 from otlabel.solver.rungs import EPSILON_STEP, LAST_TOLERANCE, RUNG_TOLERANCE, STARVED, ladder
 from otlabel.solver.sharpening import CONTESTED, EXCESS_SHARE, WORTHWHILE
+from otlabel.solver.small_blocks import FLOAT32_EPS, LANES
 from otlabel.solver.small_labels import place, prove
 from otlabel.solver.small_plan import descend
-from otlabel.solver.small_scores import FLOAT32_EPS, LANES, Table, middle, table_of
+from otlabel.solver.small_scores import Table, middle, table_of
 from otlabel.sources import LinearScores
 from otlabel.sources.listed import least_of
 from otlabel.sweep import Sweep
@@ -255,11 +256,12 @@ def _placed(
     free = np.flatnonzero(sizes < most)  # a unit beside the rows fills one place of each of them, or is in the hub
     n_units, n_nodes, n_entries = n_rows + len(free), n_classes + 1, n_rows * n_classes + 2 * len(free)
     lanes = np.empty(n_classes, np.float32), *np.empty((2, LANES), np.float32), *np.empty((2, LANES), np.int32)
-    scores = table.blocks, table.known, *(table.lowered() if table.is_far else table).of_float64
+    blocks, known = table.blocks, table.known
+    stored = table.stored - table.tops[:, None] if table.is_far else table.stored  # takes digits
 
     def proven(labels: np.ndarray, g: np.ndarray, n_looks: int) -> _Placed:
         best, own, chosen = np.empty((3, n_rows))
-        prove(*scores, g, labels, best, own, chosen, *lanes)
+        prove(blocks, known, stored, table.features, table.factor, g, labels, best, own, chosen, *lanes)
         if table.is_far:
             chosen += table.tops
         return _Placed(labels, g, best, own, chosen, n_looks)
@@ -278,7 +280,10 @@ def _placed(
         near = descent.potentials if ahead is None else descent.potentials + ahead
         g = np.where(most > 0, 0.0 if n_rows < CONTESTED * len(free) else near, -np.inf)
         g -= np.partition(g[free], targets[-1] - 1)[targets[-1] - 1] if len(free) else middle(g[g > -np.inf])
-        surplus, n_looks, _, is_tied = place(*scores, g, free, SLACK * descent.epsilon, enough, order, labels, *work)
+        surplus, n_looks, _, is_tied = place(
+            blocks, known, stored, table.features, table.factor,
+            g, free, SLACK * descent.epsilon, enough, order, labels, *work,
+        )  # fmt: skip
         if not surplus:
             if len(free):
                 g[np.abs(g) <= TIE * (table.magnitude + np.abs(g[most > 0]).max())] = 0.0  # less is rounding

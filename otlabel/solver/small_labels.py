@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from otlabel.solver.small_scores import LANES, following, narrowed, near, part, score, whole
+from otlabel.solver.small_blocks import LANES, following, narrowed, near, part, score, whole
 from otlabel.sweep.numerics import LOWEST, larger, smaller
 
 NONE, NEW, SETTLED = -1, -1, -2
@@ -18,7 +18,7 @@ CLASS, ROW, ENTRY = 0, 1, 2  # rows of `pairs`
 ROOM = 4  # times the entries that there are, for lists of pairs: classes whose members change get new ones
 LEAST_LOOKS, LOOKS_A_SCORE = 1 << 16, 3  # of all searches, before this gives up: rows that are tied need other means
 SETTLINGS = 8  # what is between two classes that may not move comes free when these have
-WIDER, TRIES = 3.0, 7  # times as wide a slack where candidates do not suffice, and how often
+WIDER, TRIES = 2.0, 10  # times as wide a slack where candidates do not suffice, and how often
 
 
 @part()
@@ -113,7 +113,7 @@ def _pair(
 ):  # fmt: skip
     """List the cheapest move from a class to each other one, behind `end`; returns how far the list goes.
 
-    Rows of pairs (3, P): the class, the sample and its entry. What there is no room for is made anew where it is needed.
+    Rows of pairs (3, P): the class, the sample and its entry. If there is no room, all lists are to be made anew.
     """
     n_entries, row = 0, head[node]
     while row >= 0:
@@ -226,7 +226,7 @@ def _move(target, counts, by_row, by, origin, at, head, after, prior, first):
 
 
 @part()
-def _settle(n_found, start, stop, classes, below, at, fallen, rise, fall, room):
+def _settle(first, last, pairs, losses, fallen, rise, fall, room):
     """Move potentials towards the middle of where they may be, none further than `room`: labels are then no ties.
 
     A class may fall by what its members are ahead of their next class, and rise by what others' are ahead of it; all
@@ -234,14 +234,11 @@ def _settle(n_found, start, stop, classes, below, at, fallen, rise, fall, room):
     """
     for k in range(fallen.size):
         rise[k], fall[k] = room, room
-    for row in range(n_found):
-        label = classes[at[row]]
-        own = below[at[row]] - fallen[label]
-        for entry in range(start[row], stop[row]):
-            k = classes[entry]
-            if k != label:
-                ahead = larger(own - (below[entry] - fallen[k]), 0.0)
-                rise[k], fall[label] = smaller(rise[k], ahead), smaller(fall[label], ahead)
+    for node in range(fallen.size):
+        for pair in range(first[node], last[node]):
+            k = pairs[CLASS, pair]
+            ahead = larger(losses[pair] - fallen[node] + fallen[k], 0.0)
+            rise[k], fall[node] = smaller(rise[k], ahead), smaller(fall[node], ahead)
     for k in range(fallen.size):
         fallen[k] -= 0.5 * (rise[k] - fall[k])
 
@@ -249,8 +246,8 @@ def _settle(n_found, start, stop, classes, below, at, fallen, rise, fall, room):
 @whole(cache=True)
 def place(
     blocks, known, stored, features, factor, g, free, slack, most, order, labels, single, tops, floors, n_near, total,
-    fallen, distance, swing, counts, targets, head, by_row, by, origin, first, last, slot, heap, where, at, start, stop, rows, after,
-    prior, classes, below, pairs, losses,
+    fallen, distance, swing, counts, targets, head, by_row, by, origin, first, last, slot, heap, where, at, start,
+    stop, rows, after, prior, classes, below, pairs, losses,
 ):  # fmt: skip
     """Move samples from their best classes until these have the target sizes, if at most so many are to be moved.
 
@@ -263,7 +260,8 @@ def place(
     hub, n_rows, n_tries, n_paths, n_looked, surplus = g.size, labels.size - free.size, 0, 0, 0, 1
     while surplus > 0 and n_tries < TRIES:
         n_found, n_entries, n_tied = _find(
-            blocks, known, stored, features, factor, g, single, slack, labels, n_rows, tops, floors, n_near, total, at, start, stop, rows, classes, below, counts,
+            blocks, known, stored, features, factor, g, single, slack, labels, n_rows, tops, floors, n_near, total, at,
+            start, stop, rows, classes, below, counts,
         )  # fmt: skip
         n_found, n_entries = _add_free(
             g, free, labels, n_rows, n_found, n_entries, at, start, stop, rows, classes, below, counts, targets
@@ -302,10 +300,28 @@ def place(
                 n_paths += 1
                 surplus -= 1
         if surplus == 0:
+            for _ in range(2):  # if there is no room for lists that are left out, all begin anew, and fit
+                for k in range(counts.size):
+                    if first[k] < 0:
+                        end = _pair(
+                            k,
+                            start,
+                            stop,
+                            classes,
+                            below,
+                            at,
+                            head,
+                            after,
+                            first,
+                            last,
+                            pairs,
+                            losses,
+                            slot,
+                            end,
+                            limit,
+                        )
             for _ in range(SETTLINGS):
-                _settle(
-                    n_found, start, stop, classes, below, at, fallen, distance, swing, (slack - furthest) / SETTLINGS
-                )
+                _settle(first, last, pairs, losses, fallen, distance, swing, (slack - furthest) / SETTLINGS)
         for row in range(n_found):
             labels[rows[row]] = classes[at[row]]
         for k in range(g.size):

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from otlabel.solver.small_scores import LANES, part, whole
+from otlabel.solver.small_blocks import LANES, part, whole
 from otlabel.sweep.numerics import exp, larger, smaller
 
 # Columns of `rungs`, (R, 6) float64: what is asked for at each epsilon.

@@ -1,37 +1,28 @@
 """Scores that stay in the cache: of float32 for what looks at all of them, of float64 for single ones.
 
-Rows are dealt out to blocks like cards, so that any few blocks are a sample that is spread over all rows, and lie
-beside one another in a block: its loops run over LANES rows at once, however few the classes are. What float32 cannot
-tell apart is looked up, or made of features, in float64.
+The latter are looked up, or made of features that are kept.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from otlabel.compiling import njit
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.posing import FAR
+from otlabel.solver.small_blocks import FLOAT32_EPS, LANES, deal_out, look
 from otlabel.sources import ArraySource, LinearScores, Products, as_float
-from otlabel.sweep.numerics import FAST, larger, smaller
 from otlabel.sweep.pool import blas_on_one_thread
 
-LANES, TILE = 128, 16  # rows of a block, and those that are dealt out together
 SPREAD_ROWS = 1024  # that tell the spread of a row
 MOST_NUMBERS = 1 << 23  # of features that are kept in float64 and float32
 DEEP = 4  # roundings of a product beside those of its sum: of both numbers, of what is subtracted, of the sum's start
 UNSURE, COARSE = 0.125, 0.05  # of epsilon, and of the class error that a plan may have: what products may be wrong by
-EPS, FLOAT32_EPS = float(np.finfo(np.float64).eps), float(np.finfo(np.float32).eps)
 LARGEST = 1e30  # products up to here are numbers of float32
 
-part = functools.partial(
-    njit, nogil=True, error_model="numpy", fastmath=FAST, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
-whole = functools.partial(njit, nogil=True, error_model="numpy", fastmath=FAST, _nrt=False, no_cfunc_wrapper=True)
 NOTHING = np.empty((0, 0))
 
 
@@ -79,15 +70,6 @@ class Table:
         """Whether what is large in all of a row hides what tells its classes apart."""
         return self.magnitude > FAR * self.spread
 
-    @property
-    def of_float64(self) -> tuple[np.ndarray, ...]:
-        """What single scores are looked up in, or made of."""
-        return self.stored, self.features, self.factor
-
-    def lowered(self) -> Table:
-        """The same, each row of stored scores less its largest one, which then takes no digits."""
-        return replace(self, stored=self.stored - self.tops[:, None])
-
 
 @dataclass(frozen=True, eq=False)
 class Dealt:
@@ -106,13 +88,15 @@ class Dealt:
         n_rows, n_blocks = len(rows), -(-len(rows) // LANES)
         padded = np.zeros((LANES * n_blocks, rows.shape[1]))
         padded[:n_rows] = rows
-        lengths = np.sqrt(np.einsum("ij,ij->i", padded, padded))
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.sqrt(np.einsum("ij,ij->i", padded, padded))
         if not lengths.max() < LARGEST:
             return None
         blocks = np.ascontiguousarray(padded.reshape(LANES, n_blocks, -1).transpose(1, 2, 0), np.float32)
-        lanes = (column.reshape(LANES, n_blocks).T.astype(np.float32) for column in (padded[:, -1], lengths))
-        usual = middle(lengths[:n_rows])
-        return cls(centre, padded[:n_rows], blocks, *(np.ascontiguousarray(each) for each in lanes), usual)
+        ones, of_lanes = (
+            np.ascontiguousarray(column.reshape(LANES, n_blocks).T, np.float32) for column in (padded[:, -1], lengths)
+        )
+        return cls(centre, padded[:n_rows], blocks, ones, of_lanes, middle(lengths[:n_rows]))
 
 
 def table_of(rows: RowSet, epsilon: float, tol: float) -> Table | None:
@@ -146,7 +130,8 @@ def _of_products(rows: RowSet, opened: LinearScores, epsilon: float, tol: float)
     if dealt is None:
         return None
     factor = opened.head.factor(dealt.centre)
-    longest = float(np.sqrt(np.square(factor).sum(1).max()))  # NaN where some are no numbers
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no number shows in `longest`
+        longest = float(np.sqrt(np.square(factor).sum(1).max()))
     rounding = (factor.shape[1] + DEEP) * FLOAT32_EPS * longest
     unsure = rounding * dealt.length
     is_coarse = unsure > UNSURE * epsilon or unsure > COARSE * tol * epsilon * math.sqrt(factor.shape[1])
@@ -178,103 +163,3 @@ def _read(rows: RowSet) -> np.ndarray:
 def middle(values: np.ndarray) -> float:
     """The median, or the upper one of two."""
     return float(np.partition(values, len(values) // 2)[len(values) // 2])
-
-
-@whole(cache=True)
-def deal_out(scores, blocks, weights, known, tops, extents):
-    """Write scores (N, K) float64 less the largest of their row as blocks (B, K, LANES) float32, with what rows count.
-
-    Also of each row its largest score, how far its smallest finite one is below that, and by how much float64 may be
-    wrong. Row i is in block i % B. Returns the least score of all.
-    """
-    n_rows, n_classes = scores.shape
-    n_blocks, least = blocks.shape[0], np.inf
-    for block in range(n_blocks):
-        for lane in range(LANES):
-            row = lane * n_blocks + block
-            weights[block, lane], known[block, lane] = np.float32(row < n_rows), np.float32(0)
-            if row >= n_rows:
-                for k in range(n_classes):
-                    blocks[block, k, lane] = np.float32(0)
-                continue
-            top, bottom = -np.inf, np.inf
-            for k in range(n_classes):
-                value = scores[row, k]
-                top = larger(top, value)
-                least = smaller(least, value)
-                bottom = smaller(bottom, value if value > -np.inf else np.inf)
-            for k in range(n_classes):
-                blocks[block, k, lane] = np.float32(scores[row, k] - top)
-            tops[row], extents[row], known[block, lane] = top, top - bottom, np.float32(4 * EPS * math.fabs(top))
-    return least
-
-
-@whole(cache=True)
-def look(blocks, tops, extents, high, low):
-    """Write the largest score of each row, and how far its smallest one is below that; returns the least of all."""
-    n_blocks, n_classes, least = blocks.shape[0], blocks.shape[1], np.inf
-    for block in range(n_blocks):
-        for lane in range(LANES):
-            high[lane], low[lane] = np.float32(-np.inf), np.float32(np.inf)
-        for k in range(n_classes):
-            for lane in range(LANES):
-                value = blocks[block, k, lane]
-                high[lane], low[lane] = larger(high[lane], value), smaller(low[lane], value)
-        for lane in range(LANES):
-            row = lane * n_blocks + block
-            if row < tops.size:
-                tops[row], extents[row] = np.float64(high[lane]), np.float64(high[lane]) - np.float64(low[lane])
-                least = smaller(least, np.float64(low[lane]))
-    return least
-
-
-@part()
-def score(stored, features, factor, row, k):
-    """One score as float64 makes it."""
-    if stored.size > 0:
-        return stored[row, k]
-    total = 0.0
-    for j in range(features.shape[1]):
-        total += features[row, j] * factor[k, j]
-    return total
-
-
-@part()
-def narrowed(g, single):
-    """Write potentials as float32; returns the largest by size."""
-    largest = np.float32(0)
-    for k in range(g.size):
-        single[k] = np.float32(g[k])
-        largest = larger(largest, np.float32(math.fabs(g[k])) if g[k] > -np.inf else np.float32(0))
-    return largest
-
-
-@part()
-def near(blocks, block, known, single, slack, largest, tops, floors, n_near, total):
-    """For each row of a block how many classes are within `slack` of the best, and their sum: one is the class itself.
-
-    Not below `floors` is whatever may be one of these, for potentials up to `largest` in float32, `single`.
-    """
-    for lane in range(LANES):
-        tops[lane], n_near[lane], total[lane] = np.float32(-np.inf), np.int32(0), np.int32(0)
-    for k in range(single.size):
-        for lane in range(LANES):
-            tops[lane] = larger(tops[lane], blocks[block, k, lane] + single[k])
-    for lane in range(LANES):
-        unsure = np.float32(2 * FLOAT32_EPS) * (np.float32(math.fabs(tops[lane])) + slack + largest)
-        floors[lane] = tops[lane] - slack - np.float32(2) * (known[block, lane] + unsure)
-    for k in range(single.size):
-        for lane in range(LANES):
-            is_near = np.int32(blocks[block, k, lane] + single[k] >= floors[lane])
-            n_near[lane] += is_near
-            total[lane] += is_near * np.int32(k)
-
-
-@part()
-def following(blocks, block, lane, single, floors, k, n_left, left):
-    """The next class of a row that is near, from k on, of so many that are left, whose sum is `left`."""
-    if n_left == 1:
-        return left
-    while blocks[block, k, lane] + single[k] < floors[lane]:
-        k += np.int32(1)
-    return k
