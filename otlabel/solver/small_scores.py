@@ -20,7 +20,7 @@ from otlabel.sweep.pool import blas_on_one_thread
 SPREAD_ROWS = 1024  # that tell the spread of a row
 MOST_NUMBERS = 1 << 23  # of features that are kept in float64 and float32
 DEEP = 4  # roundings of a product beside those of its sum: of both numbers, of what is subtracted, of the sum's start
-UNSURE, COARSE = 0.125, 0.05  # of epsilon, and of the class error that a plan may have: what products may be wrong by
+UNSURE, COARSE = 0.125, 0.25  # of epsilon, and of the class error that a plan may have: what products may be wrong by
 LARGEST = 1e30  # products up to here are numbers of float32
 
 NOTHING = np.empty((0, 0))
