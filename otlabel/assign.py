@@ -196,7 +196,7 @@ def sinkhorn_assign(
         monitor = Monitor(rows.n_rows, n_classes, observer)
         answer = None
         if is_small(rows, demand, solver):
-            answer = solve_small(rows, demand, solver, g, monitor)
+            answer = solve_small(rows, demand, solver, g, None if start is None else start.ahead, monitor)
         if answer is None:
             with blas_on_one_thread():
                 answer = _solve(rows, demand, solver, start, memory_limit, monitor)
@@ -278,10 +278,11 @@ def _solve(
 
 @dataclass(frozen=True, eq=False)
 class _Start:
-    """Plan potentials to start from, and that of staying unlabelled where it is known."""
+    """Plan potentials to start from; that of staying unlabelled, and by how much labels' ones differ, where known."""
 
     g: np.ndarray  # (K,)
     threshold: float
+    ahead: np.ndarray | None  # (K,)
 
     @classmethod
     def given(cls, init: Any, n_classes: int, names: Any) -> _Start | None:
@@ -290,7 +291,12 @@ class _Start:
             return None
         of_solve = isinstance(init, Assignment)
         g = by_class(init.plan_potentials if of_solve else init, n_classes, names, "init")
-        return cls(check_vector(g, n_classes, "init"), init.plan_threshold if of_solve else math.nan)
+        g = check_vector(g, n_classes, "init")
+        if not of_solve:
+            return cls(g, math.nan, None)
+        ahead = by_class(init.potentials, n_classes, names, "init")
+        known = np.isfinite(ahead) & np.isfinite(g)
+        return cls(g, init.plan_threshold, np.where(known, ahead, 0.0) - np.where(known, g, 0.0))
 
     def of(self, rule: Rule, epsilon: float, lowered: float) -> np.ndarray:
         """As the solver's own, of scores lowered by so much; a class that was to stay empty starts from zero."""

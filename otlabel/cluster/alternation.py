@@ -18,6 +18,7 @@ from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment
 from otlabel.sources import (
     ArraySource,
+    Features,
     LinearScores,
     Opened,
     as_array,
@@ -40,6 +41,7 @@ class Fit:
     """The data of a fit, what each cluster is to take, and when to stop."""
 
     rows: RowSet
+    features: Features  # these rows, for the heads of all steps
     cosine: bool
     demand: dict[str, Any]  # as `sinkhorn_assign` wants it
     variance: float  # mean squared distance from the mean
@@ -97,7 +99,7 @@ def alternate(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | None
         moved = float(np.square(centres - at, dtype=np.float64).sum())
         n_iter += 1
         fit.told(inertia_of(squares, at, counts, fit.cosine), moved)
-        assignment = assigned(fit, centres, seed, before)
+        assignment = assigned(fit, centres, seed, _expected(fit, before, at, centres))
         n_changed = np.count_nonzero(labels != as_array(assignment.labels))
         is_same = not int(fit.rows.sum("changed", np.array(n_changed))[0])
         if is_same and STEP**2 * moved <= DISTINCT * fit.variance:  # else not yet at the means: rounding
@@ -136,6 +138,19 @@ def far_rows(
     return found
 
 
+def _expected(fit: Fit, before: Assignment, at: np.ndarray, centres: np.ndarray) -> Assignment:
+    """An answer to start from where centres have moved: to the means of their rows, or nearly.
+
+    In the mean over its rows the square of the distance falls by that of the move, and so may the cluster's potential.
+    """
+    if fit.may_fill:  # most potentials are zero, whatever moves
+        return before
+    nearer = np.square(centres - at, dtype=np.float64).sum(1)
+    falls = nearer / 2 if fit.cosine else nearer
+    potentials, plan_potentials = (as_array(each) - falls for each in (before.potentials, before.plan_potentials))
+    return replace(before, potentials=potentials, plan_potentials=plan_potentials)
+
+
 def _usual_gap(fit: Fit, centres: np.ndarray) -> float:
     """Of a few rows, by how much the best score is above the eighth best, in the median.
 
@@ -153,7 +168,7 @@ def assigned(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | None 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OtlabelWarning)
         return sinkhorn_assign(
-            scores_of(fit.rows.opened, centres, fit.cosine),
+            scores_of(fit.features, centres, fit.cosine),
             **fit.demand,
             epsilon=fit.epsilon,
             tol=PLAN_TOLERANCE,
@@ -163,7 +178,7 @@ def assigned(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | None 
         )
 
 
-def scores_of(features: Opened, centres: np.ndarray, cosine: bool) -> LinearScores:
+def scores_of(features: Opened | Features, centres: np.ndarray, cosine: bool) -> LinearScores:
     """-||x - mu_k||^2, or half of it, up to a constant in each row, which changes nothing."""
     return cosines(features, centres) if cosine else closeness(features, centres)
 
@@ -213,5 +228,5 @@ def centred_potentials(fit: Fit, found: Clustering) -> np.ndarray:
     moved = np.zeros(len(g))
     for _ in range(CENTRING_ROUNDS):
         middle = ((moved[:, None] + room).min(0) + (moved - room).max(1)) / 2
-        moved = np.where(movable, middle, 0.0)
+        moved = np.where(movable, (moved + middle) / 2, 0.0)
     return g + moved

@@ -31,6 +31,7 @@ from otlabel.ranks.rowset import RowSet
 from otlabel.result import predict
 from otlabel.solver.outcome import Certificate
 from otlabel.sources import (
+    Features,
     Opened,
     as_array,
     cached,
@@ -241,7 +242,9 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         # What float32 makes of a length would count in <x, mu_k>, though not in the distance.
         is_wide = cosine or rows.source.dtype == "float64" or is_far(mean, variance)
         dtype = np.float64 if is_wide else np.float32
-        return Fit(rows, cosine, demand, variance, dtype, float(self.tol), int(self.max_iter), group, progress.tell)
+        features = Features(rows.opened, fixed=True)
+        stop = float(self.tol), int(self.max_iter)
+        return Fit(rows, features, cosine, demand, variance, dtype, *stop, group, progress.tell)
 
     def _warn_of(self, best: Clustering, may_fill: bool) -> None:
         if not best.converged:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.sparse import csc_array
 
+from otlabel.compiling import njit
 from otlabel.errors import InvalidScoresError
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.problem import LARGEST_SCORE, LEAST_EPSILON
@@ -15,7 +15,6 @@ from otlabel.sweep.running import device_blocks
 EPSILON_SHARE = 0.02  # of the data's variance: a plan that is cheap to solve, whose argmax nearly has the sizes
 STRETCHES = 16  # of the rows, whose sums are added in this order whoever makes them
 DEVICE_ENTRIES = 1 << 24  # differences, or places in clusters, that a device makes at once
-CACHED_ENTRIES = 1 << 17  # differences made at once, in float64: they stay in the processor's cache
 FAR = 1e-7  # of the data's variance: what squares of the steps between float32 numbers may sum to
 
 
@@ -33,16 +32,8 @@ def moments(rows: RowSet, labels: np.ndarray, centres: np.ndarray) -> tuple[np.n
     wide = centres.astype(np.float64)
 
     def add(number: int) -> None:
-        room = np.empty((max(1, CACHED_ENTRIES // centres.shape[1]), centres.shape[1]))
         for (start, stop), block in fine.blocks(batches[ends[number] : ends[number + 1]]):
-            for first in range(start, stop, len(room)):
-                last = min(first + len(room), stop)
-                chosen, differences = labels[first:last], room[: last - first]
-                np.take(wide, chosen, axis=0, out=differences, mode="clip")  # "raise" would fill a copy first
-                np.subtract(block[first - start : last - start], differences, out=differences)
-                one_each = np.ones(last - first), chosen, np.arange(last - first + 1)
-                sums[number] += csc_array(one_each, shape=(len(wide), last - first)) @ differences
-                squares[number] += np.vdot(differences, differences)
+            squares[number] += _add_block(block, labels[start:stop], wide, sums[number])
 
     with fine.reading():
         if source.device is None:
@@ -52,6 +43,19 @@ def moments(rows: RowSet, labels: np.ndarray, centres: np.ndarray) -> tuple[np.n
             of_rows = _moments_on_device(source, labels, wide)
     sums, squares = rows.sum("moments", *of_rows)
     return sums, float(squares)
+
+
+@njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})  # NaN is to show in the sums
+def _add_block(block: np.ndarray, labels: np.ndarray, centres: np.ndarray, sums: np.ndarray) -> float:
+    """Add x_i - mu_k of a block (n, D) to the sums (K, D) over clusters; returns the sum of their squared lengths."""
+    squares = 0.0
+    for i in range(block.shape[0]):
+        k = labels[i]
+        for j in range(block.shape[1]):
+            difference = block[i, j] - centres[k, j]
+            sums[k, j] += difference
+            squares += difference * difference
+    return squares
 
 
 def _moments_on_device(source: Source, labels: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -22,15 +22,16 @@ from otlabel.solver.monitor import Monitor
 from otlabel.solver.newton import Solution
 from otlabel.solver.objective import FINE_TOLERANCE, RESOLUTION_SHARE, Point
 from otlabel.solver.outcome import Certificate, Status
-from otlabel.solver.posing import FAR
 from otlabel.solver.precision import TIE, normalised
 from otlabel.solver.problem import Demand, Problem, Solver
 from otlabel.solver.proof import priced, shortfall
 from otlabel.solver.rungs import EPSILON_STEP, LAST_TOLERANCE, RUNG_TOLERANCE, STARVED, ladder
 from otlabel.solver.sharpening import CONTESTED, EXCESS_SHARE, WORTHWHILE
+from otlabel.solver.small_blocks import FLOAT32_EPS, LANES
 from otlabel.solver.small_labels import place, prove
-from otlabel.solver.small_plan import LANES, deal_out, descend
-from otlabel.sources import ArraySource, LinearScores, as_float
+from otlabel.solver.small_plan import descend
+from otlabel.solver.small_scores import Table, middle, table_of
+from otlabel.sources import LinearScores
 from otlabel.sources.listed import least_of
 from otlabel.sweep import Sweep
 from otlabel.validate import check_mass, check_sample_mass
@@ -39,12 +40,11 @@ MOST_SCORES = 1 << 22  # with rows that fill up the last block
 MOST_PASSES, RUNG_PASSES, LAST_PASSES = 100, 16, 30  # of all rungs, of one on the way, of the last
 COARSE_ROWS, FEWEST_ROWS = 40, 1024  # rows a class, and rows, of the sample on which epsilon falls
 NEARER = 0.25  # times the tolerance: one more step, once they are short, for a plan that other ways come to as well
-SPREAD_ROWS = 1024  # that tell the spread of a row
+SLACK = 2.0  # times epsilon: how far below its best classes of a row are looked at, before more are
 TINY, WIDE = 0.25, 1e4  # times epsilon: the least and the largest spread of a row
 FARTHEST, UNEVEN = 1e9, 1e3  # times the spread: how large scores, and how wide single rows, may be
 LEAST_EPSILON = 1e-20  # and its reciprocal the largest: float32 then holds all that matters
 MOST_MOVED = 0.25  # share of the samples: where more are to be moved, equal rows do
-FLOAT32_EPS = float(np.finfo(np.float32).eps)
 
 
 def is_small(rows: RowSet, demand: Demand, solver: Solver) -> bool:
@@ -67,9 +67,17 @@ def is_small(rows: RowSet, demand: Demand, solver: Solver) -> bool:
 
 
 def solve_small(
-    rows: RowSet, demand: Demand, solver: Solver, init: np.ndarray | None, monitor: Monitor
+    rows: RowSet,
+    demand: Demand,
+    solver: Solver,
+    init: np.ndarray | None,
+    ahead: np.ndarray | None,
+    monitor: Monitor,
 ) -> Answer | None:
-    """The answer, or None where the long way is to look: weights, unusual scores, ties, no convergence, no proof."""
+    """The answer, or None where the long way is to look: weights, unusual scores, ties, no convergence, no proof.
+
+    From plan potentials `init`, and `ahead` that is to be added to them for labels, where these are known.
+    """
     n_rows, n_classes = rows.n_rows, rows.shape[1]
     shares = check_mass(demand.class_mass, n_rows, n_classes)
     if check_sample_mass(rows.of_all("sample_mass", demand.sample_mass), n_rows)[0] is not None:
@@ -78,36 +86,33 @@ def solve_small(
     if demand.remainder == "best":
         rule = rule.with_free_remainder(n_rows)
     sizes, most = rule.unit_bounds(n_rows)
-    scores = _read(rows)
-    top, bottom = float(scores.max()), float(scores.min())
-    if not top < np.inf or (bottom == -np.inf and not sizes.all()) or (top <= 1 and bottom >= 0):
+    table = table_of(rows, solver.epsilon, solver.tol)
+    if table is None or (table.least == -np.inf and not sizes.all()) or (table.top <= 1 and table.least >= 0):
         return None  # no scores, too few choices, or perhaps probabilities
-    descent = _Descent(scores)
+    descent = _Descent(table)
     if not descent.is_usual(solver.epsilon) or not descent.solved(solver, shares, init):
         return None
     plan = descent.point(shares)
     if not FLOAT32_EPS * 2 * np.ptp(plan.potentials[shares > 0]) < RESOLUTION_SHARE * solver.tol * solver.epsilon:
         return None
-    is_far = descent.magnitude > FAR * descent.spread
-    if is_far and not sizes.all():
+    if table.is_far and not sizes.all():
         return None
-    near = scores - descent.tops[:, None] if is_far else scores  # what is large in all of a row takes no digits then
-    placed = _placed(near, descent, plan, solver, rule, sizes, most)
+    placed = _placed(table, descent, plan, ahead, solver, rule, sizes, most)
     if placed is None:
         return None
     problem = Problem(
         rows=rows,
         rule=rule,
         n_units=n_rows,
-        spread=descent.spread,
-        extent=descent.extent,
-        magnitude=descent.magnitude,
+        spread=table.spread,
+        extent=table.extent,
+        magnitude=table.magnitude,
         sampled=np.empty(0, np.int64),
         for_new=shares > 0,
-        stored_magnitude=descent.magnitude,
-        top=top,
+        stored_magnitude=table.magnitude,
+        top=table.top,
     )
-    proof = placed.certificate(scores, rule if solver.rounding == "exact" else None)
+    proof = placed.certificate(rule if solver.rounding == "exact" else None)
     if not proof.proven:
         return None
     if n_rows < n_classes and demand.class_mass is None:
@@ -119,37 +124,12 @@ def solve_small(
     return Answer(problem, Solution(plan, Status.CONVERGED), placed.labels[here], proof, placed.counts, potentials)
 
 
-def _read(rows: RowSet) -> np.ndarray:
-    """All scores (N, K) of all ranks as float64."""
-    fine = rows.fine
-    if isinstance(fine.source, ArraySource):
-        scores = as_float(fine.source.array, fine.source.dtype)
-    else:
-        scores = np.empty(rows.shape)
-        with fine.reading():
-            for (start, stop), block in fine.blocks():
-                scores[start:stop] = block
-    of_all = scores if rows.communicator.world_size == 1 else rows.concat("scores", scores)[0]
-    return np.ascontiguousarray(of_all, np.float64)
-
-
-def _middle(values: np.ndarray) -> float:
-    """The median, or the upper one of two."""
-    return float(np.partition(values, len(values) // 2)[len(values) // 2])
-
-
 class _Descent:
-    """Scores dealt out, and what finds potentials on them."""
+    """Scores, and what finds potentials on them."""
 
-    def __init__(self, scores: np.ndarray) -> None:
-        self.n_rows, n_classes = scores.shape
-        n_blocks = -(-self.n_rows // LANES)
-        self._blocks = np.empty((n_blocks, n_classes, LANES), np.float32)
-        self._weights = np.empty((n_blocks, LANES), np.float32)
-        self.tops, extents = np.empty(self.n_rows), np.empty(self.n_rows)
-        deal_out(scores, self._blocks, self._weights, self.tops, extents)
-        self.magnitude, self.extent = float(np.abs(self.tops).max()), float(extents.max())
-        self.spread = _middle(extents[:: -(-self.n_rows // SPREAD_ROWS)])
+    def __init__(self, table: Table) -> None:
+        self._table, self.n_rows = table, table.n_rows
+        n_blocks, n_classes, _ = table.blocks.shape
         self.potentials, self._mass, self._tried = np.zeros((3, n_classes))
         self.epsilon, self._error, self._passes = 0.0, math.inf, list[tuple[int, float, float, np.ndarray]]()
         self._work: tuple[np.ndarray, ...] = (
@@ -164,18 +144,19 @@ class _Descent:
 
     def is_usual(self, epsilon: float) -> bool:
         """Whether scores are of a size that float32 and few steps of epsilon are made for, in all rows."""
-        fits = TINY * epsilon <= self.spread <= WIDE * epsilon
-        return fits and self.magnitude <= FARTHEST * self.spread and self.extent <= UNEVEN * self.spread
+        table = self._table
+        fits = TINY * epsilon <= table.spread <= WIDE * epsilon
+        return fits and table.magnitude <= FARTHEST * table.spread and table.extent <= UNEVEN * table.spread
 
     def solved(self, solver: Solver, shares: np.ndarray, init: np.ndarray | None) -> bool:
         """Whether the plan for class masses is met; from given potentials (K,) where there are some that lead there."""
-        n_blocks, n_classes = len(self._blocks), len(shares)
+        n_blocks, n_classes = len(self._table.blocks), len(shares)
         last = (solver.epsilon, NEARER * solver.tol, 0.0, n_blocks, self.n_rows)
         if init is not None and (self.descended(init, shares, [(*last, WARM_PASSES)]) or self._error <= solver.tol):
             return True
         n_coarse = -(-max(FEWEST_ROWS, COARSE_ROWS * n_classes) // LANES)
-        n_coarse, *on_the_way, _ = min(n_coarse, n_blocks), *ladder(self.spread, solver.epsilon, 0.0)
-        sample = n_coarse, float(self._weights[:n_coarse].sum()), RUNG_PASSES
+        n_coarse, *on_the_way, _ = min(n_coarse, n_blocks), *ladder(self._table.spread, solver.epsilon, 0.0)
+        sample = n_coarse, float(self._table.weights[:n_coarse].sum()), RUNG_PASSES
         rungs = [(epsilon, RUNG_TOLERANCE, STARVED, *sample) for epsilon in on_the_way]
         if n_coarse < n_blocks:
             rungs.append((solver.epsilon, LAST_TOLERANCE, STARVED, *sample))
@@ -184,7 +165,7 @@ class _Descent:
 
     def sharpened(self, shares: np.ndarray) -> bool:
         """Whether potentials are met at a smaller epsilon, too."""
-        rung = self.epsilon / EPSILON_STEP, LAST_TOLERANCE, STARVED, len(self._blocks), self.n_rows, RUNG_PASSES
+        rung = self.epsilon / EPSILON_STEP, LAST_TOLERANCE, STARVED, len(self._table.blocks), self.n_rows, RUNG_PASSES
         return self.descended(self.potentials, shares, [rung])
 
     def descended(self, start: np.ndarray, shares: np.ndarray, rungs: list[tuple[float, ...]]) -> bool:
@@ -193,7 +174,14 @@ class _Descent:
         trail, errors = np.empty((MOST_PASSES, len(shares))), np.empty((MOST_PASSES, 2))
         work = *self._work, trail, errors
         n_passes, met = descend(
-            self._blocks, self._weights, np.array(rungs), shares, self.potentials, self._mass, self._tried, *work
+            self._table.blocks,
+            self._table.weights,
+            np.array(rungs),
+            shares,
+            self.potentials,
+            self._mass,
+            self._tried,
+            *work,
         )
         for (rung, error), potentials in zip(errors[:n_passes].tolist(), trail[:n_passes], strict=True):
             epsilon, _, _, _, n_used, _ = rungs[int(rung)]
@@ -225,6 +213,7 @@ class _Placed:
     potentials: np.ndarray  # (K,)
     best: np.ndarray  # (N,) the largest score + potential of each row
     own: np.ndarray  # (N,) that at its label
+    chosen: np.ndarray  # (N,) the score there
     n_looks: int
 
     @functools.cached_property
@@ -232,10 +221,10 @@ class _Placed:
         """(K,) class sizes."""
         return np.bincount(self.labels, minlength=len(self.potentials))
 
-    def certificate(self, scores: np.ndarray, rule: Rule | None) -> Certificate:
-        """Value, bound and gap of scores (N, K), among labels of the same sizes, or of all that a rule allows."""
+    def certificate(self, rule: Rule | None) -> Certificate:
+        """Value, bound and gap among labels of the same sizes, or of all that a rule allows."""
         n_rows, of_classes = len(self.labels), 0.0
-        value = float(scores[np.arange(n_rows), self.labels].sum()) / n_rows
+        value = float(self.chosen.sum()) / n_rows
         if rule is not None and rule.most is not None:
             of_classes = float(rule.shortfall(self.potentials, self.counts, n_rows).sum())
         if (self.best == self.own).all() and not of_classes:
@@ -253,42 +242,58 @@ class _Placed:
 
 
 def _placed(
-    scores: np.ndarray,
+    table: Table,
     descent: _Descent,
     plan: Point,
+    ahead: np.ndarray | None,
     solver: Solver,
     rule: Rule,
     sizes: np.ndarray,
     most: np.ndarray,
 ) -> _Placed | None:
     """Labels of these class sizes, or of any where the plan's best classes are asked for; None where that fails."""
-    n_rows, n_classes = scores.shape
+    n_rows, n_classes = table.n_rows, len(sizes)
     free = np.flatnonzero(sizes < most)  # a unit beside the rows fills one place of each of them, or is in the hub
     n_units, n_nodes, n_entries = n_rows + len(free), n_classes + 1, n_rows * n_classes + 2 * len(free)
-    order = np.random.default_rng(solver.seed).permutation(n_units)
-    labels, (best, own), of_nodes = np.full(n_units, -1), np.empty((2, n_rows)), np.empty((3, n_nodes))
-    targets = np.append(most, n_rows - sizes.sum())
-    work = (
-        *of_nodes, np.empty(n_nodes, np.int64), targets, *np.empty((5, n_nodes), np.int64),
-        *np.empty((5, n_units + 1), np.int64), np.empty(n_entries, np.int32), np.empty(n_entries),
-    )  # fmt: skip
+    lanes = np.empty(n_classes, np.float32), *np.empty((2, LANES), np.float32), *np.empty((2, LANES), np.int32)
+    blocks, known = table.blocks, table.known
+    stored = table.stored - table.tops[:, None] if table.is_far else table.stored  # takes digits
+
+    def proven(labels: np.ndarray, g: np.ndarray, n_looks: int) -> _Placed:
+        best, own, chosen = np.empty((3, n_rows))
+        prove(blocks, known, stored, table.features, table.factor, g, labels, best, own, chosen, *lanes)
+        if table.is_far:
+            chosen += table.tops
+        return _Placed(labels, g, best, own, chosen, n_looks)
+
     if solver.rounding != "exact":
-        labels = labels[:n_rows]
-        prove(scores, plan.potentials, labels, best, own)
-        return _Placed(labels, plan.potentials, best, own, 0)
+        return proven(np.full(n_rows, -1), plan.potentials, 0)
+    order = np.random.default_rng(solver.seed).permutation(n_units)
+    labels, targets = np.full(n_units, -1), np.append(most, n_rows - sizes.sum())
+    work = (
+        *lanes, *np.empty((3, n_nodes)), np.empty(n_nodes, np.int64), targets, *np.empty((9, n_nodes), np.int64),
+        *np.empty((6, n_units), np.int64), np.empty(n_entries, np.int32), np.empty(n_entries),
+        np.empty((3, n_entries), np.int32), np.empty(n_entries),
+    )  # fmt: skip
     enough, before = max(EXCESS_SHARE, np.count_nonzero(most) / n_rows) * n_rows, math.inf
     while True:
-        g = np.where(most > 0, 0.0 if n_rows < CONTESTED * len(free) else descent.potentials, -np.inf)
-        g -= np.partition(g[free], targets[-1] - 1)[targets[-1] - 1] if len(free) else _middle(g[g > -np.inf])
-        surplus, n_looks, _, is_tied = place(scores, g, free, descent.epsilon, enough, order, labels, *work)
+        near = descent.potentials if ahead is None else descent.potentials + ahead
+        g = np.where(most > 0, 0.0 if n_rows < CONTESTED * len(free) else near, -np.inf)
+        g -= np.partition(g[free], targets[-1] - 1)[targets[-1] - 1] if len(free) else middle(g[g > -np.inf])
+        surplus, n_looks, _, is_tied = place(
+            blocks, known, stored, table.features, table.factor,
+            g, free, SLACK * descent.epsilon, enough, order, labels, *work,
+        )  # fmt: skip
         if not surplus:
-            labels = labels[:n_rows]
             if len(free):
-                g[np.abs(g) <= TIE * (descent.magnitude + np.abs(g[most > 0]).max())] = 0.0  # less is rounding
+                g[np.abs(g) <= TIE * (table.magnitude + np.abs(g[most > 0]).max())] = 0.0  # less is rounding
             else:
                 g = normalised(g, np.zeros(n_classes), rule)
-            prove(scores, g, labels, best, own)
-            return _Placed(labels, g, best, own, n_looks)
+            return proven(labels[:n_rows], g, n_looks)
+        labels[:] = -1
+        if ahead is not None and not is_tied:  # of scores that have little to do with these
+            ahead = None
+            continue
         if is_tied or surplus <= enough:
             return None
         if surplus > WORTHWHILE * before:  # no smaller epsilon helps
@@ -298,4 +303,3 @@ def _placed(
         elif not descent.sharpened(rule.mass if len(free) else sizes / n_rows):
             return None
         before = surplus
-        labels[:] = -1

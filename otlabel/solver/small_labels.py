@@ -10,63 +10,86 @@ from __future__ import annotations
 
 import numpy as np
 
-from otlabel.compiling import njit
-from otlabel.solver.small_plan import part
-from otlabel.sweep.numerics import FAST, LOWEST, larger, smaller
+from otlabel.solver.small_blocks import LANES, following, narrowed, near, part, score, whole
+from otlabel.sweep.numerics import LOWEST, larger, smaller
 
 NONE, NEW, SETTLED = -1, -1, -2
+CLASS, ROW, ENTRY = 0, 1, 2  # rows of `pairs`
+ROOM = 4  # times the entries that there are, for lists of pairs: classes whose members change get new ones
 LEAST_LOOKS, LOOKS_A_SCORE = 1 << 16, 3  # of all searches, before this gives up: rows that are tied need other means
 SETTLINGS = 8  # what is between two classes that may not move comes free when these have
-WIDER, TRIES = 4.0, 6  # times as wide a slack where candidates do not suffice, and how often
+WIDER, TRIES = 2.0, 10  # times as wide a slack where candidates do not suffice, and how often
 
 
 @part()
-def _find(scores, g, slack, labels, u, at, start, rows, classes, below, counts):
+def _find(
+    blocks, known, stored, features, factor, g, single, slack, labels, n_rows, tops, floors, n_near, total, at,
+    start, stop, rows, classes, below, counts,
+):  # fmt: skip
     """The rows with more than one class within `slack` of their label, and these; the best class where there is none.
 
-    Of each of them `below` says how far it is below the label, which is entry at[r] of the r-th such row. Returns how
-    many rows there are, and how many other classes are as good as a label.
+    Of each of them `below` says how far it is below the label, which is entry at[r] of the r-th such row, whose entries
+    are start[r] to stop[r]. Returns how many rows and entries there are, and how many other classes are as good as a
+    label.
     """
-    n_classes, n_found, n_entries, n_tied = g.size, 0, 0, 0
+    n_blocks, n_classes, n_found, n_entries, n_tied = blocks.shape[0], g.size, 0, 0, 0
     for k in range(n_classes):
         counts[k] = 0
-    for i in range(scores.shape[0]):
-        top = -np.inf
-        for k in range(n_classes):
-            value = scores[i, k] + g[k]
-            u[k] = value
-            top = larger(top, value)
-        if labels[i] < 0:
-            labels[i] = 0
-            while u[labels[i]] < top:
-                labels[i] += 1
-        own = u[labels[i]]
-        counts[labels[i]] += 1
-        floor, size = larger(own - slack, LOWEST), 0
-        for k in range(n_classes):
-            size += u[k] >= floor
-        if size < 2:
-            continue
-        rows[n_found], start[n_found] = i, n_entries
-        for k in range(n_classes):
-            if u[k] >= floor:
-                if k == labels[i]:
-                    at[n_found] = n_entries
-                classes[n_entries], below[n_entries] = k, smaller(u[k] - own, 0.0)
-                n_tied += u[k] == own
-                n_entries += 1
-        n_found += 1
-    start[n_found] = n_entries
-    return n_found, n_tied - n_found
+    largest = narrowed(g, single)
+    for block in range(n_blocks):
+        near(blocks, block, known, single, np.float32(slack), largest, tops, floors, n_near, total)
+        for lane in range(LANES):
+            row, k = lane * n_blocks + block, np.int32(0)
+            if row >= n_rows:
+                break
+            start[row] = n_entries
+            if n_near[lane] == 1 and (labels[row] < 0 or labels[row] == total[lane]):
+                labels[row] = total[lane]
+            else:
+                is_missing = labels[row] >= 0
+                for n_left in range(n_near[lane], 0, -1):
+                    k = following(blocks, block, lane, single, floors, k, n_left, total[lane])
+                    classes[n_entries] = k
+                    is_missing &= k != labels[row]
+                    total[lane] -= k
+                    n_entries += 1
+                    k += np.int32(1)
+                if is_missing:  # of a label only rounding does that
+                    classes[n_entries] = labels[row]
+                    n_entries += 1
+            stop[row] = n_entries
+    for row in range(n_rows):  # in the order in which features lie
+        first, size, label, own = start[row], 0, labels[row], -np.inf
+        for entry in range(first, stop[row]):
+            k = classes[entry]
+            below[entry] = score(stored, features, factor, row, k) + g[k]
+            if k == label or (labels[row] < 0 and (below[entry] > own or label < 0)):
+                own, label = below[entry], k
+        labels[row] = label
+        counts[label] += 1
+        floor, tied = larger(own - slack, LOWEST), -1
+        for entry in range(first, stop[row]):
+            if below[entry] >= floor:
+                k, value = classes[entry], below[entry]
+                if k == label:
+                    at[n_found] = first + size
+                tied += value == own
+                classes[first + size], below[first + size] = k, smaller(value - own, 0.0)
+                size += 1
+        if size > 1:
+            rows[n_found], start[n_found], stop[n_found] = row, first, first + size
+            n_tied += tied
+            n_found += 1
+    return n_found, n_entries, n_tied
 
 
 @part()
-def _add_free(g, free, labels, n_rows, n_found, at, start, rows, classes, below, counts, targets):
+def _add_free(g, free, labels, n_rows, n_found, n_entries, at, start, stop, rows, classes, below, counts, targets):
     """One more row for each of some classes, whose unit is in the class, or in the hub beside it at a score of zero.
 
     Where it has no label yet it goes where the class's potential says, in ties to a class that has room.
     """
-    hub, n_entries = g.size, start[n_found]
+    hub = g.size
     counts[hub] = 0
     for i in range(free.size):
         k = free[i]
@@ -78,20 +101,61 @@ def _add_free(g, free, labels, n_rows, n_found, at, start, rows, classes, below,
         classes[n_entries], classes[n_entries + 1] = k, hub
         below[n_entries] = 0.0 if inside else smaller(g[k], 0.0)
         below[n_entries + 1] = smaller(-g[k], 0.0) if inside else 0.0
-        n_found, n_entries = n_found + 1, n_entries + 2
-    start[n_found] = n_entries
-    return n_found
+        n_entries += 2
+        stop[n_found] = n_entries
+        n_found += 1
+    return n_found, n_entries
 
 
 @part()
-def _search(counts, targets, fallen, start, classes, below, at, head, after, distance, by_row, by, heap, where, radius):
+def _pair(
+    node, start, stop, classes, below, at, head, after, first, last, pairs, losses, slot, end, limit
+):  # fmt: skip
+    """List the cheapest move from a class to each other one, behind `end`; returns how far the list goes.
+
+    Rows of pairs (3, P): the class, the sample and its entry. If there is no room, all lists are to be made anew.
+    """
+    n_entries, row = 0, head[node]
+    while row >= 0:
+        n_entries += stop[row] - start[row]
+        row = after[row]
+    if end + n_entries > limit:
+        end = 0
+        for k in range(first.size):
+            first[k] = NONE
+    first[node], row = end, head[node]
+    while row >= 0:
+        own = below[at[row]]
+        for entry in range(start[row], stop[row]):
+            k, loss = classes[entry], own - below[entry]
+            if entry == at[row]:
+                continue
+            pair = slot[k]
+            if pair < 0:
+                slot[k] = pair = end
+                pairs[CLASS, pair], losses[pair] = k, np.inf
+                end += 1
+            if loss < losses[pair]:
+                losses[pair], pairs[ROW, pair], pairs[ENTRY, pair] = loss, row, entry
+        row = after[row]
+    for pair in range(first[node], end):
+        slot[pairs[CLASS, pair]] = NONE
+    last[node] = end
+    return end
+
+
+@part()
+def _search(
+    counts, targets, fallen, start, stop, classes, below, at, head, after, first, last, pairs, losses, slot, end, limit,
+    distance, by_row, by, origin, heap, where, radius,
+):  # fmt: skip
     """The nearest underfull class, or -1, how far it is from overfull ones, and how many moves were looked at.
 
-    `where` is then SETTLED on the way.
+    `where` is then SETTLED on the way. Last comes how far the lists of pairs go.
     """
     size, n_looked = 0, 0
     for k in range(counts.size):
-        distance[k], where[k], by_row[k] = np.inf, NEW, NONE
+        distance[k], where[k], origin[k] = np.inf, NEW, NONE
         if counts[k] > targets[k]:
             distance[k], where[k], heap[size] = 0.0, size, k
             size += 1
@@ -102,49 +166,50 @@ def _search(counts, targets, fallen, start, classes, below, at, head, after, dis
             break
         where[node] = SETTLED
         size -= 1
-        last, hole = heap[size], 0
+        final, hole = heap[size], 0
         while 2 * hole + 1 < size:
             child = 2 * hole + 1
             if child + 1 < size and distance[heap[child + 1]] < distance[heap[child]]:
                 child += 1
-            if distance[heap[child]] >= distance[last]:
+            if distance[heap[child]] >= distance[final]:
                 break
             heap[hole] = heap[child]
             where[heap[hole]] = hole
             hole = child
         if size > 0:
-            heap[hole], where[last] = last, hole
+            heap[hole], where[final] = final, hole
         if counts[node] < targets[node]:
-            return node, reached, n_looked
-        row = head[node]
-        while row >= 0:
-            n_looked += start[row + 1] - start[row]
-            from_here = reached + below[at[row]] - fallen[node]
-            for entry in range(start[row], start[row + 1]):
-                k = classes[entry]
-                through = larger(from_here - (below[entry] - fallen[k]), reached)
-                if through < distance[k]:
-                    distance[k], by_row[k], by[k] = through, row, entry
-                    if where[k] == NEW:
-                        where[k] = size
-                        size += 1
-                    hole = where[k]
-                    while hole > 0 and distance[heap[(hole - 1) >> 1]] > through:
-                        heap[hole] = heap[(hole - 1) >> 1]
-                        where[heap[hole]] = hole
-                        hole = (hole - 1) >> 1
-                    heap[hole], where[k] = k, hole
-            row = after[row]
-    return NONE, radius, n_looked
+            return node, reached, n_looked, end
+        if first[node] < 0:
+            end = _pair(
+                node, start, stop, classes, below, at, head, after, first, last, pairs, losses, slot, end, limit
+            )
+        n_looked += last[node] - first[node]
+        from_here = reached - fallen[node]
+        for pair in range(first[node], last[node]):
+            k = pairs[CLASS, pair]
+            through = larger(from_here + losses[pair] + fallen[k], reached)
+            if through < distance[k]:
+                distance[k], by_row[k], by[k], origin[k] = through, pairs[ROW, pair], pairs[ENTRY, pair], node
+                if where[k] == NEW:
+                    where[k] = size
+                    size += 1
+                hole = where[k]
+                while hole > 0 and distance[heap[(hole - 1) >> 1]] > through:
+                    heap[hole] = heap[(hole - 1) >> 1]
+                    where[heap[hole]] = hole
+                    hole = (hole - 1) >> 1
+                heap[hole], where[k] = k, hole
+    return NONE, radius, n_looked, end
 
 
 @part()
-def _move(target, counts, by_row, by, classes, at, head, after, prior):
+def _move(target, counts, by_row, by, origin, at, head, after, prior, first):
     """One sample down each move of the path that leads to a class."""
     node = target
     counts[target] += 1
-    while by_row[node] >= 0:
-        row, source = by_row[node], np.int64(classes[at[by_row[node]]])
+    while origin[node] >= 0:
+        row, source = by_row[node], origin[node]
         if prior[row] >= 0:
             after[prior[row]] = after[row]
         else:
@@ -154,13 +219,14 @@ def _move(target, counts, by_row, by, classes, at, head, after, prior):
         at[row], after[row], prior[row] = by[node], head[node], NONE
         if head[node] >= 0:
             prior[head[node]] = row
-        head[node] = row
+        head[node], first[node] = row, NONE
         node = source
     counts[node] -= 1
+    first[node] = NONE
 
 
 @part()
-def _settle(n_found, start, classes, below, at, fallen, rise, fall, room):
+def _settle(first, last, pairs, losses, fallen, rise, fall, room):
     """Move potentials towards the middle of where they may be, none further than `room`: labels are then no ties.
 
     A class may fall by what its members are ahead of their next class, and rise by what others' are ahead of it; all
@@ -168,41 +234,44 @@ def _settle(n_found, start, classes, below, at, fallen, rise, fall, room):
     """
     for k in range(fallen.size):
         rise[k], fall[k] = room, room
-    for row in range(n_found):
-        label = classes[at[row]]
-        own = below[at[row]] - fallen[label]
-        for entry in range(start[row], start[row + 1]):
-            k = classes[entry]
-            if k != label:
-                ahead = larger(own - (below[entry] - fallen[k]), 0.0)
-                rise[k], fall[label] = smaller(rise[k], ahead), smaller(fall[label], ahead)
+    for node in range(fallen.size):
+        for pair in range(first[node], last[node]):
+            k = pairs[CLASS, pair]
+            ahead = larger(losses[pair] - fallen[node] + fallen[k], 0.0)
+            rise[k], fall[node] = smaller(rise[k], ahead), smaller(fall[node], ahead)
     for k in range(fallen.size):
         fallen[k] -= 0.5 * (rise[k] - fall[k])
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FAST, _nrt=False, no_cfunc_wrapper=True, cache=True)
+@whole(cache=True)
 def place(
-    scores, g, free, slack, most, order, labels, u, fallen, distance, counts, targets, head, by_row, by, heap,
-    where, at, start, rows, after, prior, classes, below,
+    blocks, known, stored, features, factor, g, free, slack, most, order, labels, single, tops, floors, n_near, total,
+    fallen, distance, swing, counts, targets, head, by_row, by, origin, first, last, slot, heap, where, at, start,
+    stop, rows, after, prior, classes, below, pairs, losses,
 ):  # fmt: skip
     """Move samples from their best classes until these have the target sizes, if at most so many are to be moved.
 
-    Labels that are -1 become the best class of scores (N, K) + g (K,), and g what proves the labels. Returns how many
+    Labels that are -1 become the best class of scores + g (K,), and g what proves the labels. Returns how many
     are not where they belong yet, how often scores were looked through, how many paths there were, and whether nothing
     was done because rows have several best classes, of which chance is to choose. Of equal rows the first in `order`,
     row numbers, is moved. The classes in `free` may have one less than their target, such that the last target, that of
     the hub, is met too: each of them has one row more, at the end of the labels.
     """
-    hub, n_tries, n_paths, n_looked, surplus = g.size, 0, 0, 0, 1
+    hub, n_rows, n_tries, n_paths, n_looked, surplus = g.size, labels.size - free.size, 0, 0, 0, 1
     while surplus > 0 and n_tries < TRIES:
-        n_found, n_tied = _find(scores, g, slack, labels, u, at, start, rows, classes, below, counts)
-        n_found = _add_free(g, free, labels, scores.shape[0], n_found, at, start, rows, classes, below, counts, targets)
+        n_found, n_entries, n_tied = _find(
+            blocks, known, stored, features, factor, g, single, slack, labels, n_rows, tops, floors, n_near, total, at,
+            start, stop, rows, classes, below, counts,
+        )  # fmt: skip
+        n_found, n_entries = _add_free(
+            g, free, labels, n_rows, n_found, n_entries, at, start, stop, rows, classes, below, counts, targets
+        )
         n_tries += 1
         surplus = 0
         for k in range(counts.size):
             if counts[k] > targets[k]:
                 surplus += counts[k] - targets[k]
-            fallen[k], head[k] = 0.0, NONE
+            fallen[k], head[k], first[k], slot[k] = 0.0, NONE, NONE, NONE
         if surplus > most or (n_tied > 0 and n_tries == 1):
             return surplus, n_tries, n_paths, n_tied > 0
         for row in order:  # of equal rows the first one moves
@@ -213,26 +282,46 @@ def place(
             if head[k] >= 0:
                 prior[head[k]] = row
             head[k] = row
-        furthest, target = 0.0, 0
+        furthest, target, end, limit = 0.0, 0, 0, min(ROOM * n_entries, losses.size)
         while surplus > 0 and target >= 0:
-            target, radius, n_more = _search(
-                counts, targets, fallen, start, classes, below, at, head, after, distance, by_row, by, heap, where,
-                slack - furthest,
+            target, radius, n_more, end = _search(
+                counts, targets, fallen, start, stop, classes, below, at, head, after, first, last, pairs, losses, slot,
+                end, limit, distance, by_row, by, origin, heap, where, slack - furthest,
             )  # fmt: skip
             n_looked += n_more
-            if n_looked > LEAST_LOOKS + LOOKS_A_SCORE * scores.size:
+            if n_looked > LEAST_LOOKS + LOOKS_A_SCORE * n_rows * g.size:
                 return surplus, n_tries, n_paths, False
             for k in range(counts.size):
                 if where[k] == SETTLED and distance[k] < radius:
                     fallen[k] += radius - distance[k]
                     furthest = larger(furthest, fallen[k])
             if target >= 0:
-                _move(target, counts, by_row, by, classes, at, head, after, prior)
+                _move(target, counts, by_row, by, origin, at, head, after, prior, first)
                 n_paths += 1
                 surplus -= 1
         if surplus == 0:
+            for _ in range(2):  # if there is no room for lists that are left out, all begin anew, and fit
+                for k in range(counts.size):
+                    if first[k] < 0:
+                        end = _pair(
+                            k,
+                            start,
+                            stop,
+                            classes,
+                            below,
+                            at,
+                            head,
+                            after,
+                            first,
+                            last,
+                            pairs,
+                            losses,
+                            slot,
+                            end,
+                            limit,
+                        )
             for _ in range(SETTLINGS):
-                _settle(n_found, start, classes, below, at, fallen, distance, u, (slack - furthest) / SETTLINGS)
+                _settle(first, last, pairs, losses, fallen, distance, swing, (slack - furthest) / SETTLINGS)
         for row in range(n_found):
             labels[rows[row]] = classes[at[row]]
         for k in range(g.size):
@@ -241,15 +330,35 @@ def place(
     return surplus, n_tries, n_paths, False
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FAST, _nrt=False, no_cfunc_wrapper=True, cache=True)
-def prove(scores, g, labels, best, own):
-    """Write the largest score + potential of each row, and that at its label: of -1, which becomes it, the best one."""
-    for i in range(scores.shape[0]):
-        top, label = -np.inf, 0
-        for k in range(g.size):
-            top = larger(top, scores[i, k] + g[k])
-        if labels[i] < 0:
-            while scores[i, label] + g[label] < top:
-                label += 1
-            labels[i] = label
-        best[i], own[i] = top, scores[i, labels[i]] + g[labels[i]]
+@whole(cache=True)
+def prove(
+    blocks, known, stored, features, factor, g, labels, best, own, chosen, single, tops, floors, n_near, total
+):  # fmt: skip
+    """Write the largest score + potential of each row, that at its label, and the score there.
+
+    A label of -1 becomes the best one.
+    """
+    n_blocks, largest = blocks.shape[0], narrowed(g, single)
+    for block in range(n_blocks):
+        near(blocks, block, known, single, np.float32(0), largest, tops, floors, n_near, total)
+        for lane in range(LANES):
+            row = lane * n_blocks + block
+            if row >= labels.size:
+                break
+            label, best[row], k = labels[row], -np.inf, np.int32(0)
+            if n_near[lane] == 1 and (label < 0 or label == total[lane]):
+                labels[row] = total[lane]
+                continue
+            for n_left in range(n_near[lane], 0, -1):
+                k = following(blocks, block, lane, single, floors, k, n_left, total[lane])
+                if k != label:
+                    value = score(stored, features, factor, row, k) + g[k]
+                    if label < 0 and (value > best[row] or labels[row] < 0):
+                        labels[row] = k
+                    best[row] = larger(best[row], value)
+                total[lane] -= k
+                k += np.int32(1)
+    for row in range(labels.size):  # in the order in which features lie
+        chosen[row] = score(stored, features, factor, row, labels[row])
+        own[row] = chosen[row] + g[labels[row]]
+        best[row] = larger(best[row], own[row])

@@ -1,21 +1,17 @@
 """The smooth solve of scores that stay in the cache, compiled as a whole: potentials g through falling epsilon.
 
-Rows are dealt out to blocks like cards, so that any few blocks are a sample that is spread over all rows, and lie
-beside one another in a block: its loops run over LANES rows at once, however few the classes are. The mathematics is
-that of `newton.py` and `objective.py` for exact masses, with conjugate gradients on the plan's larger entries.
+The mathematics is that of `newton.py` and `objective.py` for exact masses, with conjugate gradients on the plan's
+larger entries.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
 
-from otlabel.compiling import njit
-from otlabel.sweep.numerics import FAST, exp, larger, smaller
-
-LANES = 128  # rows of a block
+from otlabel.solver.small_blocks import LANES, part, whole
+from otlabel.sweep.numerics import exp, larger, smaller
 
 # Columns of `rungs`, (R, 6) float64: what is asked for at each epsilon.
 EPSILON, TOLERANCE, LEAST, BLOCKS, ROWS, MOST_PASSES = 0, 1, 2, 3, 4, 5
@@ -32,36 +28,6 @@ SHORTER, SHORTEST = 0.4, 0.02  # of a step that does not lead down; the shortest
 PRODUCTS, ACCURACY = 40, 0.15  # of conjugate gradients: how many, and the share of the residual that may be left
 TINY = float(np.finfo(np.float32).tiny)
 NOISE = 8 * float(np.finfo(np.float32).eps)
-
-part = functools.partial(
-    njit, nogil=True, error_model="numpy", fastmath=FAST, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
-
-
-@njit(nogil=True, error_model="numpy", fastmath=FAST, _nrt=False, no_cfunc_wrapper=True, cache=True)
-def deal_out(scores, blocks, weights, tops, extents):
-    """Write scores (N, K) float64 less the largest of their row as blocks (B, K, LANES) float32, with what rows count.
-
-    Also of each row its largest score, and how far its smallest finite one is below that. Row i is in block i % B.
-    """
-    n_rows, n_classes = scores.shape
-    n_blocks = blocks.shape[0]
-    for block in range(n_blocks):
-        for lane in range(LANES):
-            row = lane * n_blocks + block
-            weights[block, lane] = np.float32(row < n_rows)
-            if row >= n_rows:
-                for k in range(n_classes):
-                    blocks[block, k, lane] = np.float32(0)
-                continue
-            top, bottom = -np.inf, np.inf
-            for k in range(n_classes):
-                value = scores[row, k]
-                top = larger(top, value)
-                bottom = smaller(bottom, value if value > -np.inf else np.inf)
-            for k in range(n_classes):
-                blocks[block, k, lane] = np.float32(scores[row, k] - top)
-            tops[row], extents[row] = top, top - bottom
 
 
 @part()
@@ -179,7 +145,7 @@ def _direction(
     return slope
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FAST, _nrt=False, no_cfunc_wrapper=True, cache=True)
+@whole(cache=True)
 def descend(
     blocks, weights, rungs, demand, g, mass, tried, tried_mass, step, left, search, curved, scale, diagonal,
     own, single, lanes, tops, totals, kept, kept_at, ends, trail, errors,

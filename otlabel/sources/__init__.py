@@ -5,7 +5,7 @@ from otlabel.sources.caching import cached, default_limit, made_once
 from otlabel.sources.device import DeviceSource, on_device
 from otlabel.sources.free import free_memory
 from otlabel.sources.given import as_array, as_matrix, check_kind, is_foreign, is_series, is_tensor, plain_tensor
-from otlabel.sources.linear import LinearScores, closeness, cosines
+from otlabel.sources.linear import Features, LinearScores, Products, closeness, cosines
 from otlabel.sources.memory import ArraySource, TensorSource
 from otlabel.sources.names import (
     by_class,
@@ -27,8 +27,10 @@ __all__ = [
     "ITEM_BYTES",
     "ArraySource",
     "DeviceSource",
+    "Features",
     "LinearScores",
     "Opened",
+    "Products",
     "Source",
     "TensorSource",
     "as_array",

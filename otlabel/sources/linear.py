@@ -45,20 +45,37 @@ class Head:
     normalize: bool
     centre: np.ndarray | None = None  # (D,)
 
+    def factor(self, centre: np.ndarray) -> np.ndarray:
+        """(K, D + 1) float64, weights and bias for features that another centre is taken off."""
+        weight = self.weight.astype(np.float64)
+        bias = np.zeros(len(weight)) if self.bias is None else self.bias.astype(np.float64)
+        offset = centre if self.centre is None else centre - self.centre
+        with np.errstate(invalid="ignore", over="ignore"):  # what is no number then shows in the scores
+            return np.column_stack([weight, bias + weight @ offset])
+
 
 class Features:
-    """What several heads read: rows that the first of them keeps in memory if they fit."""
+    """What several heads read: rows that the first of them keeps in memory if they fit.
+
+    `fixed` ones do not change as long as this lives: what is made of them stays in `dealt`.
+    """
 
     def __init__(
-        self, opened: Opened, torch_device: torch.device | None = None, centre: np.ndarray | None = None
+        self,
+        opened: Opened,
+        torch_device: torch.device | None = None,
+        centre: np.ndarray | None = None,
+        *,
+        fixed: bool = False,
     ) -> None:
-        self.opened, self.torch_device = opened, torch_device
+        self.opened, self.torch_device, self.fixed = opened, torch_device, fixed
+        self.dealt: Any = None
         self._lock = threading.Lock()
         self._moved: dict[torch.device, Features] = {}
         self._centre = centre
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"opened": self.opened, "torch_device": self.torch_device}  # copies on devices stay behind
+        return {"opened": self.opened, "torch_device": self.torch_device}  # copies stay behind
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -127,7 +144,7 @@ class Products(Source):
         self._stored.close()
 
     @functools.cached_property
-    def _centre(self) -> np.ndarray:
+    def centre(self) -> np.ndarray:
         """(D,) that is subtracted from rows, in numbers of the features' own precision: differences are then exact."""
         stored, given = self._stored, self._head.centre
         precision = np.float64 if stored.dtype == "float64" else np.float32
@@ -141,12 +158,8 @@ class Products(Source):
     @functools.cached_property
     def _factor(self) -> np.ndarray:
         """(D + 1, K): rows get a last column of ones, so that the product adds the bias."""
-        head = self._head
-        weight = head.weight.astype(np.float64)
-        bias = np.zeros(self.shape[1]) if head.bias is None else head.bias.astype(np.float64)
-        offset = self._centre if head.centre is None else self._centre - head.centre
-        with np.errstate(invalid="ignore", over="ignore"):  # what is no number then shows in the scores
-            return np.concatenate([weight.T, (bias + weight @ offset)[None]]).astype(self.dtype)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.ascontiguousarray(self._head.factor(self.centre).T.astype(self.dtype))
 
     def read(self, spans: Sequence[Span]) -> Iterator[Any]:
         """Rows in memory that the next span uses again."""
@@ -156,7 +169,7 @@ class Products(Source):
         size, n_rows = self._rows, self.shape[0]
         low, high = spans[0][0] // size * size, min(-(-spans[-1][1] // size) * size, n_rows)
         rows = np.ones((high - low, len(self._factor)), self.dtype)
-        cpu.centre_block(read_rows(self._stored, low, high), self._centre.astype(self.dtype), rows)
+        cpu.centre_block(read_rows(self._stored, low, high), self.centre.astype(self.dtype), rows)
         room = np.empty((min(size, high - low), self.shape[1]), self.dtype)
         with blas_on_one_thread():
             for start, stop in spans:
@@ -187,10 +200,16 @@ class Products(Source):
 
     def few(self, start: int, stop: int, sizes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, float]:
         """Scores before they are normalised, and the length of the longest row; a row has a one for the bias, too."""
-        rows, scores = np.ones((stop - start, len(self._factor))), np.empty(len(classes))
-        cpu.centre_block(read_rows(self._stored, start, stop), self._centre, rows)
+        rows, scores = self.centred(start, stop), np.empty(len(classes))
         square = cpu.few_products(rows, self._weights, sizes, classes, scores)
         return scores, math.sqrt(square)
+
+    def centred(self, start: int, stop: int) -> np.ndarray:
+        """(n, D + 1) float64, rows less the centre and a one for the bias."""
+        rows = np.ones((stop - start, len(self._factor)))
+        if start < stop:
+            cpu.centre_block(read_rows(self._stored, start, stop), self.centre, rows)
+        return rows
 
     @functools.cached_property
     def _weights(self) -> np.ndarray:
@@ -217,7 +236,7 @@ class Products(Source):
         import torch
 
         if self._factor_on_device is None:
-            parts = self._factor, self._centre.astype(self.dtype)
+            parts = self._factor, self.centre.astype(self.dtype)
             self._factor_on_device = tuple(torch.from_numpy(part).to(features.device) for part in parts)
         factor, centre = self._factor_on_device
         scores = torch.addmm(factor[-1], features.to(factor.dtype) - centre, factor[:-1])
@@ -301,7 +320,7 @@ def _of_features(place: Callable[[int], str], row: int) -> str:
     return f"{place(row)} (of the features)"
 
 
-def closeness(features: Opened | Source, centres: np.ndarray, unit: float = 1.0) -> LinearScores:
+def closeness(features: Opened | Source | Features, centres: np.ndarray, unit: float = 1.0) -> LinearScores:
     """-||x - mu_k||^2 + ||x - m||^2 = <x - m, 2 (mu_k - m)> - ||mu_k - m||^2 with m, in the middle of the centres mu.
 
     A median, for a mean would follow one centre far away, from where the others can hardly be told apart. All is
@@ -311,10 +330,10 @@ def closeness(features: Opened | Source, centres: np.ndarray, unit: float = 1.0)
     middle = np.median(wide, axis=0)
     wide -= middle
     head = Head(wide / unit * 2, -(wide * (wide / unit)).sum(1), normalize=False, centre=middle)
-    return LinearScores.made_of(Features(as_opened(features)), head)
+    return LinearScores.made_of(_as_features(features), head)
 
 
-def cosines(features: Opened | Source, centres: np.ndarray) -> LinearScores:
+def cosines(features: Opened | Source | Features, centres: np.ndarray) -> LinearScores:
     """<x, mu_k> of unit rows and centres of length 1 or 0, up to a constant in each row: -||x - mu_k||^2 / 2.
 
     A centre that rounding has made longer than 1 would gain by it in all products alike, which may be more than what
@@ -325,7 +344,11 @@ def cosines(features: Opened | Source, centres: np.ndarray) -> LinearScores:
     lengths = np.where(wide.any(1), 0.0, 1.0)  # what a centre at zero lacks: its distance is 1, its cosine is 0
     wide -= middle
     head = Head(wide, -(np.square(wide).sum(1) + lengths) / 2, normalize=False, centre=middle)
-    return LinearScores.made_of(Features(as_opened(features)), head)
+    return LinearScores.made_of(_as_features(features), head)
+
+
+def _as_features(rows: Opened | Source | Features) -> Features:
+    return rows if isinstance(rows, Features) else Features(as_opened(rows))
 
 
 def read_stretches(source: Source, rows: np.ndarray) -> np.ndarray:

@@ -183,6 +183,15 @@ def test_the_best_start_is_kept() -> None:
 # ---- prediction ----
 
 
+def test_two_clusters_meet_in_the_middle_between_their_rows() -> None:
+    """Potentials that move at once, and only against one another, do not go back and forth."""
+    x = np.square(np.linspace(0, 1, 2000))[:, None]
+    model = BalancedKMeans(2, init=x[[500, 1500]], random_state=0).fit(x)
+    gains = (model.potentials_ - np.square(x - model.cluster_centers_.T)) @ [1.0, -1.0]
+    assert gains[999] > 0
+    assert gains[999] == pytest.approx(-gains[1000], rel=1e-6)
+
+
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("seed", range(5))
 def test_predict_gives_the_labels_back(metric: str, seed: int, there) -> None:

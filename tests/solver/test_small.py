@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from families import FAMILIES, draw
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from problems import KINDS
 from problems import draw as draw_kind
+from scipy.optimize import linear_sum_assignment
 from scipy.special import log_softmax
 from verdicts import check
 
 from otlabel import Assignment, Status, assign, certify, linear_scores, sinkhorn_assign
 from otlabel.errors import DegenerateScoresWarning, FewSamplesWarning, InfeasibleError, InvalidScoresError
+from otlabel.ranks.rowset import RowSet
 from otlabel.solver import small
+from otlabel.sources import Features, as_opened, closeness
+from otlabel.sources.memory import open_array
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
 SHAPES = [(32, 2), (100, 10), (256, 100), (60, 60), (32, 100), (3000, 10), (129, 7)]
@@ -128,6 +135,60 @@ def test_products_of_features_are_read_once_as_float64_makes_them(by_long_way) -
     assert abs(result.value - proof.value) <= 1e-12
     np.testing.assert_array_equal(result.counts, 30)
     assert abs(by_long_way(scores).value - result.value) <= 1e-12
+
+
+@pytest.mark.usefixtures("short_way_only")
+@given(seed=st.integers(0, 10**6), n_rows=st.integers(40, 300), n_classes=st.integers(2, 12), step=st.floats(0.0, 2.0))
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_each_of_a_sequence_of_warm_solves_is_the_optimum(seed: int, n_rows: int, n_classes: int, step: float) -> None:
+    """Of heads that move, over features that are dealt out once: SciPy's value, as one from nothing has it."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((n_rows, 4)) + 3 * rng.standard_normal((5, 4))[rng.integers(5, size=n_rows)]
+    features, centres = (
+        Features(as_opened(open_array(rows.astype(np.float32), "features")), fixed=True),
+        rows[:n_classes].copy(),
+    )
+    column_of, init = np.arange(n_rows) % n_classes, None
+    for _ in range(3):
+        scores = closeness(features, centres)
+        init = sinkhorn_assign(scores, remainder="first", epsilon=0.3, init=init)
+        assert init.proof.proven
+        cold = sinkhorn_assign(closeness(features.opened, centres), remainder="first", epsilon=0.3)
+        dense = np.concatenate([block for _, block in RowSet(scores).fine.blocks()])
+        best = dense[:, column_of][linear_sum_assignment(dense[:, column_of], maximize=True)].mean()
+        np.testing.assert_allclose([init.value, cold.value], best, rtol=0, atol=1e-12 * np.abs(dense).max())
+        np.testing.assert_array_equal(init.counts, np.bincount(column_of))
+        centres = centres + step * rng.standard_normal(centres.shape)
+    assert features.dealt is not None
+
+
+@pytest.mark.usefixtures("short_way_only")
+def test_float64_decides_between_classes_that_float32_takes_for_equal() -> None:
+    """Pairs of classes whose scores differ by less than float32 knows of products."""
+    rng = np.random.default_rng(3)
+    features, weight = rng.standard_normal((600, 8)).astype(np.float32), 3 * rng.standard_normal((10, 8))
+    weight[5:] = weight[:5] + 1e-8 * rng.standard_normal((5, 8))
+    result = sinkhorn_assign(linear_scores(features, weight, normalize=False))
+    scores = features.astype(np.float64) @ weight.T
+    columns = np.arange(600) % 10
+    rows, places = linear_sum_assignment(scores[:, columns], maximize=True)
+    assert result.proof.proven
+    assert abs(result.value - scores[rows, columns[places]].mean()) <= 1e-14
+    single = np.float64(np.float32(scores))  # what it would be if scores were rounded
+    _, rough = linear_sum_assignment(single[:, columns], maximize=True)
+    assert scores[rows, columns[rough]].mean() < result.value - 1e-11
+
+
+@pytest.mark.usefixtures("short_way_only")
+def test_a_start_whose_labels_say_nothing_of_these_scores_does_no_harm() -> None:
+    scores = logits(10, 400, 20)
+    cold = sinkhorn_assign(scores)
+    rng = np.random.default_rng(0)
+    odd = replace(cold, potentials=cold.plan_potentials + 100 * rng.standard_normal(20))
+    again = sinkhorn_assign(scores, init=odd)
+    assert again.proof.proven
+    np.testing.assert_array_equal(again.labels, cold.labels)
+    assert sum(record["stage"] == "repair" for record in sinkhorn_assign(scores, init=cold).history) == 1
 
 
 def test_what_is_unusual_goes_the_long_way() -> None:
