@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import numpy as np
@@ -27,6 +27,7 @@ from otlabel.solver.outcome import Status
 from otlabel.solver.posing import pose
 from otlabel.solver.problem import EXACT, Demand, Method, Remainder, Rounding, Solver, check_demand, check_solver
 from otlabel.solver.proof import certified
+from otlabel.solver.shortlist import room_for
 from otlabel.solver.small import is_small, solve_small
 from otlabel.sources import LinearScores, by_class, cached, open_scores, plain_names
 from otlabel.sources.listed import least_of
@@ -191,6 +192,7 @@ def sinkhorn_assign(
         missing = "forbidden" if least_of(opened.source) is None else "at most the least"
         g = None if start is None else start.g
         communicator.check_alike(**vars(solver), **demand.settings, missing=missing, init=g)
+        solver = replace(solver, room=room_for(rows.opened, memory_limit))
 
         # solve, round, prove
         monitor = Monitor(rows.n_rows, n_classes, observer)
@@ -254,6 +256,7 @@ def _solve(
     if start is not None and (problem.lowered or problem.rule is not asked.rule):
         g = start.of(problem.rule, solver.epsilon, problem.lowered)
     distinct, members = merge_equal_rows(problem, hashes, monitor, solver.seed)
+    del hashes  # of many rows, much memory
     shortlist = look.shortlist(distinct)
 
     # solve

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -13,8 +14,9 @@ from otlabel.solver.newton import Solution
 from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rounding import Rounded, round_exact
 from otlabel.solver.sharpening import few_contested, near_integer
-from otlabel.solver.shortlist import shorten
+from otlabel.solver.shortlist import MUCH_SLACK, shorten
 
+NEAR_LABELS = 2.0  # times epsilon: about as far as potentials move between the plan and its labels
 WIDER = 4.0  # times as wide, where lists leave no assignment, or rounding needs more slack
 
 
@@ -27,20 +29,25 @@ def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: 
         plan = np.where(problem.bounds[1] > 0, 0.0, -np.inf)
     if is_listable(problem, solver) and (shortlist is None or not shortlist.covers(plan)):
         shortlist = lists_near(problem, solver, plan, monitor)
+        if shortlist is None:  # labels need much less than the plan
+            shortlist = shorten(problem, plan, NEAR_LABELS * solver.epsilon, monitor, packed=True)
     near = problem if shortlist is None else shortlist.problem
     g = plan if few else near_integer(near, solver, solution, monitor).potentials
     slack = 0.0
     for n_made in range(1, MOST_LISTS + 1):
         if shortlist is None:
             break
+        width = WIDER * shortlist.reach
         try:
             rounded = round_exact(shortlist.problem, g, solver.seed, monitor, shortlist.room, slack)
         except InfeasibleError:  # of what lists leave out, some may be the way
             pass
         else:
-            g, slack = rounded.potentials, rounded.slack
+            g, slack = rounded.potentials, 0.0 if rounded.is_done else rounded.slack
             if rounded.is_done and shortlist.covers(g):
                 return rounded, shortlist.problem
-        width = WIDER * shortlist.reach
-        shortlist = shorten(problem, g, width, monitor, shortlist.probe) if n_made < MOST_LISTS else None
+            if slack <= MUCH_SLACK * shortlist.reach and not shortlist.problem.is_listed:
+                width = shortlist.reach  # near where potentials are by now
+        again = functools.partial(shorten, problem, g, width, monitor, shortlist.probe)
+        shortlist = (again() or again(packed=True)) if n_made < MOST_LISTS else None
     return round_exact(problem, g, solver.seed, monitor, least_slack=slack if math.isfinite(slack) else 0.0), problem

@@ -13,6 +13,8 @@ from otlabel.solver.objective import Point
 from otlabel.solver.outcome import Status
 from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rungs import EPSILON_STEP, LAST_TOLERANCE, solve_at_epsilon
+from otlabel.solver.shortlist import FEW_LISTED
+from otlabel.sweep.packed import PackedLists
 
 EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon is tried before moving them one by one
 LISTED_SHARE, SHORT = 0.003, 16  # the same on lists of at most one in so many classes, over which a pass takes little
@@ -41,7 +43,9 @@ def near_integer(problem: Problem, solver: Solver, solution: Solution, monitor: 
     # Above the spread scores hardly matter: potentials are epsilon times the logarithms of what classes ask for.
     epsilon = min(solver.epsilon, problem.spread or solver.epsilon)
     g = point.potentials * (epsilon / solver.epsilon)
-    short = problem.is_listed and SHORT * problem.rows.columns <= problem.n_classes
+    packed = isinstance(problem.rows.source, PackedLists)
+    n_listed = FEW_LISTED if packed else problem.rows.columns if problem.is_listed else problem.n_classes
+    short = SHORT * n_listed <= problem.n_classes
     cheap = short and excess <= EXCESS_SHARE  # more is of ties, which another epsilon would only break up
     enough = max(LISTED_SHARE if cheap else EXCESS_SHARE, np.count_nonzero(takers) / problem.n_rows)
     tol = enough if cheap else LAST_TOLERANCE

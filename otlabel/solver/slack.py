@@ -18,6 +18,7 @@ STEP = 2.0  # how much wider the next pass looks where the candidates did not su
 FEW_MORE = 1.5  # times as many candidates: where so few come, the slack widens faster ...
 STILL_LEFT = 0.8  # ... as where so much of the surplus stays
 MUCH_WIDER = 8  # times as many candidates, all there are, are taken for the last units once as many have been read
+MOVE_BYTES = 400  # that a repair takes for each of them, with what it holds beside
 LOOKS_AN_ENTRY = 10.0  # moves that a repair looks at while a pass finds one candidate
 
 
@@ -65,7 +66,8 @@ def first_slack(problem: Problem, g: np.ndarray, rng: np.random.Generator) -> tu
     n_takers = int(np.count_nonzero(problem.bounds[1]))
     rows = few_sampled(problem, rng)
     sample = problem.rows.taken(rows)
-    wanted = int(len(rows) * max(MOVES_A_ROW, MOVES_A_CLASS * n_takers / problem.n_rows)) + 1
+    a_row = min(max(MOVES_A_ROW, MOVES_A_CLASS * n_takers / problem.n_rows), problem.room / MOVE_BYTES / problem.n_rows)
+    wanted = int(len(rows) * a_row) + 1
     most, widest = SOFT_SLACK * float(problem.rule.rho.min()), problem.extent + float(np.ptp(g[np.isfinite(g)]))
     slack = max((problem.spread or widest) * FIRST_SLACK, 1e-300)
     while True:
