@@ -192,7 +192,7 @@ def sinkhorn_assign(
         missing = "forbidden" if least_of(opened.source) is None else "at most the least"
         g = None if start is None else start.g
         communicator.check_alike(**vars(solver), **demand.settings, missing=missing, init=g)
-        solver = replace(solver, room=room_for(rows.opened, memory_limit))
+        solver = replace(solver, room=-rows.max("room", -room_for(rows.opened, memory_limit))[0])
 
         # solve, round, prove
         monitor = Monitor(rows.n_rows, n_classes, observer)

@@ -17,6 +17,7 @@ from otlabel.solver.sharpening import few_contested, near_integer
 from otlabel.solver.shortlist import MUCH_SLACK, shorten
 
 NEAR_LABELS = 2.0  # times epsilon: about as far as potentials move between the plan and its labels
+MOST_PACKED = 8  # narrow lists that are made, each from where the last led to
 WIDER = 4.0  # times as wide, where lists leave no assignment, or rounding needs more slack
 
 
@@ -33,10 +34,11 @@ def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: 
             shortlist = shorten(problem, plan, NEAR_LABELS * solver.epsilon, monitor, packed=True)
     near = problem if shortlist is None else shortlist.problem
     g = plan if few else near_integer(near, solver, solution, monitor).potentials
+    if shortlist is not None and not near.is_listed and not shortlist.covers(g):
+        g = plan  # narrow lists lead astray where some class is to come from farther away
     slack = 0.0
-    for n_made in range(1, MOST_LISTS + 1):
-        if shortlist is None:
-            break
+    n_made = 0
+    while shortlist is not None:
         width = WIDER * shortlist.reach
         try:
             rounded = round_exact(shortlist.problem, g, solver.seed, monitor, shortlist.room, slack)
@@ -48,6 +50,9 @@ def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: 
                 return rounded, shortlist.problem
             if slack <= MUCH_SLACK * shortlist.reach and not shortlist.problem.is_listed:
                 width = shortlist.reach  # near where potentials are by now
+        n_made += 1
         again = functools.partial(shorten, problem, g, width, monitor, shortlist.probe)
-        shortlist = (again() or again(packed=True)) if n_made < MOST_LISTS else None
+        if n_made >= (MOST_LISTS if shortlist.problem.is_listed else MOST_PACKED):
+            break
+        shortlist = again() or again(packed=True)
     return round_exact(problem, g, solver.seed, monitor, least_slack=slack if math.isfinite(slack) else 0.0), problem

@@ -18,7 +18,8 @@ STEP = 2.0  # how much wider the next pass looks where the candidates did not su
 FEW_MORE = 1.5  # times as many candidates: where so few come, the slack widens faster ...
 STILL_LEFT = 0.8  # ... as where so much of the surplus stays
 MUCH_WIDER = 8  # times as many candidates, all there are, are taken for the last units once as many have been read
-MOVE_BYTES = 400  # that a repair takes for each of them, with what it holds beside
+MOVE_BYTES = 400  # that a repair takes for each of them
+MOST_STAYS = 16  # passes of one slack where there is no room for more candidates
 LOOKS_AN_ENTRY = 10.0  # moves that a repair looks at while a pass finds one candidate
 
 
@@ -28,7 +29,7 @@ class Slack:
     def __init__(self, problem: Problem, potentials: np.ndarray, rng: np.random.Generator, least: float = 0.0) -> None:
         self._problem, self._rng, self._least = problem, rng, least
         self._n_all = problem.n_rows * problem.n_classes
-        self._n_before, self._n_read, self._step = 0, 0, STEP
+        self._n_before, self._n_read, self._step, self._n_stays = 0, 0, STEP, 0
         self.begin(potentials)
 
     def begin(self, potentials: np.ndarray) -> None:
@@ -51,6 +52,9 @@ class Slack:
         self._n_read += n_entries
         if done.n_looked > self._n_all + LOOKS_AN_ENTRY * n_entries and surplus < self._left:
             self._left = surplus
+            return
+        if n_entries * MOVE_BYTES > self._problem.room and self._n_stays < MOST_STAYS:
+            self._n_stays += 1  # potentials have fallen by the slack: as many other candidates count now
             return
         in_vain = n_entries < FEW_MORE * self._n_before or surplus > STILL_LEFT * self._left
         self._step = 2.0 * self._step if in_vain else STEP
