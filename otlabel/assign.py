@@ -151,8 +151,9 @@ def sinkhorn_assign(
         seed: of the row samples, and of the choice among equally good labels.
         progress: True for a bar, or a function called after each pass with a dict of stage, rows, epsilon, error,
             seconds and n_sweeps, and while the plan is solved its potentials (K,), which `init` takes.
-        memory_limit: bytes that may hold a copy of what is read from files or a list, in the type it is stored in. What
-            does not fit is read anew in each pass; the labels are the same. None: half of the memory that is free.
+        memory_limit: bytes that may hold a copy of what is read from files or a list, in the type it is stored in, and
+            as many lists of each row's best classes (256 MB at least). What does not fit is read anew in each pass; the
+            labels are as good. None: half of the memory that is free, and lists up to 1 GB or twice the data.
         group: a torch.distributed group whose ranks call this together: scores and sample_mass are of this rank's
             rows, of which there may be none; all rows are those of rank 0, then rank 1, and so on. Everything else is
             to be the same on all ranks. Labels are the same bits as one process would give for all rows (on GPUs, the

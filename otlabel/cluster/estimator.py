@@ -124,7 +124,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         device: "auto" works where tensors are and on the CPU with everything else; or "cpu", "cuda", ...
         memory_limit: bytes that may hold a copy of a file's features, and about as many lists of the clusters near each
             row (256 MB at least): what does not fit is read, or made, anew in each pass; labels are as good. None: half
-            of the memory that is free for the copy, and lists up to twice the size of the features or 1 GB.
+            of the memory that is free, and lists up to 1 GB or twice the data.
         verbose: True for a bar, or a function that is called after each iteration with a dict of start, iteration
             (swaps' counted, too), inertia, moved (squared distances that centres moved) and seconds.
 

@@ -18,7 +18,7 @@ STEP = 2.0  # how much wider the next pass looks where the candidates did not su
 FEW_MORE = 1.5  # times as many candidates: where so few come, the slack widens faster ...
 STILL_LEFT = 0.8  # ... as where so much of the surplus stays
 MUCH_WIDER = 8  # times as many candidates, all there are, are taken for the last units once as many have been read
-MOVE_BYTES = 400  # that a repair takes for each of them
+MOVE_BYTES = 800  # that a repair takes for each of them
 MOST_STAYS = 16  # passes of one slack where there is no room for more candidates
 LOOKS_AN_ENTRY = 10.0  # moves that a repair looks at while a pass finds one candidate
 

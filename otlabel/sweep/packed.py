@@ -49,7 +49,8 @@ class PackedLists(Source):
     """Lists that are made of dense rows where they are read, and kept within so many bytes."""
 
     def __init__(self, scores: Source, choose: Choose, dtype: str, quantum: float, room: float) -> None:
-        self.shape, self.dtype, self.grain = scores.shape, dtype, scores.grain
+        self.shape, self.dtype = scores.shape, dtype
+        self.grain = max(scores.grain, 2)  # more than 1, since lists that are not kept cost a pass
         self.n_listed, self.rounding = 0, 0.0  # of all lists, once they have been read: entries; see `chooser`
         self._scores, self._choose, self._quantum, self._room = scores, choose, quantum, room
         self._small = np.min_scalar_type(self.shape[1])  # what holds numbers of classes
@@ -71,15 +72,15 @@ class PackedLists(Source):
         if kept is not None:
             yield from map(self._unpacked, kept)
             return
-        packed = list[Packed]()
+        packed, largest = list[Packed](), 0.0
         for (start, stop), block in zip(spans, self._scores.read(spans), strict=True):
             sizes, classes, scores, rounding = self._choose(block, start, stop)
             scores = scores if scores.base is None else scores.copy()  # else all that was set aside for them would stay
             of_block = sizes.astype(self._small), classes.astype(self._small), scores
             packed.append(of_block)
-            self.rounding = max(self.rounding, rounding)
+            largest = max(largest, rounding)
             yield self._unpacked(of_block)
-        self._keep(tuple(spans), packed)
+        self._keep(tuple(spans), packed, largest)
 
     def take(self, rows: np.ndarray) -> Source:
         """All scores of the given rows."""
@@ -90,11 +91,12 @@ class PackedLists(Source):
         starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         return Lists(starts, classes.astype(np.int32), scores, self._quantum)
 
-    def _keep(self, spans: tuple[Span, ...], packed: list[Packed]) -> None:
+    def _keep(self, spans: tuple[Span, ...], packed: list[Packed], rounding: float) -> None:
         n_bytes = sum(part.nbytes for of_block in packed for part in of_block)
         with self._lock:
             if spans not in self._kept:  # read for the first time
                 self.n_listed += sum(len(scores) for *_, scores in packed)
+                self.rounding = max(self.rounding, rounding)
                 fits = n_bytes <= self._room
                 self._kept[spans] = packed if fits else None
                 self._room -= n_bytes * fits
