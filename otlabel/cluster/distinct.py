@@ -14,7 +14,6 @@ valuated matroid over the classes that it uses, and of shortest paths those with
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -50,18 +49,12 @@ class Path(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """The cheapest step from each class to each other one: in each group that can make it, in bunches of them, in all.
-
-    A group that moves has others looked through in its own bunch only.
-    """
+    """The cheapest step from each class to each other one, in each group that can make it, and in all."""
 
     losses: np.ndarray  # (N, K) float64: of group p in the places that its rows have, one for each class that it uses
     leaves: np.ndarray  # (N,) int64: the class of each of these places, or NONE
     least: np.ndarray  # (K, K) float64
     group: np.ndarray  # (K, K) int64: who makes it
-    bunch: int  # consecutive groups in each of B bunches
-    least_of: np.ndarray  # (B, K, K) float64: the same of each bunch
-    group_of: np.ndarray  # (B, K, K) int64
 
 
 def distinct_labels(
@@ -85,14 +78,8 @@ def distinct_labels(
     n_tasks = min(n_groups, TASKS_A_THREAD * thread_count())
     ends = [number * n_groups // n_tasks for number in range(n_tasks + 1)]
     run_tasks(lambda number: _fill(there, g, ends[number], ends[number + 1]), n_tasks)
-    # As many bunches as groups in each, but less memory than scores take.
-    n_bunches = max(1, min(math.isqrt(n_groups), n_rows // (2 * n_classes)))
-    bunch = -(-n_groups // n_bunches)
-    shape = -(-n_groups // bunch), n_classes, n_classes
-    least, makes = (np.full(shape[1:], number) for number in (np.inf, NONE))
-    least_of, makes_of = (np.full(shape, number) for number in (np.inf, NONE))
-    of_rows = np.full(scores.shape, np.inf), np.full(n_rows, NONE)
-    steps = Steps(*of_rows, least, makes, bunch, least_of, makes_of)
+    least = np.full((n_classes, n_classes), np.inf)
+    steps = Steps(np.full(scores.shape, np.inf), np.full(n_rows, NONE), least, np.full(least.shape, NONE))
     run_tasks(lambda number: _find_steps(there, steps, ends[number], ends[number + 1]), n_tasks)
     _join(there, steps)
     excess = np.bincount(there.labels, minlength=n_classes) - sizes
@@ -252,62 +239,46 @@ def _find_steps(there, steps, first, last):
 def _join(there, steps):
     """The cheapest steps of all."""
     for row in range(steps.leaves.size):
-        own, bunch = steps.leaves[row], there.of_row[row] // steps.bunch
-        if own < 0:
-            continue
-        for k in range(steps.least.shape[0]):
-            _take_less(steps.least_of[bunch], steps.group_of[bunch], own, k, steps.losses[row, k], there.of_row[row])
-    for own in range(steps.least.shape[0]):
-        for k in range(steps.least.shape[0]):
-            _find_least(steps, own, k)
+        if steps.leaves[row] >= 0:
+            _take_least(there, steps, row, steps.leaves[row])
 
 
 @part
 def _renew(there, steps, group):
-    """A group has moved: its steps are others now, and so are the cheapest of its bunch and of all."""
-    n_classes, bunch = there.scores.shape[1], group // steps.bunch
+    """A group has moved: its steps are others now."""
+    n_classes = there.scores.shape[1]
     places = np.empty(n_classes, np.int64)
     losses = np.empty((n_classes, n_classes))
     n_used = _steps_of(there, group, places, losses)
     _keep_steps(there, steps, group, places, losses, n_used)
-    least, makes = steps.least_of[bunch], steps.group_of[bunch]
-    is_lost = makes == group
-    has_lost = np.zeros(n_classes, np.bool_)
+    is_lost = steps.group == group
     for own in range(n_classes):
         for k in range(n_classes):
             if is_lost[own, k]:
-                least[own, k], makes[own, k], has_lost[own] = np.inf, NONE, True
-    first = bunch * steps.bunch
-    for other in range(first, min(first + steps.bunch, there.starts.size - 1)):
+                steps.least[own, k], steps.group[own, k] = np.inf, NONE
+    for row in range(there.starts[group], there.starts[group + 1]):
+        if steps.leaves[row] >= 0:
+            _take_least(there, steps, row, steps.leaves[row])
+    has_lost = np.empty(n_classes, np.bool_)
+    for own in range(n_classes):
+        has_lost[own] = is_lost[own].any()
+    for other in range(there.starts.size - 1):
         for row in range(there.starts[other], there.starts[other + 1]):
             own = steps.leaves[row]
             if own < 0:  # nor has any place after it a class
                 break
-            if has_lost[own] or other == group:
+            if has_lost[own]:
                 for k in range(n_classes):
-                    if is_lost[own, k] or other == group:
-                        _take_less(least, makes, own, k, steps.losses[row, k], other)
-    for own in range(n_classes):
-        for k in range(n_classes):
-            if steps.group[own, k] // steps.bunch == bunch:
-                _find_least(steps, own, k)
-            else:
-                _take_less(steps.least, steps.group, own, k, least[own, k], makes[own, k])
+                    if is_lost[own, k] and steps.losses[row, k] < steps.least[own, k]:
+                        steps.least[own, k], steps.group[own, k] = steps.losses[row, k], other
 
 
 @part
-def _find_least(steps, own, k):
-    """The cheapest step between two classes, of those of all bunches."""
-    steps.least[own, k], steps.group[own, k] = np.inf, NONE
-    for bunch in range(steps.least_of.shape[0]):
-        _take_less(steps.least, steps.group, own, k, steps.least_of[bunch, own, k], steps.group_of[bunch, own, k])
-
-
-@part
-def _take_less(least, makes, own, k, loss, group):
-    """The step of a group where it is the cheapest so far."""
-    if loss < least[own, k]:
-        least[own, k], makes[own, k] = loss, group
+def _take_least(there, steps, row, own):
+    """Steps from the class of a place, where they are the cheapest so far."""
+    for k in range(steps.least.shape[0]):
+        if steps.losses[row, k] < steps.least[own, k]:
+            steps.least[own, k], steps.group[own, k] = steps.losses[row, k], there.of_row[row]
 
 
 @part
