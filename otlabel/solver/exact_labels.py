@@ -36,8 +36,7 @@ def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: 
     g = plan if few else near_integer(near, solver, solution, monitor).potentials
     if shortlist is not None and not near.is_listed and not shortlist.covers(g):
         g = plan  # narrow lists lead astray where some class is to come from farther away
-    slack = 0.0
-    n_made = 0
+    slack, n_made = 0.0, 0
     while shortlist is not None:
         width = WIDER * shortlist.reach
         try:

@@ -59,9 +59,8 @@ def first_look(
         if drawn is not None and sample is not None:
             sampled, stretch = drawn
             aimed = aim(sample, stretch, solver, init, monitor)
-            sample = replace(
-                sample, rows=probe_of(sample.rows, sample.sampled)
-            )  # the rest of it is not needed in memory any more
+            # The rest of the sample is not needed in memory any more.
+            sample = replace(sample, rows=probe_of(sample.rows, sample.sampled))
             listed = list_rows(rows, aimed.origin, aimed.width, sample, inspecting=True)
             if listed is not None:
                 monitor.record("list", rows.n_rows)

@@ -18,7 +18,7 @@ STEP = 2.0  # how much wider the next pass looks where the candidates did not su
 FEW_MORE = 1.5  # times as many candidates: where so few come, the slack widens faster ...
 STILL_LEFT = 0.8  # ... as where so much of the surplus stays
 MUCH_WIDER = 8  # times as many candidates, all there are, are taken for the last units once as many have been read
-MOVE_BYTES = 800  # that a repair takes for each of them
+MOVE_BYTES, AMPLE = 800, 1 << 30  # that a repair takes for each of them; with so much room nothing is spared
 MOST_STAYS = 16  # passes of one slack where there is no room for more candidates
 LOOKS_AN_ENTRY = 10.0  # moves that a repair looks at while a pass finds one candidate
 
@@ -53,7 +53,7 @@ class Slack:
         if done.n_looked > self._n_all + LOOKS_AN_ENTRY * n_entries and surplus < self._left:
             self._left = surplus
             return
-        if n_entries * MOVE_BYTES > self._problem.room and self._n_stays < MOST_STAYS:
+        if n_entries > most_moves(self._problem) and self._n_stays < MOST_STAYS:
             self._n_stays += 1  # potentials have fallen by the slack: as many other candidates count now
             return
         in_vain = n_entries < FEW_MORE * self._n_before or surplus > STILL_LEFT * self._left
@@ -65,13 +65,18 @@ class Slack:
             self.now = np.inf
 
 
+def most_moves(problem: Problem) -> float:
+    """Candidates that there is room for."""
+    return problem.room / MOVE_BYTES if problem.room < AMPLE else np.inf
+
+
 def first_slack(problem: Problem, g: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
     """The slack that gives few candidates, judged by a sample, and how far apart two classes can be for any row."""
     n_takers = int(np.count_nonzero(problem.bounds[1]))
     rows = few_sampled(problem, rng)
     sample = problem.rows.taken(rows)
-    a_row = min(max(MOVES_A_ROW, MOVES_A_CLASS * n_takers / problem.n_rows), problem.room / MOVE_BYTES / problem.n_rows)
-    wanted = int(len(rows) * a_row) + 1
+    a_row = max(MOVES_A_ROW, MOVES_A_CLASS * n_takers / problem.n_rows)
+    wanted = int(len(rows) * min(a_row, most_moves(problem) / problem.n_rows)) + 1
     most, widest = SOFT_SLACK * float(problem.rule.rho.min()), problem.extent + float(np.ptp(g[np.isfinite(g)]))
     slack = max((problem.spread or widest) * FIRST_SLACK, 1e-300)
     while True:
