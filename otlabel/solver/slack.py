@@ -10,6 +10,7 @@ from otlabel.solver.precision import TIE
 from otlabel.solver.problem import Problem
 from otlabel.solver.repair import Done
 from otlabel.solver.samples import few_sampled
+from otlabel.sweep.packed import PackedLists
 
 MOVES_A_ROW, MOVES_A_CLASS = 0.25, 16  # candidate moves to read at first: more than a repair needs, as a rule
 FIRST_SLACK = 1 / 64  # of a row's spread: where the search for the first begins
@@ -18,8 +19,8 @@ STEP = 2.0  # how much wider the next pass looks where the candidates did not su
 FEW_MORE = 1.5  # times as many candidates: where so few come, the slack widens faster ...
 STILL_LEFT = 0.8  # ... as where so much of the surplus stays
 MUCH_WIDER = 8  # times as many candidates, all there are, are taken for the last units once as many have been read
-MOVE_BYTES, AMPLE = 800, 1 << 30  # that a repair takes for each of them; with so much room nothing is spared
-MOST_STAYS = 16  # passes of one slack where there is no room for more candidates
+MOVE_BYTES, AMPLE = 400, 1 << 30  # that a repair takes for each of them; with so much room nothing is spared
+MOST_STAYS, PACKED_STAYS = 16, 128  # passes of one slack where more candidates lack room; on lists these take little
 LOOKS_AN_ENTRY = 10.0  # moves that a repair looks at while a pass finds one candidate
 
 
@@ -53,7 +54,8 @@ class Slack:
         if done.n_looked > self._n_all + LOOKS_AN_ENTRY * n_entries and surplus < self._left:
             self._left = surplus
             return
-        if n_entries > most_moves(self._problem) and self._n_stays < MOST_STAYS:
+        most_stays = PACKED_STAYS if isinstance(self._problem.rows.source, PackedLists) else MOST_STAYS
+        if n_entries > most_moves(self._problem) and self._n_stays < most_stays:
             self._n_stays += 1  # potentials have fallen by the slack: as many other candidates count now
             return
         in_vain = n_entries < FEW_MORE * self._n_before or surplus > STILL_LEFT * self._left
