@@ -141,7 +141,8 @@ def large_job(job: dict) -> dict:
             opened["features"] = points(n, d, k, job["seed"]).astype(np.float16)
         return {}
     before = time.perf_counter(), others_cpu_seconds()
-    model = BalancedKMeans(k, max_iter=job["iterations"], random_state=job["seed"])
+    limit = None if file is None else 0  # of a file nothing stays in memory
+    model = BalancedKMeans(k, max_iter=job["iterations"], random_state=job["seed"], memory_limit=limit)
     model.fit(f"{file}::/features" if features is None else features)
     after = time.perf_counter(), others_cpu_seconds()
     peak, seconds = peak_memory_mb(), after[0] - before[0]
@@ -322,7 +323,7 @@ LARGE = (
         "large", "in memory", f"at most {LONGEST:g} s, a step at most {PRODUCTS:g} times its product",
         lambda row: row["seconds"] <= LONGEST and row["seconds_a_step"] <= PRODUCTS * row["product_seconds"],
     ),
-    ("file", "float16 in HDF5", f"less than {MOST_GB:g} GB", lambda row: row["peak_gb"] < MOST_GB),
+    ("file", "float16 in HDF5, memory_limit=0", f"less than {MOST_GB:g} GB", lambda row: row["peak_gb"] < MOST_GB),
 )  # fmt: skip
 
 

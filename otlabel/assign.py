@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import numpy as np
@@ -27,6 +27,7 @@ from otlabel.solver.outcome import Status
 from otlabel.solver.posing import pose
 from otlabel.solver.problem import EXACT, Demand, Method, Remainder, Rounding, Solver, check_demand, check_solver
 from otlabel.solver.proof import certified
+from otlabel.solver.shortlist import room_for
 from otlabel.solver.small import is_small, solve_small
 from otlabel.sources import LinearScores, by_class, cached, open_scores, plain_names
 from otlabel.sources.listed import least_of
@@ -150,8 +151,9 @@ def sinkhorn_assign(
         seed: of the row samples, and of the choice among equally good labels.
         progress: True for a bar, or a function called after each pass with a dict of stage, rows, epsilon, error,
             seconds and n_sweeps, and while the plan is solved its potentials (K,), which `init` takes.
-        memory_limit: bytes that may hold a copy of what is read from files or a list, in the type it is stored in. What
-            does not fit is read anew in each pass; the labels are the same. None: half of the memory that is free.
+        memory_limit: bytes that may hold a copy of what is read from files or a list, in the type it is stored in, and
+            as many lists of each row's best classes (256 MB at least). What does not fit is read anew in each pass; the
+            labels are as good. None: half of the memory that is free, and lists up to 1 GB or twice the data.
         group: a torch.distributed group whose ranks call this together: scores and sample_mass are of this rank's
             rows, of which there may be none; all rows are those of rank 0, then rank 1, and so on. Everything else is
             to be the same on all ranks. Labels are the same bits as one process would give for all rows (on GPUs, the
@@ -191,6 +193,7 @@ def sinkhorn_assign(
         missing = "forbidden" if least_of(opened.source) is None else "at most the least"
         g = None if start is None else start.g
         communicator.check_alike(**vars(solver), **demand.settings, missing=missing, init=g)
+        solver = replace(solver, room=-rows.max("room", -room_for(rows.opened, memory_limit))[0])
 
         # solve, round, prove
         monitor = Monitor(rows.n_rows, n_classes, observer)
@@ -254,6 +257,7 @@ def _solve(
     if start is not None and (problem.lowered or problem.rule is not asked.rule):
         g = start.of(problem.rule, solver.epsilon, problem.lowered)
     distinct, members = merge_equal_rows(problem, hashes, monitor, solver.seed)
+    del hashes  # of many rows, much memory
     shortlist = look.shortlist(distinct)
 
     # solve

@@ -50,6 +50,7 @@ class Fit:
     max_iter: int
     group: Any  # whose ranks have rows, too
     told: Callable[[float, float], None]  # after each iteration: inertia before it, and how far centres moved
+    memory_limit: int | None = None  # of `sinkhorn_assign`
     gap: float = math.nan  # by which a usual row prefers its best cluster to the eighth best, where it is known
 
     @property
@@ -78,7 +79,7 @@ class Clustering:
     converged: bool
 
 
-def alternate(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | None = None) -> Clustering:
+def alternate(fit: Fit, centres: np.ndarray, seed: int, start: Any = None) -> Clustering:
     """Labels and centres in turn until neither changes any more; labels of nearly these centres are a start."""
     n_features, dtype = fit.rows.shape[1], fit.dtype
     centres = _unit(centres).astype(dtype) if fit.cosine else centres.astype(dtype)
@@ -92,14 +93,16 @@ def alternate(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | None
         far = far_rows(fit, labels, centres, len(empty)) if len(empty) else np.empty((0, n_features))
         if (moved <= enough and not len(far)) or n_iter == fit.max_iter:
             break
-        before, at = assignment, centres
+        at, labels = centres, labels.astype(np.int32)
         means = centres + sums / np.maximum(counts, 1)[:, None]  # a cluster that is to be empty stays where it is
         means[empty[: len(far)]] = far
         centres = (_unit(means) if fit.cosine else means).astype(dtype)
         moved = float(np.square(centres - at, dtype=np.float64).sum())
         n_iter += 1
         fit.told(inertia_of(squares, at, counts, fit.cosine), moved)
-        assignment = assigned(fit, centres, seed, _expected(fit, before, at, centres))
+        start = _expected(fit, assignment, at, centres)
+        del assignment  # of many rows, much memory
+        assignment = assigned(fit, centres, seed, start)
         n_changed = np.count_nonzero(labels != as_array(assignment.labels))
         is_same = not int(fit.rows.sum("changed", np.array(n_changed))[0])
         if is_same and STEP**2 * moved <= DISTINCT * fit.variance:  # else not yet at the means: rounding
@@ -163,7 +166,7 @@ def _usual_gap(fit: Fit, centres: np.ndarray) -> float:
     return float(np.median(sorted_ones[:, -1] - sorted_ones[:, -min(GAP_CLUSTERS, len(centres))]))
 
 
-def assigned(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | None = None) -> Assignment:
+def assigned(fit: Fit, centres: np.ndarray, seed: int, start: Any = None) -> Assignment:
     """The best labels for these centres. What `sinkhorn_assign` warns of concerns its plan, or is no surprise here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OtlabelWarning)
@@ -174,6 +177,7 @@ def assigned(fit: Fit, centres: np.ndarray, seed: int, start: Assignment | None 
             tol=PLAN_TOLERANCE,
             init=start,
             seed=seed,
+            memory_limit=fit.memory_limit,
             group=fit.group,
         )
 
@@ -213,16 +217,7 @@ def centred_potentials(fit: Fit, found: Clustering) -> np.ndarray:
     scores = scores_of(rows.opened, found.centres, fit.cosine)
     scores = scores.reading(scores.features, rows.n_rows)
     rows = RowSet(scores, rows.communicator, rows.first, rows.n_rows)
-    near = sweep.candidates(rows, g, labels.astype(np.int32), slack, 0.0)
-    row_of = np.repeat(np.arange(len(near.rows)), near.sizes)
-    classes, own_classes = near.classes, labels[near.rows][row_of]
-    totals, own = near.scores + g[near.classes], np.zeros(len(near.rows))
-    is_own = classes == own_classes
-    own[row_of[is_own]] = totals[is_own]
-    room = np.full((len(g), len(g)), slack)
-    others = ~is_own
-    np.minimum.at(room, (own_classes[others], classes[others]), np.maximum(own[row_of[others]] - totals[others], 0.0))
-    room = fit.rows.min("room", room)
+    room = fit.rows.min("room", sweep.nearest(rows, g, labels, slack))
     # Of clusters with bounds, only those at a bound have a potential.
     movable = np.isfinite(g) & ((g != 0) | (not fit.may_fill))
     moved = np.zeros(len(g))

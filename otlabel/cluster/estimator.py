@@ -60,6 +60,7 @@ class FeatureEstimator(BaseEstimator):
     """An estimator with a `device`, which keeps how many features it was fitted to, and their names."""
 
     device: str
+    memory_limit: int | None
 
     def _opened(self, X: Any, reset: bool = False, may_be_empty: bool = False) -> Opened:
         """Features from any place; what scikit-learn knows about is checked by it."""
@@ -83,7 +84,7 @@ class FeatureEstimator(BaseEstimator):
                 X = as_array(X, "features", InvalidScoresError)
             checked = validate_data(self, X, reset=reset, dtype=NUMBERS, ensure_min_samples=least)
             opened = open_scores(checked, device=self.device, what="features", may_be_empty=True)
-        return cached(opened)
+        return cached(opened, self.memory_limit)
 
 
 class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, FeatureEstimator):
@@ -122,6 +123,9 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             on n_init.
         random_state: of starts, swaps and the choice among equally good labels; an integer gives the same result again.
         device: "auto" works where tensors are and on the CPU with everything else; or "cpu", "cuda", ...
+        memory_limit: bytes that may hold a copy of a file's features, and about as many lists of the clusters near each
+            row (256 MB at least): what does not fit is read, or made, anew in each pass; labels are as good. None: half
+            of the memory that is free, and lists up to 1 GB or twice the data.
         verbose: True for a bar, or a function that is called after each iteration with a dict of start, iteration
             (swaps' counted, too), inertia, moved (squared distances that centres moved) and seconds.
 
@@ -167,6 +171,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         n_swaps: int = 0,
         random_state: Any = None,
         device: str = "auto",
+        memory_limit: int | None = None,
         verbose: Any = 0,
     ) -> None:
         self.n_clusters = n_clusters
@@ -181,6 +186,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         self.n_swaps = n_swaps
         self.random_state = random_state
         self.device = device
+        self.memory_limit = memory_limit
         self.verbose = verbose
 
     @interruptible
@@ -190,7 +196,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         Args:
             X: (N, D) features. Anything that scikit-learn takes as a dense matrix; or any other place that
                 `sinkhorn_assign` takes scores from: a tensor, an h5py dataset, "features.h5::/features", shards, a list
-                of batches. A file is kept in memory if half of what is free holds it, else each pass reads it. Never
+                of batches. A file is kept in memory if `memory_limit` holds it, else each pass reads it. Never
                 modified.
             y: ignored.
             group: a torch.distributed group whose ranks call this together, each with its own rows (maybe none). Then
@@ -243,8 +249,8 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         is_wide = cosine or rows.source.dtype == "float64" or is_far(mean, variance)
         dtype = np.float64 if is_wide else np.float32
         features = Features(rows.opened, fixed=True)
-        stop = float(self.tol), int(self.max_iter)
-        return Fit(rows, features, cosine, demand, variance, dtype, *stop, group, progress.tell)
+        limits = float(self.tol), int(self.max_iter)
+        return Fit(rows, features, cosine, demand, variance, dtype, *limits, group, progress.tell, self.memory_limit)
 
     def _warn_of(self, best: Clustering, may_fill: bool) -> None:
         if not best.converged:

@@ -93,7 +93,7 @@ class ResidualBalancedKMeans(FeatureEstimator):
     Args:
         levels: clusters of each level.
         unique: whether no two rows may share a code; there must be as many codes, prod(levels), as rows.
-        n_init, max_iter, tol, n_swaps, device, verbose: of `BalancedKMeans`, on each level.
+        n_init, max_iter, tol, n_swaps, device, memory_limit, verbose: of `BalancedKMeans`, on each level.
         random_state: of all levels; an integer gives the same result again.
 
     Attributes:
@@ -135,6 +135,7 @@ class ResidualBalancedKMeans(FeatureEstimator):
         n_swaps: int = 0,
         random_state: Any = None,
         device: str = "auto",
+        memory_limit: int | None = None,
         verbose: Any = 0,
     ) -> None:
         self.levels = levels
@@ -145,6 +146,7 @@ class ResidualBalancedKMeans(FeatureEstimator):
         self.n_swaps = n_swaps
         self.random_state = random_state
         self.device = device
+        self.memory_limit = memory_limit
         self.verbose = verbose
 
     @interruptible

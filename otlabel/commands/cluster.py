@@ -44,6 +44,7 @@ def add(commands: Any) -> None:
     add("--max-iter", type=int, default=300, metavar="N", help="iterations of a start, at most (%(default)s)")
     options.seed(parser, "of the first centres, and between equal choices")
     add("--centres", metavar="OUT.npy", type=options.path, help="save the centres too, (K, D)")
+    options.memory_limit(parser, "for keeping features in memory (4e9, 4GB)")
     options.progress(parser)
     options.force(parser)
 
@@ -83,6 +84,7 @@ def _cluster_share(arguments: argparse.Namespace, communicator: Communicator, gr
         n_init=arguments.starts,
         max_iter=arguments.max_iter,
         random_state=arguments.seed,
+        memory_limit=arguments.memory_limit,
     )
     model.verbose = not communicator.rank and options.is_watched(arguments)
     model.fit(features, group=group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -15,6 +16,8 @@ from otlabel.solver.rounding import Rounded, round_exact
 from otlabel.solver.sharpening import few_contested, near_integer
 from otlabel.solver.shortlist import moves_of, shorten
 
+NEAR_LABELS = 1.0  # times epsilon: about as far as potentials move between the plan and its labels
+MOST_PACKED = 8  # narrow lists that are made, each from where the last led to
 WIDER = 2.0  # times the reach, where lists leave no assignment, or rounding needs more slack
 
 
@@ -27,25 +30,31 @@ def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: 
         plan = np.where(problem.bounds[1] > 0, 0.0, -np.inf)
     if is_listable(problem, solver) and (shortlist is None or not shortlist.covers(plan)):
         shortlist = lists_near(problem, solver, plan, monitor)
+        if shortlist is None:  # labels need much less than the plan
+            shortlist = shorten(
+                problem, plan, np.full(problem.n_classes, NEAR_LABELS * solver.epsilon), monitor, packed=True
+            )
     near = problem if shortlist is None else shortlist.problem
     g = plan if few else near_integer(near, solver, solution, monitor).potentials
     if shortlist is not None and not shortlist.covers(g):
         g = plan  # lists that lack too much of some class ask any price for it
-    slack = 0.0
-    for n_made in range(1, MOST_LISTS + 1):
-        if shortlist is None:
-            break
+    slack, n_made = 0.0, 0
+    while shortlist is not None:
         reach = WIDER * shortlist.reach
         try:
             rounded = round_exact(shortlist.problem, g, solver.seed, monitor, shortlist.room, slack)
         except InfeasibleError:  # of what lists leave out, some may be the way
             pass
         else:
-            g, slack = rounded.potentials, rounded.slack
+            g, slack = rounded.potentials, 0.0 if rounded.is_done else rounded.slack
             if rounded.is_done and shortlist.covers(g):
                 return rounded, shortlist.problem
-            if rounded.is_done:
-                reach, slack = shortlist.reach, 0.0
+            if rounded.is_done or (slack <= shortlist.usual_slack and not shortlist.problem.is_listed):
+                reach = shortlist.reach  # near where potentials are by now
             reach = np.maximum(reach, moves_of(g, shortlist.origin))
-        shortlist = shorten(problem, g, reach, monitor, shortlist.probe) if n_made < MOST_LISTS else None
+        n_made += 1
+        again = functools.partial(shorten, problem, g, reach, monitor, shortlist.probe)
+        if n_made >= (MOST_LISTS if shortlist.problem.is_listed else MOST_PACKED):
+            break
+        shortlist = again() or again(packed=True)
     return round_exact(problem, g, solver.seed, monitor, least_slack=slack if math.isfinite(slack) else 0.0), problem

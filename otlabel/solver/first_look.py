@@ -7,6 +7,7 @@ listed, and rows are only looked at.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,20 +59,21 @@ def first_look(
         if drawn is not None and sample is not None:
             sampled, stretch = drawn
             aimed = aim(sample, stretch, solver, init, monitor)
-            probe = probe_of(sample.rows, sample.sampled)
-            sample = replace(sample, rows=probe)  # the rest of it is not needed in memory any more
-            listed = list_rows(rows, aimed.origin, aimed.reach, sample, probe, inspecting=True)
+            # The rest of the sample is not needed in memory any more.
+            sample = replace(sample, rows=probe_of(sample.rows, sample.sampled))
+            listed = list_rows(rows, aimed.origin, aimed.reach, sample, inspecting=True)
             if listed is not None:
                 monitor.record("list", rows.n_rows)
                 return FirstLook(rows, sampled, aimed.start, listed)
             start = aimed.start
-    sampled = draw_sampled(rows.n_rows, rows.shape[1], solver.seed, rows.columns)
+    (less,) = rows.max("room", -math.inf if memory_limit is None else -solver.room)
+    sampled = draw_sampled(rows.n_rows, rows.shape[1], solver.seed, rows.columns, -less)
     return FirstLook(rows.over(cached(rows.opened, memory_limit, rows.local(sampled))), sampled, start)
 
 
 def _seen(rows: RowSet, asked: Asked, solver: Solver, chosen: np.ndarray) -> Problem | None:
     """The problem on some of the rows; None where these show scores that are to be changed or merged first."""
-    unseen = Problem(rows, asked.rule, asked.n_units, 0.0, 0.0, 0.0, chosen, asked.weights)
+    unseen = Problem(rows, asked.rule, asked.n_units, 0.0, 0.0, 0.0, chosen, asked.weights, room=solver.room)
     some = restricted(unseen, chosen)
     inspection = sweep.inspect(some.rows)
     if inspection.n_bad or not mostly_distinct(inspection.hashes, some.rows):

@@ -11,7 +11,8 @@ from otlabel.ranks.rowset import RowSet
 from otlabel.solver.board import UNCAPPED, Board
 from otlabel.solver.free_places import FreePlaces
 from otlabel.solver.precision import TIE
-from otlabel.solver.problem import Problem
+from otlabel.solver.problem import ROWS_AT_ONCE, Problem
+from otlabel.sweep.blocks import cut
 
 MOST_JUDGED = 1 << 18  # entries whose median says what numbers are usual; beyond, every second, third, ... of them
 
@@ -54,9 +55,9 @@ def movable_rows(
             found.classes[found.taken], minlength=n_classes
         )
     else:
-        fixed = np.ones(len(labels), bool)
-        fixed[found.rows] = False
-        of_fixed = np.bincount(labels[fixed], weights[fixed], n_classes).astype(np.int64)
+        of_fixed = -np.bincount(labels[found.rows], weights[found.rows], n_classes).astype(np.int64)
+        for start, stop in cut(len(labels), ROWS_AT_ONCE):  # of many rows, copies take much memory
+            of_fixed += np.bincount(labels[start:stop], weights[start:stop], n_classes).astype(np.int64)
     rows = found.rows + problem.rows.first
     here = rows, found.sizes, found.classes, found.scores, found.taken, labels[found.rows], weights[found.rows]
     rows, sizes, classes, values, taken, own_labels, own_weights = problem.rows.concat("round", *here)

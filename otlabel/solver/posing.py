@@ -29,7 +29,7 @@ class Size:
 
     tops: np.ndarray  # (N,) largest score of each row, -inf where none is allowed
     bottoms: np.ndarray  # (N,) smallest finite score
-    extents: np.ndarray  # (N,) how far these are apart
+    extents: np.ndarray  # (N,) float64, how far these are apart
     magnitude: float  # the largest top of all, by size
     extent: float  # the widest row of all
     spread: float  # of a typical row
@@ -74,7 +74,7 @@ def pose(
     extent, spread = size.extent, size.spread
     if abstain > 0:  # staying unlabelled has a score of zero
         tops, bottoms = np.maximum(size.tops, 0), np.minimum(size.bottoms, 0)
-        wide = np.where(size.is_open, tops - bottoms, tops)
+        wide = np.where(size.is_open, np.subtract(tops, bottoms, dtype=np.float64), tops)
         rows, (extent,) = rows.over(with_column(rows.opened)), rows.max("extents", wide.max(initial=0.0))
         spread = rows.median("spread of all", wide)
     problem = Problem(
@@ -92,6 +92,7 @@ def pose(
         weighted=asked.weights is not None,
         stored_magnitude=stored_magnitude,
         lowered=size.lowered,
+        room=solver.room,
     )
     return problem, inspection.hashes
 
@@ -118,16 +119,17 @@ def _sampling_from(rows: RowSet, form: Opened, sampled: np.ndarray) -> RowSet:
 
 def measured(rows: RowSet, inspection: sweep.Inspection) -> tuple[Size, float, float]:
     """How large scores are, the largest of all, and minus the smallest."""
-    tops, bottoms = inspection.tops.astype(np.float64), inspection.bottoms.astype(np.float64)
+    tops, bottoms = inspection.tops, inspection.bottoms
     is_open = tops > -np.inf
+    extents = np.zeros(len(tops))
     with np.errstate(over="ignore"):  # what is beyond numbers is refused below
-        extents = np.where(is_open, tops - bottoms, 0.0)
+        np.subtract(tops, bottoms, out=extents, where=is_open, dtype=np.float64)
     magnitude, extent, top, below = rows.max(
         "extents",
-        np.abs(tops[is_open]).max(initial=0.0),
+        max(abs(float(tops.max(where=is_open, initial=0.0))), abs(float(tops.min(where=is_open, initial=0.0)))),
         extents.max(initial=0.0),
-        tops.max(initial=-np.inf),
-        -bottoms.min(initial=np.inf),
+        float(tops.max(initial=-np.inf)),
+        -float(bottoms.min(initial=np.inf)),
     )
     check_reach(max(magnitude, extent))
     return Size(tops, bottoms, extents, magnitude, extent, rows.median("spread", extents)), top, below
@@ -140,9 +142,9 @@ def is_far(size: Size) -> bool:
 
 def _moved_together(rows: RowSet, size: Size) -> tuple[RowSet, Size]:
     """All scores less one number, so that most of the largest are near zero."""
-    is_open = size.is_open
-    lowered = middle(rows, size.tops[is_open])
-    tops = np.where(is_open, size.tops - lowered, size.tops)
+    is_open, tops = size.is_open, size.tops.astype(np.float64)
+    lowered = middle(rows, tops[is_open])
+    tops = np.where(is_open, tops - lowered, tops)
     (magnitude,) = rows.max("far", np.abs(tops[is_open]).max(initial=0.0))
     resized = replace(size, tops=tops, bottoms=tops - size.extents, magnitude=magnitude, lowered=lowered)
     return rows.over(made_once(moved(rows.opened, lowered))), resized
@@ -152,7 +154,7 @@ def _moved_one_by_one(
     rows: RowSet, size: Size, weights: np.ndarray | None, sampled: np.ndarray, monitor: Monitor
 ) -> tuple[RowSet, Size]:
     """Each row less its largest score; of a head, the products without what normalises them."""
-    before, is_open = size.tops, size.is_open
+    before, is_open = size.tops.astype(np.float64), size.is_open
     if rows.opened.bare is not rows.source:
         before = sweep.inspect(rows.fine).tops
         monitor.record("inspect", rows.n_rows)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from otlabel.ranks.rowset import RowSet
 
 LARGEST_SCORE, LEAST_EPSILON = 1e200, 1e-200  # sums and quotients of what lies between are numbers
+ROWS_AT_ONCE = 1 << 20  # that sums over rows in memory are made of: what these take meanwhile is little
 EXACT = Exact()
 Rounding = Literal["exact", "argmax"]
 Remainder = Literal["best", "first"]
@@ -69,6 +70,7 @@ class Problem:
     stored_magnitude: float = 0.0  # the same as magnitude, before scores were moved to be near zero
     lowered: float = 0.0  # by how much scores of labelled units were moved to be near zero, in the mean
     top: float = 0.0  # the largest score of all, 0 where staying unlabelled is the best
+    room: float = math.inf  # bytes that lists of the rows here may take, and as much the rows that a repair moves
 
     @property
     def is_listed(self) -> bool:
@@ -101,6 +103,7 @@ class Solver:
     max_sweeps: int = 1000
     method: Method = "auto"
     seed: int = 0
+    room: float = math.inf  # of `Problem`, the least of all ranks
 
 
 def check_solver(epsilon: Any, rounding: Rounding, tol: Any, max_sweeps: Any, method: Method, seed: Any) -> Solver:

@@ -11,8 +11,9 @@ from otlabel.marginals import Rule
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.outcome import Certificate
 from otlabel.solver.precision import rounding_of
-from otlabel.solver.problem import Problem
+from otlabel.solver.problem import ROWS_AT_ONCE, Problem
 from otlabel.sources.listed import ListedSource
+from otlabel.sweep.blocks import cut
 
 PRICE_ROOM = 8 * float(np.finfo(np.float64).eps)  # relative: more than rounding leaves between a price and a tie
 MOST_LOOKS = 64  # at rows, for one that does not list a class
@@ -36,18 +37,11 @@ def certified(
     labels_of_rows, tops, own = sweep.label(within.rows, potentials, labels)
     n_classes, n_units, per_row = problem.n_classes, problem.n_units, problem.rows.labels_per_row
     monitor.record("certify", problem.n_rows, listed=within.is_listed)
-    labels, best, own = labels_of_rows.ravel(), tops.ravel(), own.ravel()
-    g, weights = potentials[labels], np.ones(1) if problem.weights is None else problem.weights
+    best = tops.ravel()
     rule, prices = _with_unlisted_classes(problem, potentials, best) if by_rule else (problem.rule, potentials)
-    short, known = shortfall(sweep.with_unlisted(within.rows, prices, best), own, g, potentials)
-    sums = (short * weights).sum(), ((own - g) * weights).sum(), (np.minimum(short, known) * weights).sum()
-    here = np.array(sums)  # one after the other: of many rows, each takes much memory
+    best = sweep.with_unlisted(within.rows, prices, best)
     totals, sizes, counts, known = problem.rows.sum(
-        "certify",
-        here,
-        np.bincount(labels, problem.weights, n_classes),
-        np.bincount(labels, minlength=n_classes),
-        np.bincount(labels, known * weights, n_classes),
+        "certify", *_totals(problem, labels_of_rows.ravel(), best, own.ravel(), potentials)
     )
     fell_short, scored, rounded = totals.tolist()
     size_error, n_given = 0.0, len(problem.for_new)
@@ -67,6 +61,24 @@ def certified(
     proof = Certificate(value, value + gap, counts, gap, rounding, size_error, per_row)
     last = tops.reshape(len(tops), per_row).min(1)
     return labels_of_rows, proof, sizes, priced(problem, potentials, last, sizes, monitor)
+
+
+def _totals(
+    problem: Problem, labels: np.ndarray, best: np.ndarray, own: np.ndarray, potentials: np.ndarray
+) -> list[np.ndarray]:
+    """Of the rows here: what they fall short by, score and may round, (3,); of classes units, rows and rounding."""
+    parts = []
+    for start, stop in cut(len(labels), ROWS_AT_ONCE) or [(0, 0)]:
+        here = slice(start, stop)
+        chosen, weights = labels[here], None if problem.weights is None else problem.weights[here]
+        g, times = potentials[chosen], 1.0 if weights is None else weights
+        short, known = shortfall(best[here], own[here], g, potentials)
+        sums = (short * times).sum(), ((own[here] - g) * times).sum(), (np.minimum(short, known) * times).sum()
+        units, counts, rounding = (
+            np.bincount(chosen, of_rows, problem.n_classes) for of_rows in (weights, None, known * times)
+        )
+        parts.append((np.array(sums), units, counts, rounding))
+    return [np.sum(part, axis=0) for part in zip(*parts, strict=True)]
 
 
 def shortfall(

@@ -13,6 +13,8 @@ from otlabel.solver.objective import Point
 from otlabel.solver.outcome import Status
 from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rungs import EPSILON_STEP, LAST_TOLERANCE, solve_at_epsilon
+from otlabel.solver.shortlist import FEW_LISTED
+from otlabel.sweep.packed import PackedLists
 
 EXCESS_SHARE = 0.02  # share of samples to move from which on a smaller epsilon is tried before moving them one by one
 CHEAP_SHARE = 0.003  # the same where a pass takes little beside the repair ...
@@ -63,6 +65,8 @@ def near_integer(problem: Problem, solver: Solver, solution: Solution, monitor: 
 
 def _passes_take_little(problem: Problem) -> bool:
     source = problem.rows.source
+    if isinstance(source, PackedLists):
+        return problem.n_classes >= SHORT * FEW_LISTED
     if problem.is_listed:
         return SHORT * problem.rows.columns <= problem.n_classes
     return source.device is not None and source.grain == 1 and problem.rows.labels_per_row == 1

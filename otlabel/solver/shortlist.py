@@ -24,15 +24,19 @@ from otlabel.marginals import Rule
 from otlabel.ranks.rowset import RowSet
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.problem import Problem, Solver
-from otlabel.sources import ITEM_BYTES, DeviceSource, Opened, draw_rows
+from otlabel.sources import ITEM_BYTES, DeviceSource, LinearScores, Opened, draw_rows
+from otlabel.sources.base import n_bytes
 from otlabel.sources.free import free_memory
 from otlabel.sources.listed import ListedSource, quantum_of
 
 FEWEST_SCORES, FEWEST_CLASSES = 1 << 22, 32  # fewer are read again as quickly
 PROBE_ROWS = 1024  # rows that tell how long lists will be
-FEW_LISTED = 6.0  # classes a row in the mean: fewer cost no less
+FEW_LISTED = 6.0  # classes a row in the mean: fewer cost no less; of packed lists, the most that are worth making anew
 MOST_LISTED = 0.25  # share of the classes that lists may hold: where plans are flat, all scores are as good
-MEMORY_SHARE = 0.25  # of what is free that they may take
+MEMORY_SHARE = 0.25  # of what is free that they may take, ...
+DATA_SHARE = 2.0  # ... and of what they are made of, or else so much:
+LEAST_ROOM, LEAST_STATED_ROOM = 1 << 30, 1 << 28  # bytes; where a smaller limit is stated
+JOINED = 2  # times the bytes of scores: what takes most while lists are put together
 MARGIN, MARGIN_OF_PLAN = 1.6, 0.5  # times the estimate of how far potentials will move: for labels, and where ...
 LEFT_OUT = 0.25  # ... the plan's error by what lists leave out is to stay below this share of the tolerance
 NEAR = 4.0  # times epsilon: how far potentials are taken to be that are about right on all rows
@@ -87,7 +91,12 @@ class Shortlist:
         As a rule the way is not all of the slack: that there may be better candidates beyond the lists is no reason to
         end, as long as few are missed.
         """
-        return MUCH_SLACK * 2 * float(np.median(self.reach)) if self.covers(potentials) else 0.0
+        return self.usual_slack if self.covers(potentials) else 0.0
+
+    @property
+    def usual_slack(self) -> float:
+        """The most that is worth it where most classes have the usual reach."""
+        return MUCH_SLACK * 2 * float(np.median(self.reach))
 
     def covers(self, potentials: np.ndarray) -> bool:
         """Whether no class that was left out can be the best of any row."""
@@ -118,7 +127,8 @@ class Shortlist:
     def best_shares(self) -> np.ndarray:
         """(K,) of the mass, in rows of which each class keeps the most."""
         problem = self.problem
-        return sweep.sweep(problem.rows, self.origin - self.reach, 1.0, problem.weights).counts / problem.n_units
+        low = self.origin - self.reach
+        return sweep.sweep(problem.rows, low, 1.0, problem.weights, with_labels=False).counts / problem.n_units
 
 
 def moves_of(potentials: np.ndarray, origin: np.ndarray) -> np.ndarray:
@@ -146,6 +156,14 @@ def may_be_listed(rows: RowSet, rule: Rule, most: np.ndarray, solver: Solver, ro
     return large and not shut.any() and not quick and not isinstance(rows.source, ListedSource)
 
 
+def room_for(opened: Opened, memory_limit: int | None) -> float:
+    """Bytes that lists of these rows may take: the limit, or by default as much as a few copies of the data."""
+    if memory_limit is not None:
+        return max(float(memory_limit), LEAST_STATED_ROOM)
+    stored = opened.features.opened.source if isinstance(opened, LinearScores) else opened.source
+    return max(DATA_SHARE * n_bytes(stored), LEAST_ROOM)
+
+
 def reach_for(solver: Solver, moves: np.ndarray) -> np.ndarray:
     """A reach for potentials that may move so far (K,), at which lists also hold the plan."""
     of_plan = solver.epsilon * math.log(2 * len(moves) / (LEFT_OUT * solver.tol)) / 2
@@ -154,12 +172,18 @@ def reach_for(solver: Solver, moves: np.ndarray) -> np.ndarray:
 
 
 def shorten(
-    problem: Problem, potentials: np.ndarray, reach: np.ndarray, monitor: Monitor, probe: RowSet | None = None
+    problem: Problem,
+    potentials: np.ndarray,
+    reach: np.ndarray,
+    monitor: Monitor,
+    probe: RowSet | None = None,
+    *,
+    packed: bool = False,
 ) -> Shortlist | None:
     """Lists of a problem's rows in one reading, or None where they would be long."""
     if probe is None:
         probe = probe_of(problem.rows, problem.sampled)
-    listed = list_rows(problem.rows, potentials, reach, problem, probe)
+    listed = list_rows(problem.rows, potentials, reach, replace(problem, rows=probe), packed=packed)
     if listed is None:
         return None
     monitor.record("list", problem.n_rows)
@@ -172,9 +196,19 @@ def probe_of(rows: RowSet, sampled: np.ndarray) -> RowSet:
 
 
 def list_rows(
-    rows: RowSet, potentials: np.ndarray, reach: np.ndarray, like: Problem, probe: RowSet, *, inspecting: bool = False
+    rows: RowSet,
+    potentials: np.ndarray,
+    reach: np.ndarray,
+    like: Problem,
+    *,
+    inspecting: bool = False,
+    packed: bool = False,
 ) -> Listed | None:
-    """Lists of all rows, or None where those of a few are long; scores are about as large as those of `like`."""
+    """Lists of all rows, or None where those of a few, `like` all, are long, or there is no room for all of them.
+
+    Packed ones need none: what there is no room for is made anew in every pass.
+    """
+    probe = like.rows
     fine = rows.opened.fine
     kind: type = np.float32
     if rows.labels_per_row > 1:
@@ -192,17 +226,27 @@ def list_rows(
         n_listed, n_probed = rows.sum("lists", np.array([found, probe.shape[0]]))[0]
         return float(n_listed / n_probed)
 
-    n_listed, most = length(reach), MOST_LISTED * rows.shape[1]
-    while n_listed < FEW_LISTED and 2 * float(reach.max()) < size and (wider := length(2 * reach)) <= most:
-        reach, n_listed = 2 * reach, wider
-    n_bytes = n_listed * rows.shape[0] * (4 + ITEM_BYTES[fine.dtype])
-    (too_large,) = rows.max("lists", float(n_bytes > MEMORY_SHARE * free_memory()))
-    if n_listed > most or too_large:
+    def is_large(n_listed: float) -> bool:
+        """Whether some rank lacks room for so many entries a row."""
+        asked = rows.shape[0] * (8 + n_listed * (4 + JOINED * ITEM_BYTES[fine.dtype]))
+        return bool(rows.max("lists", float(asked > min(like.room, MEMORY_SHARE * free_memory())))[0])
+
+    n_listed, most = length(reach), FEW_LISTED if packed else MOST_LISTED * rows.shape[1]
+    if n_listed > most or (not packed and is_large(n_listed)):
         return None
+    while not packed and n_listed < FEW_LISTED and 2 * float(reach.max()) < size:
+        wider = length(2 * reach)
+        if wider > most or is_large(wider):
+            break
+        reach, n_listed = 2 * reach, wider
     as_added: np.ndarray = reach.astype(kind)
-    listing = sweep.listed(rows, origin, as_added, quantum_of(like.n_units), inspecting=inspecting)
+    if packed:
+        listing = sweep.listed_within(rows, origin, as_added, quantum_of(like.n_units), like.room)
+    else:
+        listing = sweep.listed(rows, origin, as_added, quantum_of(like.n_units), inspecting=inspecting)
     listed = rows.over(Opened.of(listing.source))
-    listed.columns = listing.source.columns
+    if isinstance(listing.source, ListedSource):
+        listed.columns = listing.source.columns
     rounding = ROUNDING * float(np.finfo(kind).eps)
     origin, as_added = origin.astype(np.float64), as_added.astype(np.float64)
     return Listed(listed, origin, as_added, rounding, listing.rounding, probe, listing.inspection)

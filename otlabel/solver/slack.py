@@ -10,6 +10,7 @@ from otlabel.solver.precision import TIE
 from otlabel.solver.problem import Problem
 from otlabel.solver.repair import Done
 from otlabel.solver.samples import few_sampled
+from otlabel.sweep.packed import PackedLists
 
 MOVES_A_ROW, MOVES_A_CLASS = 0.25, 16  # candidate moves to read at first: more than a repair needs, as a rule
 FIRST_SLACK = 1 / 64  # of a row's spread: where the search for the first begins
@@ -18,6 +19,8 @@ STEP = 2.0  # how much wider the next pass looks where the candidates did not su
 FEW_MORE = 1.5  # times as many candidates: where so few come, the slack widens faster ...
 STILL_LEFT = 0.8  # ... as where so much of the surplus stays
 MUCH_WIDER = 8  # times as many candidates, all there are, are taken for the last units once as many have been read
+MOVE_BYTES, AMPLE = 400, 1 << 30  # that a repair takes for each of them; with so much room nothing is spared
+MOST_STAYS, PACKED_STAYS = 16, 128  # passes of one slack where more candidates lack room; on lists these take little
 LOOKS_AN_ENTRY = 10.0  # moves that a repair looks at while a pass finds one candidate
 
 
@@ -27,7 +30,7 @@ class Slack:
     def __init__(self, problem: Problem, potentials: np.ndarray, rng: np.random.Generator, least: float = 0.0) -> None:
         self._problem, self._rng, self._least = problem, rng, least
         self._n_all = problem.n_rows * problem.n_classes
-        self._n_before, self._n_read, self._step = 0, 0, STEP
+        self._n_before, self._n_read, self._step, self._n_stays = 0, 0, STEP, 0
         self.begin(potentials)
 
     def begin(self, potentials: np.ndarray) -> None:
@@ -51,6 +54,10 @@ class Slack:
         if done.n_looked > self._n_all + LOOKS_AN_ENTRY * n_entries and surplus < self._left:
             self._left = surplus
             return
+        most_stays = PACKED_STAYS if isinstance(self._problem.rows.source, PackedLists) else MOST_STAYS
+        if n_entries > most_moves(self._problem) and self._n_stays < most_stays:
+            self._n_stays += 1  # potentials have fallen by the slack: as many other candidates count now
+            return
         in_vain = n_entries < FEW_MORE * self._n_before or surplus > STILL_LEFT * self._left
         self._step = 2.0 * self._step if in_vain else STEP
         self._n_before, self._left = n_entries, min(self._left, surplus)
@@ -60,12 +67,18 @@ class Slack:
             self.now = np.inf
 
 
+def most_moves(problem: Problem) -> float:
+    """Candidates that there is room for."""
+    return problem.room / MOVE_BYTES if problem.room < AMPLE else np.inf
+
+
 def first_slack(problem: Problem, g: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
     """The slack that gives few candidates, judged by a sample, and how far apart two classes can be for any row."""
     n_takers = int(np.count_nonzero(problem.bounds[1]))
     rows = few_sampled(problem, rng)
     sample = problem.rows.taken(rows)
-    wanted = int(len(rows) * max(MOVES_A_ROW, MOVES_A_CLASS * n_takers / problem.n_rows)) + 1
+    a_row = max(MOVES_A_ROW, MOVES_A_CLASS * n_takers / problem.n_rows)
+    wanted = int(len(rows) * min(a_row, most_moves(problem) / problem.n_rows)) + 1
     most, widest = SOFT_SLACK * float(problem.rule.rho.min()), problem.extent + float(np.ptp(g[np.isfinite(g)]))
     slack = max((problem.spread or widest) * FIRST_SLACK, 1e-300)
     while True:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from otlabel.ranks.rowset import RowSet
     from otlabel.ranks.wire import Arrays
     from otlabel.sources.listed import ListedSource
+    from otlabel.sweep.packed import PackedLists
 
 HASH_SEED = 20_200_427  # any constant: equal rows must get equal hashes in every process
 HASHED_SCORES = 32  # of each row, at a first look
@@ -57,7 +58,7 @@ class Inspection:
 class Listing:
     """Lists of the classes near each row's best, and what else one reading brings."""
 
-    source: ListedSource
+    source: ListedSource | PackedLists
     rounding: float  # how far the scores that decided what is listed may be from the listed ones, of the rows here
     inspection: Inspection | None  # where it was asked for
 
@@ -87,26 +88,27 @@ def sweep(
 ) -> Sweep:
     """One pass at potentials g (K,): everything that F(g), its gradient and the linear bound are made of.
 
-    Without labels a device does not look for a row's best class, and brings no counts of them either.
+    Without labels none are brought; a device then does not look for a row's best class, and brings no counts either.
     For `plan_rows` (sorted) it brings their `sparse_plan` too, so that a file need not be read again for it. With a
     `row_exponent`, rows take mass exp(row_exponent * epsilon * logsumexp(u / epsilon)) times their weight.
     """
     n_rows, n_classes = rows.shape
-    with_labels |= rows.source.device is None
+    on_device = rows.source.device is not None
     g: np.ndarray = potentials.astype(precision)
     inverse = precision(1.0 / epsilon)
     labels = np.empty(n_rows if with_labels else 0, np.int32)
     no_weights = np.empty(0)
     row_mass = np.empty(n_rows if row_exponent else 0)
-    n_counted = n_classes if with_labels else 0
+    n_counted = 0 if on_device and not with_labels else n_classes
     added = _Sums(n_classes + 3, n_counted)
 
     def reduce_block(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
         counted, counts = np.zeros(n_classes + 3), np.zeros(n_counted, np.int64)
         block_weights = no_weights if weights is None else weights[start:stop]
         here = slice(start, stop)
+        of_block = labels[here] if with_labels or on_device else np.empty(stop - start, np.int32)
         sums = backend.sweep_block(
-            block, g, inverse, block_weights, row_exponent, labels[here], row_mass[here], counted[3:], counts
+            block, g, inverse, block_weights, row_exponent, of_block, row_mass[here], counted[3:], counts
         )
         plan: Handle[Any] = Ready(None)
         if plan_rows is not None:
@@ -240,6 +242,35 @@ def candidates(rows: RowSet, potentials: np.ndarray, labels: np.ndarray, slack: 
     return Candidates(movable, sizes, classes, scores, taken[0].astype(bool) if taken else np.empty(0, bool))
 
 
+def nearest(rows: RowSet, potentials: np.ndarray, labels: np.ndarray, slack: float) -> np.ndarray:
+    """In float64, of the rows here with each label, the least that u there is above u of each class; `slack` at most.
+
+    (K, K). A label below another class counts as tied with it.
+    """
+    n_classes = rows.shape[1]
+    least = np.full((n_classes, n_classes), slack)
+    lock = threading.Lock()
+
+    def find(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
+        given = labels[start:stop]
+        near = backend.candidates_block(block, potentials, given.astype(np.int32), slack, 0.0)
+
+        def reduce() -> None:
+            numbers, sizes, classes, scores = near.result()
+            row_of, labels_of_rows = np.repeat(np.arange(len(numbers)), sizes), given[numbers]
+            of_entries = labels_of_rows[row_of]
+            totals, own, is_own = scores + potentials[classes], np.zeros(len(numbers)), classes == of_entries
+            own[row_of[is_own]] = totals[is_own]
+            above = np.maximum(own[row_of] - totals, 0.0)[~is_own]
+            with lock:
+                np.minimum.at(least, (of_entries[~is_own], classes[~is_own]), above)
+
+        return Waiting(reduce)
+
+    run_blocks(rows.fine, find)
+    return least
+
+
 def listed(
     rows: RowSet, potentials: np.ndarray, reach: np.ndarray, quantum: float, *, inspecting: bool = False
 ) -> Listing:
@@ -251,33 +282,35 @@ def listed(
     """
     from otlabel.sources.base import storage_array
     from otlabel.sources.listed import ListedSource, Lists
-    from otlabel.sweep.lists import list_block
-    from otlabel.sweep.several import Several
+    from otlabel.sweep.packed import chooser
 
-    few = rows.opened.few
-    read = rows.fine if few is None else rows
-    highest, spans = potentials + reach, 2 * reach
+    read, choose = chooser(rows, potentials, reach)
     looks = _Looks(read, every_score=False) if inspecting else None
 
-    def choose(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
+    def look(backend: Backend, block: Any, start: int, stop: int) -> Handle[Any]:
         counts = (0, 0) if looks is None else looks.look(backend, block, start, stop).result()
-        one_each = isinstance(block, np.ndarray) and not isinstance(backend, Several)
-        choose_classes = list_block if one_each else Several(rows.labels_per_row, backend).list_block
-        sizes, classes, scores = choose_classes(block, highest, spans)
-        rounding = 0.0
-        if few is not None:
-            scores, rounding = few(start, stop, sizes, classes)
-        return Ready((sizes, classes, scores, rounding, counts))
+        return Ready((*choose(block, start, stop), counts))
 
     dtype = rows.opened.fine.dtype
     nothing = np.empty(0, np.int32), np.empty(0, np.int32), storage_array((0,), dtype), 0.0, (0, 0)
-    *lists, roundings, counts = zip(*(run_blocks(read, choose) or [nothing]), strict=True)
+    *lists, roundings, counts = zip(*(run_blocks(read, look) or [nothing]), strict=True)
     sizes, classes, scores = map(np.concatenate, lists)
     starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     source = ListedSource(Lists(starts, classes, scores, quantum), rows.shape[1], dtype)
     if looks is not None:
         looks.counts = list(counts)
     return Listing(source, max(roundings), None if looks is None else looks.result())
+
+
+def listed_within(rows: RowSet, potentials: np.ndarray, reach: np.ndarray, quantum: float, room: float) -> Listing:
+    """The same lists, of which `room` bytes are kept and the others made anew in every pass."""
+    from otlabel.sources import Opened
+    from otlabel.sweep.packed import PackedLists, chooser
+
+    read, choose = chooser(rows, potentials, reach)
+    source = PackedLists(read.source, choose, rows.opened.fine.dtype, quantum, room)
+    run_blocks(rows.over(Opened.of(source)), lambda *block: Ready(None))
+    return Listing(source, source.rounding, None)
 
 
 def left_out(rows: RowSet, potentials: np.ndarray, origin: np.ndarray, epsilon: float, reach: float) -> float:

@@ -33,8 +33,9 @@ READERS = 1  # threads beyond the processors: while they wait for a file, the ot
 def backend_of(scores: Source) -> Backend:
     """The only place that chooses one."""
     from otlabel.sources.listed import ListedSource
+    from otlabel.sweep.packed import PackedLists
 
-    if isinstance(scores, ListedSource):
+    if isinstance(scores, (ListedSource, PackedLists)):
         from otlabel.sweep import lists
 
         return cast(Backend, Immediate(lists))

@@ -21,7 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import otlabel
-from otlabel import BalancedKMeans
+from otlabel import BalancedKMeans, sweep
 from otlabel.cluster import alternation, estimator
 from otlabel.errors import InvalidScoresError
 
@@ -263,14 +263,13 @@ def test_files_and_tensors_give_the_labels_of_arrays(
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_streaming_gives_the_same(metric: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streaming_gives_the_same(metric: str, tmp_path: Path) -> None:
     x = points(3000, 6).astype(np.float32)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.create_dataset("x", data=x, chunks=(128, 6))
     name = f"{tmp_path / 'x.h5'}::/x"
     kept = BalancedKMeans(7, metric=metric, random_state=0).fit(name)
-    monkeypatch.setattr("otlabel.sources.caching.default_limit", lambda: 0)
-    streamed = BalancedKMeans(7, metric=metric, random_state=0).fit(name)
+    streamed = BalancedKMeans(7, metric=metric, random_state=0, memory_limit=0).fit(name)
     np.testing.assert_array_equal(streamed.labels_, kept.labels_)
     np.testing.assert_array_equal(streamed.cluster_centers_, kept.cluster_centers_)
 
@@ -279,12 +278,32 @@ def test_a_file_is_read_once_where_memory_holds_it(tmp_path: Path, monkeypatch: 
     x = points(3000, 6)
     np.save(tmp_path / "x.npy", x)
     opened = []
-    monkeypatch.setattr(estimator, "cached", lambda source: opened.append(cluster_keep(source)) or opened[-1])
+    monkeypatch.setattr(estimator, "cached", lambda *given: opened.append(cluster_keep(*given)) or opened[-1])
     BalancedKMeans(3, init=x[:3]).fit(tmp_path / "x.npy")
     assert x.nbytes <= opened[0].bytes_read < 1.1 * x.nbytes
 
 
 cluster_keep = estimator.cached
+
+
+@pytest.mark.usefixtures("long_way")
+def test_a_limit_on_memory_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is read in each pass, lists are narrow, and the clusters are the same."""
+    x = points(12_000, 8, seed=3).astype(np.float16)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"] = x
+    made: list[float] = []
+    listing = sweep.listed_within
+    monkeypatch.setattr(sweep, "listed_within", lambda *given: made.append(given[2]) or listing(*given))
+    monkeypatch.setattr("otlabel.solver.shortlist.FEWEST_SCORES", 0)
+    monkeypatch.setattr("otlabel.solver.shortlist.LEAST_STATED_ROOM", 100_000)
+    settings = {"max_iter": 2, "random_state": 0}
+    expected = BalancedKMeans(40, **settings).fit(x)
+    found = BalancedKMeans(40, memory_limit=0, **settings).fit(f"{tmp_path}/x.h5::/x")
+    assert made
+    assert found.proof_.proven
+    assert found.inertia_ == pytest.approx(expected.inertia_, rel=1e-9)
+    np.testing.assert_array_equal(found.sizes_, expected.sizes_)
 
 
 def test_bfloat16() -> None:

@@ -25,6 +25,7 @@ from otlabel.solver.monitor import Monitor
 from otlabel.solver.posing import pose
 from otlabel.solver.problem import Demand, Solver
 from otlabel.sources import open_scores
+from otlabel.sweep.packed import PackedLists
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning"),
@@ -102,6 +103,57 @@ def test_lists_give_what_all_scores_give(rule: str, dtype: str, made: Made, monk
     assert from_lists.bound == pytest.approx(expected.bound, abs=1e-13)
     assert from_lists.value == pytest.approx(expected.value, abs=1e-13 if rule != "weights" else 1e-3)
     assert np.abs(from_lists.class_mass - expected.class_mass).sum() < 0.02
+
+
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> list[PackedLists]:
+    """All lists that there was too little room for in one piece."""
+    found: list[PackedLists] = []
+    listing = sweep.listed_within
+
+    def listed_within(*given: Any) -> sweep.Listing:
+        found.append((made := listing(*given)).source)
+        return made
+
+    monkeypatch.setattr(sweep, "listed_within", listed_within)
+    monkeypatch.setattr(samples, "COARSE_ROWS", 40)
+    monkeypatch.setattr(shortlist, "LEAST_STATED_ROOM", 0)
+    return found
+
+
+@pytest.mark.parametrize("limit", [0, 10_000])
+@pytest.mark.parametrize("rule", [*RULES_OF_LISTS, "two labels"])
+def test_lists_obey_a_limit(rule: str, limit: int, made: Made, packed: list, monkeypatch) -> None:
+    """Narrower ones, of which some are kept or none, prove the same value."""
+    options = {**RULES_OF_LISTS, "two labels": {"labels_per_sample": 2}}[rule]
+    scores = peaked(7)
+    expected = sinkhorn_assign(scores, **options)
+    assert not packed
+    monkeypatch.setattr("otlabel.sweep.blocks.BLOCK_ENTRIES", (768, 768))  # of which some fit, and others do not
+    found = sinkhorn_assign(scores, memory_limit=limit, **options)
+    assert packed
+    assert all(lists.n_listed < scores.size for lists in packed)
+    assert {fits is not None for lists in packed for fits in lists._kept.values()} == (
+        {True, False} if limit else {False}
+    )
+    assert found.value == pytest.approx(expected.value, abs=1e-13 if rule != "weights" else 1e-3)
+    assert found.bound == pytest.approx(expected.bound, abs=1e-13)
+    assert found.gap == pytest.approx(expected.gap, abs=1e-13 if rule != "weights" else 1e-3)
+
+
+def test_lists_of_a_head_obey_a_limit(made: Made, packed: list) -> None:
+    """Which classes are near is found in float32, and what is listed made in float64, anew in every pass."""
+    rng = np.random.default_rng(8)
+    features, weight = rng.standard_normal((2400, 16)).astype("float32"), rng.standard_normal((12, 16))
+    head = linear_scores(features, weight, normalize=False)
+    found = sinkhorn_assign(head, memory_limit=0)
+    assert packed
+    assert packed[0].rounding > 0
+    scores = features.astype(np.float64) @ weight.T
+    bound = (scores + found.potentials).max(1).mean() - found.potentials.mean()
+    assert found.value == pytest.approx(scores[np.arange(2400), found.labels].mean(), abs=1e-12)
+    assert bound == pytest.approx(found.value, abs=1e-12)
+    assert (found.counts == 200).all()
 
 
 @pytest.mark.parametrize("normalize", [False, True])
