@@ -16,6 +16,7 @@ from otlabel.cluster.moments import EPSILON_SHARE, moments
 from otlabel.errors import OtlabelWarning
 from otlabel.ranks.rowset import RowSet
 from otlabel.result import Assignment
+from otlabel.solver.small import MOST_SCORES
 from otlabel.sources import (
     ArraySource,
     Features,
@@ -147,6 +148,8 @@ def _expected(fit: Fit, before: Assignment, at: np.ndarray, centres: np.ndarray)
     In the mean over its rows the square of the distance falls by that of the move, and so may the cluster's potential.
     """
     if fit.may_fill:  # most potentials are zero, whatever moves
+        return before
+    if fit.rows.n_rows * len(centres) > MOST_SCORES:  # plans of far more rows a cluster are found as quickly, or sooner
         return before
     nearer = np.square(centres - at, dtype=np.float64).sum(1)
     falls = nearer / 2 if fit.cosine else nearer
