@@ -6,6 +6,9 @@ each process compiles anew and says so once. Each file ends in a digest of the c
 (the function, its source file, the types, the processor, the versions), so that one that is damaged, cut short, of
 another version or half replaced by another process is no code at all, and is written anew. A function and the compiled
 ones that it calls stand in one folder: the digest sees all its source files that have any.
+
+What a process compiles and what the next one reads compute the same bits: compiled code runs its own copies of the
+functions that it calls, never another's that the process happens to hold by the same name.
 """
 
 from __future__ import annotations
@@ -24,8 +27,10 @@ from typing import Any, TypeVar
 import llvmlite
 import numba
 import numpy as np
+from llvmlite.binding import Linkage
 from numba.core import serialize
-from numba.core.compiler import CompileResult
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler, CompileResult
 
 from otlabel.errors import OtlabelWarning
 from otlabel.progress import say
@@ -41,7 +46,7 @@ def njit(*, cache: bool = False, **options: Any) -> Callable[[Function], Functio
     """numba's decorator of that name, with a cache that never fails."""
 
     def compiled(function: Function) -> Function:
-        dispatcher = numba.njit(**options)(function)
+        dispatcher = numba.njit(pipeline_class=_Compiler, **options)(function)
         if dispatcher is function:
             return _uncompiled(function)
         if cache:
@@ -63,6 +68,32 @@ def _uncompiled(function: Function) -> Function:
             return function(*arguments)
 
     return called  # type: ignore[return-value]
+
+
+class _Library(JITCodeLibrary):
+    """Object code whose calls stay within it.
+
+    numba leaves the copies of called functions in it to be merged, by name, with those of whatever the process has
+    compiled or read before. They are optimised for their callers and differ in their last bits, so that results would
+    depend on what else has run.
+    """
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True  # all but its object code, for which the linkage of the copies is about to change
+        self._shared_module = self._get_module_for_linking()  # a copy
+        for function in self._final_module.functions:
+            if function.linkage == Linkage.linkonce_odr:
+                function.linkage = Linkage.internal
+        super()._finalize_final_module()
+
+
+class _Compiler(Compiler):
+    """numba's compiler, which writes into such a library."""
+
+    def compile_extra(self, function: Callable[..., Any]) -> CompileResult:
+        self.state.library = _Library(self.state.targetctx.codegen(), function.__qualname__)
+        self.state.library.enable_object_caching()  # so that it can be written
+        return super().compile_extra(function)
 
 
 class _Cache:
@@ -140,7 +171,8 @@ def _folders(source: str) -> list[Path]:
 def _source_digest(source: str) -> str:
     own = Path(source)
     beside = (path.read_bytes() for path in sorted(own.parent.glob("*.py")) if path != own)
-    return hashlib.sha256(b"".join([own.read_bytes(), *(text for text in beside if b"njit" in text)])).hexdigest()
+    texts = [Path(__file__).read_bytes(), own.read_bytes(), *(text for text in beside if b"njit" in text)]
+    return hashlib.sha256(b"".join(texts)).hexdigest()
 
 
 def _replace(path: Path, content: bytes) -> None:

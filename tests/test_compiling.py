@@ -20,6 +20,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+from numba.core.bytecode import FunctionIdentity
 
 from otlabel import BalancedKMeans, Range, certify, compiling, sinkhorn_assign
 from otlabel.errors import OtlabelWarning
@@ -46,9 +47,9 @@ class Place:
         (folder / "__pycache__").touch()  # no folder, so that nothing can be written into it
         self._numbers = itertools.count()
 
-    def loaded(self) -> ModuleType:
+    def loaded(self, name: str | None = None) -> ModuleType:
         """The module as a new process would have it."""
-        spec = importlib.util.spec_from_file_location(f"tiny{next(self._numbers)}", self.source)
+        spec = importlib.util.spec_from_file_location(name or f"tiny{next(self._numbers)}", self.source)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -82,6 +83,39 @@ def test_what_one_process_has_compiled_the_next_one_reads(place: Place) -> None:
     assert (second.twice(4), second.twice(0.5), second.thrice(4)) == (8, 1.0, 12)
     assert was_read(second.twice, 2)
     assert was_read(second.thrice)
+
+
+CALLER = (
+    """
+from otlabel.compiling import njit
+
+@njit(nogil=True)
+def part(n):  # too long to be inlined
+"""
+    + "    n = (n ^ n >> 3) * 31 & 65535\n" * 40
+    + """
+    return n + {0}
+
+@njit(cache=True, nogil=True)
+def whole{0}(n):
+    return part(n) + part(n + 1)
+"""
+)
+
+
+def test_compiled_code_calls_its_own_copies_of_functions(tmp_path: Path, place: Place, monkeypatch) -> None:
+    """Not what the process holds by their names, which is optimised for others, or is there in some processes only."""
+    read: list[bool] = []
+    for number in (1, 2, 2, 1):
+        monkeypatch.setattr(FunctionIdentity, "_unique_ids", itertools.count(10**9))  # names as in new processes
+        place.source = tmp_path / f"{number}" / "tiny.py"
+        place.source.parent.mkdir(exist_ok=True)
+        place.source.write_text(CALLER.format(number), encoding="utf-8")
+        module = place.loaded("caller")
+        whole, part = getattr(module, f"whole{number}"), module.part.py_func
+        assert whole(6) == part(6) + part(7)
+        read.append(was_read(whole))
+    assert read == [False, False, True, True]
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
