@@ -50,10 +50,10 @@ from otlabel.solver.search_pairs import empty_out, no_pairs, search_pairs
 EPS = float(np.finfo(np.float64).eps)
 SCALE = 8  # by which `least` falls
 MOST_PAIRED = 1024  # classes whose pairs may have heaps
-LOOKS_BEFORE_PAIRS = 8  # times all entries that searches in lists look at first: heaps take about as long to fill
+LOOKS_BEFORE_PAIRS = 4  # times all entries that searches in lists look at first: heaps take about as long to fill
 PLACES_AN_ENTRY = 2.0  # of the heaps: as a rule a move for each entry, and as many again that came since
 FULL = 0.75  # share of the places that moves may take when heaps are filled anew
-LOOKS_A_PAIR = 4.0  # times all pairs that such a search has looked at: then heaps are worth it
+LOOKS_A_PAIR = 0.05  # times all pairs that such a search has looked at: then heaps are worth it
 
 
 class Done(NamedTuple):

@@ -1,8 +1,9 @@
 """Shortest paths where each pair of classes has a heap of the moves from one to the other, the cheapest on top.
 
 What a move loses beside the two potentials never changes, so that the heaps stay in order while potentials fall: a
-search looks at K^2 moves, however many members classes have. They take a place for each move and K^2 for their tops.
-A move whose entry has lost its units leaves its heap when it comes to the top.
+search looks at K^2 numbers, however many members classes have: what the top of each heap loses, which no move of that
+pair is below. They take a place for each move and 2 K^2 for their tops. A move whose entry has lost its units leaves
+its heap when it is at the top and would be taken.
 
 Source: skew heaps, Sleator, Tarjan, SIAM Journal on Computing 15 (1986).
 """
@@ -26,6 +27,7 @@ class Pairs(NamedTuple):
     """The heaps of all pairs of classes."""
 
     tops: np.ndarray  # (K, K) int32
+    least: np.ndarray  # (K, K) float64: what the top loses, infinite where there is none
     moves: np.ndarray  # (N_LINKS, M) int32
     losses: np.ndarray  # (M,) float64: scores of the entry that is left, less that of the one that is entered
     age: np.ndarray  # (E,) int32: how often an entry has left the heaps
@@ -36,6 +38,7 @@ def no_pairs(n_classes: int, n_entries: int, n_moves: int) -> Pairs:
     """Heaps with nothing in them, and places for so many moves."""
     return Pairs(
         np.full((n_classes, n_classes), NONE, np.int32),
+        np.full((n_classes, n_classes), np.inf),
         np.empty((N_LINKS, n_moves), np.int32),
         np.empty(n_moves),
         np.zeros(n_entries, np.int32),
@@ -71,18 +74,21 @@ def search_pairs(board, work, pairs, slack, tie, step, least):
         radius = min(radius, reached + whole(slack - work.dropped[node], step))
         if not _take_in(board, work, pairs, node, FIRST, least) or not _take_in(board, work, pairs, node, FRESH, least):
             return -1, radius, n_settled
+        ahead = reached + potentials[node] - 2 * tie  # of what is added in another order
         for second in range(n_classes):
-            if nodes[SETTLED, second] < 0 and pairs.tops[node, second] >= 0:
-                top = _cheapest(board, work, pairs, node, second, least)
-                if top >= 0:
-                    cost = pairs.losses[top] + (potentials[node] - potentials[second])
-                    through = reached + (whole(cost, step) if cost > tie else 0.0)
-                    hops, before = nodes[HOPS, node] + 1, distance[second]
-                    nearer = through < before or (through == before and hops < nodes[HOPS, second])
-                    if nearer and through < radius:
-                        distance[second], nodes[HOPS, second] = through, hops
-                        nodes[LEAVES, second] = pairs.moves[FROM, top]
-                        nodes[ENTERS, second] = pairs.moves[TO, top]
+            before = distance[second]
+            if pairs.least[node, second] + ahead - potentials[second] > min(before, radius) or nodes[SETTLED, second] >= 0:
+                continue
+            top = _cheapest(board, work, pairs, node, second, least)
+            if top >= 0:
+                cost = pairs.losses[top] + (potentials[node] - potentials[second])
+                through = reached + (whole(cost, step) if cost > tie else 0.0)
+                hops = nodes[HOPS, node] + 1
+                nearer = through < before or (through == before and hops < nodes[HOPS, second])
+                if nearer and through < radius:
+                    distance[second], nodes[HOPS, second] = through, hops
+                    nodes[LEAVES, second] = pairs.moves[FROM, top]
+                    nodes[ENTERS, second] = pairs.moves[TO, top]
     return n_found, (farthest if n_found > 0 else radius), n_settled
 
 
@@ -99,6 +105,7 @@ def empty_out(board, work, pairs):
     """Take all moves out of the heaps, and say how many places they need; what was in has to be taken in anew."""
     n_moves = 0
     pairs.tops[:] = NONE
+    pairs.least[:] = np.inf
     pairs.free[0], pairs.free[1] = NONE, 0
     work.nodes[FIRST, :] = NONE
     work.nodes[FRESH, :] = NONE
@@ -155,6 +162,7 @@ def _push(board, pairs, node, entry, other):
     pairs.losses[place] = board.scores[entry] - board.scores[other]
     second = board.classes[other]
     pairs.tops[node, second] = _merged(pairs, pairs.tops[node, second], place)
+    pairs.least[node, second] = min(pairs.least[node, second], pairs.losses[place])
 
 
 @part
@@ -173,6 +181,7 @@ def _cheapest(board, work, pairs, node, second, least):
         moves[LEFT, top], pairs.free[0] = pairs.free[0], top
         top = below
     pairs.tops[node, second] = top
+    pairs.least[node, second] = pairs.losses[top] if top >= 0 else np.inf
     return top
 
 
