@@ -77,7 +77,10 @@ def search_pairs(board, work, pairs, slack, tie, step, least):
         ahead = reached + potentials[node] - 2 * tie  # of what is added in another order
         for second in range(n_classes):
             before = distance[second]
-            if pairs.least[node, second] + ahead - potentials[second] > min(before, radius) or nodes[SETTLED, second] >= 0:
+            if (
+                pairs.least[node, second] + ahead - potentials[second] > min(before, radius)
+                or nodes[SETTLED, second] >= 0
+            ):
                 continue
             top = _cheapest(board, work, pairs, node, second, least)
             if top >= 0:
