@@ -19,7 +19,7 @@ import pytest
 import otlabel
 from otlabel import sweep
 from otlabel.interrupts import came_of_interrupt, interruptible
-from otlabel.solver import small
+from otlabel.solver import small_scores
 from otlabel.sweep import cpu
 
 SCORES = np.random.default_rng(0).normal(size=(60, 4))
@@ -63,7 +63,7 @@ def test_what_compiled_code_makes_of_an_interrupt_is_undone(door: str, monkeypat
     for name, kernel in vars(cpu).items():
         if callable(kernel) and (name.endswith("_block") or name == "add_up"):
             monkeypatch.setattr(cpu, name, lambda *_: as_compiled_code_tells_it())
-    monkeypatch.setattr(small, "deal_out", lambda *_: as_compiled_code_tells_it())
+    monkeypatch.setattr(small_scores, "deal_out", lambda *_: as_compiled_code_tells_it())
     with pytest.raises(KeyboardInterrupt) as raised:
         DOORS[door]()
     assert type(raised.value.__cause__) is SystemError
