@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from otlabel.solver.monitor import Monitor
@@ -25,18 +23,21 @@ def aim(sample: Problem, stretch: int, solver: Solver, init: np.ndarray | None, 
     class by chance moves its potential far where no other rows are near. So lists are made at those if the sample's are
     hardly farther from them than may be chance.
     """
-    error = math.inf if init is None else _error(sample, solver, init, monitor)
-    if init is not None and error <= NEARLY:
-        return _aim(init, sample, solver, np.full(sample.n_classes, NEAR * solver.epsilon))
+    if init is not None:
+        error = _error(sample, solver, init, monitor)
+        if error <= NEARLY:
+            return _aim(init, sample, solver, np.full(sample.n_classes, NEAR * solver.epsilon))
+        if error > FAR_OFF:
+            init = None
     *rungs, last = ladder(sample.spread, solver.epsilon, finest(sample))
-    g = zero(sample) if init is None or error > FAR_OFF else init
-    for epsilon in rungs if error > FAR_OFF else ():
+    g = zero(sample) if init is None else init
+    for epsilon in rungs if init is None else ():
         g = solve_at_epsilon(sample, solver, epsilon, RUNG_TOLERANCE, g, monitor).potentials
     g = solve_at_epsilon(sample, solver, last, LAST_TOLERANCE, g, monitor).potentials
     half = restricted(sample, sample.sampled[sample.sampled // stretch % 2 == 0])
     of_half = solve_at_epsilon(half, solver, last, LAST_TOLERANCE, g, monitor).potentials
     moves = moves_of(of_half, g)
-    if init is not None and error <= FAR_OFF:
+    if init is not None:
         from_init = moves_of(init, g)
         if np.median(from_init) <= CHANCE * np.median(moves):
             return _aim(init, sample, solver, from_init)
