@@ -10,7 +10,7 @@ from otlabel.ranks.rowset import RowSet
 from otlabel.solver.problem import LARGEST_SCORE, LEAST_EPSILON
 from otlabel.sources import Source, as_float, read_rows
 from otlabel.sweep.pool import run_tasks
-from otlabel.sweep.running import device_blocks
+from otlabel.sweep.running import WithinMemory, device_blocks
 
 EPSILON_SHARE = 0.02  # of the data's variance: a plan that is cheap to solve, whose argmax nearly has the sizes
 STRETCHES = 16  # of the rows, whose sums are added in this order whoever makes them
@@ -36,11 +36,13 @@ def moments(rows: RowSet, labels: np.ndarray, centres: np.ndarray) -> tuple[np.n
             squares[number] += _add_block(block, labels[start:stop], wide, sums[number])
 
     with fine.reading():
-        if source.device is None:
+        of_rows = None
+        if source.device is not None:
+            with WithinMemory():
+                of_rows = _moments_on_device(source, labels, wide)
+        if of_rows is None:
             run_tasks(add, n_tasks, int(source.reads_files))
             of_rows = sums.sum(0), squares.sum()
-        else:
-            of_rows = _moments_on_device(source, labels, wide)
     sums, squares = rows.sum("moments", *of_rows)
     return sums, float(squares)
 

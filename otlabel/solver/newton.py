@@ -12,6 +12,7 @@ from otlabel.solver.curvature import DENSE_CLASSES, Curvature, DenseCurvature, D
 from otlabel.solver.objective import LONGEST_STEP, Objective, Point
 from otlabel.solver.outcome import Status
 from otlabel.solver.shortlist import Shortlist
+from otlabel.sweep.running import WithinMemory
 
 SINKHORN_STEPS = 2  # plain steps that open a rung: they bring in classes far from their mass, where Newton errs
 NEAR = 0.25  # class error from which on Newton needs no such opening
@@ -76,7 +77,7 @@ def _sinkhorn_step(objective: Objective, point: Point) -> np.ndarray:
 def _newton_step(objective: Objective, point: Point, max_passes: int) -> Point | None:
     """A damped Newton step that lowers F, or None where the quadratic model does not lead down."""
     rule = objective.problem.rule
-    direction = objective.epsilon * _newton_direction(objective, point)
+    direction = objective.epsilon * _direction_with_room(objective, point)
     slope = -float(point.residual @ direction)
     length = 1.0
     for _ in range(HALVINGS if slope < 0 else 0):
@@ -98,6 +99,15 @@ def _newton_step(objective: Objective, point: Point, max_passes: int) -> Point |
         slope_there = -float(following.residual @ direction)
         length *= float(np.clip(slope / (slope - slope_there), 0.1, 0.5)) if slope_there > slope else 0.5
     return None
+
+
+def _direction_with_room(objective: Objective, point: Point) -> np.ndarray:
+    """Newton's; where a device has no memory for the curvature, from now on by that of the host."""
+    if objective.on_device and objective.problem.rows.communicator.world_size == 1:  # else others wait for its sums
+        with WithinMemory():
+            return _newton_direction(objective, point)
+        objective.on_device = False
+    return _newton_direction(objective, point)
 
 
 def _newton_direction(objective: Objective, point: Point) -> np.ndarray:

@@ -161,7 +161,7 @@ class Objective:
         products = sweep.products(rows, point.curvature_rows, self._shares(point), g, self.epsilon, self.precision)
         return rows.sum_tensor("curvature", products)
 
-    @property
+    @functools.cached_property
     def on_device(self) -> bool:
         """Whether the curvature is made where the scores are: a device that can take rows without reading files."""
         scores = self.problem.rows.source

@@ -15,7 +15,7 @@ from otlabel.sources.memory import TensorSource
 from otlabel.sources.wrapped import Wrapped
 from otlabel.sweep.blocks import cut
 from otlabel.sweep.pool import run_tasks
-from otlabel.sweep.running import is_out_of_memory
+from otlabel.sweep.running import WithinMemory
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ class DeviceSource(Wrapped):
 
     def take(self, rows: np.ndarray) -> Source:
         """The given rows, moved to the device if it has room for them."""
-        return _moved_whole(DeviceSource(self.source.take(rows), self.device))
+        return kept_whole(DeviceSource(self.source.take(rows), self.device))
 
     def _send(self, mover: _Mover, start: int, stop: int) -> _Parcel:
         """Fill a buffer on all threads, and have it copied."""
@@ -138,7 +138,7 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 def on_device(source: Source, device: torch.device) -> Source:
     """A source on the CPU as one on a device: copied whole if it fits there, else block by block in every pass."""
     streamed = DeviceSource(source, device)
-    return _moved_whole(streamed) if has_room(device, n_bytes(source), MEMORY_SHARE) else streamed
+    return kept_whole(streamed) if has_room(device, n_bytes(source), MEMORY_SHARE) else streamed
 
 
 def has_room(device: torch.device, wanted: float, share: float) -> bool:
@@ -146,21 +146,18 @@ def has_room(device: torch.device, wanted: float, share: float) -> bool:
     return wanted <= share * _free_memory(device)
 
 
-def _moved_whole(streamed: DeviceSource) -> Source:
-    """One tensor on the device, which blocks are put into as they arrive; as it was where memory is short."""
+def kept_whole(source: Source) -> Source:
+    """One tensor on a source's device, which blocks are put into as they come; as it was where memory is short."""
     import torch
 
-    try:
-        whole = torch.empty(streamed.shape, dtype=getattr(torch, streamed.dtype), device=streamed.device)
-    except RuntimeError as error:  # free, but in pieces
-        if not is_out_of_memory(error):
-            raise
-        return streamed
-    spans = cut(streamed.shape[0], streamed.grain)
-    with contextlib.closing(streamed):
-        for (start, stop), rows in zip(spans, streamed.read(spans), strict=True):
-            whole[start:stop] = rows
-    return TensorSource(whole)
+    spans = cut(source.shape[0], source.grain)
+    with WithinMemory():  # which may be free, but in pieces
+        whole = torch.empty(source.shape, dtype=getattr(torch, source.dtype), device=source.device)
+        with contextlib.closing(source):
+            for (start, stop), rows in zip(spans, source.read(spans), strict=True):
+                whole[start:stop] = rows
+        return TensorSource(whole)
+    return source
 
 
 def _free_memory(device: torch.device) -> float:

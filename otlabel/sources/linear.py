@@ -14,15 +14,14 @@ import numpy as np
 
 from otlabel.errors import InvalidScoresError
 from otlabel.sources.base import ITEM_BYTES, Source, Span, as_float, few_rows, n_bytes, read_rows
-from otlabel.sources.device import has_room, on_device
+from otlabel.sources.device import has_room, kept_whole, on_device
 from otlabel.sources.given import as_array, is_frame
-from otlabel.sources.memory import ArraySource, TensorSource
+from otlabel.sources.memory import ArraySource, taken
 from otlabel.sources.names import by_class, by_column
 from otlabel.sources.opened import FewScores, Opened, as_opened
 from otlabel.sweep import cpu
 from otlabel.sweep.blocks import block_rows, cut, grouped
 from otlabel.sweep.pool import blas_on_one_thread
-from otlabel.sweep.running import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -187,7 +186,7 @@ class Products(Source):
     def take(self, rows: np.ndarray) -> Source:
         """Scores of the given rows, as a matrix in memory."""
         if self.device is not None:
-            return TensorSource(self._on_device(read_rows(self._stored.take(rows), 0, len(rows))))
+            return taken(self._made, rows, self.shape[1])
         out = np.empty((len(rows), self.shape[1]), self.dtype)
         with contextlib.closing(self):
             for batch in grouped(cut(self.shape[0], self._rows), self.grain):
@@ -231,6 +230,9 @@ class Products(Source):
                 cpu.log_sum_exp_block(out, normalizers)
             out -= normalizers[:, None]
         return out
+
+    def _made(self, rows: np.ndarray) -> torch.Tensor:
+        return self._on_device(read_rows(self._stored.take(rows), 0, len(rows)))
 
     def _on_device(self, features: torch.Tensor) -> torch.Tensor:
         import torch
@@ -291,19 +293,8 @@ class LinearScores(Opened):
         source = self.source
         if source.device is None or not has_room(source.device, n_bytes(source), MADE_SHARE):
             return self
-        import torch
-
-        try:
-            whole = torch.empty(self.shape, dtype=getattr(torch, source.dtype), device=source.device)
-            spans = cut(self.shape[0], source.grain)
-            with contextlib.closing(source):
-                for (start, stop), block in zip(spans, source.read(spans), strict=True):
-                    whole[start:stop] = block
-        except RuntimeError as error:  # free, but in pieces
-            if not is_out_of_memory(error):
-                raise
-            return self
-        return self.over(TensorSource(whole))
+        whole = kept_whole(source)
+        return self if whole is source else self.over(whole)
 
 
 def _few(source: Products, fine: Products) -> FewScores:

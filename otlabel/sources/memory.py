@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from otlabel.errors import InvalidScoresError
 from otlabel.sources.base import MOST_WHOLE, Source, Span, check_shape, check_whole, storage_type
 from otlabel.sources.given import plain_tensor, tensor_array, widened
 from otlabel.sweep.blocks import cut, device_rows
-from otlabel.sweep.running import is_out_of_memory
+from otlabel.sweep.running import WithinMemory
 
 if TYPE_CHECKING:
     import torch
@@ -57,23 +57,27 @@ class TensorSource(Source):
 
     def take(self, rows: np.ndarray) -> Source:
         """A copy of the given rows on the same device; where its memory is short, in the host's, to be streamed."""
-        try:
-            return TensorSource(self._gathered(rows))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside of the handler, which would keep alive what takes the memory.
-        import torch
-
-        from otlabel.sources.device import DeviceSource
-
-        parts = [self._gathered(rows[start:stop]).cpu() for start, stop in cut(len(rows), device_rows(self.shape[1]))]
-        return DeviceSource(open_tensor(torch.cat(parts)), self.tensor.device)
+        return taken(self._gathered, rows, self.shape[1])
 
     def _gathered(self, rows: np.ndarray) -> torch.Tensor:
         import torch
 
         return self.tensor[torch.from_numpy(rows).to(self.device)]
+
+
+def taken(gathered: Callable[[np.ndarray], torch.Tensor], rows: np.ndarray, n_columns: int) -> Source:
+    """What a device makes of the given rows, there; where its memory is short, in the host's, to be streamed."""
+    with WithinMemory():
+        return TensorSource(gathered(rows))
+    import torch
+
+    from otlabel.sources.device import DeviceSource
+
+    parts = []
+    for start, stop in cut(len(rows), device_rows(n_columns)):
+        part = gathered(rows[start:stop])
+        parts.append(part.cpu())
+    return DeviceSource(open_tensor(torch.cat(parts)), part.device)
 
 
 class Masked(Source):

@@ -114,7 +114,7 @@ def label_block(block, potentials, labels, best, own):
 
 
 def candidates_block(block, potentials, labels, slack, tie):
-    """One kernel counts classes, another one writes those of rows with several; between them it waits."""
+    """One kernel counts classes, another one writes those of rows with several: between them it waits for how many."""
     with _on(block.device):
         view = _view(block)
         constants = np.append(potentials.astype(np.float64), [slack, tie])
@@ -131,8 +131,13 @@ def candidates_block(block, potentials, labels, slack, tie):
                 view.scores, upload(constants, block.device), rows, own, ends - sizes, classes, values, len(rows),
                 *view.sizes[1:], VECTOR=view.vector, ROWS=at_once, WIDTH=width, STAGES=STAGES,
             )  # fmt: skip
-        labels[:], *found = _Fetched([chosen, rows, sizes, classes, values]).arrays()
-    return Ready(tuple(found))
+        fetched = _Fetched([chosen, rows, sizes, classes, values])
+
+    def finish() -> tuple[np.ndarray, ...]:
+        labels[:], *found = fetched.arrays()
+        return tuple(found)
+
+    return Waiting(finish)
 
 
 def factors_block(block, rows, potentials, inverse_epsilon, roots):

@@ -17,14 +17,11 @@ from otlabel.sweep.contract import Backend, Handle, Immediate
 from otlabel.sweep.pool import run_tasks
 
 if TYPE_CHECKING:
-    import torch
-
     from otlabel.ranks.rowset import RowSet
     from otlabel.sources import Source
 
-BLOCKS_ASKED = 2  # of a device, beyond the one it works on
+BLOCKS_ASKED = 2  # of a device at once, before one of them is waited for: each keeps its memory
 OUT_OF_MEMORY = "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED", "out of memory"
-WAITING_HANDLES = 64  # of blocks on a device, whose results are small
 TRITON_NAMES = "triton", "pytorch-triton", "triton-windows"  # it comes as one of these
 OLDEST_TRITON = 3, 3  # whose compiler takes the kernels
 READERS = 1  # threads beyond the processors: while they wait for a file, the others compute
@@ -75,7 +72,7 @@ def run_blocks(rows: RowSet, reduce_block: Callable[[Backend, Any, int, int], Ha
     with rows.reading():
         if source.device is not None:
             blocks = device_blocks(source, may_be_in_place=rows.labels_per_row == 1)
-            return _run_on_device(source, source.device, blocks, rows.room, functools.partial(reduce_block, backend))
+            return _run_on_device(source, blocks, rows.room, functools.partial(reduce_block, backend))
         batches = rows.batches
         results: list[list[Any]] = [[] for _ in batches]
 
@@ -96,30 +93,24 @@ def device_blocks(source: Source, *, may_be_in_place: bool = True) -> Batch:
 
 
 def _run_on_device(
-    source: Source,
-    device: torch.device,
-    blocks: Batch,
-    room: Room,
-    reduce_block: Callable[[Any, int, int], Handle[Any]],
+    source: Source, blocks: Batch, room: Room, reduce_block: Callable[[Any, int, int], Handle[Any]]
 ) -> list[Any]:
     """Blocks one after the other, of half as many rows from where the device's memory does not suffice.
 
-    A block is waited for once the device has much more to do. All are read together, so that each is on its way while
-    the one before it is reduced.
+    A block is waited for once the device has others to do. All are read together, so that each is on its way while the
+    one before it is reduced.
     """
     import torch
 
     waiting, handles = deque(room.fitted([blocks] if blocks else [])), deque[Handle[Any]]()
     results = list[Any]()
-    asked = _Asked(device)
     while waiting:
         batch, n_done = waiting.popleft(), 0
         try:
             for (start, stop), block in zip(batch, source.read(batch), strict=True):
                 handles.append(reduce_block(block, start, stop))
                 n_done += 1
-                asked.add()
-                if len(handles) > WAITING_HANDLES:
+                if len(handles) > BLOCKS_ASKED:
                     results.append(handles.popleft().result())
         except RuntimeError as error:
             longest = max(stop - start for start, stop in batch)
@@ -143,18 +134,14 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in told for words in OUT_OF_MEMORY)
 
 
-class _Asked:
-    """What a device was asked for and has perhaps not begun: few blocks, since each of them keeps its memory."""
+class WithinMemory:
+    """Work on a device that is given up where its memory is short; what follows it does without.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._ends = device, deque[Any]()
+    It follows outside of any handler, which would keep alive what takes the memory.
+    """
 
-    def add(self) -> None:
-        """All that was asked for so far is one more block; wait until the device is at one of the last."""
-        if self._device.type != "cuda":
-            return
-        import torch
+    def __enter__(self) -> None:
+        pass
 
-        self._ends.append(torch.cuda.current_stream(self._device).record_event())
-        if len(self._ends) > BLOCKS_ASKED:
-            self._ends.popleft().synchronize()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> bool:
+        return isinstance(error, RuntimeError) and is_out_of_memory(error)

@@ -34,6 +34,10 @@ def drawn(shape: tuple[int, int], dtype: str = "float32", seed: int = 0) -> torc
     return torch.from_numpy(numbers).to(getattr(torch, dtype))
 
 
+def no_room(*arguments: Any, **options: Any) -> Any:
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
 def streamed(scores: torch.Tensor) -> DeviceSource:
     return DeviceSource(open_scores(scores).source, CPU)
 
@@ -224,7 +228,7 @@ def test_scores_that_fit_there_are_made_once(room: int, monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("card")
 def test_scores_that_do_not_fit_after_all_are_made_in_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     head = open_scores(linear_scores(drawn((40, 5)), drawn((6, 5), seed=1)), device="cuda")
-    monkeypatch.setattr(torch, "empty", lambda *_, **__: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("no room")))
+    monkeypatch.setattr(torch, "empty", no_room)
     assert cached(head, rows=np.arange(4)) is head
 
 
@@ -296,10 +300,53 @@ def test_samples_that_do_not_fit_are_streamed(dtype: str, monkeypatch: pytest.Mo
     assert (taken.dtype, taken.shape) == (dtype, (167, 8))
     assert torch.equal(read_rows(taken, 0, 167), scores[rows])
 
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "empty", lambda *_, **__: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("no room")))
-        again = streamed(scores).take(rows)
-    assert torch.equal(read_rows(again, 0, 167), scores[rows])
+    for refuse in ((torch, "empty"), (device._Mover, "send")):  # room for all rows; for a block beside them
+        with monkeypatch.context() as patch:
+            patch.setattr(*refuse, no_room)
+            again = streamed(scores).take(rows)
+        assert isinstance(again, DeviceSource)
+        assert torch.equal(read_rows(again, 0, 167), scores[rows])
+
+
+@pytest.mark.usefixtures("card")
+def test_samples_of_a_head_that_do_not_fit_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part goes to the host, and all of them come back in blocks."""
+    head = open_scores(linear_scores(drawn((400, 5)), drawn((6, 5), seed=1)), device="cuda")
+    whole, rows = read_rows(head.source, 0, 400), np.arange(0, 400, 3)
+    original = Products._on_device
+
+    def short_of_memory(source: Products, features: torch.Tensor) -> torch.Tensor:
+        return original(source, features) if len(features) <= 20 else no_room()
+
+    monkeypatch.setattr(Products, "_on_device", short_of_memory)
+    monkeypatch.setattr("otlabel.sweep.blocks.BLOCK_ENTRIES", (7, 7))
+    taken = head.source.take(rows)
+    assert isinstance(taken, DeviceSource)
+    torch.testing.assert_close(read_rows(taken, 0, len(rows)), whole[rows])
+
+
+@pytest.mark.parametrize("n_classes", [6, 40])
+@pytest.mark.parametrize("refused", [(torch, "zeros"), (DeviceCurvature, "apply"), (torch.linalg, "cholesky_ex")])
+@pytest.mark.usefixtures("long_way")
+def test_curvatures_that_do_not_fit_are_the_hosts(
+    refused: tuple[Any, str], n_classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No room for products, for what is made of them, or for solving: the plan is as near, and labels are proven."""
+    monkeypatch.setattr("otlabel.solver.newton.DENSE_CLASSES", 20)
+    scores, n_refused = 3 * drawn((2000, n_classes)), []
+
+    def short_of_memory(*arguments: Any, **options: Any) -> Any:
+        n_refused.append(1)
+        no_room()
+
+    expected = sinkhorn_assign(TensorSource(scores), tol=1e-4)
+    monkeypatch.setattr(*refused, short_of_memory)
+    found = sinkhorn_assign(TensorSource(scores), tol=1e-4)
+    assert n_refused
+    assert found.marginal_error <= 1e-4
+    assert found.n_sweeps <= expected.n_sweeps + 3
+    np.testing.assert_array_equal(found.counts, expected.counts)
+    assert abs(found.value - expected.value) <= max(found.gap, 0) + max(expected.gap, 0) + 1e-12
 
 
 def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,6 +454,11 @@ def test_moments_of_clusters_are_summed_where_the_rows_are(
     assert first[1] == pytest.approx(np.square(differences).sum(), rel=1e-13)
     assert first[0].tobytes() == second[0].tobytes()
     assert first[1] == second[1]
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "zeros_like", no_room)  # then the host adds, block by block
+    third = moments.moments(RowSet(source), labels, centres)
+    np.testing.assert_allclose(third[0], sums, rtol=0, atol=1e-10)
+    assert third[1] == pytest.approx(first[1], rel=1e-13)
 
 
 def test_a_triton_that_is_too_old_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,22 +246,25 @@ def test_threads_hold_no_more_of_a_row_than_registers_have_room_for() -> None:
     assert half == [(512, 6, 1, 2, 3), (256, 4, 1, 1, 3), (128, 3, 4, 1, 3)]
 
 
+def arguments_of(name: str, n_rows: int, n_classes: int) -> tuple[Any, ...]:
+    """What a block is reduced with."""
+    g, none, labels = np.zeros(n_classes, np.float32), np.empty(0), np.full(n_rows, -1, np.int32)
+    hashes, tops = np.empty(n_rows, np.uint64), np.empty((2, n_rows), np.float32)
+    return {
+        "sweep_block": (g, np.float32(10), none, 0.0, labels, none, np.zeros(n_classes), np.zeros(n_classes, np.int64)),
+        "label_block": (g, labels, np.empty(n_rows), np.empty(n_rows)),
+        "candidates_block": (g, labels, 0.5, 1e-12),
+        "inspect_block": (np.ones(n_classes, np.uint64), 1, hashes, *tops),
+    }[name]
+
+
 @kernels
-def test_who_waits_for_a_sweep_does_not_keep_its_scores() -> None:
+@pytest.mark.parametrize("name", ["sweep_block", "label_block", "candidates_block", "inspect_block"])
+def test_who_waits_for_a_block_does_not_keep_its_scores(name: str) -> None:
     """Else all blocks that stream to a device would stay there until the last of them."""
     scores = stored((60, 20), torch.float16).clone()
-    seen, none = weakref.ref(scores), np.empty(0)
-    handle = cuda_module().sweep_block(
-        scores,
-        np.zeros(20),
-        np.float64(1),
-        none,
-        0.0,
-        none.astype(np.int32),
-        none,
-        np.zeros(20),
-        np.zeros(20, np.int64),
-    )
+    seen = weakref.ref(scores)
+    handle = getattr(cuda_module(), name)(scores, *arguments_of(name, 60, 20))
     del scores
     gc.collect()
     assert seen() is None
@@ -450,15 +453,14 @@ def test_tensors_on_a_card_stay_there() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_CARD, reason="no CUDA device")
-def test_a_sweep_waits_once() -> None:
-    """Nothing but fetching the sums may wait for the card."""
-    module = cuda_module()
-    scores, g = torch.randn(5000, 300, device="cuda").half(), potentials_of(300, np.float32)
-    arrays = np.empty(0, np.int32), np.empty(0), np.zeros(300), np.zeros(300, np.int64)
-    module.sweep_block(scores, g, np.float32(10), NO_WEIGHTS, 0.0, *arrays).result()  # compiled
+@pytest.mark.parametrize("name", ["sweep_block", "label_block", "inspect_block"])
+def test_a_block_waits_once(name: str) -> None:
+    """Nothing but fetching what was found may wait for the card."""
+    reduce, scores = getattr(cuda_module(), name), torch.randn(5000, 300, device="cuda").half()
+    reduce(scores, *arguments_of(name, 5000, 300)).result()  # compiled
     torch.cuda.set_sync_debug_mode("error")
     try:
-        handle = module.sweep_block(scores, g, np.float32(10), NO_WEIGHTS, 0.0, *arrays)
+        handle = reduce(scores, *arguments_of(name, 5000, 300))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     handle.result()
