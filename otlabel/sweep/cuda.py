@@ -309,7 +309,7 @@ def _find_rows(view, constants, tops, totals, best):
     width, rows = _tile(view.n_classes)
     online_kernel[(triton.cdiv(view.n_rows, rows),)](
         view.scores, constants, tops, totals, best, *view.sizes,
-        VECTOR=view.vector, ROWS=rows, WIDTH=width, LABELLED=len(best) > 0,
+        VECTOR=view.vector, ROWS=rows, WIDTH=width, STAGES=STAGES, LABELLED=len(best) > 0,
     )  # fmt: skip
 
 

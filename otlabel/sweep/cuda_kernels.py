@@ -139,7 +139,7 @@ def _read(scores, constants, rows, columns, inside, stride, VECTOR: tl.constexpr
 @triton.jit(do_not_specialize=SIZES)
 def online_kernel(
     scores, constants, tops, totals, labels, n_rows, n_classes, stride,
-    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, LABELLED: tl.constexpr,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr, LABELLED: tl.constexpr,
 ):  # fmt: skip
     """Maximum, its class and sum of exponentials of each row, tile by tile: what was added up shrinks as it rises."""
     n_classes = n_classes * VECTOR
@@ -151,7 +151,7 @@ def online_kernel(
     top = tl.full([ROWS], -float("inf"), precision)
     total = tl.zeros([ROWS], precision)
     label = tl.zeros([ROWS], tl.int32)
-    for start in range(0, n_classes, WIDTH):
+    for start in tl.range(0, n_classes, WIDTH, num_stages=STAGES):
         columns = start + tl.arange(0, WIDTH)
         u = _read(scores, constants, rows, columns, columns < n_classes, stride, VECTOR)
         highest = tl.max(u, 1)

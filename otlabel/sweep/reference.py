@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from otlabel.sources.base import as_stored
+from otlabel.sweep.running import is_out_of_memory
 
 HALVES_ADDED = 2048  # rows whose products are added up in halves, where nothing better is there
 
@@ -182,7 +183,9 @@ def adds_halves_in_float32(device: torch.device) -> bool:
     few = torch.zeros((16, 16), dtype=torch.half, device=device)
     try:
         torch.mm(few, few, out_dtype=torch.float32)
-    except (TypeError, RuntimeError, NotImplementedError):
+    except (TypeError, RuntimeError) as error:
+        if is_out_of_memory(error):  # which says nothing of it
+            raise
         return False
     return True
 

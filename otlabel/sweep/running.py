@@ -126,7 +126,7 @@ def _run_on_device(
     return results + [handle.result() for handle in handles]
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether a device had too little memory left; cuBLAS and cuSOLVER say so in words of their own."""
     import torch
 
