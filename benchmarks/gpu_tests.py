@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
+LOG, NOT_LOADED = "gpu_tests.log", "did not load"
 LONGEST = 90.0  # seconds without a test that ends, its process's start included, after which that process is ended
 
 
@@ -41,6 +42,11 @@ class Recorder:
         alike = Counter(_function(item) for item in items)
         left = [item for item in items if item.nodeid not in done]
         items[:] = sorted(left, key=lambda item: (self.known.get(item.nodeid, LONGEST), alike[_function(item)]))
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A file that does not load has tests that nobody sees."""
+        if report.failed:
+            self._write(test=report.nodeid, outcome=NOT_LOADED, seconds=0.0, why=str(report.longrepr)[-1500:])
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Should it be the last one of this process, this line tells which test it was."""
@@ -114,11 +120,12 @@ def main() -> int:
         options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-m", arguments.marked, *arguments.only]
         options += ["--continue-on-collection-errors"]  # of tests that need what is not installed
         return int(pytest.main(options, [Recorder(file, known, arguments.until), Stopper()]))
-    for old in (file, file.with_suffix(".all")):
+    for old in (file, file.with_suffix(".all"), file.with_name(LOG)):
         old.unlink(missing_ok=True)
     _supervise(arguments, file)
     print(_summary(file))
-    return int(any(line["outcome"] not in ("passed", "skipped") for line in outcomes(file)))
+    ran = outcomes(file)
+    return int(not ran or any(line["outcome"] not in ("passed", "skipped") for line in ran))
 
 
 def _supervise(arguments: argparse.Namespace, file: Path) -> None:
@@ -130,7 +137,7 @@ def _supervise(arguments: argparse.Namespace, file: Path) -> None:
     before = -1
     while time.time() < until and len(outcomes(file)) > before:
         before = len(outcomes(file))
-        with (arguments.out / "gpu_tests.log").open("a") as log:
+        with file.with_name(LOG).open("a") as log:
             worker = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
             size, changed = -1, time.time()
             while worker.poll() is None:
@@ -149,8 +156,10 @@ def _summary(file: Path) -> str:
     lines, names = outcomes(file), file.with_suffix(".all")
     n_all = len(names.read_text().splitlines()) if names.exists() else len(lines)
     numbers = Counter("broke its process" if line["outcome"] == "begun" else line["outcome"] for line in lines)
-    told = [", ".join(f"{number} {outcome}" for outcome, number in numbers.items()) or "nothing ran"]
-    told[0] += f"; {len(lines)} of {n_all} tests ran in {sum(line['seconds'] for line in lines):.0f} s"
+    if not lines:
+        return f"nothing ran:\n{file.with_name(LOG).read_text()[-2000:]}"
+    told = [", ".join(f"{number} {outcome}" for outcome, number in numbers.items())]
+    told[0] += f"; {len(lines) - numbers[NOT_LOADED]} of {n_all} tests ran in {sum(line['seconds'] for line in lines):.0f} s"
     for line in lines:
         if line["outcome"] not in ("passed", "skipped"):
             told.append(f"{line['outcome']}: {line['test']}\n{line.get('why', '')[-700:]}")

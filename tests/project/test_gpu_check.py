@@ -175,6 +175,7 @@ def test_tests_that_need_a_card_go_on_after_one_that_ends_its_process(tmp_path: 
         "def test_bad(): assert 1 == 2\n"
         "def test_after(): pass\n"
     )
+    (tmp_path / "test_other.py").write_text("import what_is_not_there\n")
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_tests.py"), "--out", str(tmp_path), "--limit", "60"]
     command += ["--marked", "not gpu", "--only", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -183,7 +184,20 @@ def test_tests_that_need_a_card_go_on_after_one_that_ends_its_process(tmp_path: 
     assert "2 passed" in done.stdout
     assert "1 failed" in done.stdout
     assert "1 broke its process" in done.stdout
+    assert "did not load: test_other.py" in done.stdout.replace(f"{tmp_path}/", "")
     assert "assert 1 == 2" in done.stdout
+
+
+def test_no_tests_at_all_are_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where pytest does not begin, for a plugin or an import that is not there: what it said is told."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = importlib.import_module("gpu_tests")
+    monkeypatch.setattr(module, "_supervise", lambda *_: (tmp_path / "gpu_tests.log").write_text("no such plugin"))
+    monkeypatch.setattr(sys, "argv", ["gpu_tests.py", "--out", str(tmp_path)])
+    assert module.main() == 1
+    assert capsys.readouterr().out == "nothing ran:\nno such plugin\n"
 
 
 def test_rows_of_peers_that_fail(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
