@@ -159,7 +159,8 @@ def _summary(file: Path) -> str:
     if not lines:
         return f"nothing ran:\n{file.with_name(LOG).read_text()[-2000:]}"
     told = [", ".join(f"{number} {outcome}" for outcome, number in numbers.items())]
-    told[0] += f"; {len(lines) - numbers[NOT_LOADED]} of {n_all} tests ran in {sum(line['seconds'] for line in lines):.0f} s"
+    n_ran, seconds = len(lines) - numbers[NOT_LOADED], sum(line["seconds"] for line in lines)
+    told[0] += f"; {n_ran} of {n_all} tests ran in {seconds:.0f} s"
     for line in lines:
         if line["outcome"] not in ("passed", "skipped"):
             told.append(f"{line['outcome']}: {line['test']}\n{line.get('why', '')[-700:]}")

@@ -18,8 +18,14 @@ def rounding_of(best: np.ndarray, own: np.ndarray, own_potentials: np.ndarray, p
     Their own numbers alone excuse it: what is large in other rows is no reason, nor is the potential of a class that is
     far above all usual ones, for stored numbers of that size are as exact as others.
     """
-    added = np.abs(own - own_potentials) + np.abs(own_potentials)
-    return ROUNDED * (np.abs(best) + np.minimum(added, np.abs(own) + 2 * largest_usual(potentials)))
+    known, usual = own - own_potentials, np.abs(own)
+    np.abs(known, out=known)  # in place: of many rows, each array anew is most of the time
+    known += np.abs(own_potentials)
+    usual += 2 * largest_usual(potentials)
+    np.minimum(known, usual, out=known)
+    known += np.abs(best, out=usual)
+    known *= ROUNDED
+    return known
 
 
 def largest_usual(potentials: np.ndarray) -> float:

@@ -70,14 +70,16 @@ def _totals(
     parts = []
     for start, stop in cut(len(labels), ROWS_AT_ONCE) or [(0, 0)]:
         here = slice(start, stop)
-        chosen, weights = labels[here], None if problem.weights is None else problem.weights[here]
-        g, times = potentials[chosen], 1.0 if weights is None else weights
+        chosen, weights = labels[here].astype(np.intp), None if problem.weights is None else problem.weights[here]
+        g = potentials[chosen]
         short, known = shortfall(best[here], own[here], g, potentials)
-        sums = (short * times).sum(), ((own[here] - g) * times).sum(), (np.minimum(short, known) * times).sum()
-        units, counts, rounding = (
-            np.bincount(chosen, of_rows, problem.n_classes) for of_rows in (weights, None, known * times)
-        )
-        parts.append((np.array(sums), units, counts, rounding))
+        of_rows = [short, own[here] - g, np.minimum(short, known), known]
+        if weights is not None:
+            of_rows = [each * weights for each in of_rows]
+        counts = np.bincount(chosen, minlength=problem.n_classes)
+        units = counts if weights is None else np.bincount(chosen, weights, problem.n_classes)
+        sums = np.array([each.sum() for each in of_rows[:3]])
+        parts.append((sums, units, counts, np.bincount(chosen, of_rows[3], problem.n_classes)))
     return [np.sum(part, axis=0) for part in zip(*parts, strict=True)]
 
 
