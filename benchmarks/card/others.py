@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from card.checking import EPSILON, TOL, Check, Plan, begin_peak, free, peak_gb, 
 from card.scores import zipf_problem
 
 SETTINGS = Settings(EPSILON, TOL, max_iterations=3000)
-APART = ("OTT-JAX", "flash-sinkhorn")  # in processes of their own: what they break or keep is theirs
+APART = {"OTT-JAX": "ott", "flash-sinkhorn": "flash_sinkhorn"}  # by module, in processes: what they break is theirs
 
 
 def run_peers(check: Check) -> None:
@@ -28,23 +29,33 @@ def run_peers(check: Check) -> None:
             check.row(f"{peer}, {name}", lambda p=peer, q=problem: peer_row(p, q, check.plan), 5)
         del problem
         free(check.plan.device)
-    for position, peer in enumerate(APART):
-        room = (check.left - 5) / (len(APART) - position)
-        result = check.out / f"peer-{position}.json"
-        result.unlink(missing_ok=True)
-        rows = str(check.plan.solves[-1][0])
-        command = [sys.executable, str(SCRIPT), "--peer", peer, "--rows", rows, "--out", str(result)]
-        command += ["--quick"] if check.plan.device == "cpu" else []
-        environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=room)
-            ended = failure_text(done) if done.returncode else ""
-        except subprocess.TimeoutExpired:
-            ended = f"out of time: ended after {room:.0f} s"
-        known = read_json(result)
+    for position, (peer, module) in enumerate(APART.items()):
+        known, ended = {}, not_installed(peer)
+        if importlib.util.find_spec(module) is not None:
+            known, ended = _ran_apart(peer, check, (check.left - 5) / (len(APART) - position))
         for shape in check.plan.solves:
             name = f"{peer}, {shape[0]} x {shape[1]}"
             check.keep(name, known.get(name, {"status": ended or "nothing was written"}))
+
+
+def not_installed(peer: str) -> str:
+    return f"not installed: pip install {CARD_METHODS[peer][1]}"
+
+
+def _ran_apart(peer: str, check: Check, seconds: float) -> tuple[dict, str]:
+    """The rows that a process of its own wrote, and why it ended if it failed."""
+    result = check.out / f"{peer}.json"
+    result.unlink(missing_ok=True)
+    rows = str(check.plan.solves[-1][0])
+    command = [sys.executable, str(SCRIPT), "--peer", peer, "--rows", rows, "--out", str(result)]
+    command += ["--quick"] if check.plan.device == "cpu" else []
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=seconds)
+        ended = failure_text(done) if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        ended = f"out of time: ended after {seconds:.0f} s"
+    return read_json(result), ended
 
 
 def run_peer(peer: str, plan: Plan, result: Path) -> None:
@@ -60,7 +71,7 @@ def run_peer(peer: str, plan: Plan, result: Path) -> None:
 
 def peer_row(peer: str, problem: CardProblem, plan: Plan) -> dict:
     """Time, peak memory and quality of a peer's answer, or why there is none."""
-    prepare, packages = CARD_METHODS[peer]
+    prepare = CARD_METHODS[peer][0]
     try:
         call = prepare(problem, SETTINGS)
         begin_peak(plan.device)
@@ -70,7 +81,7 @@ def peer_row(peer: str, problem: CardProblem, plan: Plan) -> dict:
         row = {"seconds": time.perf_counter() - begun, "peak_gb": peak_gb(plan.device, outcome.peak_bytes)}
         return row | judge(outcome, problem)
     except ModuleNotFoundError:
-        return {"status": f"not installed: pip install {packages}"}
+        return {"status": not_installed(peer)}
     except Exception as error:
         lines = str(error).splitlines() or [""]
         is_memory = isinstance(error, torch.cuda.OutOfMemoryError) or "RESOURCE_EXHAUSTED" in lines[0]
