@@ -7,20 +7,24 @@ from typing import Any
 import numpy as np
 import pytest
 from families import FAMILIES, RULES, draw
+from ranks import on_ranks
 from verdicts import check
 
-from otlabel import BalancedKMeans, Range, sinkhorn_assign
-from otlabel.solver import exact_labels, far_moves
+from otlabel import BalancedKMeans, Range, linear_scores, sinkhorn_assign
+from otlabel.solver import exact_labels, far_moves, small
 from otlabel.solver.cheapest import Cheapest, add_rows, forget, join, no_moves, take_out
 from otlabel.sources import ArraySource, Opened, closeness
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
 
 
+LIMITS = (far_moves, "FEWEST_SCORES"), (exact_labels, "FEW_NEAR"), (exact_labels, "MOST_NEAR"), (small, "MOST_SCORES")
+
+
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Far moves wherever one repair leaves a surplus, however small the problem; how many classes each look had."""
-    for module, name in ((far_moves, "FEWEST_SCORES"), (exact_labels, "FEW_NEAR"), (exact_labels, "MOST_NEAR")):
+    for module, name in LIMITS:
         monkeypatch.setattr(module, name, 0)
     made, look = list[int](), exact_labels.far_potentials
 
@@ -34,7 +38,6 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("rule", ["equal", "range_counts", "counts"])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.usefixtures("long_way")
 def test_labels_after_a_far_look_are_right(family: str, rule: str, looks: list[int]) -> None:
     """Against Hungarian and HiGHS."""
     assert rule in RULES
@@ -42,11 +45,15 @@ def test_labels_after_a_far_look_are_right(family: str, rule: str, looks: list[i
         assert not check(draw(family, rule, seed)).wrong
 
 
-@pytest.mark.usefixtures("long_way")
+def on_a_line() -> tuple[np.ndarray, np.ndarray]:
+    """Places of rows, most of them near one end, and of classes: rows must pass from each to the next."""
+    return np.random.default_rng(0).random((900, 1)) ** 4, np.linspace(0, 1, 30)[:, None]
+
+
 def test_far_looks_happen(looks: list[int]) -> None:
-    """Where a class's rows must pass through others: most of a line's are at one end of it."""
-    places = np.random.default_rng(0).random(900) ** 4
-    scores = -np.abs(places[:, None] - np.linspace(0, 1, 30)) * 3
+    """Sizes that are stated, and sizes within bounds, whose free places take part."""
+    places, ends = on_a_line()
+    scores = -np.abs(places - ends.T) * 3
     for classes in ({}, {"classes": Range(0.02, 0.05)}):
         found = sinkhorn_assign(scores, epsilon=1.0, tol=0.5, **classes)
         assert found.gap <= 1e-12
@@ -118,6 +125,36 @@ def test_scores_of_some_rows_have_the_same_bits_among_others(dtype: str) -> None
         np.testing.assert_array_equal(scores.any_rows.of(rows), all_rows[rows])
     (block,) = (next(iter(scores.source.read([(0, 300)]))),)
     np.testing.assert_allclose(all_rows, block, atol=1e-4 if dtype != "float64" else 1e-12)
+
+
+def solve_line(group: Any) -> list[np.ndarray]:
+    """The line's labels and potentials for this rank's rows, of stored scores and of a head's."""
+    for module, name in LIMITS:
+        setattr(module, name, 0)
+    places, ends = on_a_line()
+    ends_of = np.array([0, 250, 250, 900])
+    rows = slice(0, 900) if group is None else slice(*ends_of[group.rank() : group.rank() + 2])
+    found = []
+    for scores in (
+        -np.abs(places - ends.T)[rows] * 3,
+        linear_scores(places[rows].astype(np.float32), ends, -(ends[:, 0] ** 2)),
+    ):
+        answer = sinkhorn_assign(scores, epsilon=1.0, tol=0.5, group=group)
+        found += [answer.labels, answer.potentials, np.array(answer.gap)]
+    return found
+
+
+def test_ranks_look_far_as_one_process_does(looks: list[int]) -> None:
+    """The same potentials bit by bit: one of the ranks has no rows."""
+    expected = solve_line(None)
+    assert len(looks) == 2
+    found = on_ranks(solve_line, 3)
+    for of_rank in found:
+        assert not isinstance(of_rank, Exception), of_rank
+        for at in (1, 2, 4, 5):
+            np.testing.assert_array_equal(of_rank[at], expected[at])
+    for at in (0, 3):
+        np.testing.assert_array_equal(np.concatenate([of_rank[at] for of_rank in found]), expected[at])
 
 
 def test_clusters_over_far_moves(looks: list[int]) -> None:
