@@ -15,7 +15,7 @@ from otlabel.compiling import njit
 from otlabel.solver.board import part as unmanaged
 from otlabel.sweep.numerics import FAST, FLAGS, larger
 
-FEWEST_KEPT, MOST_KEPT = 8, 32  # moves of a pair
+FEWEST_KEPT, MOST_KEPT = 4, 32  # moves of a pair
 KEPT = 1 << 23  # moves of all pairs, as far as these numbers allow
 
 
