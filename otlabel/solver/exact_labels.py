@@ -9,15 +9,19 @@ import numpy as np
 
 from otlabel.errors import InfeasibleError
 from otlabel.solver.continuation import MOST_LISTS, is_listable, lists_near
+from otlabel.solver.far_moves import far_potentials, may_look_far
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.newton import Solution
 from otlabel.solver.problem import Problem, Solver
 from otlabel.solver.rounding import Rounded, round_exact
 from otlabel.solver.sharpening import few_contested, near_integer
 from otlabel.solver.shortlist import moves_of, shorten
+from otlabel.solver.slack import Slack
 
 NEAR_LABELS = 1.0  # times epsilon: about as far as potentials move between the plan and its labels
 MOST_PACKED = 8  # narrow lists that are made, each from where the last led to
+FEW_NEAR, MOST_NEAR = 0.0005, 0.004  # share of all scores that are candidates: from where on others are looked at ...
+STILL_LEFT = 0.5  # ... if more than so much of the surplus stays, and in any case
 WIDER = 2.0  # times the reach, where lists leave no assignment, or rounding needs more slack
 
 
@@ -38,23 +42,39 @@ def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: 
     g = plan if few else near_integer(near, solver, solution, monitor).potentials
     if shortlist is not None and not shortlist.covers(g):
         g = plan  # lists that lack too much of some class ask any price for it
-    slack, n_made = 0.0, 0
+    slack, n_made, may_be_far, n_scores = 0.0, 0, may_look_far(problem), problem.n_rows * problem.n_classes
+
+    def room(g: np.ndarray, last: Slack) -> float:
+        """The most slack that is worth it."""
+        if may_be_far and last.n_moves > (FEW_NEAR if last.share_left > STILL_LEFT else MOST_NEAR) * n_scores:
+            return 0.0
+        return math.inf if shortlist is None else shortlist.room(g)
+
     while shortlist is not None:
         reach = WIDER * shortlist.reach
         try:
-            rounded = round_exact(shortlist.problem, g, solver.seed, monitor, shortlist.room, slack)
+            rounded = round_exact(shortlist.problem, g, solver.seed, monitor, room, slack)
         except InfeasibleError:  # of what lists leave out, some may be the way
             pass
         else:
             g, slack = rounded.potentials, 0.0 if rounded.is_done else rounded.slack
             if rounded.is_done and shortlist.covers(g):
                 return rounded, shortlist.problem
-            if rounded.is_done or (slack <= shortlist.usual_slack and not shortlist.problem.is_listed):
-                reach = shortlist.reach  # near where potentials are by now
-            reach = np.maximum(reach, moves_of(g, shortlist.origin))
+            if not rounded.is_done and may_be_far:
+                g, slack = far_potentials(problem, g, rounded.placement.labels, monitor), 0.0
+                may_be_far = False
+                reach = np.full_like(reach, NEAR_LABELS * solver.epsilon)
+            else:
+                if rounded.is_done or (slack <= shortlist.usual_slack and not shortlist.problem.is_listed):
+                    reach = shortlist.reach  # near where potentials are by now
+                reach = np.maximum(reach, moves_of(g, shortlist.origin))
         n_made += 1
         again = functools.partial(shorten, problem, g, reach, monitor, shortlist.probe)
         if n_made >= (MOST_LISTS if shortlist.problem.is_listed else MOST_PACKED):
             break
         shortlist = again() or again(packed=True)
-    return round_exact(problem, g, solver.seed, monitor, least_slack=slack if math.isfinite(slack) else 0.0), problem
+    rounded = round_exact(problem, g, solver.seed, monitor, room, slack if math.isfinite(slack) else 0.0)
+    if not rounded.is_done:
+        g, may_be_far = far_potentials(problem, rounded.potentials, rounded.placement.labels, monitor), False
+        rounded = round_exact(problem, g, solver.seed, monitor)
+    return rounded, problem

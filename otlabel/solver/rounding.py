@@ -61,7 +61,7 @@ def round_exact(
     potentials: np.ndarray,
     seed: int,
     monitor: Monitor,
-    room: Callable[[np.ndarray], float] | None = None,
+    room: Callable[[np.ndarray, Slack], float] | None = None,
     least_slack: float = 0.0,
 ) -> Rounded:
     """The best assignment whose class sizes obey problem.rule, from potentials near the optimum.
@@ -114,7 +114,7 @@ def round_exact(
         if not is_done:
             surplus = int(np.maximum(board.counts - board.targets, 0).sum())
             slack.widen(len(units), surplus, done, coarsest)  # scores may be far smaller than the prices of places
-            if room is not None and slack.now > room(g):
+            if room is not None and slack.now > room(g, slack):
                 return Rounded(placement, g, n_paths, slack.now, is_done=False)
             continue
         g = np.where(np.abs(g) <= tie, 0.0, g)  # less is left of rounding

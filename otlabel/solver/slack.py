@@ -25,12 +25,15 @@ LOOKS_AN_ENTRY = 10.0  # moves that a repair looks at while a pass finds one can
 
 
 class Slack:
-    """The slack of each pass of a rounding, `now`; potentials that fall by it must not move `first` and `widest`."""
+    """The slack of each pass of a rounding, `now`; potentials that fall by it must not move `first` and `widest`.
+
+    Of the last one: how many candidates there were, `n_moves`, and what was left of the surplus, `share_left`.
+    """
 
     def __init__(self, problem: Problem, potentials: np.ndarray, rng: np.random.Generator, least: float = 0.0) -> None:
         self._problem, self._rng, self._least = problem, rng, least
         self._n_all = problem.n_rows * problem.n_classes
-        self._n_before, self._n_read, self._step, self._n_stays = 0, 0, STEP, 0
+        self.n_moves, self._n_read, self._step, self._n_stays = 0, 0, STEP, 0
         self.begin(potentials)
 
     def begin(self, potentials: np.ndarray) -> None:
@@ -41,7 +44,7 @@ class Slack:
 
     def begin_again(self) -> None:
         """From the first slack on."""
-        self.now, self._left = self.first, self._problem.n_units + 1
+        self.now, self._left, self.share_left = self.first, self._problem.n_units + 1, 0.0
 
     def widen(self, n_entries: int, surplus: int, done: Done, least: float) -> None:
         """After a repair of so many candidates that left a surplus; to `least` or more, or not at all.
@@ -51,6 +54,7 @@ class Slack:
         """
         n_classes = self._problem.n_classes
         self._n_read += n_entries
+        self.share_left = surplus / self._left
         if done.n_looked > self._n_all + LOOKS_AN_ENTRY * n_entries and surplus < self._left:
             self._left = surplus
             return
@@ -58,9 +62,9 @@ class Slack:
         if n_entries > most_moves(self._problem) and self._n_stays < most_stays:
             self._n_stays += 1  # potentials have fallen by the slack: as many other candidates count now
             return
-        in_vain = n_entries < FEW_MORE * self._n_before or surplus > STILL_LEFT * self._left
+        in_vain = n_entries < FEW_MORE * self.n_moves or surplus > STILL_LEFT * self._left
         self._step = 2.0 * self._step if in_vain else STEP
-        self._n_before, self._left = n_entries, min(self._left, surplus)
+        self.n_moves, self._left = n_entries, min(self._left, surplus)
         self.now = max(self._step * self.now, least)
         few_left = surplus <= max(n_classes, LOOKS_AN_ENTRY * self._n_all / n_classes**2)
         if self.now > self._widest or (few_left and self._n_read > self._n_all <= MUCH_WIDER * n_entries):

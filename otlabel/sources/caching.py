@@ -112,7 +112,7 @@ def cached(opened: Opened, memory_limit: int | None = None, rows: np.ndarray | N
         features = opened.features.opened.source
         opened = opened if rows is None else opened.made()
         if rows is not None and _is_little(opened, features):
-            opened = replace(opened.mapped(KeptMade), few=opened.few)
+            opened = replace(opened.mapped(KeptMade), few=opened.few, by_row=opened.by_row)
         source = opened.source
     else:
         source = _kept(opened.source, limit, rows)

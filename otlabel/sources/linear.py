@@ -18,7 +18,7 @@ from otlabel.sources.device import has_room, kept_whole, on_device
 from otlabel.sources.given import as_array, is_frame
 from otlabel.sources.memory import ArraySource, taken
 from otlabel.sources.names import by_class, by_column
-from otlabel.sources.opened import FewScores, Opened, as_opened
+from otlabel.sources.opened import AnyRows, FewScores, Opened, as_opened
 from otlabel.sweep import cpu
 from otlabel.sweep.blocks import block_rows, cut, grouped
 from otlabel.sweep.pool import blas_on_one_thread
@@ -110,7 +110,7 @@ class Products(Source):
 
     def __init__(self, features: Features, head: Head, n_rows: int | None, *, double: bool) -> None:
         self._features, self._head, self._double = features, head, double
-        stored = self._stored
+        stored = self.stored
         self.shape, self.device = (stored.shape[0], head.weight.shape[0]), stored.device
         self.dtype = "float64" if double or stored.dtype == "float64" else "float32"
         self._rows = block_rows(n_rows or self.shape[0], self.shape[1])  # of a product
@@ -122,7 +122,7 @@ class Products(Source):
         return {**self.__dict__, "_factor_on_device": None}
 
     @property
-    def _stored(self) -> Source:
+    def stored(self) -> Source:
         """The features, as float64 makes them where products are double."""
         return self._features.opened.fine if self._double else self._features.opened.source
 
@@ -131,21 +131,21 @@ class Products(Source):
         """Rows whose features are read together; on a device, rows of a product."""
         if self.device is not None:
             return max(2, DEVICE_ENTRIES // (self.shape[1] * ITEM_BYTES[self.dtype] // ITEM_BYTES["float32"]))
-        return max(2, FEATURE_BYTES // (self._stored.shape[1] * ITEM_BYTES[self._stored.dtype]))
+        return max(2, FEATURE_BYTES // (self.stored.shape[1] * ITEM_BYTES[self.stored.dtype]))
 
     @property
     def reads_files(self) -> bool:  # type: ignore[override]
         """Whether a device waits for the features' file; on the CPU the products take longer than any."""
-        return self.device is not None and self._stored.reads_files
+        return self.device is not None and self.stored.reads_files
 
     def close(self) -> None:
         """As the features."""
-        self._stored.close()
+        self.stored.close()
 
     @functools.cached_property
     def centre(self) -> np.ndarray:
         """(D,) that is subtracted from rows, in numbers of the features' own precision: differences are then exact."""
-        stored, given = self._stored, self._head.centre
+        stored, given = self.stored, self._head.centre
         precision = np.float64 if stored.dtype == "float64" else np.float32
         if given is not None:
             largest = np.finfo(precision).max  # no row of this precision lies beyond
@@ -163,12 +163,12 @@ class Products(Source):
     def read(self, spans: Sequence[Span]) -> Iterator[Any]:
         """Rows in memory that the next span uses again."""
         if self.device is not None:
-            yield from map(self._on_device, self._stored.read(spans))
+            yield from map(self._on_device, self.stored.read(spans))
             return
         size, n_rows = self._rows, self.shape[0]
         low, high = spans[0][0] // size * size, min(-(-spans[-1][1] // size) * size, n_rows)
         rows = np.ones((high - low, len(self._factor)), self.dtype)
-        cpu.centre_block(read_rows(self._stored, low, high), self.centre.astype(self.dtype), rows)
+        cpu.centre_block(read_rows(self.stored, low, high), self.centre.astype(self.dtype), rows)
         room = np.empty((min(size, high - low), self.shape[1]), self.dtype)
         with blas_on_one_thread():
             for start, stop in spans:
@@ -203,11 +203,26 @@ class Products(Source):
         square = cpu.few_products(rows, self._weights, sizes, classes, scores)
         return scores, math.sqrt(square)
 
+    def each(self, stored: np.ndarray) -> np.ndarray:
+        """(n, K), scores of rows of features before they are normalised; the same bits whichever these are."""
+        factor, n_rows = self._whole_factor, len(stored)
+        numbers = np.ones((n_rows + n_rows % cpu.PRODUCT_ROWS, len(factor)), self.dtype)
+        cpu.centre_block(stored, self.centre.astype(self.dtype), numbers)
+        products = np.empty((len(numbers), self.shape[1]), self.dtype)
+        cpu.row_products(numbers, factor, products)
+        return products[:n_rows]
+
+    @functools.cached_property
+    def _whole_factor(self) -> np.ndarray:
+        """The factor with rows of zeros, as many as `row_products` takes at once."""
+        n_more = -len(self._factor) % cpu.PRODUCT_TERMS
+        return np.concatenate([self._factor, np.zeros((n_more, self.shape[1]), self.dtype)])
+
     def centred(self, start: int, stop: int) -> np.ndarray:
         """(n, D + 1) float64, rows less the centre and a one for the bias."""
         rows = np.ones((stop - start, len(self._factor)))
         if start < stop:
-            cpu.centre_block(read_rows(self._stored, start, stop), self.centre, rows)
+            cpu.centre_block(read_rows(self.stored, start, stop), self.centre, rows)
         return rows
 
     @functools.cached_property
@@ -232,7 +247,7 @@ class Products(Source):
         return out
 
     def _made(self, rows: np.ndarray) -> torch.Tensor:
-        return self._on_device(read_rows(self._stored.take(rows), 0, len(rows)))
+        return self._on_device(read_rows(self.stored.take(rows), 0, len(rows)))
 
     def _on_device(self, features: torch.Tensor) -> torch.Tensor:
         import torch
@@ -243,6 +258,28 @@ class Products(Source):
         factor, centre = self._factor_on_device
         scores = torch.addmm(factor[-1], features.to(factor.dtype) - centre, factor[:-1])
         return torch.log_softmax(scores, 1) if self._head.normalize else scores
+
+
+@dataclass(frozen=True)
+class AnyProducts(AnyRows):
+    """The same of a head, from the features of these rows alone."""
+
+    source: Products
+    fine: Products
+
+    @property
+    def finest(self) -> AnyProducts:
+        """Products in float64."""
+        return replace(self, source=self.fine)
+
+    @property
+    def are_at_hand(self) -> bool:
+        """Whether the features are."""
+        return AnyRows(self.source.stored).are_at_hand
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """As of what is stored."""
+        return self.source.each(read_rows(self.source.stored.take(rows), 0, len(rows)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,8 +304,8 @@ class LinearScores(Opened):
         if head.normalize:
             bare = Products(features, replace(head, normalize=False), n_rows, double=True)
         few = None if head.normalize or fine is source or fine.device is not None else _few(source, fine)
-        about = functools.partial(_of_features, stored.place), stored.files, names, stored.row_names, few
-        return cls(source, fine, bare, *about, features=features, head=head)
+        about = functools.partial(_of_features, stored.place), stored.files, names, stored.row_names
+        return cls(source, fine, bare, *about, AnyProducts(source, fine), few, features=features, head=head)
 
     @property
     def torch_device(self) -> torch.device | None:

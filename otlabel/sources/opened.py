@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from otlabel.sources.base import Source
+from otlabel.sources.base import Source, as_float, read_rows
 from otlabel.sources.files import FileSource
 
 
@@ -27,6 +27,28 @@ class FewScores(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class AnyRows:
+    """Scores of any rows, up to a constant in each; the same bits whichever others are asked for."""
+
+    source: Source
+
+    @property
+    def are_at_hand(self) -> bool:
+        """Whether a few, in the host's memory, cost little more than their share of a reading."""
+        return self.source.grain == 1 and not self.source.reads_files and self.source.device is None
+
+    @property
+    def finest(self) -> AnyRows:
+        """As float64 makes them."""
+        return self
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """(n, K) numbers, of the given rows (sorted)."""
+        taken = self.source.take(rows)
+        return as_float(read_rows(taken, 0, len(rows)), taken.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class Opened:
     """The same rows in three forms, and their names."""
@@ -38,6 +60,7 @@ class Opened:
     files: tuple[FileSource, ...] = ()  # that are read
     class_names: Sequence[Any] | None = None  # where they came with some: the columns of a data frame
     row_names: Any = None  # likewise: its index
+    by_row: AnyRows | None = None  # where the rows of a source are made together, but a few could be by themselves
     few: FewScores | None = None  # fine scores of a few classes a row, where these cost much less than all of them
 
     @classmethod
@@ -63,20 +86,30 @@ class Opened:
         return sum(file.bytes_read for file in self.files)
 
     @property
+    def any_rows(self) -> AnyRows:
+        """Scores of any rows."""
+        return AnyRows(self.source) if self.by_row is None else self.by_row
+
+    @property
+    def finest_rows(self) -> AnyRows | None:
+        """Those that are made by themselves, for forms whose digits count."""
+        return None if self.by_row is None else self.by_row.finest
+
+    @property
     def refined(self) -> Opened:
         """The fine form, for passes to read."""
-        return replace(self.only(self.fine), bare=self.bare)
+        return replace(self.only(self.fine), bare=self.bare, by_row=self.finest_rows)
 
     @property
     def stripped(self) -> Opened:
         """The bare form, for passes to read."""
-        return self.only(self.bare)
+        return replace(self.only(self.bare), by_row=self.finest_rows)
 
     def over(self, source: Source) -> Opened:
         """The same rows read from another source; forms that were no others stay so."""
         fine = source if self.fine is self.source else self.fine
         bare = fine if self.bare is self.fine else self.bare
-        return replace(self.only(source), fine=fine, bare=bare, few=self.few)
+        return replace(self.only(source), fine=fine, bare=bare, few=self.few, by_row=self.by_row)
 
     def only(self, source: Source) -> Opened:
         """The same rows in no other form than a source."""

@@ -111,7 +111,7 @@ def moved(opened: Opened, constant: float | None = None) -> Opened:
     def there(source: Source) -> Source:
         return source.moved(constant) if isinstance(source, ListedSource) else Changed(source, change, dtype="float64")
 
-    return opened.mapped(there)
+    return replace(opened.mapped(there), by_row=opened.finest_rows)
 
 
 def _moved(block: Any, dtype: str, constant: float | None) -> Any:

@@ -30,6 +30,7 @@ from otlabel.sweep.numerics import (
 
 PLAN_REACH = 20.0  # in units of epsilon: of a plan's rows, nothing farther below the best need be looked at
 MANY = 16  # one of so many classes within reach, and all are done at once, which is quicker
+PRODUCT_ROWS, PRODUCT_TERMS = 2, 4  # that a product takes at once, so that what is loaded serves several sums
 FLUSH_ROWS = 256  # rows added up in working precision before the sum moves to float64
 
 
@@ -140,6 +141,25 @@ def few_products(rows, weights, sizes, classes, products):
             products[entry] = total
             entry += 1
     return longest
+
+
+@njit(fastmath=STRICT, nogil=True, cache=True)
+def row_products(rows, factor, products):
+    """Write rows @ factor, each row's in the same order whatever the others; (n, D) and (D, K), n and D of whole parts.
+
+    Half as quick as a library's, whose sums depend on where in a matrix a row is.
+    """
+    n_rows, n_terms = rows.shape
+    for i in range(0, n_rows, PRODUCT_ROWS):
+        for k in range(factor.shape[1]):
+            products[i, k], products[i + 1, k] = 0, 0
+        for j in range(0, n_terms, PRODUCT_TERMS):
+            a0, a1, a2, a3 = rows[i, j], rows[i, j + 1], rows[i, j + 2], rows[i, j + 3]
+            b0, b1, b2, b3 = rows[i + 1, j], rows[i + 1, j + 1], rows[i + 1, j + 2], rows[i + 1, j + 3]
+            for k in range(factor.shape[1]):
+                f0, f1, f2, f3 = factor[j, k], factor[j + 1, k], factor[j + 2, k], factor[j + 3, k]
+                products[i, k] = products[i, k] + a0 * f0 + a1 * f1 + a2 * f2 + a3 * f3
+                products[i + 1, k] = products[i + 1, k] + b0 * f0 + b1 * f1 + b2 * f2 + b3 * f3
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
