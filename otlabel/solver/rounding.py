@@ -80,7 +80,7 @@ def round_exact(
         g -= _level(problem, g)
     tie, coarsest = 0.0, TIE * (problem.magnitude + float(np.abs(g[np.isfinite(g)]).max()))
     n_here = problem.rows.shape[0]
-    weights = np.ones(n_here, np.int64) if problem.weights is None else problem.weights.astype(np.int64)
+    weights = np.broadcast_to(np.int64(1), n_here) if problem.weights is None else problem.weights.astype(np.int64)
     placement = unlabelled = Placement.of_nothing(problem.rows.of_labels)
     n_paths, n_refined, is_first, may_lift = 0, 0, True, not problem.is_listed
     slack = Slack(problem, g, rng, least_slack)
