@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from card.checking import EPSILON, TOL, Check, Plan, begin_peak, free, peak_gb, 
 from card.scores import zipf_problem
 
 SETTINGS = Settings(EPSILON, TOL, max_iterations=3000)
-APART = ("OTT-JAX", "flash-sinkhorn")  # in processes of their own: what they break or keep is theirs
+APART = {"OTT-JAX": "ott", "flash-sinkhorn": "flash_sinkhorn"}  # in processes of their own: what they break is theirs
 
 
 def run_peers(check: Check) -> None:
@@ -28,7 +29,11 @@ def run_peers(check: Check) -> None:
             check.row(f"{peer}, {name}", lambda p=peer, q=problem: peer_row(p, q, check.plan), 5)
         del problem
         free(check.plan.device)
-    for position, peer in enumerate(APART):
+    for position, (peer, module) in enumerate(APART.items()):
+        if importlib.util.find_spec(module) is None:  # a process would find no more
+            for shape in check.plan.solves:
+                check.keep(f"{peer}, {shape[0]} x {shape[1]}", _absent(peer))
+            continue
         room = (check.left - 5) / (len(APART) - position)
         result = check.out / f"peer-{position}.json"
         result.unlink(missing_ok=True)
@@ -60,7 +65,7 @@ def run_peer(peer: str, plan: Plan, result: Path) -> None:
 
 def peer_row(peer: str, problem: CardProblem, plan: Plan) -> dict:
     """Time, peak memory and quality of a peer's answer, or why there is none."""
-    prepare, packages = CARD_METHODS[peer]
+    prepare, _ = CARD_METHODS[peer]
     try:
         call = prepare(problem, SETTINGS)
         begin_peak(plan.device)
@@ -70,11 +75,16 @@ def peer_row(peer: str, problem: CardProblem, plan: Plan) -> dict:
         row = {"seconds": time.perf_counter() - begun, "peak_gb": peak_gb(plan.device, outcome.peak_bytes)}
         return row | judge(outcome, problem)
     except ModuleNotFoundError:
-        return {"status": f"not installed: pip install {packages}"}
+        return _absent(peer)
     except Exception as error:
         lines = str(error).splitlines() or [""]
         is_memory = isinstance(error, torch.cuda.OutOfMemoryError) or "RESOURCE_EXHAUSTED" in lines[0]
         return {"status": "out of memory" if is_memory else f"{type(error).__name__}: {lines[0]}"[:200]}
+
+
+def _absent(peer: str) -> dict:
+    """In place of a row."""
+    return {"status": f"not installed: pip install {CARD_METHODS[peer][1]}"}
 
 
 def judge(outcome: CardOutcome, problem: CardProblem) -> dict:
