@@ -1,4 +1,4 @@
-"""Real processes for tests: over gloo, each calls a function with its rank, and its return value comes back; or alone."""
+"""Real processes for tests, in groups over gloo or alone: each calls a function, and what that returns comes back."""
 
 from __future__ import annotations
 

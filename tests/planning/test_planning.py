@@ -107,9 +107,11 @@ print(1024 * int(status.split("VmHWM:")[1].split()[0]))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is told by Linux alone")
-@pytest.mark.parametrize("rounding", ["argmax", "exact"])
-@pytest.mark.parametrize(("n_rows", "n_classes"), [(5_000, 20), (300_000, 100), (40_000, 800)])
-def test_memory_stays_under_the_planned_peak_but_not_far(tmp_path, rounding: Rounding, n_rows, n_classes) -> None:
+@pytest.mark.parametrize(
+    ("n_rows", "n_classes", "rounding"),
+    [(5_000, 20, "argmax"), (300_000, 100, "argmax"), (300_000, 100, "exact"), (40_000, 800, "exact")],
+)
+def test_memory_stays_under_the_planned_peak_but_not_far(tmp_path, n_rows, n_classes, rounding: Rounding) -> None:
     np.save(tmp_path / "scores.npy", _problem("clusters", n_rows, n_classes))
     environment = os.environ | {"PYTHONPATH": str(Path(otlabel.__file__).parents[1])}
     environment.pop("OMP_NUM_THREADS", None)  # each thread of a library has memory of its own
