@@ -23,8 +23,8 @@ _context.set_forkserver_preload(["preloaded"])
 
 
 @functools.cache
-def _start_server() -> None:
-    """With the folder of the tests among those that it imports from."""
+def forking() -> Any:
+    """What makes the processes; the folder of the tests is among those that their server imports from."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
     forkserver.ensure_running()
@@ -32,6 +32,7 @@ def _start_server() -> None:
         del os.environ["PYTHONPATH"]
     else:
         os.environ["PYTHONPATH"] = before
+    return _context
 
 
 def on_ranks(function: Callable[..., Any], number: int, *arguments: Any, timeout: float = SECONDS) -> list[Any]:
@@ -48,9 +49,8 @@ class Started:
     """target(pipe, *arguments) in a process that is forked where all is imported; what is sent is its answer."""
 
     def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
-        _start_server()
-        self._here, there = _context.Pipe(duplex=False)
-        self.process = _context.Process(target=target, args=(there, *arguments))
+        self._here, there = forking().Pipe(duplex=False)
+        self.process = forking().Process(target=target, args=(there, *arguments))
         self.process.start()
         there.close()
 
