@@ -1,7 +1,7 @@
 """The notebooks of examples/, run while the pages are built: each becomes a page, and a notebook with its outputs.
 
-Cells run one after the other in a process of their own and an empty folder. What a notebook would show of the last
-expression of a cell is shown: a table, a picture, or its text.
+Notebooks run one after the other in a process beside this one, each in an empty folder. What a notebook would show of
+the last expression of a cell is shown: a table, a picture, or its text.
 """
 
 from __future__ import annotations
@@ -32,22 +32,25 @@ def setup(app: Any) -> dict[str, Any]:
 
 
 def build() -> None:
-    """Run all notebooks at once; the pages, and the notebooks with their outputs, replace those of the last build."""
+    """Run all notebooks; the pages, and the notebooks with their outputs, replace those of the last build."""
     shutil.rmtree(BUILT, ignore_errors=True)
     BUILT.mkdir()
-    with tempfile.TemporaryDirectory() as folder:
-        running = {}
-        for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-            (Path(folder) / path.stem).mkdir()
-            command, place = [sys.executable, __file__, str(path), str(BUILT / path.name)], Path(folder) / path.stem
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, map(str, sys.path)))}
-            running[path] = subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True)
-        for path, process in running.items():
-            _, told = process.communicate()
-            if process.returncode:
-                raise RuntimeError(f"{path.name} fails: {told}")
-            notebook = json.loads((BUILT / path.name).read_text(encoding="utf-8"))
-            (BUILT / f"{path.stem}.md").write_text(page(notebook, path.name), encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, map(str, sys.path)))}
+    done = subprocess.run([sys.executable, __file__], env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"a notebook fails: {done.stderr}")
+    for path in BUILT.glob("*.ipynb"):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        path.with_suffix(".md").write_text(page(notebook, path.name), encoding="utf-8")
+
+
+def run_all() -> None:
+    """The notebooks with their outputs."""
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        print(f"{path.name}:", file=sys.stderr)  # the last one named is the one that fails
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            run = executed(json.loads(path.read_text(encoding="utf-8")))
+        (BUILT / path.name).write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def executed(notebook: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +116,4 @@ def _output(output: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    given, wanted = map(Path, sys.argv[1:])
-    run = executed(json.loads(given.read_text(encoding="utf-8")))
-    wanted.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    run_all()

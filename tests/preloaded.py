@@ -14,6 +14,8 @@ from otlabel import KL, Range, sinkhorn_assign
 from otlabel.selflabel import SelfLabeler  # noqa: F401
 
 with contextlib.suppress(ImportError):
+    import otlabel.training.module  # noqa: F401
+with contextlib.suppress(ImportError):
     import sklearn.cluster
     import sklearn.metrics  # noqa: F401
 

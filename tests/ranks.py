@@ -1,4 +1,4 @@
-"""Real processes over gloo, for tests: each calls a function with its rank; what they return comes back in order."""
+"""Real processes for tests, in groups over gloo or alone: each calls a function, and what that returns comes back."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _context.set_forkserver_preload(["preloaded"])
 
 
 @functools.cache
-def _start_server() -> None:
-    """With the folder of the tests among those that it imports from."""
+def forking() -> Any:
+    """What makes the processes; the folder of the tests is among those that their server imports from."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
     forkserver.ensure_running()
@@ -32,6 +32,7 @@ def _start_server() -> None:
         del os.environ["PYTHONPATH"]
     else:
         os.environ["PYTHONPATH"] = before
+    return _context
 
 
 def on_ranks(function: Callable[..., Any], number: int, *arguments: Any, timeout: float = SECONDS) -> list[Any]:
@@ -44,29 +45,39 @@ def as_torchrun(function: Callable[..., Any], number: int, *arguments: Any) -> l
     return _launched(_in_environment, number, function, arguments, SECONDS)
 
 
+class Started:
+    """target(pipe, *arguments) in a process that is forked where all is imported; what is sent is its answer."""
+
+    def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
+        self._here, there = forking().Pipe(duplex=False)
+        self.process = forking().Process(target=target, args=(there, *arguments))
+        self.process.start()
+        there.close()
+
+    def answer(self) -> Any:
+        """KILLED of one that died, an exception of one that raised."""
+        try:
+            return self._here.recv() if self._here.poll(4 * SECONDS) else TimeoutError("no answer")
+        except EOFError:
+            return KILLED
+        finally:
+            self.process.join(SECONDS)
+            self.process.kill()
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Started:
+    """function(*arguments) in one process."""
+    return Started(_answered, function, *arguments)
+
+
 def _launched(
     run: Callable[..., None], number: int, function: Callable[..., Any], arguments: tuple[Any, ...], timeout: float
 ) -> list[Any]:
-    _start_server()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ends = []
-    for rank in range(number):
-        here, there = _context.Pipe(duplex=False)
-        process = _context.Process(target=run, args=(there, function, rank, number, port, timeout, arguments))
-        process.start()
-        there.close()
-        ends.append((process, here))
-    found = []
-    for process, here in ends:
-        try:
-            found.append(here.recv() if here.poll(4 * SECONDS) else TimeoutError("no answer"))
-        except EOFError:
-            found.append(KILLED)
-        process.join(SECONDS)
-        process.kill()
-    return found
+    started = [Started(run, function, rank, number, port, timeout, arguments) for rank in range(number)]
+    return [one.answer() for one in started]
 
 
 def _in_environment(

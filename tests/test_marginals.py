@@ -189,8 +189,7 @@ def test_whole_sample_masses_stand_for_repeated_samples() -> None:
 
 
 @pytest.mark.parametrize("rows_too", [True, False])
-@pytest.mark.parametrize("epsilon", [1.0, 0.1, 0.04])
-@pytest.mark.parametrize("rho", [0.01, 0.1, 1.0, 10.0, 100.0])
+@pytest.mark.parametrize(("rho", "epsilon"), [(0.01, 0.04), (1.0, 1.0), (100.0, 0.1)])
 def test_unbalanced_plan_is_pots(rho: float, epsilon: float, rows_too: bool) -> None:
     rng = np.random.default_rng(1)
     scores, mass = rng.standard_normal((40, 7)) - 2, rng.dirichlet(np.full(7, 3.0))

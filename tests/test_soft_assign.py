@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch._dynamo.testing import CompileCounterWithBackend
+from ranks import on_ranks
 
-import otlabel
 from otlabel import soft_assign
 from otlabel.errors import InvalidMassError, InvalidScoresError
 
@@ -212,6 +207,8 @@ def test_compiled_in_one_graph() -> None:
 @pytest.mark.parametrize("kind", [float, np.float64, torch.tensor], ids=["float", "numpy", "tensor"])
 def test_compiled_once_for_a_schedule(backend: str, kind) -> None:
     """A first number is taken for a constant, a second one shows that it is none; then nothing is compiled any more."""
+    from torch._dynamo.testing import CompileCounterWithBackend  # a second or two
+
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(backend)
     step = torch.compile(lambda logits, epsilon: soft_assign(logits, epsilon), fullgraph=True, backend=counter)
@@ -277,35 +274,16 @@ def test_bad_arguments() -> None:
             soft_assign(wrong, 0.05)
 
 
-PROCESS = """
-import sys, torch
-import torch.distributed as dist
-from otlabel import soft_assign
-rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
-rows = torch.load(f"{folder}/rows{rank}.pt", weights_only=True)
-torch.save(soft_assign(rows, 0.05, 3, dist.group.WORLD), f"{folder}/found{rank}.pt")
-dist.destroy_process_group()
-"""
+def on_its_part(group: Any, logits: np.ndarray, sizes: tuple[int, int]) -> np.ndarray:
+    return soft_assign(torch.from_numpy(logits).split(list(sizes))[group.rank()], 0.05, 3, group).numpy()
 
 
 @pytest.mark.parametrize("sizes", [(21, 12), (33, 0)])
-def test_processes_share_a_batch(sizes: tuple[int, int], tmp_path: Path) -> None:
+def test_processes_share_a_batch(sizes: tuple[int, int]) -> None:
     """Shares of the batch of any size; none at all, too."""
-    logits = torch.from_numpy(30 * cosines((sum(sizes), 7)))
-    environment = {**os.environ, "PYTHONPATH": str(Path(otlabel.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    for rank, rows in enumerate(logits.split(list(sizes))):
-        torch.save(rows.clone(), tmp_path / f"rows{rank}.pt")
-    command = [sys.executable, "-c", PROCESS]
-    started = [
-        subprocess.Popen([*command, str(rank), "2", str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    for process in started:
-        _, complaint = process.communicate(timeout=100)
-        assert process.returncode == 0, complaint
-    found = torch.cat([torch.load(tmp_path / f"found{rank}.pt", weights_only=True) for rank in range(2)])
-    torch.testing.assert_close(found, soft_assign(logits, 0.05), atol=1e-6, rtol=0)
+    logits = 30 * cosines((sum(sizes), 7))
+    found = np.concatenate(on_ranks(on_its_part, 2, logits, sizes))
+    np.testing.assert_allclose(found, soft_assign(logits, 0.05), atol=1e-6, rtol=0)
 
 
 @pytest.mark.gpu

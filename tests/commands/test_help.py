@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from otlabel import sinkhorn_assign
+from otlabel.commands import warmup
 from otlabel.commands.main import build_parser, main
 
 pytest.importorskip("sklearn")
@@ -47,6 +48,7 @@ def test_every_example_of_the_help_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warmup, "N_ROWS", 2000)  # what these need is compiled
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(300, 5))
     np.save("scores.npy", scores)

@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from ranks import KILLED, as_torchrun
+from ranks import KILLED, alone, as_torchrun
 
 from otlabel import sinkhorn_assign
 from otlabel.commands import assign as assign_command
@@ -323,22 +323,19 @@ def test_what_srun_sets_is_taken(monkeypatch: pytest.MonkeyPatch, change: dict[s
         assert told == ["1", "0", "3", "localhost", str(20_000 + 1_234_567 % 20_000)]
 
 
+def of_srun(rank: int, folder: str, job: int, *words: str) -> tuple[int, str, str]:
+    """The command with the variables that srun would set."""
+    for name in ("WORLD_SIZE", "RANK"):
+        os.environ.pop(name, None)
+    own = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_JOB_ID": str(job)}
+    os.environ.update(SLURM | own)
+    return command(rank, folder, *words)
+
+
 def test_two_processes_of_srun_label_together(folder: Path) -> None:
-    """Each a process with the variables that srun would set."""
-    environment = {name: one for name, one in os.environ.items() if name not in ("WORLD_SIZE", "RANK")}
-    command = [sys.executable, "-m", "otlabel", "assign", "whole.npy", "-o", "parts"]
-    started = [
-        subprocess.Popen(
-            command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=environment | SLURM | {
-                "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank),
-                "SLURM_JOB_ID": str(os.getpid()),
-            },
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    told = [one.communicate(timeout=120) for one in started]
-    assert [one.returncode for one in started] == [0, 0], told
+    words = (str(folder), os.getpid(), "assign", "whole.npy", "-o", "parts")
+    told = [one.answer() for one in [alone(of_srun, rank, *words) for rank in range(2)]]
+    assert [code for code, *_ in told] == [0, 0], told
     np.testing.assert_array_equal(
         label_files.read_labels(folder / "parts").labels, sinkhorn_assign(np.load(folder / "whole.npy")).labels
     )

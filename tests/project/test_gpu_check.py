@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,16 +22,30 @@ PARTS = [
 ]  # fmt: skip
 
 
-def test_quick_check(tmp_path: Path) -> None:
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A function that gives a module of the check by its name."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return lambda name: importlib.import_module(f"card.{name}")
+
+
+def main_of(script: str, monkeypatch: pytest.MonkeyPatch, *words: Any) -> int:
+    """Run a script of the benchmarks in this process; what it starts are processes of their own."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+    return importlib.import_module(script).main()
+
+
+def test_quick_check(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = {"of": "2026-01-02T03:04:05", "seconds": 1.0, "found": {"an old figure": 7.0}}
     (tmp_path / "old.json").write_text(
         json.dumps({"machine": {"date": ""}, "tests": "3 passed", "parts": {"an old part": old, "copy": old}})
     )
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--quick", "--out", str(tmp_path)]
-    command += ["--earlier", str(tmp_path / "old.json")]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    monkeypatch.setattr(card("running"), "PARTS", parts := dict(card("running").PARTS))
+    monkeypatch.setattr("gpu_check.PARTS", parts)  # whose times it raises
+    words = ("--quick", "--out", tmp_path, "--earlier", tmp_path / "old.json")
+    assert main_of("gpu_check", monkeypatch, *words) == 0, (tmp_path / "log.txt").read_text()[-2000:]
     report = json.loads((tmp_path / "gpu_check.json").read_text())
     assert list(report["parts"]) == ["an old part", *PARTS]
     assert "an old figure" not in report["parts"]["copy"]["found"]
@@ -67,13 +80,6 @@ def test_quick_check(tmp_path: Path) -> None:
     assert "## an old part (1.0 s, 2026-01-02 03:04)" in page
     assert "| values of the CPU within both gaps: no problem apart | 0 | pass |" in page
     assert "sinkhorn_assign" in (tmp_path / parts["profile"]["exact"]).read_text()
-
-
-@pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """A function that gives a module of the check by its name."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return lambda name: importlib.import_module(f"card.{name}")
 
 
 def test_a_target_that_is_missed_or_was_not_measured_is_no_pass(card: Any) -> None:
@@ -166,8 +172,11 @@ def done(name): write(name, ended=True)
         assert part["ended"]
 
 
-def test_tests_that_need_a_card_go_on_after_one_that_ends_its_process(tmp_path: Path) -> None:
+def test_tests_that_need_a_card_go_on_after_one_that_ends_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And how many ran, of how many, is what is said last."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # half of the time of a process
     (tmp_path / "test_some.py").write_text(
         "import os\n"
         "def test_good(): pass\n"
@@ -226,21 +235,20 @@ def test_nothing_for_a_card_imports_what_is_not_there() -> None:
             assert not {name.split(".")[0] for name in names} & {"ot", "faiss", "k_means_constrained"}, file
 
 
-def test_self_labelling_on_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_self_labelling_on_a_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In small, by one of its ways; the others' settings are settings, too; a part of data can be taken along."""
-    script = ROOT / "benchmarks" / "gpu_training.py"
-    command = [sys.executable, str(script), "--quick", "--ways", "argmax", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    words = ("--quick", "--ways", "argmax", "--out", tmp_path)
+    assert main_of("gpu_training", monkeypatch, *words) == 0, (tmp_path / "gpu_training.json").read_text()
     row = json.loads((tmp_path / "gpu_training.json").read_text())["ways"]["argmax"]
     assert row["epochs"] >= 2
     assert 0 <= row["nmi"] <= 1
     assert row["data"].startswith("generated images, for CIFAR-10 was not found")
-    assert "| argmax | generated images" in done.stdout
+    assert "| argmax | generated images" in capsys.readouterr().out
     told = (tmp_path / "gpu_training.jsonl").read_text().splitlines()
     assert len(told) == 2 + row["epochs"]
 
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = importlib.import_module("gpu_training")
     for way in module.WAYS:
         config = module.config_for(way, (500, 3, 32, 32), 3, SimpleNamespace(width=64, batch_size=256))

@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from ranks import alone
 
 from otlabel import FeatureStore, load_labels
 from otlabel.errors import FileFormatError
@@ -214,6 +215,16 @@ def test_texts_lie_where_checksums_are(tmp_path: Path) -> None:
     assert texts_of(files) == TEXTS
 
 
+def refusals(files: list[Path]) -> list[str]:
+    found = []
+    for read, path in zip((read_labels, load_labels, lambda path: FeatureStore(path).source()), files, strict=True):
+        try:
+            read(path)
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
 def test_a_heap_without_end_is_refused(tmp_path: Path) -> None:
     """HDF5 goes round in it for ever; in a process of its own, which can be ended."""
     files = three_files(tmp_path)
@@ -223,18 +234,8 @@ def test_a_heap_without_end_is_refused(tmp_path: Path) -> None:
         first = data.index(b"GCOL") + 16
         data[first : first + 16] = bytes(16)
         path.write_bytes(data)
-    read = (
-        "import sys; from otlabel import FeatureStore, load_labels, read_labels\n"
-        "for read, path in zip((read_labels, load_labels, lambda p: FeatureStore(p).source()), sys.argv[1:]):\n"
-        "    try: read(path)\n"
-        "    except ValueError as error: print(error)"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", read, *map(str, files)],
-        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    lines = ran.stdout.splitlines()
-    assert len(lines) == 3, ran.stderr
+    lines = alone(refusals, files).answer()
+    assert len(lines) == 3, lines
     assert "its heap of texts at byte" in lines[0]
     assert "its heap of texts at byte" in lines[1]
     assert "is no file of otlabel.features" in lines[2]

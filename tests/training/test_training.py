@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 import shutil
 import signal
-import subprocess
-import sys
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ranks import alone
 from small_runs import assert_same, config
 
 from otlabel.errors import FileFormatError, FingerprintError, SelfLabelWarning
@@ -24,7 +26,6 @@ from otlabel.training.folder import FILES
 from otlabel.training.module import LabelModule
 from otlabel.training.run import Run, train
 
-ROOT = Path(__file__).parents[2]
 VARIANTS = {
     "sinkhorn": {},
     "k-means": {"labels__method": "kmeans"},
@@ -76,25 +77,21 @@ def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, name: str) -> None:
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
 
 
-# Each run is a process of its own, which is forked once all is imported.
-PROGRAM = """
-import os, random, signal, sys, time
-import otlabel.training.module
-from otlabel.training.config import read_config
-from otlabel.training.run import train
-rng, n_killed = random.Random(0), 0
-while n_killed < 5:
-    process = os.fork()
-    if not process:
-        train(read_config(sys.argv[1]), sys.argv[2])
-        os._exit(0)
-    time.sleep(rng.uniform(0.1, 1.0))
-    os.kill(process, signal.SIGKILL)
-    if not os.WIFSIGNALED(os.waitpid(process, 0)[1]):
-        break
-    n_killed += 1
-print(n_killed)
-"""
+def killed_again_and_again(path: Path, folder: Path) -> int:
+    """How often it was, before it came to its end; each run is a process of its own, which is forked here."""
+    warnings.simplefilter("ignore")
+    rng, n_killed = random.Random(0), 0
+    while n_killed < 5:
+        process = os.fork()
+        if not process:
+            train(read_config(str(path)), folder)
+            os._exit(0)
+        time.sleep(rng.uniform(0.05, 0.6))
+        os.kill(process, signal.SIGKILL)
+        if not os.WIFSIGNALED(os.waitpid(process, 0)[1]):
+            break
+        n_killed += 1
+    return n_killed
 
 
 @pytest.mark.slow
@@ -120,11 +117,8 @@ threads = 1
 """
     path = tmp_path / "config.toml"
     path.write_text(text)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     whole = train(read_config(str(path)), tmp_path / "whole")
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(path), str(tmp_path / "killed")]
-    told = subprocess.run(command, capture_output=True, env=environment, text=True, timeout=200, check=True).stdout
-    assert int(told) >= 3
+    assert alone(killed_again_and_again, path, tmp_path / "killed").answer() >= 3
     killed = train(read_config(str(path)), tmp_path / "killed")
     assert_same(whole, killed)
     np.testing.assert_array_equal(

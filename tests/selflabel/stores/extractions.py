@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ranks import KILLED, Started, alone
 
-import otlabel
-from otlabel.selflabel.stores import FeatureStore, Store, TensorStore
+from otlabel.selflabel.stores import FeatureStore, Store, TensorStore, extraction, finished
 from otlabel.sources import open_scores, read_rows
 from otlabel.sources.base import as_numbers
 
@@ -44,47 +39,38 @@ def stored(store: Store) -> np.ndarray:
     return as_numbers(read_rows(source.source, 0, source.shape[0]), source.dtype)
 
 
-WRITER = """
-import json, os, sys, time
-import numpy as np
-from otlabel.selflabel.stores import FeatureStore, extraction, finished
-path, rows_file, log_file, about, ending = sys.argv[1:]
-extraction.MARK_BYTES = 0
-if ending == "slow":
-    plain = finished._Disk.write
-    def slow(disk, content):
-        time.sleep(0.05)
-        return plain(disk, content)
-    finished._Disk.write = slow
-    finished.CHUNK_BYTES = 4096
-rows = np.load(rows_file)
-store = FeatureStore(path)
-there = store.begin(*rows.shape, json.loads(about))
-log = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-os.write(log, f"begin {there.sum()}\\n".encode())
-todo = np.random.default_rng(0).permutation(len(rows))
-todo = todo[~there[todo]]
-for start in range(0, len(todo), 5):
-    batch = todo[start : start + 5]
-    os.write(log, f"write {len(batch)}\\n".encode())
-    store.write(batch, rows[batch])
-    time.sleep(0.003)
-time.sleep(60 * (ending == "never"))
-store.finish()
-os.write(log, b"finished\\n")
-"""
+def _write(path: Path, rows: np.ndarray, log_file: Path, about: dict[str, str], ending: str) -> None:
+    extraction.MARK_BYTES = 0
+    if ending == "slow":
+        plain = finished._Disk.write
+
+        def slow(disk: Any, content: Any) -> int:
+            time.sleep(0.05)
+            return plain(disk, content)
+
+        finished._Disk.write = slow  # type: ignore[method-assign]
+        finished.CHUNK_BYTES = 4096
+    store = FeatureStore(path)
+    there = store.begin(*rows.shape, about)
+    with log_file.open("ab", buffering=0) as log:
+        log.write(f"begin {there.sum()}\n".encode())
+        todo = np.random.default_rng(0).permutation(len(rows))
+        todo = todo[~there[todo]]
+        for start in range(0, len(todo), 5):
+            batch = todo[start : start + 5]
+            log.write(f"write {len(batch)}\n".encode())
+            store.write(batch, rows[batch])
+            time.sleep(0.003)
+        time.sleep(60 * (ending == "never"))
+        store.finish()
+        log.write(b"finished\n")
 
 
-def writer(path: Path, rows: np.ndarray, *, about: dict[str, str] = ABOUT, ending: str = "at once") -> Any:
+def writer(path: Path, rows: np.ndarray, *, about: dict[str, str] = ABOUT, ending: str = "at once") -> Started:
     """A process of its own that extracts to the path; what it does is in `log` beside it."""
     folder = path.parent / "in"
     folder.mkdir(exist_ok=True)
-    np.save(folder / "rows.npy", rows)
-    words = [path, folder / "rows.npy", folder / "log", json.dumps(about), ending]
-    environment = os.environ | {"PYTHONPATH": str(Path(otlabel.__file__).parents[1])}
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITER, *map(str, words)], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    return alone(_write, path, rows, folder / "log", about, ending)
 
 
 def log_of(path: Path) -> list[list[str]]:
@@ -92,18 +78,17 @@ def log_of(path: Path) -> list[list[str]]:
     return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def wait_for(condition: Callable[[], bool], process: Any) -> None:
+def wait_for(condition: Callable[[], bool], writing: Started) -> None:
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
-        assert process.poll() is None, process.stderr.read()
+        assert writing.process.is_alive(), writing.answer()
         time.sleep(0.001)
 
 
-def kill(process: Any) -> None:
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.stderr.close()
+def kill(writing: Started) -> None:
+    writing.process.kill()
+    assert writing.answer() == KILLED
 
 
 def largest_leftover(folder: Path) -> int:

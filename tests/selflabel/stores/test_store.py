@@ -314,10 +314,9 @@ def test_a_second_writer_is_refused(path: Path) -> None:
     store.write(np.arange(3), rows[:3])
     with pytest.raises(ExtractionError, match=r"another extraction holds .*\.features\.h5\.journal"):
         FeatureStore(path).begin(6, 3, OTHER)
-    refused = writer(path, rows, about=OTHER)
-    assert refused.wait() == 1
-    assert "ExtractionError: another extraction" in refused.stderr.read()
-    refused.stderr.close()
+    refused = writer(path, rows, about=OTHER).answer()
+    assert isinstance(refused, ExtractionError)
+    assert str(refused).startswith("another extraction")
     store.write(np.arange(3, 6), rows[3:])
     store.finish()
     np.testing.assert_array_equal(stored(store), rows)
