@@ -26,7 +26,7 @@ from otlabel.sweep.pool import run_tasks
 
 MOST_CLASSES = 1024  # whose pairs are so many that a search over all of them is as long as one over candidates
 ENTRIES = 1 << 21  # scores that are made at once
-MOST_MADE = 16.0  # times all rows: whose scores are made anew before it ends where it is
+MOST_MADE = 64.0  # times all rows: whose scores are made anew before it ends where it is
 
 
 def may_look_far(problem: Problem) -> bool:
