@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ FITS: dict[str, Fit] = {
     "scikit-learn, free sizes": fit_sklearn,
     "faiss, free sizes": fit_faiss,
 }
+EXACT_FITS = "otlabel", "k-means-constrained"
 
 
 def compare_job(job: dict) -> dict:
@@ -296,7 +297,19 @@ def run_optima(arguments: argparse.Namespace) -> dict:
     return {"seeds": arguments.seeds, "rows": rows}
 
 
-RUNS = {"compare": run_compare, "large": run_large, "file": run_file, "optima": run_optima}
+def run_seeds(arguments: argparse.Namespace) -> dict:
+    """The two with exact sizes from the same centres, on other rows for each seed."""
+    rows: dict[str, list[dict]] = {name: [] for name in EXACT_FITS}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(arguments.compare_seeds):
+            for name, of_seeds in rows.items():
+                job = {"job": "compare", "method": name, "size": parse_size(arguments.size), "seed": seed}
+                job |= {"iterations": arguments.iterations, "labels": str(Path(folder) / "labels.npy")}
+                of_seeds.append(measure(f"{name}, seed {seed}", job, arguments.time_limit))
+    return {"size": arguments.size, "iterations": arguments.iterations, "rows": rows}
+
+
+RUNS = {"compare": run_compare, "seeds": run_seeds, "large": run_large, "file": run_file, "optima": run_optima}
 
 
 # ---- the report ----
@@ -341,6 +354,8 @@ def to_markdown(parts: dict[str, dict]) -> str:
             *table(HEADER, [_cells(name, row, ours) for name, row in part["rows"].items()]),
             "",
         ]
+    if "seeds" in parts:
+        lines += [*_of_seeds(parts["seeds"]), ""]
     for name, where, target, is_met in LARGE:
         if name not in parts:
             continue
@@ -402,6 +417,21 @@ def _cells(name: str, row: dict, ours: dict) -> tuple[str, ...]:
     return name, *figures, f"{row['inertia']:.8g}", sizes, same, number(row["others_cores"], ".1f"), "ok"
 
 
+def _of_seeds(part: dict) -> Iterator[str]:
+    """How the inertia of equal steps compares, seed by seed."""
+    pairs = list(zip(*(part["rows"][name] for name in EXACT_FITS), strict=True))
+    yield f"{part['size']}, {part['iterations']} iterations, rows and centres of {len(pairs)} seeds:"
+    pairs = [pair for pair in pairs if all(row["status"] == "ok" for row in pair)]
+    if not pairs:
+        yield "not compared."
+        return
+    excess = np.array([ours["inertia"] / theirs["inertia"] - 1 for ours, theirs in pairs])
+    ratios = np.array([theirs["seconds"] / ours["seconds"] for ours, theirs in pairs])
+    yield f"otlabel's inertia relative to that of k-means-constrained is {excess.mean():+.1e} in the mean"
+    yield f"({excess.min():+.1e} to {excess.max():+.1e}, lower for {int((excess < 0).sum())} of {len(pairs)}),"
+    yield f"and it is {ratios.min():.0f} to {ratios.max():.0f} times as quick."
+
+
 def _large_cells(row: dict) -> tuple[str, ...]:
     if row["status"] != "ok":
         return *[""] * 10, row["status"]
@@ -430,6 +460,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--runs", default=",".join(RUNS), help="comma-separated; '' only writes the page anew")
     parser.add_argument("--size", default="20000x32x100", help="rows x features x clusters, compared")
     parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--compare-seeds", type=int, default=10)
     parser.add_argument("--large-size", default="1000000x64x1000")
     parser.add_argument("--large-iterations", type=int, default=10, help="at most")
     parser.add_argument("--file-size", default="10000000x32x1000", help="in HDF5, as float16")
