@@ -116,7 +116,8 @@ def page(result: dict[str, Any]) -> Iterator[str]:
         f"{SHARE_TO_TRAIN:.0%} of them to train on; {EPOCHS} epochs of each, each a process of one thread. "
         f"Shrunk by `--set` alone: images to {SIZE} pixels, networks to a few channels, heads of 1000 classes "
         f"and more to a fiftieth and others to {N_CLASSES}, batches to 50. `images/s` are those that are trained on; "
-        "relabellings are within the same seconds. NMI and adjusted NMI are of the labels with the classes, mean over "
+        "relabellings are within the same seconds. Where `wall` is far above `CPU`, other work had the processor. "
+        "NMI and adjusted NMI are of the labels with the classes, mean over "
         "heads: after two epochs of so small a network they show that labels are made, and not what a recipe reaches. "
         "Made by `python benchmarks/bench_recipes.py`.\n"
     )
