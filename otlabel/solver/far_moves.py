@@ -32,7 +32,8 @@ MOST_MADE = 64.0  # times all rows: whose scores are made anew before it ends wh
 def may_look_far(problem: Problem) -> bool:
     """Whether it pays: many scores, of rows at hand that count alike, and classes that have sizes, not prices."""
     rows, rule = problem.rows, problem.rule
-    is_plain = problem.weights is None and rows.labels_per_row == 1 and bool(np.isinf(rule.rho[rule.wanted]).all())
+    is_plain = problem.weights is None and rows.labels_per_row == 1 and not problem.is_listed
+    is_plain = is_plain and bool(np.isinf(rule.rho[rule.wanted]).all())
     is_large = problem.n_rows * problem.n_classes >= FEWEST_SCORES and problem.n_rows <= np.iinfo(np.int32).max
     fits = problem.n_classes <= MOST_CLASSES and n_bytes(problem.n_classes) <= problem.room
     may_look = is_plain and is_large and fits and rows.opened.any_rows.are_at_hand

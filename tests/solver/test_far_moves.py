@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from families import FAMILIES, RULES, draw
 from ranks import on_ranks
+from scipy.sparse import csr_array
 from verdicts import check
 
-from otlabel import BalancedKMeans, Range, linear_scores, sinkhorn_assign
+from otlabel import KL, BalancedKMeans, Range, linear_scores, sinkhorn_assign
 from otlabel.solver import exact_labels, far_moves, small
 from otlabel.solver.cheapest import Cheapest, add_rows, forget, join, no_moves, take_out
 from otlabel.sources import ArraySource, Opened, closeness
@@ -58,6 +59,26 @@ def test_far_looks_happen(looks: list[int]) -> None:
         found = sinkhorn_assign(scores, epsilon=1.0, tol=0.5, **classes)
         assert found.gap <= 1e-12
         assert looks.pop() == 30
+
+
+def test_what_far_looks_are_not_for(looks: list[int]) -> None:
+    """Sparse rows, which list all that they have; rows that weigh differently; classes with prices, not sizes."""
+    places, ends = on_a_line()
+    scores = 2 - np.abs(places - ends.T)
+    weights = np.random.default_rng(1).integers(1, 4, 900)
+    for rows, how in ((csr_array(scores), {}), (scores, {"sample_mass": weights}), (scores, {"classes": KL(0.1)})):
+        assert sinkhorn_assign(rows, epsilon=1.0, tol=0.5, **how).gap <= 1e-3
+    assert not looks
+
+
+def test_far_looks_where_rows_or_classes_are_left_out(looks: list[int]) -> None:
+    """Samples that may stay unlabelled are one class more; a class of no rows is nobody's."""
+    places, ends = on_a_line()
+    scores = -np.abs(places - ends.T) * 3
+    for how in ({"abstain": 0.1}, {"class_mass": np.append(np.full(29, 1 / 29), 0.0)}):
+        found = sinkhorn_assign(scores, epsilon=1.0, tol=0.5, **how)
+        assert found.gap <= 1e-12
+        assert looks.pop() == 30 + ("abstain" in how)
 
 
 def cheapest_of(scores: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> Cheapest:
