@@ -9,7 +9,7 @@ import numpy as np
 
 from otlabel.errors import InfeasibleError
 from otlabel.solver.continuation import MOST_LISTS, is_listable, lists_near
-from otlabel.solver.far_moves import far_potentials, may_look_far
+from otlabel.solver.far_moves import FarLook
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.newton import Solution
 from otlabel.solver.problem import Problem, Solver
@@ -20,8 +20,6 @@ from otlabel.solver.slack import Slack
 
 NEAR_LABELS = 1.0  # times epsilon: about as far as potentials move between the plan and its labels
 MOST_PACKED = 8  # narrow lists that are made, each from where the last led to
-FEW_NEAR, MOST_NEAR = 0.0005, 0.004  # share of all scores that are candidates: from where on others are looked at ...
-STILL_LEFT = 0.5  # ... if more than so much of the surplus stays, and in any case
 WIDER = 2.0  # times the reach, where lists leave no assignment, or rounding needs more slack
 
 
@@ -42,11 +40,11 @@ def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: 
     g = plan if few else near_integer(near, solver, solution, monitor).potentials
     if shortlist is not None and not shortlist.covers(g):
         g = plan  # lists that lack too much of some class ask any price for it
-    slack, n_made, may_be_far, n_scores = 0.0, 0, may_look_far(problem), problem.n_rows * problem.n_classes
+    slack, n_made, look = 0.0, 0, FarLook(problem)
 
     def room(g: np.ndarray, last: Slack) -> float:
         """The most slack that is worth it."""
-        if may_be_far and last.n_moves > (FEW_NEAR if last.share_left > STILL_LEFT else MOST_NEAR) * n_scores:
+        if look.is_due(last):
             return 0.0
         return math.inf if shortlist is None else shortlist.room(g)
 
@@ -60,10 +58,9 @@ def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: 
             g, slack = rounded.potentials, 0.0 if rounded.is_done else rounded.slack
             if rounded.is_done and shortlist.covers(g):
                 return rounded, shortlist.problem
-            if not rounded.is_done and may_be_far:
-                g, slack = far_potentials(problem, g, rounded.placement.labels, monitor), 0.0
-                may_be_far = False
-                reach = np.full_like(reach, NEAR_LABELS * solver.epsilon)
+            far = None if rounded.is_done else look.potentials(rounded, monitor)
+            if far is not None:
+                g, slack, reach = far, 0.0, np.full_like(reach, NEAR_LABELS * solver.epsilon)
             else:
                 if rounded.is_done or (slack <= shortlist.usual_slack and not shortlist.problem.is_listed):
                     reach = shortlist.reach  # near where potentials are by now
@@ -74,7 +71,5 @@ def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: 
             break
         shortlist = again() or again(packed=True)
     rounded = round_exact(problem, g, solver.seed, monitor, room, slack if math.isfinite(slack) else 0.0)
-    if not rounded.is_done:
-        g, may_be_far = far_potentials(problem, rounded.potentials, rounded.placement.labels, monitor), False
-        rounded = round_exact(problem, g, solver.seed, monitor)
-    return rounded, problem
+    far = None if rounded.is_done else look.potentials(rounded, monitor)
+    return (rounded if far is None else round_exact(problem, far, solver.seed, monitor)), problem

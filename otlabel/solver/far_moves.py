@@ -11,6 +11,8 @@ Source: as `repair`.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from otlabel.solver.board import NONE
@@ -19,25 +21,57 @@ from otlabel.solver.free_places import free_places
 from otlabel.solver.monitor import Monitor
 from otlabel.solver.precision import normalised
 from otlabel.solver.problem import Problem
+from otlabel.solver.rounding import Rounded
 from otlabel.solver.search_cheapest import ENTERED, NOBODY, ROW, State, nothing_found, search
 from otlabel.solver.shortlist import FEWEST_SCORES
+from otlabel.solver.slack import Slack
+from otlabel.sources import Opened
+from otlabel.sources.opened import AnyRows
 from otlabel.sweep.blocks import cut
 from otlabel.sweep.pool import run_tasks
 
+FEW_NEAR, MOST_NEAR = 0.0005, 0.004  # share of all scores that are candidates: from where on others are looked at ...
+STILL_LEFT = 0.5  # ... if more than so much of the surplus stays, and in any case
 MOST_CLASSES = 1024  # whose pairs are so many that a search over all of them is as long as one over candidates
 ENTRIES = 1 << 21  # scores that are made at once
 MOST_MADE = 64.0  # times all rows: whose scores are made anew before it ends where it is
 
 
-def may_look_far(problem: Problem) -> bool:
-    """Whether it pays: many scores, of rows at hand that count alike, and classes that have sizes, not prices."""
-    rows, rule = problem.rows, problem.rule
-    is_plain = problem.weights is None and rows.labels_per_row == 1 and not problem.is_listed
-    is_plain = is_plain and bool(np.isinf(rule.rho[rule.wanted]).all())
-    is_large = problem.n_rows * problem.n_classes >= FEWEST_SCORES and problem.n_rows <= np.iinfo(np.int32).max
-    fits = problem.n_classes <= MOST_CLASSES and n_bytes(problem.n_classes) <= problem.room
-    may_look = is_plain and is_large and fits and rows.opened.any_rows.are_at_hand
-    return bool(rows.min("far", np.array(float(may_look))))
+class FarLook:
+    """Whether a look far pays, of which one is made."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem, self._n_scores, self._is_made = problem, problem.n_rows * problem.n_classes, False
+
+    @functools.cached_property
+    def _may_be(self) -> bool:
+        """Many scores, of rows at hand that count alike, and classes that have sizes, not prices."""
+        problem, rows, rule = self._problem, self._problem.rows, self._problem.rule
+        is_plain = problem.weights is None and rows.labels_per_row == 1 and not problem.is_listed
+        is_plain = is_plain and bool(np.isinf(rule.rho[rule.wanted]).all())
+        is_large = self._n_scores >= FEWEST_SCORES and problem.n_rows <= np.iinfo(np.int32).max
+        fits = problem.n_classes <= MOST_CLASSES and n_bytes(problem.n_classes) <= problem.room
+        if not (is_plain and is_large and fits):
+            return False
+        any_rows = any_rows_of(rows.opened)
+        return -rows.max("far", -float(any_rows is not None and any_rows.are_at_hand))[0] > 0
+
+    def is_due(self, last: Slack) -> bool:
+        """Whether it is worth more than a wider slack."""
+        share = FEW_NEAR if last.share_left > STILL_LEFT else MOST_NEAR
+        return not self._is_made and last.n_moves > share * self._n_scores and self._may_be
+
+    def potentials(self, rounded: Rounded, monitor: Monitor) -> np.ndarray | None:
+        """Potentials from where a rounding ended early; None where no look is to be made."""
+        if self._is_made or not self._may_be:
+            return None
+        self._is_made = True
+        return far_potentials(self._problem, rounded.potentials, rounded.placement.labels, monitor)
+
+
+def any_rows_of(opened: Opened) -> AnyRows | None:
+    """Scores of any rows, of heads alone: among tied labels, which others have, it would depend on where they are."""
+    return opened.by_row
 
 
 def far_potentials(problem: Problem, potentials: np.ndarray, labels: np.ndarray, monitor: Monitor) -> np.ndarray:
@@ -67,18 +101,24 @@ def far_potentials(problem: Problem, potentials: np.ndarray, labels: np.ndarray,
     return normalised(potentials, state.falls[-1] - state.falls[:-1], problem.rule)
 
 
+def _at_hand(problem: Problem) -> AnyRows:
+    any_rows = any_rows_of(problem.rows.opened)
+    assert any_rows is not None
+    return any_rows
+
+
 def _read(problem: Problem, potentials: np.ndarray, labels: np.ndarray) -> Cheapest:
     """The cheapest moves of all rows, one class after the other; labels that are not the best ones are replaced."""
     rows, n_classes = problem.rows, problem.n_classes
     here, members = no_moves(n_classes), np.argsort(labels, kind="stable")
     stops = np.cumsum(np.bincount(labels, minlength=n_classes))
-    others = np.zeros(len(labels), np.bool_)
+    others, any_rows = np.zeros(len(labels), np.bool_), _at_hand(problem)
 
     def read(label: int) -> None:
         own = members[stops[label - 1] if label else 0 : stops[label]]
         for start, stop in cut(len(own), max(1, ENTRIES // n_classes)):
             some = own[start:stop]
-            scores, of_some = rows.opened.any_rows.of(some), labels[some]
+            scores, of_some = any_rows.of(some), labels[some]
             g = potentials.astype(scores.dtype)
             others[some] = add_rows(here, scores, g, some + rows.first, of_some, best=True)
             labels[some] = of_some
@@ -114,6 +154,7 @@ def _state(problem: Problem, potentials: np.ndarray, counts: np.ndarray) -> Stat
 def _made(problem: Problem, cheapest: Cheapest, potentials: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> int:
     """Bring in the moves of chosen rows of all ranks, by their scores; returns how many rows these are."""
     rows = problem.rows
-    numbers, scores, own = rows.concat("far", chosen + rows.first, rows.opened.any_rows.of(chosen), labels[chosen])
+    scores = _at_hand(problem).of(chosen)
+    numbers, scores, own = rows.concat("far", chosen + rows.first, scores, labels[chosen])
     add_rows(cheapest, scores, potentials.astype(scores.dtype), numbers, own, best=False)
     return len(numbers)

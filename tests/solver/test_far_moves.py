@@ -12,28 +12,29 @@ from scipy.sparse import csr_array
 from verdicts import check
 
 from otlabel import KL, BalancedKMeans, Range, linear_scores, sinkhorn_assign
-from otlabel.solver import exact_labels, far_moves, small
+from otlabel.solver import far_moves, small
 from otlabel.solver.cheapest import Cheapest, add_rows, forget, join, no_moves, take_out
 from otlabel.sources import ArraySource, Opened, closeness
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
 
 
-LIMITS = (far_moves, "FEWEST_SCORES"), (exact_labels, "FEW_NEAR"), (exact_labels, "MOST_NEAR"), (small, "MOST_SCORES")
+LIMITS = (far_moves, "FEWEST_SCORES"), (far_moves, "FEW_NEAR"), (far_moves, "MOST_NEAR"), (small, "MOST_SCORES")
 
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Far moves wherever one repair leaves a surplus, however small the problem; how many classes each look had."""
+    """Far looks wherever one repair leaves a surplus, of stored scores too; how many classes each had."""
     for module, name in LIMITS:
         monkeypatch.setattr(module, name, 0)
-    made, look = list[int](), exact_labels.far_potentials
+    monkeypatch.setattr(far_moves, "any_rows_of", lambda opened: opened.any_rows)
+    made, look = list[int](), far_moves.far_potentials
 
     def far(problem: Any, *rest: Any) -> np.ndarray:
         made.append(problem.n_classes)
         return look(problem, *rest)
 
-    monkeypatch.setattr(exact_labels, "far_potentials", far)
+    monkeypatch.setattr(far_moves, "far_potentials", far)
     return made
 
 
@@ -152,6 +153,7 @@ def solve_line(group: Any) -> list[np.ndarray]:
     """The line's labels and potentials for this rank's rows, of stored scores and of a head's."""
     for module, name in LIMITS:
         setattr(module, name, 0)
+    far_moves.any_rows_of = lambda opened: opened.any_rows  # type: ignore[assignment]
     places, ends = on_a_line()
     ends_of = np.array([0, 250, 250, 900])
     rows = slice(0, 900) if group is None else slice(*ends_of[group.rank() : group.rank() + 2])
