@@ -70,6 +70,7 @@ def exact_labels(problem: Problem, solver: Solver, solution: Solution, monitor: 
         if n_made >= (MOST_LISTS if shortlist.problem.is_listed else MOST_PACKED):
             break
         shortlist = again() or again(packed=True)
+    shortlist = None  # all scores from here on, which have room for any slack
     rounded = round_exact(problem, g, solver.seed, monitor, room, slack if math.isfinite(slack) else 0.0)
     far = None if rounded.is_done else look.potentials(rounded, monitor)
     return (rounded if far is None else round_exact(problem, far, solver.seed, monitor)), problem
