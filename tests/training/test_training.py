@@ -80,13 +80,21 @@ def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, name: str) -> None:
 def killed_again_and_again(path: Path, folder: Path) -> int:
     """How often it was, before it came to its end; each run is a process of its own, which is forked here."""
     warnings.simplefilter("ignore")
-    rng, n_killed = random.Random(0), 0
-    while n_killed < 5:
+
+    def started(folder: Path) -> int:
         process = os.fork()
         if not process:
             train(read_config(str(path)), folder)
             os._exit(0)
-        time.sleep(rng.uniform(0.05, 0.6))
+        return process
+
+    begun = time.perf_counter()
+    os.waitpid(started(folder.with_name("timed")), 0)
+    seconds = time.perf_counter() - begun
+    rng, n_killed = random.Random(0), 0
+    while n_killed < 5:
+        process = started(folder)
+        time.sleep(rng.uniform(0.05, 0.3) * seconds)
         os.kill(process, signal.SIGKILL)
         if not os.WIFSIGNALED(os.waitpid(process, 0)[1]):
             break
