@@ -15,6 +15,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -71,20 +72,21 @@ def of_ours(folder: Path, workers: int, count: int) -> Any:
 
 
 def epoch(folder: Path, workers: int) -> dict[str, Any]:
-    """One epoch of SeLa, labels of views among it."""
+    """One epoch of SeLa, labels of views among it; features go to a file, as in the recipes for many images."""
     from otlabel.training.config import config_of
     from otlabel.training.run import train
 
     given = {
         "data": {"name": str(folder), "size": SIZE, "workers": workers},
         "model": {"backbone": "small_convnet", "options": {"widths": [8, 16], "strides": [4, 4]}, "heads": [100]},
-        "labels": {"n_relabels": 2, "schedule": "linear", "augmented": True},
+        "labels": {"n_relabels": 2, "schedule": "linear", "augmented": True, "store": "hdf5"},
         "augment": CROP | {"jitter": 0.5, "grayscale": 0.2},
         "train": {"epochs": 1, "batch_size": 128, "threads": 1},
         "evaluation": {"knn": 0, "probe": False},
     }
     lines: list[dict[str, Any]] = []
-    train(config_of(given), report=lines.append)
+    with tempfile.TemporaryDirectory() as run:
+        train(config_of(given), run, report=lines.append)
     return {"seconds": lines[0]["seconds"]}
 
 
