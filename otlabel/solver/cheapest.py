@@ -31,8 +31,7 @@ class Cheapest(NamedTuple):
 
 def no_moves(n_classes: int) -> Cheapest:
     """Of classes without rows."""
-    n_kept = int(np.clip(KEPT // n_classes**2, FEWEST_KEPT, MOST_KEPT))
-    pairs = n_classes, n_classes
+    n_kept, pairs = _n_kept(n_classes), (n_classes, n_classes)
     return Cheapest(
         np.empty((*pairs, n_kept), np.float32),
         np.empty((*pairs, n_kept), np.int32),
@@ -44,8 +43,12 @@ def no_moves(n_classes: int) -> Cheapest:
 
 def n_bytes(n_classes: int) -> int:
     """That the moves between so many classes take."""
-    n_kept = int(np.clip(KEPT // n_classes**2, FEWEST_KEPT, MOST_KEPT))
-    return n_classes**2 * (8 * n_kept + 12)
+    return n_classes**2 * (8 * _n_kept(n_classes) + 12)
+
+
+def _n_kept(n_classes: int) -> int:
+    """T."""
+    return int(np.clip(KEPT // n_classes**2, FEWEST_KEPT, MOST_KEPT))
 
 
 def forget(cheapest: Cheapest, label: int) -> None:

@@ -130,7 +130,8 @@ def _read(problem: Problem, potentials: np.ndarray, labels: np.ndarray) -> Cheap
         for of_rank in rows.communicator.allgather_by_rank("far", here._asdict()):
             join(cheapest, Cheapest(**of_rank))
     late = np.flatnonzero(others)
-    for start, stop in cut(problem.n_rows, max(1, ENTRIES // n_classes)):
+    (any_late,) = rows.max("far", float(len(late)))
+    for start, stop in cut(problem.n_rows if any_late else 0, max(1, ENTRIES // n_classes)):
         low, high = np.searchsorted(late, (start - rows.first, stop - rows.first))
         _made(problem, cheapest, potentials, labels, late[low:high])
     return cheapest

@@ -86,11 +86,6 @@ class Opened:
         return sum(file.bytes_read for file in self.files)
 
     @property
-    def any_rows(self) -> AnyRows:
-        """Scores of any rows."""
-        return AnyRows(self.source) if self.by_row is None else self.by_row
-
-    @property
     def finest_rows(self) -> AnyRows | None:
         """Those that are made by themselves, for forms whose digits count."""
         return None if self.by_row is None else self.by_row.finest

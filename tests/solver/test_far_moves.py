@@ -15,6 +15,7 @@ from otlabel import KL, BalancedKMeans, Range, linear_scores, sinkhorn_assign
 from otlabel.solver import far_moves, small
 from otlabel.solver.cheapest import Cheapest, add_rows, forget, join, no_moves, take_out
 from otlabel.sources import ArraySource, Opened, closeness
+from otlabel.sources.opened import AnyRows
 
 pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
 
@@ -22,12 +23,17 @@ pytestmark = pytest.mark.filterwarnings("ignore::otlabel.errors.OtlabelWarning")
 LIMITS = (far_moves, "FEWEST_SCORES"), (far_moves, "FEW_NEAR"), (far_moves, "MOST_NEAR"), (small, "MOST_SCORES")
 
 
+def any_rows(opened: Opened) -> AnyRows:
+    """Of stored scores, too, which the library leaves out."""
+    return opened.by_row or AnyRows(opened.source)
+
+
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Far looks wherever one repair leaves a surplus, of stored scores too; how many classes each had."""
     for module, name in LIMITS:
         monkeypatch.setattr(module, name, 0)
-    monkeypatch.setattr(far_moves, "any_rows_of", lambda opened: opened.any_rows)
+    monkeypatch.setattr(far_moves, "any_rows_of", any_rows)
     made, look = list[int](), far_moves.far_potentials
 
     def far(problem: Any, *rest: Any) -> np.ndarray:
@@ -142,9 +148,9 @@ def test_scores_of_some_rows_have_the_same_bits_among_others(dtype: str) -> None
     features = rng.standard_normal((300, 7)).astype(dtype)
     stored = features.view(np.uint16) if dtype == "float16" else features
     scores = closeness(Opened.of(ArraySource(stored, dtype)), rng.standard_normal((9, 7)))
-    all_rows = scores.any_rows.of(np.arange(300))
+    all_rows = any_rows(scores).of(np.arange(300))
     for rows in (np.array([5]), np.array([0, 17, 299]), np.arange(100, 171), np.array([], np.int64)):
-        np.testing.assert_array_equal(scores.any_rows.of(rows), all_rows[rows])
+        np.testing.assert_array_equal(any_rows(scores).of(rows), all_rows[rows])
     (block,) = (next(iter(scores.source.read([(0, 300)]))),)
     np.testing.assert_allclose(all_rows, block, atol=1e-4 if dtype != "float64" else 1e-12)
 
@@ -153,7 +159,7 @@ def solve_line(group: Any) -> list[np.ndarray]:
     """The line's labels and potentials for this rank's rows, of stored scores and of a head's."""
     for module, name in LIMITS:
         setattr(module, name, 0)
-    far_moves.any_rows_of = lambda opened: opened.any_rows  # type: ignore[assignment]
+    far_moves.any_rows_of = any_rows
     places, ends = on_a_line()
     ends_of = np.array([0, 250, 250, 900])
     rows = slice(0, 900) if group is None else slice(*ends_of[group.rank() : group.rank() + 2])
